@@ -1,0 +1,47 @@
+"""Random access to the images and labels of a prepared split."""
+
+import io
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+
+class Source:
+    """The examples of a split, by index, in the order they were stored; safe to read from threads.
+
+    `source[i]` is `{"image": uint8 (H, W, 3) RGB, "label": uint8 (H, W), "id": str}`. With a
+    resolution other than the stored one, the image is reduced with antialiasing (bilinear, its
+    support scaled with the reduction) and the label takes its nearest pixel, so that no label value
+    arises that was not there.
+    """
+
+    def __init__(
+        self,
+        builder: tfds.core.DatasetBuilder,
+        split: str,
+        resolution: tuple[int, int] | None = None,
+    ):
+        # Decoding is left to Pillow: TFDS decodes with OpenCV where that happens to be installed.
+        skip = tfds.decode.SkipDecoding()
+        self._records = builder.as_data_source(split, decoders={"image": skip, "label": skip})
+        self._size = None if resolution is None else (resolution[1], resolution[0])
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        index = range(len(self))[index]  # negative from the end; IndexError beyond, ending a `for`
+        stored = self._records[index]
+        return {
+            "image": self._decode(stored["image"], Image.Resampling.BILINEAR),
+            "label": self._decode(stored["label"], Image.Resampling.NEAREST),
+            "id": stored["id"].decode(),
+        }
+
+    def _decode(self, png: bytes, resampling: Image.Resampling) -> np.ndarray:
+        with Image.open(io.BytesIO(png)) as image:
+            if self._size is not None and self._size != image.size:
+                return np.array(image.resize(self._size, resampling))
+            return np.array(image)

@@ -1,0 +1,103 @@
+"""What a data set says of itself: names, colours, and the counts taken when it was built."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+VOID = 255
+"""The label of a pixel that counts nowhere: not in a loss and not in a metric."""
+
+
+@dataclass(frozen=True)
+class SplitInfo:
+    """Exact counts over the images and labels of one split, at their stored size.
+
+    `present_pixel_counts[k]` is the number of pixels, void ones included, of all images in which
+    class k occurs: the denominator of median-frequency balancing (SegNet, arXiv 1511.00561,
+    section 3.2). With `freq = pixel_counts / present_pixel_counts`, CamVid's training split has
+    the weights `median(freq) / freq` = 0.2793 ... 8.8587; without void they would be
+    0.2794 ... 8.8193.
+
+    `mean` and `std` are per RGB channel, over every pixel, of values in [0, 1].
+    """
+
+    num_images: int
+    pixel_counts: tuple[int, ...]
+    void_pixels: int
+    present_pixel_counts: tuple[int, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """A prepared data set.
+
+    `mean` and `std` are those of the training images. They and the counts in `splits` were taken at
+    the stored size; `resolution` (height, width) is the size of the images that `open_split` gives.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    splits: dict[str, SplitInfo]
+    resolution: tuple[int, int]
+
+
+class Tally:
+    """Counts over a split, image by image, in integers: the order of the images cannot matter."""
+
+    def __init__(self, num_classes: int):
+        self.num_images = 0
+        self.num_pixels = 0
+        self.pixel_counts = np.zeros(num_classes, np.int64)
+        self.void_pixels = 0
+        self.present_pixel_counts = np.zeros(num_classes, np.int64)
+        self.channel_sums = np.zeros(3, np.int64)
+        self.channel_square_sums = np.zeros(3, np.int64)
+
+    def add(self, image: np.ndarray, label: np.ndarray) -> None:
+        """Count one image, uint8 (H, W, 3), and its label, uint8 (H, W) in [0, K) or VOID."""
+        num_classes = len(self.pixel_counts)
+        histogram = np.bincount(label.ravel(), minlength=VOID + 1)
+        if histogram[num_classes:VOID].any():
+            raise ValueError(f"label value {label[label != VOID].max()} with {num_classes} classes")
+        self.num_images += 1
+        self.num_pixels += label.size
+        self.pixel_counts += histogram[:num_classes]
+        self.void_pixels += int(histogram[VOID])
+        self.present_pixel_counts[histogram[:num_classes] > 0] += label.size
+        values = np.arange(256, dtype=np.int64)
+        for channel in range(3):
+            histogram = np.bincount(image[..., channel].ravel(), minlength=256)
+            self.channel_sums[channel] += histogram @ values
+            self.channel_square_sums[channel] += histogram @ values**2
+
+    def to_metadata(self) -> dict[str, Any]:
+        """The fields of `SplitInfo` as JSON types, to be stored beside the records."""
+        mean = self.channel_sums / self.num_pixels
+        variance = self.channel_square_sums / self.num_pixels - mean**2
+        return {
+            "num_images": self.num_images,
+            "pixel_counts": self.pixel_counts.tolist(),
+            "void_pixels": self.void_pixels,
+            "present_pixel_counts": self.present_pixel_counts.tolist(),
+            "mean": (mean / 255).tolist(),
+            "std": (np.sqrt(variance) / 255).tolist(),
+        }
+
+
+def split_info(metadata: Mapping[str, Any]) -> SplitInfo:
+    """What `Tally.to_metadata` stored."""
+    return SplitInfo(
+        num_images=metadata["num_images"],
+        pixel_counts=tuple(metadata["pixel_counts"]),
+        void_pixels=metadata["void_pixels"],
+        present_pixel_counts=tuple(metadata["present_pixel_counts"]),
+        mean=tuple(metadata["mean"]),
+        std=tuple(metadata["std"]),
+    )
