@@ -1,0 +1,61 @@
+"""Confusion counts and the scores made from them.
+
+The protocol is that of the SegNet authors' ``compute_test_results.m``: one confusion matrix over
+all images of a split, void pixels left out of it; G = trace / total; C = mean over all K classes of
+the recall; mIoU = mean over all K classes of intersection over union. A class that is absent counts
+0 in the means, and is said to be absent. It is never a mean of per-image scores.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def confusion_matrix(labels: jax.Array, predictions: jax.Array, num_classes: int) -> jax.Array:
+    """Counts the pixels of each (true class, predicted class) pair.
+
+    Args:
+      labels: integers of any shape; values outside [0, num_classes), VOID among them, are not
+        counted.
+      predictions: integers in [0, num_classes), of the same shape.
+      num_classes: K.
+
+    Returns:
+      int32 (K, K), rows are the truth. int32 holds 2**31 pixels: sum batches on the host in int64.
+    """
+    labels = labels.astype(jnp.int32).ravel()
+    predictions = predictions.astype(jnp.int32).ravel()
+    counted = (labels >= 0) & (labels < num_classes)
+    cell = jnp.where(counted, labels * num_classes + predictions, num_classes**2)
+    counts = jnp.bincount(cell, length=num_classes**2 + 1)[:-1]
+    return counts.astype(jnp.int32).reshape(num_classes, num_classes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """Scores of one confusion matrix, as fractions in [0, 1]; per-class arrays are (K,)."""
+
+    global_accuracy: float
+    class_accuracy: float
+    mean_iou: float
+    per_class_accuracy: np.ndarray  # recall; 0 where the class is not in the truth
+    per_class_iou: np.ndarray  # 0 where the class is neither in the truth nor predicted
+    present: np.ndarray  # bool: the class is in the truth
+
+
+def scores(confusion: np.ndarray) -> Scores:
+    """Scores a (K, K) matrix of counts, rows the truth, in float64 on the host."""
+    counts = np.asarray(confusion).astype(np.int64)
+    hits, truth, predicted = np.diag(counts), counts.sum(1), counts.sum(0)
+    accuracy = hits / np.maximum(truth, 1)
+    iou = hits / np.maximum(truth + predicted - hits, 1)
+    return Scores(
+        global_accuracy=float(hits.sum() / max(counts.sum(), 1)),
+        class_accuracy=float(accuracy.mean()),
+        mean_iou=float(iou.mean()),
+        per_class_accuracy=accuracy,
+        per_class_iou=iou,
+        present=truth > 0,
+    )

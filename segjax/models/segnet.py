@@ -1,0 +1,102 @@
+"""SegNet and SegNet-Basic: Badrinarayanan, Kendall, Cipolla, arXiv 1511.00561v3 (PAMI 2017).
+
+Layer lists from the authors' Caffe files (`segnet_train.prototxt`, `segnet_basic_train.prototxt`).
+The decoder upsamples by unpooling: values go back to where their maxima were in the encoder.
+
+Deviations:
+
+- Batch normalisation keeps running averages (momentum 0.9) beside the authors' recomputation over
+  the training set, which `segjax.evaluate.recompute_batch_norm` does after training.
+- Its epsilon is 1e-5 and not 1e-9, below what float32 variances resolve.
+- Its shift starts at 0 and not 0.001.
+- The local response normalisation that opens SegNet-Basic is an input option of the loader
+  (`data.normalization = "local_response"`) and not a layer, and sees RGB and not BGR.
+- Pooling rounds odd sizes up, and unpooling crops to the size before the pool, at every level; the
+  files say so only where 360x480 needs it.
+- `width` scales every layer but the last; the papers' networks have 64.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from segjax.models.layers import ConvBN, he_normal
+from segjax.ops.pooling import max_pool_with_indices, max_unpool
+
+
+class SegNet(nn.Module):
+    """SegNet on the 13 convolutions of VGG16: image (B, H, W, C) to float32 logits (B, H, W, K).
+
+    29,449,355 parameters at 11 classes. Parameters: conv{stage}_{n} and conv{stage}_{n}_D, as in
+    the authors' files.
+    """
+
+    num_classes: int
+    width: int = 64  # features of the first stage; the others have 2, 4, 8 and 8 times that
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
+        stages = [(2, 1), (2, 2), (3, 4), (3, 8), (3, 8)]  # convolutions, multiple of the width
+
+        def block(x, multiple, name):
+            return ConvBN(
+                multiple * self.width, 3, dtype=self.dtype, axis_name=self.axis_name, name=name
+            )(x, train=train)
+
+        x, pools = image.astype(self.dtype), []
+        for stage, (depth, multiple) in enumerate(stages, start=1):
+            for n in range(1, depth + 1):
+                x = block(x, multiple, f"conv{stage}_{n}")
+            shape = x.shape
+            x, indices = max_pool_with_indices(x)
+            pools.append((indices, shape))
+
+        for stage in range(len(stages), 0, -1):
+            depth, multiple = stages[stage - 1]
+            x = max_unpool(x, *pools[stage - 1])
+            for n in range(depth, 1, -1):
+                x = block(x, multiple, f"conv{stage}_{n}_D")
+            if stage > 1:  # the last convolution of a stage narrows to the stage above it
+                x = block(x, stages[stage - 2][1], f"conv{stage}_1_D")
+        x = nn.Conv(
+            self.num_classes, (3, 3), kernel_init=he_normal, dtype=self.dtype, name="conv1_1_D"
+        )(x)
+        return x.astype(jnp.float32)
+
+
+class SegNetBasic(nn.Module):
+    """The small SegNet of the ablations: four 7x7 levels of equal width and a linear decoder.
+
+    Image (B, H, W, C) to float32 logits (B, H, W, K). 1,416,587 parameters at 11 classes.
+    Parameters: conv{level}, conv_decode{level} and conv_classifier, as in the authors' files.
+    """
+
+    num_classes: int
+    width: int = 64  # features of every level
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
+        def block(x, relu, name):
+            return ConvBN(
+                self.width, 7, relu=relu, dtype=self.dtype, axis_name=self.axis_name, name=name
+            )(x, train=train)
+
+        x, pools = image.astype(self.dtype), []
+        for level in range(1, 5):
+            x = block(x, True, f"conv{level}")
+            shape = x.shape
+            x, indices = max_pool_with_indices(x)
+            pools.append((indices, shape))
+        for level in range(4, 0, -1):
+            x = max_unpool(x, *pools[level - 1])
+            x = block(x, False, f"conv_decode{level}")
+        x = nn.Conv(
+            self.num_classes, (1, 1), kernel_init=he_normal, dtype=self.dtype, name="conv_classifier"
+        )(x)
+        return x.astype(jnp.float32)

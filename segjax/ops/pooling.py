@@ -1,0 +1,100 @@
+"""Max pooling that remembers where each maximum was, and its inverse.
+
+SegNet (arXiv 1511.00561, section 3) upsamples by putting each value back at the place its maximum
+came from. The place is the row-major position inside the pooling window, the first of equals: one
+byte a value, whatever the size of the map. Neither direction scatters: windows do not overlap, so
+both are a reshape and a comparison, and so are their gradients.
+
+All functions take (..., H, W, C) and work under jit, vmap, grad and in bfloat16.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+
+def max_pool_with_indices(x: jax.Array, window: int = 2) -> tuple[jax.Array, jax.Array]:
+    """Max pooling with window = stride, rounding odd sizes up as Caffe does.
+
+    Args:
+      x: floating (..., H, W, C).
+      window: side of the square window, in pixels; at most 16, for an index is one byte.
+
+    Returns:
+      y: (..., ceil(H / window), ceil(W / window), C), dtype of x; NaN where the window has a NaN.
+      indices: uint8 like y, row * window + column of the first maximum in its window.
+
+    The gradient of y reaches that one position and no other.
+    """
+    if not 1 <= window <= 16:
+        raise ValueError(f"window must be from 1 to 16, found {window}")
+    return _max_pool(x, window)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _max_pool(x, window):
+    # Slices and pairwise maxima fuse into one pass; a windowed argmax reduction does not.
+    slots = _slots(x, window, fill=-jnp.inf)
+    y = slots[0]
+    for slot in slots[1:]:
+        y = jnp.maximum(y, slot)
+    indices = jnp.full(y.shape, len(slots) - 1, jnp.uint8)
+    for position in reversed(range(len(slots) - 1)):
+        indices = jnp.where(slots[position] == y, jnp.uint8(position), indices)
+    return y, indices
+
+
+@_max_pool.defjvp
+def _max_pool_jvp(window, primals, tangents):
+    (x,), (x_dot,) = primals, tangents
+    y, indices = _max_pool(x, window)
+    y_dot = jnp.zeros_like(y)
+    for position, slot in enumerate(_slots(x_dot, window, fill=0)):
+        y_dot = jnp.where(indices == position, slot, y_dot)
+    return (y, indices), (y_dot, np.zeros(indices.shape, jax.dtypes.float0))
+
+
+def _slots(x, window, fill):
+    """The window**2 maps of the values at each position of their windows, row-major."""
+    height, width = x.shape[-3:-1]
+    bottom, right = -height % window, -width % window
+    padding = [(0, 0, 0)] * (x.ndim - 3) + [(0, bottom, 0), (0, right, 0), (0, 0, 0)]
+    x = lax.pad(x, jnp.asarray(fill, x.dtype), padding)
+    return [x[..., i::window, j::window, :] for i in range(window) for j in range(window)]
+
+
+def max_unpool(
+    y: jax.Array, indices: jax.Array, shape: Sequence[int], window: int = 2
+) -> jax.Array:
+    """Puts each value at its remembered position, zeros elsewhere.
+
+    Args:
+      y: (..., h, w, C).
+      indices: uint8 like y, from `max_pool_with_indices`.
+      shape: the size before pooling, (H, W) or the whole (..., H, W, C).
+      window: the window that was pooled with.
+
+    Returns:
+      (..., H, W, C), dtype of y: `max_pool_with_indices` undone but for what it lost.
+
+    Raises:
+      ValueError: H or W does not pool to h or w.
+    """
+    height, width = shape if len(shape) == 2 else shape[-3:-1]
+    h, w, channels = y.shape[-3:]
+    if (-(-height // window), -(-width // window)) != (h, w):
+        raise ValueError(
+            f"a {height}x{width} map pools to {-(-height // window)}x{-(-width // window)} "
+            f"with window {window}, but the map to unpool is {h}x{w}"
+        )
+    lead = y.shape[:-3]
+    position = jnp.arange(window**2, dtype=jnp.uint8).reshape(
+        *(1,) * len(lead), 1, window, 1, window, 1
+    )
+    spread = partial(jnp.expand_dims, axis=(-4, -2))
+    full = jnp.where(spread(indices) == position, spread(y), jnp.zeros((), y.dtype))
+    return full.reshape(*lead, h * window, w * window, channels)[..., :height, :width, :]
