@@ -1,0 +1,34 @@
+import os
+
+import pytest
+
+from segjax.files import write_whole
+
+
+def test_replaces_and_leaves_nothing_beside(tmp_path):
+    path = tmp_path / "new" / "a.json"
+    write_whole(path, "first")
+    write_whole(path, "zwölf".encode())
+    assert path.read_text(encoding="utf-8") == "zwölf"
+    assert [file.name for file in path.parent.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize("call", ["write", "fsync", "replace"])
+def test_old_content_stays_when_cut_off(tmp_path, monkeypatch, call):
+    path = tmp_path / "a.json"
+    write_whole(path, "old")
+
+    def cut_off(*_):
+        raise KeyboardInterrupt
+
+    if call == "replace":
+        monkeypatch.setattr("pathlib.Path.replace", cut_off)
+    elif call == "fsync":
+        monkeypatch.setattr(os, "fsync", cut_off)
+    content = "new" if call != "write" else object()
+    with pytest.raises((KeyboardInterrupt, TypeError)):
+        write_whole(path, content)
+    assert path.read_text() == "old"
+    monkeypatch.undo()
+    write_whole(path, "new")
+    assert path.read_text() == "new"
