@@ -1,0 +1,46 @@
+"""SegNet-Basic on CamVid at 96x128: the reduced network that a CPU can train.
+
+    segjax train --config experiments/camvid_small.py --workdir runs/camvid_small
+"""
+
+from ml_collections import ConfigDict
+
+from segjax.config import default
+
+
+def get_config(size: str = "full") -> ConfigDict:
+    """`full`, or `smoke`: the same run cut to seconds."""
+    config = default()
+    config.model.name = "segnet_basic"
+    config.model.options.width = 32
+
+    config.data.dataset = "camvid"
+    config.data.resolution = (96, 128)
+    config.batch_size = 8
+
+    config.augment.flip = True
+    config.augment.scale = (0.7, 1.6)
+    config.augment.brightness = 0.2
+    config.augment.contrast = 0.2
+    config.augment.saturation = 0.2
+
+    config.loss.class_weights = "median_frequency"
+
+    config.optimizer.name = "adamw"
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.weight_decay = 1e-2
+    config.optimizer.schedule = "cosine"
+    config.optimizer.warmup_steps = 100
+
+    config.steps = 2000
+    config.ema_decay = 0.99
+    config.eval_every = 200
+    config.checkpoint_every = 200
+    config.log_every = 25
+
+    if size == "smoke":
+        config.model.options.width = 4
+        config.data.resolution = (24, 32)
+        config.steps, config.eval_every, config.checkpoint_every = 2, 2, 2
+        config.optimizer.warmup_steps = 1
+    return config

@@ -1,0 +1,251 @@
+"""`segjax <command>`: the one entry point.
+
+Nothing heavy is imported before a command needs it, so that --help answers at once.
+"""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import segjax
+from segjax.errors import UserError
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, but a mistake is one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit status: 2 for what the user can put right."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        options, rest = _parser().parse_known_args(arguments)
+        if rest and not hasattr(options, "config"):
+            raise UserError(f"unknown argument {rest[0]!r}; see segjax {options.command} --help")
+        options.rest = rest
+        options.shell = shlex.join(["segjax", *arguments])
+        return options.run(options) or 0
+    except UserError as error:
+        print(f"segjax: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a full disk, a folder that may not be written
+        print(f"segjax: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("segjax: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="segjax",
+        description="Architecture ablations in semantic segmentation, in JAX and Flax.",
+    )
+    parser.add_argument("--version", action="version", version=f"segjax {segjax.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name, run, summary, details=""):
+        sub = commands.add_parser(name, help=summary, description=f"{summary}. {details}")
+        sub.set_defaults(run=run)
+        return sub
+
+    config_help = "a config file; ARG goes to its get_config, such as smoke"
+    override_help = "Any field is overridden by --config.FIELD=VALUE, such as --config.seed=1."
+
+    data = command("data", _data, "Prepare a data set", "Done once; a prepared one is left alone.")
+    data.add_argument("name", help="camvid or streetscenes")
+    data.add_argument("--source", metavar="DIR", help="the published folder (none: download it)")
+    data.add_argument("--data-dir", metavar="DIR", help="where prepared sets lie")
+    data.add_argument(
+        "--resolution", type=_size, metavar="HxW", help="the size streetscenes are drawn at"
+    )
+
+    train = command("train", _train, "Train and test one run, or go on with it", override_help)
+    train.add_argument("--config", required=True, metavar="FILE[:ARG]", help=config_help)
+    train.add_argument("--workdir", required=True, type=Path, help="where the run lives")
+    train.add_argument("--name", help="of the run (default: the config's name)")
+
+    evaluate = command("evaluate", _evaluate, "Score a trained run on a split")
+    evaluate.add_argument("--workdir", required=True, type=Path, help="of the run")
+    evaluate.add_argument("--split", default="test", help="train, val or test (default: test)")
+    evaluate.add_argument(
+        "--checkpoint",
+        choices=("final", "best", "latest"),
+        help="default: final where the run is finished, else best",
+    )
+    evaluate.add_argument("--limit", type=_count, metavar="N", help="only the first N images")
+    evaluate.add_argument("--data-dir", metavar="DIR", help="where prepared sets lie, if elsewhere")
+
+    predict = command("predict", _predict, "Write label maps and overlays for images of any size")
+    predict.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders")
+    predict.add_argument("--workdir", required=True, type=Path, help="of the run")
+    predict.add_argument("--output", required=True, type=Path, metavar="DIR", help="where to write")
+    predict.add_argument(
+        "--native",
+        action="store_true",
+        help="feed images at their own size, not resized to the height of training",
+    )
+    predict.add_argument("--data-dir", metavar="DIR", help="where prepared sets lie, if elsewhere")
+
+    sweep = command(
+        "sweep",
+        _sweep,
+        "Run the grid of a config one by one",
+        f"Runs that are finished are skipped, so it may be killed and started again. "
+        f"{override_help}",
+    )
+    sweep.add_argument("--config", required=True, metavar="FILE[:ARG]", help=config_help)
+    sweep.add_argument("--workdir", required=True, type=Path, help="its runs live below")
+    sweep.add_argument("--dry-run", action="store_true", help="print the runs and stop")
+
+    table = command("table", _table, "Render result rows as a table, mean and sd over seeds")
+    table.add_argument(
+        "--results", required=True, nargs="+", metavar="PATH", help="workdirs or .jsonl files"
+    )
+    table.add_argument("--format", default="markdown", choices=("markdown", "csv"))
+    table.add_argument("--per-class", default="iou", choices=("iou", "accuracy"))
+    table.add_argument("--split", help="only rows of this split")
+
+    floors = command(
+        "floors",
+        _floors,
+        "Score guesses that see no image, and ceilings of the truth at coarse strides",
+        "All of one class; the most frequent class at each pixel; majority votes of the truth.",
+    )
+    floors.add_argument("--dataset", default="camvid", help="camvid or streetscenes")
+    floors.add_argument("--split", default="test", help="train, val or test (default: test)")
+    floors.add_argument("--data-dir", metavar="DIR", help="where prepared sets lie")
+    floors.add_argument("--resolution", type=_size, metavar="HxW", help="of the images")
+    floors.add_argument("--output", type=Path, metavar="FILE.jsonl", help="add the rows to a file")
+    return parser
+
+
+def _size(text: str) -> tuple[int, int]:
+    sides = text.lower().split("x")
+    if len(sides) != 2 or not all(side.isdigit() and int(side) for side in sides):
+        raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH such as 96x128, found {text!r}")
+    return int(sides[0]), int(sides[1])
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"expected a positive number, found {text!r}")
+    return int(text)
+
+
+def _data(options):
+    from segjax import datasets
+
+    info = datasets.prepare(
+        options.name,
+        data_dir=options.data_dir,
+        source=options.source,
+        resolution=options.resolution,
+    )
+    sizes = ", ".join(f"{split} {counts.num_images}" for split, counts in info.splits.items())
+    print(f"{info.name} is ready: {sizes} images of {info.resolution[0]}x{info.resolution[1]}")
+
+
+def _train(options):
+    from segjax import config, train
+    from segjax.experiment import Description
+
+    overrides = config.parse_overrides(options.rest)
+    loaded = config.load(options.config, overrides)
+    name = Path(options.config.partition(":")[0]).stem
+    fields = config.flat(loaded)
+    incidental = ("data.data_dir", "wandb.")
+    kept = {k: fields[k] for k in overrides if not k.startswith(incidental)}
+    description = Description(name, options.name or name, kept, options.shell)
+    try:
+        row = train.train(loaded, options.workdir, description)
+    except train.Stopped as stopped:
+        print(f"segjax: {stopped}", file=sys.stderr)
+        return stopped.status
+    except train.Diverged as diverged:
+        print(f"segjax: {diverged}", file=sys.stderr)
+        return 1
+    print(
+        f"test G {row['global_accuracy']:.1%}  C {row['class_accuracy']:.1%}  "
+        f"mIoU {row['mean_iou']:.1%}, written to {options.workdir / 'result.json'}"
+    )
+    return 0
+
+
+def _open_run(options):
+    from segjax import experiment
+
+    loaded, description = experiment.read_description(options.workdir)
+    if options.data_dir:
+        with loaded.unlocked():
+            loaded.data.data_dir = options.data_dir
+    return experiment.create(loaded), description
+
+
+def _evaluate(options):
+    from segjax import evaluate, results, tables
+
+    run, description = _open_run(options)
+    path, row = evaluate.evaluate_workdir(
+        run, description, options.workdir, options.split, options.checkpoint, options.limit
+    )
+    results.write_row(path, row)
+    print(tables.render(tables.summarise([row])))
+    print(f"written to {path}")
+
+
+def _predict(options):
+    from segjax import experiment, predict
+    from segjax.progress import Bar
+
+    paths = predict.find_images(options.images)
+    run, _ = _open_run(options)
+    variables, _ = experiment.load_variables(run, options.workdir, None)
+    with Bar("predict", len(paths), unit_per_step=1) as bar:
+        predict.predict_files(
+            run, variables, paths, options.output, native=options.native, progress=bar.advance
+        )
+    print(f"{len(paths)} label maps and overlays in {options.output}")
+
+
+def _sweep(options):
+    from segjax import config, sweep
+
+    overrides = config.parse_overrides(options.rest)
+    points = sweep.points(options.config, overrides)
+    if options.dry_run:
+        for point in points:
+            print(shlex.join(sweep.command(options.config, point, options.workdir)))
+        return 0
+    return sweep.run(options.config, points, options.workdir)
+
+
+def _table(options):
+    from segjax import results, tables
+
+    rows = results.read(options.results)
+    if options.split:
+        rows = [row for row in rows if row["split"] == options.split]
+        if not rows:
+            raise UserError(f"{', '.join(options.results)}: no rows of split {options.split!r}")
+    print(tables.render(tables.summarise(rows), options.format, options.per_class))
+
+
+def _floors(options):
+    from segjax import floors, results, tables
+
+    rows = floors.rows(
+        options.dataset, options.split, options.data_dir, options.resolution, options.shell
+    )
+    print(tables.render(tables.summarise(rows)))
+    if options.output:
+        for row in rows:
+            results.append(options.output, row)
+
+

@@ -1,0 +1,258 @@
+"""Experiment configs: the fields they all have, loading them, and overriding them.
+
+A config is what `get_config(arg)` of a file returns: an `ml_collections.ConfigDict` that starts
+from `default()`. `--config FILE[:ARG]` names it, `--config.a.b=value` overrides a field.
+"""
+
+import ast
+import difflib
+import hashlib
+import importlib.util
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from segjax.errors import UserError
+
+# What does not change the numbers of a run: left out of its digest, free to differ on resume.
+INCIDENTAL = ("data.data_dir", "wandb", "log_every", "num_devices")
+
+
+def default() -> ConfigDict:
+    """The fields that every experiment has, with neutral values."""
+    config = ConfigDict()
+    config.seed = 0  # of the initialisation, the order of the data, its augmentation, dropout
+    config.num_devices = 0  # 0: all that this host has; must divide the batch sizes
+
+    config.model = ConfigDict()
+    config.model.name = "segnet_basic"  # of segjax.models.MODELS
+    config.model.options = ConfigDict()  # fields of the model, such as width
+    config.precision = "float32"  # of the computation: float32 or bfloat16; parameters are float32
+
+    config.data = ConfigDict()
+    config.data.dataset = "streetscenes"  # of segjax.datasets.DATASETS
+    config.data.data_dir = ""  # where prepared sets lie; "": TFDS's own place
+    config.data.resolution = (360, 480)  # height, width in pixels
+    config.data.normalization = "mean_std"  # mean_std, local_response, or none
+    config.data.placement = "auto"  # device: whole set in device memory; stream; auto: by size
+    config.batch_size = 8  # images over all devices
+
+    config.augment = ConfigDict()
+    config.augment.flip = False  # left and right, half of the time
+    config.augment.scale = (1.0, 1.0)  # least and greatest factor of random resizing
+    config.augment.crop = ()  # height, width of a random window; (): the resolution
+    config.augment.brightness = 0.0  # factor in [1 - b, 1 + b]
+    config.augment.contrast = 0.0  # likewise
+    config.augment.saturation = 0.0  # likewise
+
+    config.loss = ConfigDict()
+    config.loss.class_weights = "none"  # none, median_frequency, segnet, enet
+
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "sgd"  # sgd, adam, adamw
+    config.optimizer.learning_rate = 0.1  # at its highest
+    config.optimizer.momentum = 0.9  # sgd only
+    config.optimizer.weight_decay = 0.0  # of kernels only: not biases, not batch normalisation
+    config.optimizer.clip_norm = 0.0  # greatest global norm of the gradient; 0: any
+    config.optimizer.schedule = "constant"  # constant, poly, cosine; the last two end at 0
+    config.optimizer.power = 0.9  # of poly: (1 - step / steps)^power
+    config.optimizer.warmup_steps = 0  # linear from 0
+
+    config.steps = 1000  # optimiser steps, and the length of the schedule
+    config.steps_per_dispatch = 1  # steps in one call to the device
+    config.micro_batches = 1  # a step's batch in this many parts, gradients summed
+    config.ema_decay = 0.0  # of the averaged weights that are evaluated; 0: no averaging
+
+    config.eval_every = 100  # steps
+    config.eval_batch_size = 8  # images over all devices
+    config.best_metric = "mean_iou"  # on validation: mean_iou, class_accuracy, global_accuracy
+    config.recompute_batch_norm = True  # over the training set, before the test
+    config.checkpoint_every = 100  # steps
+    config.log_every = 10  # steps
+
+    config.wandb = ConfigDict()
+    config.wandb.mode = "disabled"  # disabled, offline, online
+    config.wandb.project = "segjax"
+    config.wandb.group = ""
+    return config
+
+
+def load_module(spec: str) -> tuple[ModuleType, str | None]:
+    """The module of a config file named as `FILE` or `FILE:ARG`, and ARG."""
+    name, _, argument = spec.partition(":")
+    path = Path(name)
+    if not path.is_file():
+        raise UserError(f"config file {name} does not exist")
+    module_spec = importlib.util.spec_from_file_location(path.stem, path)
+    if module_spec is None or module_spec.loader is None:
+        raise UserError(f"config file {name} is not a Python file")
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserError(f"config file {name} fails: {type(error).__name__}: {error}") from error
+    if not hasattr(module, "get_config"):
+        raise UserError(f"config file {name} has no get_config()")
+    return module, argument or None
+
+
+def load(spec: str, overrides: Mapping[str, Any]) -> ConfigDict:
+    """The locked config of `FILE[:ARG]` with its overrides, checked."""
+    module, argument = load_module(spec)
+    try:
+        config = module.get_config(argument) if argument else module.get_config()
+    except (TypeError, ValueError) as error:
+        raise UserError(f"config file {spec}: get_config refuses: {error}") from error
+    config.lock()
+    override(config, overrides)
+    check(config)
+    return config
+
+
+def override(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
+    """Sets fields by their dotted names; a misspelt name or a wrong type is a UserError.
+
+    A value may be text, as on the command line: it is read as the type that the field has. Options
+    of the model may be new: the model itself refuses those it does not have.
+    """
+    for name, value in overrides.items():
+        *parents, field = name.split(".")
+        owner: Any = config
+        for parent in parents:
+            owner = owner.get(parent) if isinstance(owner, ConfigDict) else None
+        open_ended = parents == ["model", "options"]
+        if not isinstance(owner, ConfigDict) or not (field in owner or open_ended):
+            close = difflib.get_close_matches(name, flat(config), n=1, cutoff=0.5)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise UserError(f"config has no field {name!r}{hint}")
+        present = owner.get(field)
+        if isinstance(present, ConfigDict):
+            raise UserError(f"config field {name!r} is a group of fields, not one")
+        if isinstance(value, str) and not isinstance(present, str):
+            value = _parse(name, value, present)
+        if isinstance(present, tuple):
+            value = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+        if isinstance(present, bool) != isinstance(value, bool) and present is not None:
+            raise UserError(f"config field {name!r} is {_kind(present)}, found {value!r}")
+        try:
+            with owner.unlocked():
+                owner[field] = value
+        except TypeError as error:
+            raise UserError(
+                f"config field {name!r} is {_kind(present)}, found {value!r}"
+            ) from error
+
+
+def _parse(name, text, present):
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError) as error:
+        if text.lower() in ("true", "false"):
+            return text.lower() == "true"
+        if present is None:  # a new option of the model may well be a word
+            return text
+        raise UserError(f"config field {name!r} is {_kind(present)}, found {text!r}") from error
+
+
+def _kind(value):
+    return f"of type {type(value).__name__}, such as {value!r}"
+
+
+def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
+    """`--config.a.b=value` arguments as {"a.b": "value"}; anything else is a UserError."""
+    overrides = {}
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if not name.startswith("--config."):
+            raise UserError(f"unknown argument {argument!r}")
+        if not equals:
+            raise UserError(f"argument {argument!r} needs a value: {name}=VALUE")
+        overrides[name.removeprefix("--config.")] = value
+    return overrides
+
+
+def flat(config: ConfigDict) -> dict[str, Any]:
+    """{"a.b": value} of every field."""
+    fields: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            fields |= {f"{name}.{inner}": v for inner, v in flat(value).items()}
+        else:
+            fields[name] = value
+    return fields
+
+
+def digest(config: ConfigDict) -> str:
+    """16 hex digits that say what was computed, whatever the seed, the place and the tracking."""
+    fields = {k: v for k, v in flat(config).items() if k != "seed" and not _incidental(k)}
+    text = json.dumps(fields, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def difference(ours: ConfigDict, theirs: Mapping[str, Any]) -> str | None:
+    """The first field that changes the numbers and differs from a stored `flat` config."""
+    mine = json.loads(json.dumps(flat(ours)))
+    for name in sorted(set(mine) | set(theirs)):
+        if not _incidental(name) and mine.get(name) != theirs.get(name):
+            return f"{name} is {mine.get(name)!r}, was {theirs.get(name)!r}"
+    return None
+
+
+def _incidental(name):
+    return any(name == field or name.startswith(f"{field}.") for field in INCIDENTAL)
+
+
+def check(config: ConfigDict) -> None:
+    """Refuses values that no run can have, by a UserError that names the field."""
+    for name in ("steps", "steps_per_dispatch", "micro_batches", "batch_size", "eval_batch_size"):
+        _require(config, name, config[name] >= 1, "at least 1")
+    for name in ("eval_every", "checkpoint_every", "log_every"):
+        _require(config, name, config[name] >= 1, "at least 1")
+        # Else a run would stop inside a dispatch, and its bits depend on where it was cut.
+        _require(
+            config,
+            name,
+            name == "log_every" or config[name] % config.steps_per_dispatch == 0,
+            f"a multiple of steps_per_dispatch ({config.steps_per_dispatch})",
+        )
+    _require(config, "batch_size", config.batch_size % config.micro_batches == 0,
+             f"a multiple of micro_batches ({config.micro_batches})")
+    _require(config, "seed", 0 <= config.seed < 2**31, "in [0, 2^31)")
+    _require(config, "ema_decay", 0 <= config.ema_decay < 1, "in [0, 1)")
+    _require(config, "precision", config.precision in ("float32", "bfloat16"),
+             "float32 or bfloat16")
+    _require(config, "data.resolution", _size(config.data.resolution),
+             "height and width in pixels")
+    _require(config, "data.placement", config.data.placement in ("auto", "device", "stream"),
+             "auto, device or stream")
+    _require(config, "data.normalization",
+             config.data.normalization in ("mean_std", "local_response", "none"),
+             "mean_std, local_response or none")
+    _require(config, "augment.crop", config.augment.crop == () or _size(config.augment.crop),
+             "height and width in pixels, or ()")
+    scale = config.augment.scale
+    _require(config, "augment.scale", len(scale) == 2 and 0 < scale[0] <= scale[1] < math.inf,
+             "a least and a greatest positive factor")
+    for name in ("brightness", "contrast", "saturation"):
+        _require(config, f"augment.{name}", 0 <= config.augment[name] <= 1, "in [0, 1]")
+    for name in ("learning_rate", "weight_decay", "clip_norm", "warmup_steps", "momentum"):
+        _require(config, f"optimizer.{name}", 0 <= config.optimizer[name] < math.inf,
+                 "finite and not negative")
+    metrics = ("mean_iou", "class_accuracy", "global_accuracy")
+    _require(config, "best_metric", config.best_metric in metrics, " or ".join(metrics))
+    modes = ("disabled", "offline", "online")
+    _require(config, "wandb.mode", config.wandb.mode in modes, " or ".join(modes))
+
+
+def _require(config, name, holds, expected):
+    if not holds:
+        raise UserError(f"config field {name!r} must be {expected}, found {flat(config)[name]!r}")
+
+
+def _size(value):
+    return len(value) == 2 and all(isinstance(side, int) and side >= 1 for side in value)

@@ -1,0 +1,134 @@
+"""What training, evaluation and prediction all start from: a config made real, and its workdir."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from segjax import config as configs
+from segjax import datasets, models, optimizers, parallel, steps
+from segjax.checkpoint import Checkpoints
+from segjax.errors import UserError
+from segjax.files import write_whole
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """Which run this is, as its workdir and its result row say."""
+
+    experiment: str  # the config file's name
+    name: str  # of the run in its sweep, or of the experiment
+    overrides: dict[str, Any]
+    command: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A config made real on the devices of this host."""
+
+    config: ConfigDict
+    info: datasets.DatasetInfo
+    devices: list[jax.Device]
+    model: nn.Module
+
+    @property
+    def axis_name(self) -> str | None:
+        return parallel.axis_name(self.devices)
+
+    def open_split(self, split: str) -> datasets.Source:
+        data = self.config.data
+        return datasets.open_split(
+            data.dataset, split, data_dir=data.data_dir or None, resolution=tuple(data.resolution)
+        )
+
+
+def create(config: ConfigDict) -> Experiment:
+    """Builds the model and looks up the data set and the devices that a config names.
+
+    Raises:
+      UserError: any of them is not there, or the batch does not divide among the devices.
+    """
+    data = config.data
+    devices = parallel.pick_devices(config.num_devices)
+    for name in ("batch_size", "eval_batch_size"):
+        share = len(devices) * (config.micro_batches if name == "batch_size" else 1)
+        if config[name] % share:
+            raise UserError(
+                f"config field {name!r} must be a multiple of {share} (devices times micro-batches)"
+                f", found {config[name]}"
+            )
+    info = datasets.info(
+        data.dataset, data_dir=data.data_dir or None, resolution=tuple(data.resolution)
+    )
+    model = models.create(
+        config.model.name,
+        len(info.class_names),
+        dtype=jnp.dtype(config.precision),
+        axis_name=parallel.axis_name(devices),
+        **config.model.options,
+    )
+    return Experiment(config, info, devices, model)
+
+
+def write_description(workdir: Path, config: ConfigDict, description: Description) -> None:
+    """Writes `workdir/config.json`, from which a run can be evaluated and made again."""
+    content = {**dataclasses.asdict(description), "config": configs.flat(config)}
+    write_whole(workdir / "config.json", json.dumps(content, indent=1) + "\n")
+
+
+def read_description(workdir: Path) -> tuple[ConfigDict, Description]:
+    """The config and description of a workdir that a training wrote.
+
+    Raises:
+      UserError: there is none.
+    """
+    path = workdir / "config.json"
+    try:
+        content = json.loads(path.read_text())
+        flat = content.pop("config")
+        description = Description(**content)
+    except FileNotFoundError:
+        raise UserError(f"{workdir} is not the workdir of a run: it has no config.json") from None
+    except (json.JSONDecodeError, KeyError, TypeError, OSError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    config = configs.default()
+    configs.override(config, flat)
+    configs.check(config)
+    return config.lock(), description
+
+
+def load_variables(
+    experiment: Experiment, workdir: Path, kind: str | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The variables to evaluate from a checkpoint, placed on the devices, and its facts.
+
+    Args:
+      kind: final (batch normalisation recomputed, where the config asks for it), best or latest;
+        none: final where there is one, else best.
+
+    Raises:
+      UserError: the workdir has no such checkpoint.
+    """
+    config = experiment.config
+    with Checkpoints(workdir) as checkpoints:
+        kind = kind or ("final" if checkpoints.step("final") is not None else "best")
+        step = checkpoints.step(kind)
+        if step is None:
+            raise UserError(f"{workdir} has no {kind} checkpoint")
+        optimizer = optimizers.create_optimizer(
+            config.optimizer, optimizers.create_schedule(config.optimizer, config.steps)
+        )
+        sharding = jax.sharding.SingleDeviceSharding(experiment.devices[0])
+        state = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            jax.eval_shape(lambda: steps.create_state(experiment.model, optimizer, config)),
+        )
+        restored = checkpoints.restore(kind, state.evaluated() if kind == "final" else state)
+        facts = {"kind": kind, **checkpoints.facts(kind)}
+    variables = restored if kind == "final" else restored.evaluated()
+    return parallel.place(variables, experiment.devices), facts

@@ -1,0 +1,59 @@
+"""Optimisers and learning-rate schedules, put together from optax."""
+
+import jax
+import optax
+from ml_collections import ConfigDict
+
+from segjax.errors import UserError
+
+OPTIMIZERS = ("sgd", "adam", "adamw")
+SCHEDULES = ("constant", "poly", "cosine")
+
+
+def create_schedule(config: ConfigDict, steps: int) -> optax.Schedule:
+    """The learning rate at each step, from the `optimizer` part of a config.
+
+    constant; poly: (1 - t / T)^power; cosine: (1 + cos(pi t / T)) / 2, t counted from the end of
+    the linear warm-up, T the steps that are left after it.
+    """
+    rate, warmup = config.learning_rate, config.warmup_steps
+    rest = max(steps - warmup, 1)
+    if config.schedule == "constant":
+        main = optax.constant_schedule(rate)
+    elif config.schedule == "poly":
+        main = optax.polynomial_schedule(rate, 0.0, config.power, rest)
+    elif config.schedule == "cosine":
+        main = optax.cosine_decay_schedule(rate, rest)
+    else:
+        known = ", ".join(SCHEDULES)
+        raise UserError(f"unknown optimizer.schedule {config.schedule!r}; known: {known}")
+    if not warmup:
+        return main
+    return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), main], [warmup])
+
+
+def create_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """sgd with momentum, adam or adamw, from the `optimizer` part of a config.
+
+    Weight decay w spares biases and the scale and shift of batch normalisation. For sgd and adam it
+    is the L2 penalty w / 2 * |kernel|^2, its gradient added before the momentum, as in Caffe; for
+    adamw it is decoupled. The gradient is clipped before all else.
+    """
+    decay = config.weight_decay
+    parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    if decay and config.name in ("sgd", "adam"):
+        parts.append(optax.add_decayed_weights(decay, mask=decayed))
+    if config.name == "sgd":
+        parts.append(optax.sgd(schedule, momentum=config.momentum or None))
+    elif config.name == "adam":
+        parts.append(optax.adam(schedule))
+    elif config.name == "adamw":
+        parts.append(optax.adamw(schedule, weight_decay=decay, mask=decayed))
+    else:
+        raise UserError(f"unknown optimizer.name {config.name!r}; known: {', '.join(OPTIMIZERS)}")
+    return optax.chain(*parts)
+
+
+def decayed(params: optax.Params) -> optax.Params:
+    """Which parameters decay: kernels, and neither biases nor batch normalisation."""
+    return jax.tree.map_with_path(lambda path, _: path[-1].key == "kernel", params)

@@ -1,0 +1,93 @@
+"""Data parallelism: the only place that knows whether a step is jitted or pmapped.
+
+A step is `step(state, shared, share) -> (state, outputs)`, written once for an axis name (or none).
+On one device it is jitted; on several it is pmapped, with the state and what is shared un-replicated
+(no leading axis of devices anywhere outside) and the batch split. What comes out is the same on all
+devices, for the step averages or sums over the axis, so it is taken once.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from segjax.errors import UserError
+
+AXIS = "batch"
+
+
+def pick_devices(count: int) -> list[jax.Device]:
+    """The first `count` local devices, all of them for 0.
+
+    Raises:
+      UserError: there are fewer.
+    """
+    local = jax.local_devices()
+    if count > len(local):
+        raise UserError(f"num_devices={count}, but this host has {len(local)}")
+    return local[: count or len(local)]
+
+
+def axis_name(devices: Sequence[jax.Device]) -> str | None:
+    """The axis for `pmean` and batch normalisation; none on one device."""
+    return AXIS if len(devices) > 1 else None
+
+
+def parallelize(step: Callable[..., Any], devices: Sequence[jax.Device]) -> Callable[..., Any]:
+    """Compiles `step(state, shared, share)` for the devices, the memory of `state` given up."""
+    if len(devices) == 1:
+        return jax.jit(step, donate_argnums=0)
+    # The share may be empty, and pmap wants something that is mapped.
+    places = np.arange(len(devices))
+    mapped = jax.pmap(
+        lambda state, shared, share, _: step(state, shared, share),
+        AXIS,
+        in_axes=(None, None, 0, 0),
+        out_axes=None,
+        devices=devices,
+        donate_argnums=0,
+    )
+    return lambda state, shared, share: mapped(state, shared, share, places)
+
+
+def place(tree: Any, devices: Sequence[jax.Device]) -> Any:
+    """Puts arrays on every device, once, so that no later call moves them."""
+    if len(devices) == 1:
+        return jax.device_put(tree, devices[0])
+    mesh = Mesh(np.asarray(devices), (AXIS,))
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def split(tree: Any, devices: Sequence[jax.Device], axis: int = 0) -> Any:
+    """Splits the batch axis of host arrays into the devices' shares, in a new leading axis."""
+    count = len(devices)
+    if count == 1:
+        return tree
+
+    def shares(x):
+        sizes = (*x.shape[:axis], count, x.shape[axis] // count, *x.shape[axis + 1 :])
+        return np.moveaxis(x.reshape(sizes), axis, 0)
+
+    return jax.tree.map(shares, tree)
+
+
+def pmean(tree: Any, name: str | None) -> Any:
+    """The mean over the axis, or the tree itself without one."""
+    return jax.lax.pmean(tree, name) if name else tree
+
+
+def psum(tree: Any, name: str | None) -> Any:
+    """The sum over the axis, or the tree itself without one."""
+    return jax.lax.psum(tree, name) if name else tree
+
+
+def index(name: str | None) -> jax.Array | int:
+    """The place of this device on the axis; 0 without one."""
+    return jax.lax.axis_index(name) if name else 0
+
+
+def size(name: str | None) -> int:
+    """The number of devices on the axis; 1 without one."""
+    return jax.lax.axis_size(name) if name else 1

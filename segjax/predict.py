@@ -1,0 +1,109 @@
+"""Label maps for images of any size."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from segjax import loader, pictures
+from segjax.errors import UserError
+from segjax.experiment import Experiment
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
+
+Predictor = Callable[[dict[str, Any], np.ndarray], np.ndarray]
+
+
+def build_predictor(experiment: Experiment, size: tuple[int, int] | None = None) -> Predictor:
+    """f(variables, images uint8 (B, H, W, 3)) -> labels uint8 (B, H, W), the most likely class.
+
+    With a size (h, w) the logits are made at that size, of the resized image, and brought back to
+    the image's own bilinearly before the decision.
+    """
+    config, info = experiment.config, experiment.info
+
+    @jax.jit
+    def predict(variables, raw):
+        image = raw.astype(jnp.float32) / 255
+        batch, height, width, _ = image.shape
+        if size is not None:
+            image = jax.image.resize(image, (batch, *size, 3), "linear")
+        image = loader.normalize(image, config.data.normalization, info)
+        logits = experiment.model.apply(variables, image, train=False)
+        if size is not None:
+            shape = (batch, height, width, logits.shape[-1])
+            logits = jax.image.resize(logits, shape, "linear", antialias=False)
+        return jnp.argmax(logits, -1).astype(jnp.uint8)
+
+    return lambda variables, images: np.asarray(predict(variables, images))
+
+
+def find_images(names: Iterable[str]) -> list[Path]:
+    """The images named, those of a folder in the order of their names.
+
+    Raises:
+      UserError: a name is not there, a folder has none, or two would be written to one file.
+    """
+    paths: list[Path] = []
+    for name in map(Path, names):
+        if name.is_dir():
+            found = sorted(p for p in name.iterdir() if p.suffix.lower() in SUFFIXES)
+            if not found:
+                raise UserError(f"folder {name} has no image ({', '.join(SUFFIXES)})")
+            paths += found
+        elif name.is_file():
+            paths.append(name)
+        else:
+            raise UserError(f"image {name} does not exist")
+    stems: dict[str, Path] = {}
+    for path in paths:
+        other = stems.setdefault(path.stem, path)
+        if other is not path:
+            raise UserError(f"images {other} and {path} would both be written as {path.stem}.png")
+    return paths
+
+
+def read_image(path: Path) -> np.ndarray:
+    """An image as uint8 RGB (H, W, 3)."""
+    try:
+        with Image.open(path) as image:
+            return np.array(image.convert("RGB"))
+    except (UnidentifiedImageError, OSError, ValueError) as error:
+        raise UserError(f"image {path} cannot be read: {error}") from error
+
+
+def predict_files(
+    experiment: Experiment,
+    variables: dict[str, Any],
+    paths: list[Path],
+    output: Path,
+    *,
+    native: bool,
+    progress: Callable[[int], None],
+) -> None:
+    """Writes NAME.png, an indexed label map, and NAME_overlay.png for each image.
+
+    A network knows the scale it was trained at: unless `native`, the image is resized to the
+    training height, its aspect kept, and the logits are brought back.
+    """
+    predictors: dict[tuple[int, int] | None, Predictor] = {}
+    output.mkdir(parents=True, exist_ok=True)
+    for done, path in enumerate(paths, start=1):
+        image = read_image(path)
+        height, width = image.shape[:2]
+        size = None
+        if not native:
+            trained_height = experiment.config.data.resolution[0]
+            size = (trained_height, max(1, round(width * trained_height / height)))
+        if size not in predictors:
+            predictors[size] = build_predictor(experiment, size)
+        label = predictors[size](variables, image[None])[0]
+        palette = experiment.info.palette
+        pictures.save_label(output / f"{path.stem}.png", label, palette)
+        overlay = pictures.overlay(image, label, palette)
+        Image.fromarray(overlay).save(output / f"{path.stem}_overlay.png")
+        progress(done)

@@ -1,0 +1,58 @@
+"""What a person sees of a long command: a bar with rate and remaining time, and lines that stay."""
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+
+class Bar:
+    """A progress bar on a terminal, nothing where output goes to a file; lines print in both."""
+
+    def __init__(self, title: str, total: int, done: int = 0, unit_per_step: int = 0):
+        """unit_per_step: images in a step, to show images a second; 0: no rate."""
+        self._console = Console()
+        self._images = unit_per_step
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._progress.add_task(title, total=total, completed=done, rate="", note="")
+
+    def __enter__(self) -> "Bar":
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def advance(self, done: int, note: str = "") -> None:
+        """Moves to `done` steps."""
+        self._progress.update(self._task, completed=done, note=note)
+        speed = self._progress.tasks[0].speed
+        if speed and self._images:
+            self._progress.update(self._task, rate=f"{speed * self._images:.1f} images/s")
+
+    def line(self, text: str) -> None:
+        """Prints a line that stays."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)

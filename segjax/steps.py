@@ -1,0 +1,210 @@
+"""The pure training, evaluation and prediction steps.
+
+A training step is a function of the state alone, for the batch follows from (seed, step). Each
+step takes the name of the axis that it may be mapped over; `segjax.parallel` does the mapping.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from flax import struct
+from ml_collections import ConfigDict
+
+from segjax import loader, losses, parallel
+from segjax.datasets import DatasetInfo
+from segjax.metrics import confusion_matrix
+
+Variables = dict[str, Any]  # {"params": ..., "batch_stats": ...}
+
+
+@struct.dataclass
+class TrainState:
+    """All that training changes."""
+
+    step: jax.Array  # int32, steps done
+    variables: Variables
+    opt_state: optax.OptState
+    ema: Variables  # averaged variables, empty without averaging
+
+    def evaluated(self) -> Variables:
+        """The variables that are validated and tested: the averaged ones where there are any."""
+        return self.ema or self.variables
+
+
+def create_state(
+    model: nn.Module, optimizer: optax.GradientTransformation, config: ConfigDict
+) -> TrainState:
+    """The state before the first step, from the seed of the config."""
+
+    def init(seed_key):
+        # The parameters do not depend on the size of the image, and train=False does not need the
+        # axis of devices.
+        variables = model.init(seed_key, jnp.zeros((1, 32, 32, 3)), train=False)
+        ema = jax.tree.map(jnp.copy, variables) if config.ema_decay else {}
+        opt_state = optimizer.init(variables["params"])
+        return TrainState(jnp.zeros((), jnp.int32), variables, opt_state, ema)
+
+    return jax.jit(init)(loader.key(config.seed, loader.INITIALISATION))
+
+
+def build_train_steps(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    config: ConfigDict,
+    info: DatasetInfo,
+    class_weights: jax.Array,
+    *,
+    num_steps: int,
+    resident: bool,
+    axis_name: str | None,
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    """`num_steps` training steps in one call.
+
+    Returns:
+      f(state, data, batches) -> (state, metrics). Where the set is `resident`, `data` is the whole
+      of it, uint8, and `batches` empty; else `data` is empty and `batches` has this device's share
+      of each step's raw batch, (num_steps, share, H, W, ...). The metrics are (num_steps,) arrays:
+      loss, global_accuracy (of the augmented batch, before the step) and gradient_norm.
+    """
+
+    def train_steps(state, data, batches):
+        share = config.batch_size // parallel.size(axis_name)
+        first = parallel.index(axis_name) * share
+
+        def body(state, raw):
+            if resident:
+                count = data["label"].shape[0]
+                order = loader.batch_indices(config.seed, state.step, count, config.batch_size)
+                mine = jax.lax.dynamic_slice_in_dim(order, first, share)
+                raw = jax.tree.map(lambda x: x[mine], data)
+            batch = loader.training_batch(raw, config.seed, state.step, first, config, info)
+            return train_step(
+                state, batch, model, optimizer, config, class_weights, axis_name=axis_name
+            )
+
+        return _scan(body, state, batches, num_steps)
+
+    return train_steps
+
+
+def train_step(
+    state: TrainState,
+    batch: loader.Example,
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    config: ConfigDict,
+    class_weights: jax.Array,
+    *,
+    axis_name: str | None,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One optimiser step on a device's share of the batch.
+
+    The loss is the sum over all devices and micro-batches divided by the valid pixels of them all,
+    so that neither changes it; batch normalisation sees one micro-batch at a time, of all devices.
+    """
+    num_classes, parts = class_weights.shape[0], config.micro_batches
+    # pmean of the gradients below divides by the devices, hence the mean and not the sum here.
+    normalizer = parallel.pmean(losses.num_valid(batch["label"], num_classes), axis_name)
+    dropout = jax.random.fold_in(loader.key(config.seed, loader.DROPOUT), state.step)
+    dropout = jax.random.fold_in(dropout, parallel.index(axis_name))
+
+    def loss_of(params, batch_stats, part, dropout_key):
+        logits, updated = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            part["image"],
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": dropout_key},
+        )
+        loss = losses.cross_entropy(
+            logits,
+            part["label"],
+            class_weights,
+            pixel_weights=part.get("weight"),
+            normalizer=normalizer,
+        )
+        hits = jnp.sum(jnp.argmax(logits, -1) == part["label"].astype(jnp.int32))
+        return loss, (updated["batch_stats"], hits.astype(jnp.float32))
+
+    params = state.variables["params"]
+    gradient_of = jax.value_and_grad(loss_of, has_aux=True)
+
+    def accumulate(carry, inputs):
+        batch_stats, sums = carry
+        (loss, (batch_stats, hits)), gradients = gradient_of(params, batch_stats, *inputs)
+        return (batch_stats, jax.tree.map(jnp.add, sums, (gradients, loss, hits))), None
+
+    zeros = (jax.tree.map(jnp.zeros_like, params), jnp.zeros(()), jnp.zeros(()))
+    micro = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
+    keys = jax.random.split(dropout, parts)
+    (batch_stats, sums), _ = _scan(
+        accumulate, (state.variables["batch_stats"], zeros), (micro, keys), parts
+    )
+    gradients, loss, hits = parallel.pmean(sums, axis_name)
+
+    updates, opt_state = optimizer.update(gradients, state.opt_state, params)
+    variables = {"params": optax.apply_updates(params, updates), "batch_stats": batch_stats}
+    ema = state.ema
+    if ema:
+        ema = optax.incremental_update(variables, ema, 1 - config.ema_decay)
+    metrics = {
+        "loss": loss,
+        "global_accuracy": hits / jnp.maximum(normalizer, 1.0),
+        "gradient_norm": optax.global_norm(gradients),
+    }
+    return TrainState(state.step + 1, variables, opt_state, ema), metrics
+
+
+def _scan(body, carry, inputs, length):
+    """`lax.scan`, unrolled on the CPU: its loops run convolutions tens of times slower."""
+    if jax.default_backend() != "cpu":
+        return jax.lax.scan(body, carry, inputs, length=length)
+    outputs = []
+    for k in range(length):
+        carry, output = body(carry, jax.tree.map(lambda x, k=k: x[k], inputs))
+        outputs.append(output)
+    return carry, jax.tree.map(lambda *x: jnp.stack(x), *outputs)
+
+
+def build_eval_step(
+    model: nn.Module, config: ConfigDict, info: DatasetInfo, *, axis_name: str | None
+) -> Callable[..., tuple[tuple[()], jax.Array]]:
+    """f((), variables, raw) -> ((), int32 (K, K) confusion counts of the batch of all devices)."""
+    num_classes = len(info.class_names)
+
+    def eval_step(nothing, variables, raw):
+        image = loader.normalize(
+            raw["image"].astype(jnp.float32) / 255, config.data.normalization, info
+        )
+        logits = model.apply(variables, image, train=False)
+        counts = confusion_matrix(raw["label"], jnp.argmax(logits, -1), num_classes)
+        return nothing, parallel.psum(counts, axis_name)
+
+    return eval_step
+
+
+def build_statistics_step(
+    model: nn.Module, config: ConfigDict, info: DatasetInfo, *, axis_name: str | None
+) -> Callable[..., tuple[Variables, tuple[()]]]:
+    """f(sums, variables, raw) -> (sums + this batch's own statistics of batch normalisation, ())."""
+
+    def statistics_step(sums, variables, raw):
+        image = loader.normalize(
+            raw["image"].astype(jnp.float32) / 255, config.data.normalization, info
+        )
+        # From running averages of zero, an update leaves (1 - momentum) times the batch's own.
+        zeros = jax.tree.map(jnp.zeros_like, variables["batch_stats"])
+        _, updated = model.apply(
+            {"params": variables["params"], "batch_stats": zeros},
+            image,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": loader.key(config.seed, loader.DROPOUT)},
+        )
+        return jax.tree.map(jnp.add, sums, updated["batch_stats"]), ()
+
+    return statistics_step

@@ -1,0 +1,358 @@
+"""The training loop: restore, step, validate, save, and in the end test."""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import math
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from segjax import config as configs
+from segjax import (
+    experiment,
+    loader,
+    losses,
+    metrics,
+    optimizers,
+    parallel,
+    pictures,
+    predict,
+    results,
+    steps,
+    tracking,
+)
+from segjax.checkpoint import Checkpoints, abstract
+from segjax.errors import UserError
+from segjax.evaluate import build_evaluator, recompute_batch_norm, result_row
+from segjax.experiment import Description, Experiment
+from segjax.progress import Bar
+
+SAMPLES = 4  # validation images that are shown with their predictions
+
+
+class Stopped(Exception):
+    """A signal asked to stop, and all is saved."""
+
+    def __init__(self, number: int, step: int):
+        super().__init__(f"stopped by {signal.Signals(number).name} at step {step}, all is saved")
+        self.status = 128 + number
+
+
+class Diverged(Exception):
+    """The loss is no longer a number."""
+
+
+def train(config: configs.ConfigDict, workdir: Path, description: Description) -> dict[str, Any]:
+    """Trains until `config.steps`, from where a former start left off, and tests the best model.
+
+    Everything is in `workdir` afterwards: config.json, metrics.jsonl, samples/, checkpoints/ (the
+    latest, the best on validation, the final model) and result.json, whose row is returned. It may
+    be killed at any instant and started again.
+
+    Raises:
+      UserError: the workdir is in use, or holds a run of another config.
+      Stopped: SIGTERM or SIGINT came; the state is saved.
+      Diverged: the loss or its gradient is not finite.
+    """
+    with _locked(workdir):
+        result = workdir / "result.json"
+        if result.exists():
+            _refuse_other_config(config, workdir)
+            print(f"{workdir} is finished already")
+            return results.read([result])[0]
+        run = experiment.create(config)
+        _refuse_other_config(config, workdir)
+        experiment.write_description(workdir, config, description)
+        with _signals() as stop:
+            return _Training(run, workdir, description, stop).run()
+
+
+@dataclasses.dataclass
+class _Stop:
+    """The number of the signal that came, if one did."""
+
+    number: int | None = None
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[_Stop]:
+    """Notes SIGTERM and SIGINT instead of dying of them; a second SIGINT kills."""
+    stop = _Stop()
+
+    def note(number, _):
+        stop.number = number
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    former = {n: signal.signal(n, note) for n in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _locked(workdir: Path) -> Iterator[None]:
+    """Holds the workdir for this process; the lock goes with the process, however that ends."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = (workdir / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"workdir {workdir} cannot be written: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"workdir {workdir} is in use by another process") from None
+        yield
+
+
+def _refuse_other_config(config, workdir):
+    stored = workdir / "config.json"
+    if stored.exists():
+        difference = configs.difference(config, json.loads(stored.read_text())["config"])
+        if difference:
+            raise UserError(f"workdir {workdir} holds a run of another config: {difference}")
+
+
+class _Training:
+    """One run in one process: what the loop keeps between its steps."""
+
+    def __init__(self, run: Experiment, workdir: Path, description: Description, stop: _Stop):
+        self.run_, self.workdir, self.description, self.stop = run, workdir, description, stop
+        config, info = run.config, run.info
+
+        source = run.open_split("train")
+        self.resident = loader.fits(info, "train", config.data.placement)
+        self.train_set: Any = loader.in_memory(source) if self.resident else source
+        self.val_set = loader.in_memory(run.open_split("val"))
+        self.data = parallel.place(self.train_set, run.devices) if self.resident else {}
+
+        counts = info.splits["train"]
+        self.class_weights = losses.class_weights(
+            config.loss.class_weights, counts.pixel_counts, counts.present_pixel_counts
+        )
+        self.schedule = optimizers.create_schedule(config.optimizer, config.steps)
+        self.optimizer = optimizers.create_optimizer(config.optimizer, self.schedule)
+        self.evaluator = build_evaluator(run)
+        self.predictor = predict.build_predictor(run)
+        self.compiled: dict[int, Any] = {}
+        self.best_value, self.best_step = -math.inf, 0
+
+    def run(self) -> dict[str, Any]:
+        config = self.run_.config
+        state = steps.create_state(self.run_.model, self.optimizer, config)
+        title = self.description.name
+        self.parameters = sum(x.size for x in jax.tree.leaves(state.variables["params"]))
+        with contextlib.ExitStack() as stack:
+            self.checkpoints = stack.enter_context(Checkpoints(self.workdir))
+            state, first, seconds = self._restore(state)
+            self.start = time.monotonic() - seconds
+            self.metrics_log = stack.enter_context(
+                tracking.MetricsLog(self.workdir / "metrics.jsonl", first)
+            )
+            self.wandb = tracking.start_wandb(
+                self.workdir,
+                mode=config.wandb.mode,
+                project=config.wandb.project,
+                group=config.wandb.group,
+                name=title,
+                config=configs.flat(config),
+            )
+            # Left on the way out, by whatever exception: W&B marks the run as failed then.
+            stack.push(lambda kind, *_: self.wandb.finish(0 if kind is None else 1))
+            with Bar(title, config.steps, first, config.batch_size) as self.bar:
+                where = f"{self.run_.devices[0].device_kind} x{len(self.run_.devices)}"
+                self.bar.line(
+                    f"{title}: {config.model.name}, {self.parameters:,} parameters, "
+                    f"{config.data.dataset} {config.data.resolution[0]}x"
+                    f"{config.data.resolution[1]}, {where}"
+                    + (f", going on from step {first}" if first else "")
+                )
+                state = self._loop(state, first)
+            return self._test(state)
+
+    def _restore(self, state):
+        state = parallel.place(state, self.run_.devices)
+        if self.checkpoints.step("best") is not None:
+            facts = self.checkpoints.facts("best")
+            self.best_value, self.best_step = facts["best_value"], facts["best_step"]
+        step = self.checkpoints.step("latest")
+        if step is None:
+            return state, 0, 0.0
+        seconds = self.checkpoints.facts("latest")["seconds"]
+        return self.checkpoints.restore("latest", abstract(state)), step, seconds
+
+    def _loop(self, state, step):
+        config = self.run_.config
+        batches = self._batches(step)
+        pending = None
+        while step < config.steps:
+            count = min(config.steps_per_dispatch, config.steps - step)
+            state, outputs = self._steps(count)(state, self.data, next(batches))
+            # The metrics of one call are read when the next is on its way.
+            if pending:
+                self._record(*pending)
+            pending = (step, outputs)
+            step += count
+            validate = step % config.eval_every == 0 or step == config.steps
+            save = step % config.checkpoint_every == 0 or step == config.steps
+            if validate or save or self.stop.number:
+                # Nothing that is not finite gets evaluated or saved.
+                self._record(*pending)
+                pending = None
+            if validate:
+                self._validate(state, step)
+            if save or self.stop.number:
+                self._save("latest", step, state)
+            if self.stop.number and step < config.steps:
+                self.checkpoints.wait()
+                raise Stopped(self.stop.number, step)
+        return state
+
+    def _steps(self, count):
+        if count not in self.compiled:
+            function = steps.build_train_steps(
+                self.run_.model,
+                self.optimizer,
+                self.run_.config,
+                self.run_.info,
+                jnp.asarray(self.class_weights),
+                num_steps=count,
+                resident=self.resident,
+                axis_name=self.run_.axis_name,
+            )
+            self.compiled[count] = parallel.parallelize(function, self.run_.devices)
+        return self.compiled[count]
+
+    def _batches(self, step):
+        """What the calls from `step` on take besides the state: nothing, or their raw batches."""
+        config = self.run_.config
+        if self.resident:
+            while True:
+                yield {}
+        raw = loader.stream(
+            self.train_set, config.seed, config.batch_size, step, config.steps - step
+        )
+        while step < config.steps:
+            count = min(config.steps_per_dispatch, config.steps - step)
+            stacked = jax.tree.map(lambda *x: np.stack(x), *(next(raw) for _ in range(count)))
+            yield parallel.split(stacked, self.run_.devices, axis=1)
+            step += count
+
+    def _record(self, first, outputs):
+        """Logs the steps from `first` on, and stops at the first that is not finite."""
+        config = self.run_.config
+        outputs = jax.device_get(outputs)
+        for k, (loss, norm) in enumerate(zip(outputs["loss"], outputs["gradient_norm"])):
+            step = first + k + 1
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                path = self.checkpoints.path("latest")
+                last = f"the last good checkpoint is {path}" if path else "no checkpoint was saved"
+                raise Diverged(
+                    f"loss {loss:g}, gradient norm {norm:g} at step {step} of {self.workdir}; {last}"
+                )
+            if step % config.log_every == 0:
+                rate = float(self.schedule(step - 1))
+                values = {f"train/{name}": float(x[k]) for name, x in outputs.items()}
+                self._log(step, values | {"train/learning_rate": rate})
+        self.bar.advance(step, f"loss {loss:.3f}")
+        self.loss = float(loss)
+
+    def _validate(self, state, step):
+        config, info = self.run_.config, self.run_.info
+        variables = state.evaluated()
+        scores = metrics.scores(self.evaluator(variables, self.val_set))
+        value = getattr(scores, config.best_metric)
+        if value > self.best_value:
+            self.best_value, self.best_step = value, step
+            self._save("best", step, state)
+        named = {
+            f"val/{name}": getattr(scores, name)
+            for name in ("global_accuracy", "class_accuracy", "mean_iou")
+        }
+        for name, iou in zip(info.class_names, scores.per_class_iou):
+            named[f"val/iou/{name}"] = float(iou)
+        named["seconds"] = time.monotonic() - self.start
+        self._log(step, named)
+        self._show_samples(variables, step)
+        self.bar.line(
+            f"step {step}/{config.steps}  loss {self.loss:.3f}  val G {scores.global_accuracy:.1%} "
+            f"C {scores.class_accuracy:.1%} mIoU {scores.mean_iou:.1%}  "
+            f"best {config.best_metric} {self.best_value:.1%} at step {self.best_step}"
+        )
+
+    def _show_samples(self, variables, step):
+        count = len(self.val_set["label"])
+        places = np.linspace(0, count - 1, min(SAMPLES, count)).round().astype(int)
+        images, truths = self.val_set["image"][places], self.val_set["label"][places]
+        predictions = self.predictor(variables, images)
+        names, palette = self.run_.info.class_names, self.run_.info.palette
+        rows = [
+            [image, pictures.colourise(truth, palette), pictures.colourise(prediction, palette)]
+            for image, truth, prediction in zip(images, truths, predictions)
+        ]
+        folder = self.workdir / "samples"
+        folder.mkdir(exist_ok=True)
+        pictures.grid(rows, ["image", "truth", f"step {step}"]).save(folder / f"{step:07d}.png")
+        self.wandb.masks(step, "val/examples", images, predictions, truths, names)
+
+    def _log(self, step, values):
+        self.metrics_log.write(step, values)
+        self.wandb.scalars(step, values)
+
+    def _save(self, kind, step, state):
+        if kind == "latest":
+            # A later start goes on from `latest`, and must find the best one that came before it.
+            self.checkpoints.wait()
+        facts = {
+            "steps": step,
+            "seconds": time.monotonic() - self.start,
+            "best_step": self.best_step,
+            "best_value": self.best_value,
+        }
+        self.checkpoints.save(kind, step, state, facts)
+
+    def _test(self, state):
+        """Tests the best model, its batch-normalisation statistics recomputed, and writes the row."""
+        config = self.run_.config
+        self.checkpoints.wait()
+        best = self.checkpoints.restore("best", abstract(state)).evaluated()
+        del state  # frees its memory
+        batch_norm = "running"
+        if config.recompute_batch_norm:
+            best = recompute_batch_norm(self.run_, best, self.train_set)
+            batch_norm = "recomputed"
+        facts = {
+            "steps": config.steps,
+            "seconds": time.monotonic() - self.start,
+            "best_step": self.best_step,
+            "best_value": self.best_value,
+            "batch_norm": batch_norm,
+        }
+        self.checkpoints.save("final", config.steps, best, facts)
+        test_set = self.run_.open_split("test")
+        confusion = self.evaluator(best, test_set)
+        row = result_row(
+            self.run_,
+            self.description,
+            confusion,
+            split="test",
+            num_images=len(test_set),
+            parameters=self.parameters,
+            facts=facts,
+            batch_norm=batch_norm,
+        )
+        self.checkpoints.wait()
+        results.write_row(self.workdir / "result.json", row)
+        test = {name: row[name] for name in ("global_accuracy", "class_accuracy", "mean_iou")}
+        self.wandb.scalars(config.steps, {f"test/{name}": value for name, value in test.items()})
+        return row
