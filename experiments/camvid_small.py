@@ -1,6 +1,6 @@
 """SegNet-Basic on CamVid at 96x128: the reduced network that a CPU can train.
 
-    segjax train --config experiments/camvid_small.py --workdir runs/camvid_small
+segjax train --config experiments/camvid_small.py --workdir runs/camvid_small
 """
 
 from ml_collections import ConfigDict

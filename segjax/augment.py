@@ -104,8 +104,8 @@ def augment(key: jax.Array, example: Example, config: ConfigDict, fill: jax.Arra
     if any(color):
         example = color_jitter(color_key, example, *color)
     if tuple(config.scale) != (1.0, 1.0) or tuple(config.crop):
-        size = tuple(config.crop) or example["label"].shape
-        example = scale_and_crop(crop_key, example, tuple(config.scale), size, fill)
+        height, width = tuple(config.crop) or example["label"].shape
+        example = scale_and_crop(crop_key, example, tuple(config.scale), (height, width), fill)
     if config.flip:
         example = horizontal_flip(flip_key, example)
     return example

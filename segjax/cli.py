@@ -66,6 +66,8 @@ def _parser() -> argparse.ArgumentParser:
         "--resolution", type=_size, metavar="HxW", help="the size streetscenes are drawn at"
     )
 
+    data.add_argument("--sheet", type=Path, metavar="FILE", help="draw a contact sheet of it")
+
     train = command("train", _train, "Train and test one run, or go on with it", override_help)
     train.add_argument("--config", required=True, metavar="FILE[:ARG]", help=config_help)
     train.add_argument("--workdir", required=True, type=Path, help="where the run lives")
@@ -112,6 +114,12 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("--per-class", default="iou", choices=("iou", "accuracy"))
     table.add_argument("--split", help="only rows of this split")
 
+    picture = command("picture", _picture, "Draw test images, their truth and each run's labels")
+    picture.add_argument("--results", required=True, type=Path, metavar="DIR", help="of the runs")
+    picture.add_argument("--output", required=True, type=Path, metavar="FILE.png")
+    picture.add_argument("--count", type=_count, default=4, metavar="N", help="images (default: 4)")
+    picture.add_argument("--data-dir", metavar="DIR", help="where prepared sets lie, if elsewhere")
+
     floors = command(
         "floors",
         _floors,
@@ -150,6 +158,11 @@ def _data(options):
     )
     sizes = ", ".join(f"{split} {counts.num_images}" for split, counts in info.splits.items())
     print(f"{info.name} is ready: {sizes} images of {info.resolution[0]}x{info.resolution[1]}")
+    if options.sheet:
+        from segjax import pictures, predict
+
+        sheet = predict.contact_sheet(options.name, options.resolution, options.data_dir)
+        pictures.save(options.sheet, sheet)
 
 
 def _train(options):
@@ -178,20 +191,10 @@ def _train(options):
     return 0
 
 
-def _open_run(options):
-    from segjax import experiment
-
-    loaded, description = experiment.read_description(options.workdir)
-    if options.data_dir:
-        with loaded.unlocked():
-            loaded.data.data_dir = options.data_dir
-    return experiment.create(loaded), description
-
-
 def _evaluate(options):
-    from segjax import evaluate, results, tables
+    from segjax import evaluate, experiment, results, tables
 
-    run, description = _open_run(options)
+    run, description = experiment.open_run(options.workdir, options.data_dir)
     path, row = evaluate.evaluate_workdir(
         run, description, options.workdir, options.split, options.checkpoint, options.limit
     )
@@ -205,7 +208,7 @@ def _predict(options):
     from segjax.progress import Bar
 
     paths = predict.find_images(options.images)
-    run, _ = _open_run(options)
+    run, _ = experiment.open_run(options.workdir, options.data_dir)
     variables, _ = experiment.load_variables(run, options.workdir, None)
     with Bar("predict", len(paths), unit_per_step=1) as bar:
         predict.predict_files(
@@ -237,6 +240,16 @@ def _table(options):
     print(tables.render(tables.summarise(rows), options.format, options.per_class))
 
 
+def _picture(options):
+    from segjax import predict
+
+    workdirs = sorted(path.parent for path in options.results.rglob("result.json"))
+    if not workdirs:
+        raise UserError(f"{options.results}: no finished run below, expected a result.json")
+    predict.comparison(workdirs, options.output, options.count, options.data_dir)
+    print(f"{len(workdirs)} runs drawn in {options.output}")
+
+
 def _floors(options):
     from segjax import floors, results, tables
 
@@ -247,5 +260,3 @@ def _floors(options):
     if options.output:
         for row in rows:
             results.append(options.output, row)
-
-

@@ -220,29 +220,52 @@ def check(config: ConfigDict) -> None:
             name == "log_every" or config[name] % config.steps_per_dispatch == 0,
             f"a multiple of steps_per_dispatch ({config.steps_per_dispatch})",
         )
-    _require(config, "batch_size", config.batch_size % config.micro_batches == 0,
-             f"a multiple of micro_batches ({config.micro_batches})")
+    _require(
+        config,
+        "batch_size",
+        config.batch_size % config.micro_batches == 0,
+        f"a multiple of micro_batches ({config.micro_batches})",
+    )
     _require(config, "seed", 0 <= config.seed < 2**31, "in [0, 2^31)")
     _require(config, "ema_decay", 0 <= config.ema_decay < 1, "in [0, 1)")
-    _require(config, "precision", config.precision in ("float32", "bfloat16"),
-             "float32 or bfloat16")
-    _require(config, "data.resolution", _size(config.data.resolution),
-             "height and width in pixels")
-    _require(config, "data.placement", config.data.placement in ("auto", "device", "stream"),
-             "auto, device or stream")
-    _require(config, "data.normalization",
-             config.data.normalization in ("mean_std", "local_response", "none"),
-             "mean_std, local_response or none")
-    _require(config, "augment.crop", config.augment.crop == () or _size(config.augment.crop),
-             "height and width in pixels, or ()")
+    _require(
+        config, "precision", config.precision in ("float32", "bfloat16"), "float32 or bfloat16"
+    )
+    _require(config, "data.resolution", _size(config.data.resolution), "height and width in pixels")
+    _require(
+        config,
+        "data.placement",
+        config.data.placement in ("auto", "device", "stream"),
+        "auto, device or stream",
+    )
+    _require(
+        config,
+        "data.normalization",
+        config.data.normalization in ("mean_std", "local_response", "none"),
+        "mean_std, local_response or none",
+    )
+    _require(
+        config,
+        "augment.crop",
+        config.augment.crop == () or _size(config.augment.crop),
+        "height and width in pixels, or ()",
+    )
     scale = config.augment.scale
-    _require(config, "augment.scale", len(scale) == 2 and 0 < scale[0] <= scale[1] < math.inf,
-             "a least and a greatest positive factor")
+    _require(
+        config,
+        "augment.scale",
+        len(scale) == 2 and 0 < scale[0] <= scale[1] < math.inf,
+        "a least and a greatest positive factor",
+    )
     for name in ("brightness", "contrast", "saturation"):
         _require(config, f"augment.{name}", 0 <= config.augment[name] <= 1, "in [0, 1]")
     for name in ("learning_rate", "weight_decay", "clip_norm", "warmup_steps", "momentum"):
-        _require(config, f"optimizer.{name}", 0 <= config.optimizer[name] < math.inf,
-                 "finite and not negative")
+        _require(
+            config,
+            f"optimizer.{name}",
+            0 <= config.optimizer[name] < math.inf,
+            "finite and not negative",
+        )
     metrics = ("mean_iou", "class_accuracy", "global_accuracy")
     _require(config, "best_metric", config.best_metric in metrics, " or ".join(metrics))
     modes = ("disabled", "offline", "online")

@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """Something the user can put right: one line that names it, what was found and what was expected.
+    """Something the user can put right, in one line: its name, what was found, what was expected.
 
     The command line prints the line alone and exits with status 2.
     """

@@ -1,5 +1,6 @@
 """Scoring a split, and the recomputation of batch-normalisation statistics before it."""
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,32 +17,37 @@ from segjax.models.layers import BATCH_NORM_MOMENTUM
 from segjax.progress import Bar
 
 Variables = dict[str, Any]
-Evaluator = Callable[[Variables, loader.Raw | loader.Source], np.ndarray]
+Examples = loader.Raw | loader.Source
 
 
-def build_evaluator(experiment: Experiment) -> Evaluator:
-    """f(variables, examples) -> int64 (K, K) confusion counts of every pixel that is not void."""
+def build_evaluator(experiment: Experiment) -> Callable[..., np.ndarray]:
+    """f(variables, examples, title) -> int64 (K, K) counts of every pixel that is not void.
+
+    With a title it shows a progress bar.
+    """
     config, info, devices = experiment.config, experiment.info, experiment.devices
     step = parallel.parallelize(
         steps.build_eval_step(experiment.model, config, info, axis_name=experiment.axis_name),
         devices,
     )
 
-    def evaluate(variables, examples):
+    def evaluate(variables, examples, title=None):
         total = np.zeros((len(info.class_names),) * 2, np.int64)
-        for raw in loader.evaluation_batches(examples, config.eval_batch_size):
-            _, counts = step((), variables, parallel.split(raw, devices))
-            total += np.asarray(counts)
+        size = config.eval_batch_size
+        count = loader.num_examples(examples)
+        with Bar(title, count) if title else contextlib.nullcontext() as bar:
+            for number, raw in enumerate(loader.evaluation_batches(examples, size), start=1):
+                _, counts = step((), variables, parallel.split(raw, devices))
+                total += np.asarray(counts)
+                if bar:
+                    bar.advance(min(number * size, count))
         return total
 
     return evaluate
 
 
 def recompute_batch_norm(
-    experiment: Experiment,
-    variables: Variables,
-    examples: loader.Raw | loader.Source,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    experiment: Experiment, variables: Variables, examples: Examples
 ) -> Variables:
     """Replaces the running statistics by means over the training set, as the SegNet authors do.
 
@@ -57,17 +63,15 @@ def recompute_batch_norm(
         devices,
     )
     size = config.batch_size
-    count = len(examples["label"]) if isinstance(examples, dict) else len(examples)
+    count = loader.num_examples(examples)
     batches = count // size + count % size
     sums = parallel.place(jax.tree.map(jnp.zeros_like, variables["batch_stats"]), devices)
-    for batch in range(batches):
-        places = [(batch * size + place) % count for place in range(size)]
-        if isinstance(examples, dict):
-            raw = {name: x[places] for name, x in examples.items()}
-        else:
-            raw = loader.in_memory([examples[place] for place in places])
-        sums, _ = step(sums, variables, parallel.split(raw, devices))
-        progress(batch + 1, batches)
+    with Bar("batch normalisation", batches) as bar:
+        for batch in range(batches):
+            places = [(batch * size + place) % count for place in range(size)]
+            raw = loader.pick(examples, places)
+            sums, _ = step(sums, variables, parallel.split(raw, devices))
+            bar.advance(batch + 1)
 
     unbiased = _unbiased(experiment, variables, size)
 
@@ -158,14 +162,12 @@ def evaluate_workdir(
     source = run.open_split(split)
     examples = [source[i] for i in range(min(limit, len(source)))] if limit else source
     if run.config.recompute_batch_norm and facts["kind"] != "final":
-        train_set = run.open_split("train")
-        with Bar("batch normalisation", 0) as bar:
-            variables = recompute_batch_norm(run, variables, train_set, bar.advance)
+        variables = recompute_batch_norm(run, variables, run.open_split("train"))
         facts["batch_norm"] = "recomputed"
     row = result_row(
         run,
         description,
-        build_evaluator(run)(variables, examples),
+        build_evaluator(run)(variables, examples, f"evaluate {split}"),
         split=split,
         num_images=len(examples),
         parameters=sum(x.size for x in jax.tree.leaves(variables["params"])),

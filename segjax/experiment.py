@@ -102,6 +102,15 @@ def read_description(workdir: Path) -> tuple[ConfigDict, Description]:
     return config.lock(), description
 
 
+def open_run(workdir: Path, data_dir: str | None) -> tuple[Experiment, Description]:
+    """The experiment of a workdir; its prepared data may lie elsewhere by now."""
+    config, description = read_description(workdir)
+    if data_dir:
+        with config.unlocked():
+            config.data.data_dir = data_dir
+    return create(config), description
+
+
 def load_variables(
     experiment: Experiment, workdir: Path, kind: str | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:

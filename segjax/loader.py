@@ -7,7 +7,7 @@ ahead. Both give identical batches, whatever the number of devices.
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import grain
@@ -65,6 +65,18 @@ def in_memory(source: Source) -> Raw:
     return {name: np.stack([e[name] for e in examples]) for name in ("image", "label")}
 
 
+def num_examples(examples: Raw | Source) -> int:
+    """How many there are, in memory or not."""
+    return len(examples["label"]) if isinstance(examples, dict) else len(examples)
+
+
+def pick(examples: Raw | Source, places: Sequence[int]) -> Raw:
+    """The examples at these places, as a raw batch."""
+    if isinstance(examples, dict):
+        return {name: x[places] for name, x in examples.items()}
+    return in_memory([examples[place] for place in places])
+
+
 def fits(info: DatasetInfo, split: str, placement: str) -> bool:
     """Whether a split is to lie in device memory (`data.placement`: device, stream or auto)."""
     height, width = info.resolution
@@ -72,7 +84,9 @@ def fits(info: DatasetInfo, split: str, placement: str) -> bool:
     return placement == "device" or (placement == "auto" and size <= DEVICE_BYTES)
 
 
-def stream(source: Source, seed: int, batch_size: int, first_step: int, steps: int) -> Iterator[Raw]:
+def stream(
+    source: Source, seed: int, batch_size: int, first_step: int, steps: int
+) -> Iterator[Raw]:
     """The raw batches of `steps` steps from `first_step` on, read ahead by threads."""
     num_examples = len(source)
 
@@ -139,15 +153,12 @@ def normalize(image: jax.Array, method: str, info: DatasetInfo) -> jax.Array:
     return (image - mean) / std
 
 
-def evaluation_batches(raw: Raw | Source, batch_size: int) -> Iterator[Raw]:
+def evaluation_batches(examples: Raw | Source, batch_size: int) -> Iterator[Raw]:
     """All examples in order; the ragged last batch is filled up with black images labelled VOID."""
-    total = len(raw["label"]) if isinstance(raw, dict) else len(raw)
+    total = num_examples(examples)
     for start in range(0, total, batch_size):
         stop = min(start + batch_size, total)
-        if isinstance(raw, dict):
-            batch = {name: x[start:stop] for name, x in raw.items()}
-        else:
-            batch = in_memory([raw[i] for i in range(start, stop)])
+        batch = pick(examples, range(start, stop))
         missing = batch_size - (stop - start)
         if missing:
             for name, value in (("image", 0), ("label", VOID)):

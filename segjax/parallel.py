@@ -1,8 +1,8 @@
 """Data parallelism: the only place that knows whether a step is jitted or pmapped.
 
 A step is `step(state, shared, share) -> (state, outputs)`, written once for an axis name (or none).
-On one device it is jitted; on several it is pmapped, with the state and what is shared un-replicated
-(no leading axis of devices anywhere outside) and the batch split. What comes out is the same on all
+On one device it is jitted; on several it is pmapped, the state and what is shared un-replicated (no
+leading axis of devices anywhere outside) and the batch split. What comes out is the same on all
 devices, for the step averages or sums over the axis, so it is taken once.
 """
 

@@ -4,6 +4,7 @@ import io
 import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -76,6 +77,21 @@ def save_label(path: str | os.PathLike[str], label: np.ndarray, palette: Palette
     picture.putpalette(colours.tobytes())
     content = io.BytesIO()
     picture.save(content, format="PNG")
+    write_whole(path, content.getvalue())
+
+
+def save(path: str | os.PathLike[str], picture: Image.Image) -> None:
+    """Saves a picture, whole or not at all, in the format of its suffix.
+
+    Raises:
+      UserError: no picture format has that suffix.
+    """
+    suffix = Path(path).suffix.lower()
+    format = Image.registered_extensions().get(suffix)
+    if format is None or format not in Image.SAVE:
+        raise UserError(f"{path}: {suffix!r} is no picture format, expected .png, .jpg or .webp")
+    content = io.BytesIO()
+    picture.save(content, format=format)
     write_whole(path, content.getvalue())
 
 

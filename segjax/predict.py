@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from segjax import loader, pictures
+from segjax import datasets, loader, pictures
 from segjax.errors import UserError
-from segjax.experiment import Experiment
+from segjax.experiment import Experiment, load_variables, open_run
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 
@@ -105,5 +105,54 @@ def predict_files(
         palette = experiment.info.palette
         pictures.save_label(output / f"{path.stem}.png", label, palette)
         overlay = pictures.overlay(image, label, palette)
-        Image.fromarray(overlay).save(output / f"{path.stem}_overlay.png")
+        pictures.save(output / f"{path.stem}_overlay.png", Image.fromarray(overlay))
         progress(done)
+
+
+def comparison(workdirs: list[Path], output: Path, count: int, data_dir: str | None) -> None:
+    """Draws test images, their truth, and what each run predicts, one row an image.
+
+    Args:
+      workdirs: of finished runs, on one data set and resolution.
+      output: the picture's file.
+      count: how many images, evenly over the test split.
+      data_dir: where prepared sets lie, if elsewhere than in training.
+
+    Raises:
+      UserError: the runs are on different images.
+    """
+    rows: list[list[np.ndarray]] = []
+    titles = ["image", "truth"]
+    first: Any = None
+    for workdir in workdirs:
+        run, description = open_run(workdir, data_dir)
+        data = (run.config.data.dataset, tuple(run.config.data.resolution))
+        if first is None:
+            first = data
+            source = run.open_split("test")
+            places = np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int)
+            examples = [source[int(place)] for place in places]
+            palette, names = run.info.palette, run.info.class_names
+            rows = [[e["image"], pictures.colourise(e["label"], palette)] for e in examples]
+        if data != first:
+            raise UserError(f"{workdir} is on {data}, but {workdirs[0]} on {first}")
+        variables, _ = load_variables(run, workdir, None)
+        labels = build_predictor(run)(variables, np.stack([e["image"] for e in examples]))
+        for row, label in zip(rows, labels, strict=True):
+            row.append(pictures.colourise(label, palette))
+        titles.append(description.name)
+    pictures.save(output, pictures.grid(rows, titles, class_names=names, palette=palette))
+
+
+def contact_sheet(
+    name: str, resolution: tuple[int, int] | None, data_dir: str | None
+) -> Image.Image:
+    """Six test images of a prepared data set, each over its label, with the classes named."""
+    info = datasets.info(name, data_dir=data_dir, resolution=resolution)
+    source = datasets.open_split(name, "test", data_dir=data_dir, resolution=resolution)
+    examples = [source[int(place)] for place in np.linspace(0, len(source) - 1, 6)]
+    rows = []
+    for three in (examples[:3], examples[3:]):
+        rows.append([example["image"] for example in three])
+        rows.append([pictures.colourise(example["label"], info.palette) for example in three])
+    return pictures.grid(rows, class_names=info.class_names, palette=info.palette)

@@ -15,6 +15,7 @@ from flax import struct
 from ml_collections import ConfigDict
 
 from segjax import loader, losses, parallel
+from segjax.augment import Example
 from segjax.datasets import DatasetInfo
 from segjax.metrics import confusion_matrix
 
@@ -93,7 +94,7 @@ def build_train_steps(
 
 def train_step(
     state: TrainState,
-    batch: loader.Example,
+    batch: Example,
     model: nn.Module,
     optimizer: optax.GradientTransformation,
     config: ConfigDict,
@@ -146,7 +147,9 @@ def train_step(
     )
     gradients, loss, hits = parallel.pmean(sums, axis_name)
 
-    updates, opt_state = optimizer.update(gradients, state.opt_state, params)
+    # optax raises a float to an integer power, which strict promotion forbids.
+    with jax.numpy_dtype_promotion("standard"):
+        updates, opt_state = optimizer.update(gradients, state.opt_state, params)
     variables = {"params": optax.apply_updates(params, updates), "batch_stats": batch_stats}
     ema = state.ema
     if ema:
@@ -154,7 +157,7 @@ def train_step(
     metrics = {
         "loss": loss,
         "global_accuracy": hits / jnp.maximum(normalizer, 1.0),
-        "gradient_norm": optax.global_norm(gradients),
+        "gradient_norm": optax.tree.norm(gradients),
     }
     return TrainState(state.step + 1, variables, opt_state, ema), metrics
 
@@ -190,7 +193,7 @@ def build_eval_step(
 def build_statistics_step(
     model: nn.Module, config: ConfigDict, info: DatasetInfo, *, axis_name: str | None
 ) -> Callable[..., tuple[Variables, tuple[()]]]:
-    """f(sums, variables, raw) -> (sums + this batch's own statistics of batch normalisation, ())."""
+    """f(sums, variables, raw) -> (sums + (1 - momentum) x the batch's own statistics, ())."""
 
     def statistics_step(sums, variables, raw):
         image = loader.normalize(

@@ -5,6 +5,7 @@ own, named by its overrides; a finished run is skipped and a half-done one goes 
 be killed and started again.
 """
 
+import ctypes
 import dataclasses
 import re
 import shlex
@@ -110,14 +111,18 @@ def _run(arguments, error):
     """Runs a command with its standard error in a file; its status, and the signal that came."""
     received = []
     with error.open("w") as file:
-        process = subprocess.Popen([sys.executable, "-m", *arguments], stderr=file)
+        process = subprocess.Popen(
+            [sys.executable, "-m", *arguments],
+            stderr=file,
+            start_new_session=True,  # what the terminal sends comes through `forward` alone
+            preexec_fn=_die_with_parent,
+        )
 
         def forward(number, _):
             received.append(number)
             if process.poll() is None:
                 process.send_signal(number)
 
-        # A terminal sends its SIGINT to the child as well, for which one is as good as two.
         former = {n: signal.signal(n, forward) for n in (signal.SIGTERM, signal.SIGINT)}
         try:
             status = process.wait()
@@ -125,3 +130,10 @@ def _run(arguments, error):
             for number, handler in former.items():
                 signal.signal(number, handler)
     return status, received[0] if received else None
+
+
+def _die_with_parent():
+    # A killed sweep leaves no run behind, which its next start would find in use. A run may be
+    # killed at any instant.
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

@@ -6,7 +6,7 @@ import math
 import numbers
 import os
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, SupportsFloat, cast
@@ -124,9 +124,9 @@ class WandbRun:
         self,
         step: int,
         name: str,
-        images: Sequence[np.ndarray],
-        predictions: Sequence[np.ndarray],
-        truths: Sequence[np.ndarray],
+        images: Iterable[np.ndarray],
+        predictions: Iterable[np.ndarray],
+        truths: Iterable[np.ndarray],
         class_names: Sequence[str],
     ) -> None:
         """Logs images with two masks laid over them, `prediction` and `truth`.

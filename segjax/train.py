@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from segjax import config as configs
 from segjax import (
@@ -50,7 +51,7 @@ class Diverged(Exception):
     """The loss is no longer a number."""
 
 
-def train(config: configs.ConfigDict, workdir: Path, description: Description) -> dict[str, Any]:
+def train(config: ConfigDict, workdir: Path, description: Description) -> dict[str, Any]:
     """Trains until `config.steps`, from where a former start left off, and tests the best model.
 
     Everything is in `workdir` afterwards: config.json, metrics.jsonl, samples/, checkpoints/ (the
@@ -66,7 +67,6 @@ def train(config: configs.ConfigDict, workdir: Path, description: Description) -
         result = workdir / "result.json"
         if result.exists():
             _refuse_other_config(config, workdir)
-            print(f"{workdir} is finished already")
             return results.read([result])[0]
         run = experiment.create(config)
         _refuse_other_config(config, workdir)
@@ -252,14 +252,15 @@ class _Training:
         """Logs the steps from `first` on, and stops at the first that is not finite."""
         config = self.run_.config
         outputs = jax.device_get(outputs)
-        for k, (loss, norm) in enumerate(zip(outputs["loss"], outputs["gradient_norm"])):
+        for k, (loss, norm) in enumerate(
+            zip(outputs["loss"], outputs["gradient_norm"], strict=True)
+        ):
             step = first + k + 1
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 path = self.checkpoints.path("latest")
                 last = f"the last good checkpoint is {path}" if path else "no checkpoint was saved"
-                raise Diverged(
-                    f"loss {loss:g}, gradient norm {norm:g} at step {step} of {self.workdir}; {last}"
-                )
+                found = f"loss {loss:g}, gradient norm {norm:g} at step {step}"
+                raise Diverged(f"{self.workdir}: {found}; {last}")
             if step % config.log_every == 0:
                 rate = float(self.schedule(step - 1))
                 values = {f"train/{name}": float(x[k]) for name, x in outputs.items()}
@@ -279,7 +280,7 @@ class _Training:
             f"val/{name}": getattr(scores, name)
             for name in ("global_accuracy", "class_accuracy", "mean_iou")
         }
-        for name, iou in zip(info.class_names, scores.per_class_iou):
+        for name, iou in zip(info.class_names, scores.per_class_iou, strict=True):
             named[f"val/iou/{name}"] = float(iou)
         named["seconds"] = time.monotonic() - self.start
         self._log(step, named)
@@ -298,11 +299,10 @@ class _Training:
         names, palette = self.run_.info.class_names, self.run_.info.palette
         rows = [
             [image, pictures.colourise(truth, palette), pictures.colourise(prediction, palette)]
-            for image, truth, prediction in zip(images, truths, predictions)
+            for image, truth, prediction in zip(images, truths, predictions, strict=True)
         ]
-        folder = self.workdir / "samples"
-        folder.mkdir(exist_ok=True)
-        pictures.grid(rows, ["image", "truth", f"step {step}"]).save(folder / f"{step:07d}.png")
+        picture = pictures.grid(rows, ["image", "truth", f"step {step}"])
+        pictures.save(self.workdir / "samples" / f"{step:07d}.png", picture)
         self.wandb.masks(step, "val/examples", images, predictions, truths, names)
 
     def _log(self, step, values):
@@ -322,7 +322,7 @@ class _Training:
         self.checkpoints.save(kind, step, state, facts)
 
     def _test(self, state):
-        """Tests the best model, its batch-normalisation statistics recomputed, and writes the row."""
+        """Tests the best model, its batch-norm statistics recomputed, and writes the row."""
         config = self.run_.config
         self.checkpoints.wait()
         best = self.checkpoints.restore("best", abstract(state)).evaluated()
@@ -340,7 +340,7 @@ class _Training:
         }
         self.checkpoints.save("final", config.steps, best, facts)
         test_set = self.run_.open_split("test")
-        confusion = self.evaluator(best, test_set)
+        confusion = self.evaluator(best, test_set, "test")
         row = result_row(
             self.run_,
             self.description,

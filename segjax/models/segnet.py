@@ -97,6 +97,10 @@ class SegNetBasic(nn.Module):
             x = max_unpool(x, *pools[level - 1])
             x = block(x, False, f"conv_decode{level}")
         x = nn.Conv(
-            self.num_classes, (1, 1), kernel_init=he_normal, dtype=self.dtype, name="conv_classifier"
+            self.num_classes,
+            (1, 1),
+            kernel_init=he_normal,
+            dtype=self.dtype,
+            name="conv_classifier",
         )(x)
         return x.astype(jnp.float32)

@@ -26,7 +26,8 @@ def max_pool_with_indices(x: jax.Array, window: int = 2) -> tuple[jax.Array, jax
 
     Returns:
       y: (..., ceil(H / window), ceil(W / window), C), dtype of x; NaN where the window has a NaN.
-      indices: uint8 like y, row * window + column of the first maximum in its window.
+      indices: uint8 like y, row * window + column of the first maximum in its window; NaN counts
+        as the greatest.
 
     The gradient of y reaches that one position and no other.
     """
@@ -37,14 +38,17 @@ def max_pool_with_indices(x: jax.Array, window: int = 2) -> tuple[jax.Array, jax
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _max_pool(x, window):
-    # Slices and pairwise maxima fuse into one pass; a windowed argmax reduction does not.
+    # Slices and pairwise comparisons fuse into one pass; a windowed argmax reduction does not. Each
+    # comparison decides value and place together: to look for the place by equality with the
+    # finished maximum is wrong under jit, where either may be computed anew, rounded another way.
     slots = _slots(x, window, fill=-jnp.inf)
-    y = slots[0]
-    for slot in slots[1:]:
-        y = jnp.maximum(y, slot)
-    indices = jnp.full(y.shape, len(slots) - 1, jnp.uint8)
-    for position in reversed(range(len(slots) - 1)):
-        indices = jnp.where(slots[position] == y, jnp.uint8(position), indices)
+    y, indices = slots[0], jnp.zeros(slots[0].shape, jnp.uint8)
+    for position, slot in enumerate(slots[1:], start=1):
+        # A NaN is greater than nothing. Its own place keeps unpooling from putting it into the
+        # padding.
+        greater = (slot > y) | (jnp.isnan(slot) & ~jnp.isnan(y))
+        y = jnp.where(greater, slot, y)
+        indices = jnp.where(greater, jnp.uint8(position), indices)
     return y, indices
 
 

@@ -1,17 +1,12 @@
-"""CamVid for the tests: a tiny folder in the published layout, and the real one where it is."""
+"""A tiny folder in the layout that CamVid is published in."""
 
-import fcntl
 import hashlib
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from segjax import datasets
 from segjax.datasets import camvid
 
 TINY = {"train": ["b_2", "a_1"], "val": ["c_3"], "test": ["e_5", "d_4"]}
@@ -49,28 +44,3 @@ def tiny_camvid(tmp_path, monkeypatch):
     monkeypatch.setattr(camvid, "SPLITS", {split: len(names) for split, names in TINY.items()})
     monkeypatch.setattr(camvid, "PIXELS_SHA256", published_digest(folder))
     return folder
-
-
-@pytest.fixture(scope="session")
-def camvid_data_dir(tmp_path_factory):
-    """A data directory with the real CamVid prepared in it, once for all workers.
-
-    The published folder is named by SEGJAX_CAMVID, or restored from the packed copy beside the
-    checkout.
-    """
-    packed = Path(__file__).parents[3] / "shared" / "data"
-    published = os.environ.get("SEGJAX_CAMVID")
-    if published is None and not (packed / "camvid").is_dir():
-        pytest.skip("no CamVid: SEGJAX_CAMVID is unset and there is none beside the checkout")
-    shared = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        shared = shared.parent
-    with (shared / "camvid.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if published is None:
-            published = shared / "camvid_published"
-            if not (shared / "tfds" / "camvid").exists():
-                script = packed / "unpack_camvid.py"
-                subprocess.run([sys.executable, script, published], check=True, capture_output=True)
-        datasets.prepare("camvid", data_dir=shared / "tfds", source=published)
-    return shared / "tfds"

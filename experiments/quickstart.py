@@ -1,0 +1,50 @@
+"""The demo: two loss weightings of a small SegNet-Basic on drawn street scenes, two seeds each.
+
+segjax sweep --config experiments/quickstart.py --workdir runs/quickstart
+segjax table --results runs/quickstart
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from segjax.config import default
+
+
+def get_config(size: str = "full") -> ConfigDict:
+    """`full`, or `smoke`: the same run cut to seconds."""
+    config = default()
+    config.model.name = "segnet_basic"
+    config.model.options.width = 16
+
+    config.data.dataset = "streetscenes"
+    config.data.resolution = (48, 64)
+    config.batch_size = 8
+
+    config.augment.flip = True
+    config.augment.scale = (0.8, 1.4)
+    config.augment.brightness = 0.2
+
+    config.optimizer.name = "adamw"
+    config.optimizer.learning_rate = 5e-3
+    config.optimizer.weight_decay = 1e-2
+    config.optimizer.schedule = "cosine"
+    config.optimizer.warmup_steps = 20
+
+    config.steps = 400
+    config.eval_every = 100
+    config.checkpoint_every = 100
+
+    if size == "smoke":
+        config.model.options.width = 4
+        config.data.resolution = (24, 32)
+        config.steps, config.eval_every, config.checkpoint_every = 2, 2, 2
+    return config
+
+
+def sweep() -> Iterator[dict[str, Any]]:
+    """Does weighting the rare classes pay?"""
+    for weights in ("none", "median_frequency"):
+        for seed in (0, 1):
+            yield {"loss.class_weights": weights, "seed": seed}

@@ -1,0 +1,43 @@
+"""SegNet-Basic on CamVid at 360x480, by the authors' own solver file.
+
+segjax train --config experiments/segnet_basic.py --workdir runs/segnet_basic
+"""
+
+from ml_collections import ConfigDict
+
+from segjax.config import default
+
+
+def get_config(size: str = "full") -> ConfigDict:
+    """`full`, or `smoke`: the same run cut to seconds."""
+    config = default()
+    config.model.name = "segnet_basic"
+    config.precision = "bfloat16"
+
+    config.data.dataset = "camvid"
+    config.data.resolution = (360, 480)
+    config.data.normalization = "local_response"  # the network's first layer in the file
+    config.batch_size = 4
+
+    config.augment.flip = True
+
+    config.loss.class_weights = "segnet"
+
+    # The authors' solver: a constant rate, L2 of the kernels, 10,000 steps (109 epochs of 367).
+    config.optimizer.name = "sgd"
+    config.optimizer.learning_rate = 0.1
+    config.optimizer.momentum = 0.9
+    config.optimizer.weight_decay = 5e-4
+
+    config.steps = 10_000
+    config.eval_every = 1000
+    config.eval_batch_size = 4
+    config.best_metric = "global_accuracy"  # as the paper selects
+    config.checkpoint_every = 1000
+    config.log_every = 50
+
+    if size == "smoke":
+        config.model.options.width = 2
+        config.data.resolution = (24, 32)
+        config.steps, config.eval_every, config.checkpoint_every = 2, 2, 2
+    return config

@@ -1,0 +1,64 @@
+"""Two virtual CPU devices, JAX at its strictest, and the data sets that tests share."""
+
+import fcntl
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+# Before JAX is imported; inherited by the commands that tests start.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_NUM_CPU_DEVICES"] = "2"
+
+import jax
+import pytest
+
+from segjax import datasets
+from segjax.datasets import streetscenes
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+TINY_RESOLUTION = (24, 32)
+TINY_SPLITS = {"train": range(10), "val": range(10, 15), "test": range(15, 20)}
+
+
+def _shared(tmp_path_factory):
+    """A folder that all workers of this test run see."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture(scope="session")
+def scenes_data_dir(tmp_path_factory):
+    """A data directory with streetscenes of 24x32: 10 to train on, 5 to validate, 5 to test."""
+    shared = _shared(tmp_path_factory)
+    with (shared / "scenes.lock").open("w") as lock, pytest.MonkeyPatch.context() as patch:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        patch.setattr(streetscenes, "SPLITS", TINY_SPLITS)
+        datasets.prepare("streetscenes", data_dir=shared / "scenes", resolution=TINY_RESOLUTION)
+    return shared / "scenes"
+
+
+@pytest.fixture(scope="session")
+def camvid_data_dir(tmp_path_factory):
+    """A data directory with the real CamVid prepared in it, once for all workers.
+
+    The published folder is named by SEGJAX_CAMVID, or restored from the packed copy beside the
+    checkout.
+    """
+    packed = Path(__file__).parents[2] / "shared" / "data"
+    published = os.environ.get("SEGJAX_CAMVID")
+    if published is None and not (packed / "camvid").is_dir():
+        pytest.skip("no CamVid: SEGJAX_CAMVID is unset and there is none beside the checkout")
+    shared = _shared(tmp_path_factory)
+    with (shared / "camvid.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if published is None:
+            published = shared / "camvid_published"
+            if not (shared / "tfds" / "camvid").exists():
+                script = packed / "unpack_camvid.py"
+                subprocess.run([sys.executable, script, published], check=True, capture_output=True)
+        datasets.prepare("camvid", data_dir=shared / "tfds", source=published)
+    return shared / "tfds"

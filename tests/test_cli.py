@@ -1,0 +1,122 @@
+"""The command line: help without weight, one line for each mistake, tables from rows."""
+
+import subprocess
+import sys
+
+import pytest
+
+from segjax.cli import main
+
+COMMANDS = ("data", "train", "evaluate", "predict", "sweep", "table", "picture", "floors")
+
+
+def test_help_imports_nothing_heavy():
+    script = (
+        "import sys; sys.argv = ['segjax', '--help']\n"
+        "from segjax.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "heavy = {'jax', 'flax', 'tensorflow_datasets', 'wandb', 'orbax', 'numpy', 'PIL'}\n"
+        "print(sorted(heavy & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+    for command in COMMANDS:
+        assert f"\n    {command} " in done.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_explains_itself(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0
+    assert f"usage: segjax {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "COMMAND"),
+        (["dance"], "invalid choice: 'dance'"),
+        (["train"], "--config, --workdir"),
+        (["train", "--config", "nowhere.py", "--workdir", "x"], "nowhere.py does not exist"),
+        (
+            ["train", "--config", "experiments/quickstart.py", "--workdir", "x", "--config.stepz=3"],
+            "did you mean 'steps'",
+        ),
+        (
+            ["train", "--config", "experiments/quickstart.py", "--workdir", "x", "--stepz=3"],
+            "unknown argument '--stepz=3'",
+        ),
+        (
+            [
+                *("train", "--config", "experiments/quickstart.py", "--workdir", "{tmp}/w"),
+                "--config.model.name=segnat",
+            ],
+            "unknown model 'segnat'; known: segnet, segnet_basic",
+        ),
+        (
+            [
+                *("train", "--config", "experiments/quickstart.py", "--workdir", "{tmp}/w"),
+                "--config.model.options.depth=3",
+            ],
+            "unknown option 'depth' of model segnet_basic",
+        ),
+        (
+            [
+                *("train", "--config", "experiments/quickstart.py", "--workdir", "{tmp}/w"),
+                "--config.data.dataset=cityscapes",
+            ],
+            "cityscapes",
+        ),
+        (
+            [
+                *("train", "--config", "experiments/quickstart.py", "--workdir", "{tmp}/w"),
+                "--config.num_devices=64",
+            ],
+            "num_devices=64, but this host has 2",
+        ),
+        (
+            [
+                *("train", "--config", "experiments/quickstart.py", "--workdir", "{tmp}/w"),
+                "--config.batch_size=3",
+            ],
+            "'batch_size' must be a multiple of 2",
+        ),
+        (
+            ["train", "--config", "experiments/camvid_small.py", "--workdir", "{tmp}/w",
+             "--config.data.data_dir={tmp}/none"],
+            "segjax data camvid",
+        ),
+        (["evaluate", "--workdir", "{tmp}/none"], "is not the workdir of a run"),
+        (["evaluate", "--workdir", "x", "--limit", "0"], "positive number"),
+        (["table", "--results", "{tmp}/none"], "none"),
+        (["table", "--results", "x", "--format", "word"], "invalid choice: 'word'"),
+        (["table", "--results", "x", "--colour"], "unknown argument '--colour'"),
+        (["picture", "--results", "{tmp}", "--output", "x.png"], "no finished run below"),
+        (["data", "imagenet"], "imagenet"),
+        (["data", "camvid", "--source", "{tmp}"], "train.txt"),
+        (["data", "streetscenes", "--resolution", "96"], "HEIGHTxWIDTH"),
+        (["floors", "--dataset", "nothing"], "nothing"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line_and_status_2(
+    arguments, said, tmp_path, scenes_data_dir, capsys, monkeypatch
+):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(scenes_data_dir))
+    status = main([argument.replace("{tmp}", str(tmp_path)) for argument in arguments])
+    captured = capsys.readouterr()
+    assert status == 2
+    assert captured.err.startswith("segjax: ")
+    assert captured.err.count("\n") == 1
+    assert said in captured.err
+    assert captured.out == ""
+
+
+def test_a_workdir_that_cannot_be_written_is_one_line(tmp_path, capsys):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    arguments = ["--config", "experiments/quickstart.py", "--workdir", str(blocked / "run")]
+    assert main(["train", *arguments]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

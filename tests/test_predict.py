@@ -1,0 +1,97 @@
+"""Label maps of images of any size, by the real command on a real run."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from segjax import predict
+from segjax.cli import main
+from segjax.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory, scenes_data_dir):
+    """A run of two steps, on one device."""
+    folder = tmp_path_factory.mktemp("predict") / "run"
+    status = main(
+        [
+            *("train", "--config", "experiments/quickstart.py:smoke", "--workdir", str(folder)),
+            f"--config.data.data_dir={scenes_data_dir}",
+            "--config.num_devices=1",
+        ]
+    )
+    assert status == 0
+    return folder
+
+
+def save(path, height, width, mode="RGB"):
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    Image.fromarray(pixels).convert(mode).save(path)
+    return pixels
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_labels_have_the_size_of_the_image_and_an_indexed_palette(tmp_path, workdir, native):
+    images, output = tmp_path / "images", tmp_path / "out"
+    images.mkdir()
+    sizes = {"small.png": (24, 32), "odd.jpg": (37, 61), "tall.png": (50, 20)}
+    for name, size in sizes.items():
+        save(images / name, *size, mode="L" if name == "tall.png" else "RGB")
+    arguments = ["predict", str(images), "--workdir", str(workdir), "--output", str(output)]
+    assert main(arguments + ["--native"] * native) == 0
+    for name, (height, width) in sizes.items():
+        stem = name.split(".")[0]
+        with Image.open(output / f"{stem}.png") as label:
+            assert (label.mode, label.size) == ("P", (width, height))
+            assert np.asarray(label).max() < 11
+        with Image.open(output / f"{stem}_overlay.png") as overlay:
+            assert (overlay.mode, overlay.size) == ("RGB", (width, height))
+    assert len(list(output.iterdir())) == 2 * len(sizes)
+
+
+def test_at_the_training_size_both_ways_agree(tmp_path, workdir):
+    save(tmp_path / "image.png", 24, 32)
+    labels = []
+    for flags in ([], ["--native"]):
+        output = tmp_path / f"out{len(flags)}"
+        image = str(tmp_path / "image.png")
+        arguments = ["predict", image, "--workdir", str(workdir), "--output", str(output)]
+        assert main(arguments + flags) == 0
+        labels.append(np.asarray(Image.open(output / "image.png")))
+    np.testing.assert_array_equal(*labels)
+
+
+def test_a_picture_compares_the_runs(tmp_path, workdir):
+    output = tmp_path / "picture.png"
+    arguments = ["picture", "--results", str(workdir.parent), "--output", str(output)]
+    assert main([*arguments, "--count", "2"]) == 0
+    with Image.open(output) as picture:
+        assert picture.width > 3 * 240  # image, truth, one run
+        assert len(picture.convert("RGB").getcolors(2**24)) > 20
+
+
+def test_files_that_cannot_be_are_named(tmp_path):
+    with pytest.raises(UserError, match="nowhere does not exist"):
+        predict.find_images([str(tmp_path / "nowhere")])
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(UserError, match="empty has no image"):
+        predict.find_images([str(empty)])
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"\x89PNG but no more")
+    with pytest.raises(UserError, match=r"broken\.png cannot be read"):
+        predict.read_image(broken)
+    save(tmp_path / "one.png", 4, 4)
+    save(tmp_path / "one.jpg", 4, 4)
+    with pytest.raises(UserError, match=r"both be written as one\.png"):
+        predict.find_images([str(tmp_path / "one.png"), str(tmp_path / "one.jpg")])
+
+
+def test_a_folder_without_a_run_is_one_line(tmp_path, capsys):
+    save(tmp_path / "image.png", 4, 4)
+    image = str(tmp_path / "image.png")
+    out = str(tmp_path / "out")
+    assert main(["predict", image, "--workdir", str(tmp_path), "--output", out]) == 2
+    said = capsys.readouterr().err
+    assert "is not the workdir of a run" in said
+    assert said.count("\n") == 1
