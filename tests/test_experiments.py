@@ -1,0 +1,61 @@
+"""Every config of experiments/ runs in its smoke form, and says how it is run."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from segjax import config as configs
+from segjax import models, results, sweep
+from segjax.cli import main
+
+FOLDER = Path(__file__).parents[1] / "experiments"
+FILES = sorted(FOLDER.glob("*.py"))
+PARAMETERS = {
+    "camvid_small": 357_067,
+    "quickstart": 90_731,
+    "segnet": 29_449_355,
+    "segnet_basic": 1_416_587,
+}
+
+
+def test_all_configs_are_known():
+    assert {path.stem for path in FILES} == set(PARAMETERS)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_docstring_has_the_command_and_the_full_config_its_parameters(path):
+    module, _ = configs.load_module(str(path))
+    assert f"--config experiments/{path.name} --workdir runs/{path.stem}" in module.__doc__
+    config = configs.load(str(path), {})
+    model = models.create(config.model.name, 11, **config.model.options)
+    image = jnp.zeros((1, *config.data.resolution, 3))
+    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
+    count = sum(x.size for x in jax.tree.leaves(variables["params"]))
+    assert count == PARAMETERS[path.stem]
+    if hasattr(module, "sweep"):
+        assert len(sweep.points(str(path), {})) > 1
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_smoke_form_trains_and_tests(path, tmp_path, request):
+    config = configs.load(f"{path}:smoke", {})
+    fixture = {"camvid": "camvid_data_dir", "streetscenes": "scenes_data_dir"}
+    data_dir = request.getfixturevalue(fixture[config.data.dataset])
+    arguments = ["--config", f"{path}:smoke", "--workdir", str(tmp_path / "run")]
+    assert main(["train", *arguments, f"--config.data.data_dir={data_dir}"]) == 0
+    (row,) = results.read([tmp_path / "run"])
+    assert (row["experiment"], row["steps"], row["split"]) == (path.stem, 2, "test")
+
+
+def test_committed_rows_are_whole_and_of_configs_that_are_here():
+    files = sorted((FOLDER / "results").glob("*.jsonl"))
+    assert files
+    for row in results.read(files):
+        if row["experiment"] == "floors":
+            continue
+        overrides = dict(row["overrides"])
+        path = FOLDER / f"{row['experiment']}.py"
+        assert configs.digest(configs.load(str(path), overrides)) == row["config_digest"]
+        assert "/" not in row["command"].replace("experiments/", "").replace("runs/", "")

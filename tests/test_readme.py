@@ -1,0 +1,90 @@
+"""The README keeps its word: its commands run, its tables are those of the committed rows."""
+
+import functools
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from segjax import models, results, tables
+from segjax.cli import main
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+COMMANDS = [
+    line.strip() for block in BLOCKS for line in block.replace("\\\n", "").splitlines() if line
+]
+
+
+def test_every_make_target_is_there():
+    targets = re.findall(r"^([a-z]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    named = [line.split()[1] for line in COMMANDS if line.startswith("make ")]
+    assert "demo" in named
+    assert "test" in named
+    assert set(named) <= set(targets)
+
+
+def test_the_demo_of_the_makefile_is_made_of_commands_that_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for name in re.findall(r"\$\(BIN\)/segjax (\w+)", makefile):
+        with pytest.raises(SystemExit) as end:
+            main([name, "--help"])
+        assert end.value.code == 0
+
+
+def test_the_commands_run_in_their_order(
+    tmp_path, monkeypatch, request, scenes_data_dir, camvid_data_dir
+):
+    """As they stand, but for smoke configs, prepared data and an image to predict on."""
+    data_dir = tmp_path / "data"
+    data_dir.mkdir()
+    (data_dir / "streetscenes").symlink_to(scenes_data_dir / "streetscenes")
+    (data_dir / "camvid").symlink_to(camvid_data_dir / "camvid")
+    monkeypatch.setenv("TFDS_DATA_DIR", str(data_dir))
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "experiments", tmp_path / "experiments")
+    noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "street.jpg")
+    ran = set()
+    for command in COMMANDS:
+        words = shlex.split(command)
+        while "=" in words[0]:  # settings for the environment
+            words = words[1:]
+        if words[0] != "segjax":
+            assert words[0] in ("make", "git", "cd"), command
+            continue
+        words = [re.sub(r"^(experiments/\w+\.py)$", r"\1:smoke", word) for word in words[1:]]
+        words = [word.replace("96x128", "24x32").replace("180x240", "24x32") for word in words]
+        assert main(words) == 0, command
+        ran.add(words[0])
+    assert ran == {"data", "train", "evaluate", "predict", "sweep", "table", "picture", "floors"}
+
+
+def test_tables_are_those_of_the_committed_rows():
+    found = re.findall(r"<!-- segjax table --results (\S+) -->\n(.*?)\n<!-- end -->", README, re.S)
+    assert found
+    for path, table in found:
+        rows = results.read([ROOT / path])
+        assert table.strip() == tables.render(tables.summarise(rows)).strip(), path
+
+
+def test_the_models_and_their_parameters_are_all_there():
+    found = re.findall(r"^\| `(\w+)` \|.*?\| ([\d,]+) \|", README, re.MULTILINE)
+    assert [name for name, _ in found] == list(models.MODELS)
+    for name, said in found:
+        init = functools.partial(models.create(name, 11).init, train=False)
+        variables = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+        assert said == f"{sum(x.size for x in jax.tree.leaves(variables['params'])):,}"
+
+
+def test_pictures_and_links_into_the_project_are_there():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        if "://" not in target:
+            assert (ROOT / target).exists(), target
