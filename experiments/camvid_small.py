@@ -19,15 +19,13 @@ def get_config(size: str = "full") -> ConfigDict:
     config.batch_size = 8
 
     config.augment.flip = True
-    config.augment.scale = (0.7, 1.6)
+    config.augment.scale = (0.8, 1.4)
     config.augment.brightness = 0.2
-    config.augment.contrast = 0.2
-    config.augment.saturation = 0.2
 
-    config.loss.class_weights = "median_frequency"
+    config.loss.class_weights = "enet"
 
     config.optimizer.name = "adamw"
-    config.optimizer.learning_rate = 2e-3
+    config.optimizer.learning_rate = 3e-3
     config.optimizer.weight_decay = 1e-2
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 100

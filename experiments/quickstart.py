@@ -19,7 +19,7 @@ def get_config(size: str = "full") -> ConfigDict:
     config.model.options.width = 16
 
     config.data.dataset = "streetscenes"
-    config.data.resolution = (48, 64)
+    config.data.resolution = (72, 96)
     config.batch_size = 8
 
     config.augment.flip = True
@@ -32,7 +32,7 @@ def get_config(size: str = "full") -> ConfigDict:
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 20
 
-    config.steps = 400
+    config.steps = 300
     config.eval_every = 100
     config.checkpoint_every = 100
 

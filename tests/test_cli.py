@@ -42,7 +42,7 @@ def test_each_command_explains_itself(command, capsys):
         (["train"], "--config, --workdir"),
         (["train", "--config", "nowhere.py", "--workdir", "x"], "nowhere.py does not exist"),
         (
-            ["train", "--config", "experiments/quickstart.py", "--workdir", "x", "--config.stepz=3"],
+            ["train", "--config", "experiments/segnet.py", "--workdir", "x", "--config.stepz=3"],
             "did you mean 'steps'",
         ),
         (
