@@ -65,6 +65,11 @@ def create(config: ConfigDict) -> Experiment:
     info = datasets.info(
         data.dataset, data_dir=data.data_dir or None, resolution=tuple(data.resolution)
     )
+    for option in ("dtype", "axis_name"):
+        if option in config.model.options:
+            raise UserError(
+                f"model.options.{option} is not yours to set: `precision` and devices do"
+            )
     model = models.create(
         config.model.name,
         len(info.class_names),
@@ -124,7 +129,7 @@ def load_variables(
       UserError: the workdir has no such checkpoint.
     """
     config = experiment.config
-    with Checkpoints(workdir) as checkpoints:
+    with Checkpoints(workdir, read_only=True) as checkpoints:
         kind = kind or ("final" if checkpoints.step("final") is not None else "best")
         step = checkpoints.step(kind)
         if step is None:

@@ -49,7 +49,14 @@ def parallelize(step: Callable[..., Any], devices: Sequence[jax.Device]) -> Call
         devices=devices,
         donate_argnums=0,
     )
-    return lambda state, shared, share: mapped(state, shared, share, places)
+
+    def call(state, shared, share):
+        outputs = mapped(state, shared, share, places)
+        # Virtual CPU devices share one pool of threads: calls that queue up in it can keep the
+        # threads which a collective of an earlier call waits for.
+        return jax.block_until_ready(outputs) if devices[0].platform == "cpu" else outputs
+
+    return call
 
 
 def place(tree: Any, devices: Sequence[jax.Device]) -> Any:

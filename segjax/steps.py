@@ -49,7 +49,9 @@ def create_state(
         opt_state = optimizer.init(variables["params"])
         return TrainState(jnp.zeros((), jnp.int32), variables, opt_state, ema)
 
-    return jax.jit(init)(loader.key(config.seed, loader.INITIALISATION))
+    # On the CPU compiling for speed takes many times longer than the one call.
+    options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+    return jax.jit(init, compiler_options=options)(loader.key(config.seed, loader.INITIALISATION))
 
 
 def build_train_steps(

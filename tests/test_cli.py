@@ -66,6 +66,20 @@ def test_each_command_explains_itself(command, capsys):
         (
             [
                 *("train", "--config", "experiments/quickstart.py", "--workdir", "{tmp}/w"),
+                "--config.model.options.dtype=bfloat16",
+            ],
+            "model.options.dtype is not yours to set",
+        ),
+        (
+            [
+                *("train", "--config", "experiments/quickstart.py", "--workdir", "{tmp}/w"),
+                "--config.model.options.width=0",
+            ],
+            "option 'width' of model segnet_basic is 0",
+        ),
+        (
+            [
+                *("train", "--config", "experiments/quickstart.py", "--workdir", "{tmp}/w"),
                 "--config.data.dataset=cityscapes",
             ],
             "cityscapes",

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+import jax.numpy as jnp
 from flax import linen as nn
 
 from segjax.errors import UserError
@@ -14,19 +15,40 @@ MODELS: dict[str, type[nn.Module]] = {
 }
 
 
-def create(name: str, num_classes: int, **options: Any) -> nn.Module:
-    """An architecture of `MODELS` for K = num_classes; options are its fields.
+def create(
+    name: str,
+    num_classes: int,
+    /,
+    *,
+    dtype: Any = jnp.float32,
+    axis_name: str | None = None,
+    **options: Any,
+) -> nn.Module:
+    """An architecture of `MODELS` for K = num_classes.
+
+    Args:
+      name: a key of `MODELS`.
+      num_classes: K.
+      dtype: of the computation.
+      axis_name: of the mapped axis over devices, for batch normalisation.
+      options: the architecture's own fields, such as width.
 
     Raises:
-      UserError: an unknown name or option, with the list of the known ones.
+      UserError: an unknown name or option, with the list of the known ones, or an option's value of
+        another type than its default, or a number below 1.
     """
     if name not in MODELS:
         raise UserError(f"unknown model {name!r}; known: {', '.join(sorted(MODELS))}")
-    own = {"num_classes", "parent", "name"}
-    known = {field.name for field in dataclasses.fields(MODELS[name])} - own
-    for option in options:
+    own = {"num_classes", "dtype", "axis_name", "parent", "name"}
+    known = {f.name: f.default for f in dataclasses.fields(MODELS[name]) if f.name not in own}
+    for option, value in options.items():
         if option not in known:
             raise UserError(
                 f"unknown option {option!r} of model {name}; known: {', '.join(sorted(known))}"
             )
-    return MODELS[name](num_classes=num_classes, **options)
+        if type(value) is not type(known[option]) or (type(value) is int and value < 1):
+            raise UserError(
+                f"option {option!r} of model {name} is {value!r}, "
+                f"expected one such as {known[option]!r}"
+            )
+    return MODELS[name](num_classes=num_classes, dtype=dtype, axis_name=axis_name, **options)

@@ -44,8 +44,8 @@ def _max_pool(x, window):
     slots = _slots(x, window, fill=-jnp.inf)
     y, indices = slots[0], jnp.zeros(slots[0].shape, jnp.uint8)
     for position, slot in enumerate(slots[1:], start=1):
-        # A NaN is greater than nothing. Its own place keeps unpooling from putting it into the
-        # padding.
+        # The first NaN counts as the greatest: a place of its own keeps unpooling from putting it
+        # into the padding.
         greater = (slot > y) | (jnp.isnan(slot) & ~jnp.isnan(y))
         y = jnp.where(greater, slot, y)
         indices = jnp.where(greater, jnp.uint8(position), indices)

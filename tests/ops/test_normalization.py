@@ -1,0 +1,74 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from segjax.ops.normalization import local_response_normalization
+
+
+def loop(x, size=5, alpha=1e-4, beta=0.75):
+    """The formula in float64, channel by channel."""
+    x = np.asarray(x, np.float64)
+    y = np.empty_like(x)
+    channels = x.shape[-1]
+    for c in range(channels):
+        energy = np.zeros(x.shape[:-1])
+        for k in range(c - size // 2, c + size // 2 + 1):
+            if 0 <= k < channels:
+                energy += x[..., k] ** 2
+        y[..., c] = x[..., c] / (1 + alpha / size * energy) ** beta
+    return y
+
+
+def pixels(channels, shape=(2, 4, 5), seed=0):
+    values = np.random.default_rng(seed).uniform(0, 255, (*shape, channels))
+    return jnp.asarray(values, jnp.float32)
+
+
+def test_a_pixel_by_hand():
+    # 100^2 + 200^2 = 50000; 1 + 1e-4 / 5 * 50000 = 2; 2^0.75 = 1.681793.
+    y = local_response_normalization(jnp.array([[100.0, 200.0, 0.0]]))
+    np.testing.assert_allclose(y, [[59.46036, 118.92071, 0.0]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 11])
+def test_the_formula(channels):
+    x = pixels(channels)
+    y = local_response_normalization(x)
+    assert y.dtype == jnp.float32
+    np.testing.assert_allclose(y, loop(x), rtol=2e-6)
+
+
+@pytest.mark.parametrize(
+    "options", [{"size": 1}, {"size": 3, "alpha": 1e-2}, {"beta": 0.5}, {"size": 9, "alpha": 2.0}]
+)
+def test_other_options(options):
+    x = pixels(7, seed=1)
+    np.testing.assert_allclose(
+        local_response_normalization(x, **options), loop(x, **options), rtol=5e-6
+    )
+
+
+def test_three_channels_share_one_divisor():
+    # The window of 5 holds all of RGB, so the hue stays.
+    x = pixels(3)
+    ratio = np.asarray(local_response_normalization(x) / x)
+    np.testing.assert_allclose(ratio, ratio[..., :1].repeat(3, -1), rtol=1e-6)
+    assert ratio.std() > 0.05
+
+
+def test_gradient_of_the_formula():
+    pixel, step = pixels(3, (6,)), 1e-3
+    gradient = jax.grad(lambda x: jnp.sum(jnp.square(local_response_normalization(x))))(pixel)
+    x = np.asarray(pixel, np.float64)
+    reference = np.zeros(x.shape)
+    for at in np.ndindex(*x.shape):
+        shift = np.zeros(x.shape)
+        shift[at] = step
+        above, below = (np.square(loop(x + s * shift)).sum() for s in (1, -1))
+        reference[at] = (above - below) / (2 * step)
+    np.testing.assert_allclose(gradient, reference, rtol=1e-4, atol=1e-3)
+
+
+def test_black_stays_black():
+    np.testing.assert_array_equal(local_response_normalization(jnp.zeros((2, 3))), 0)

@@ -1,0 +1,311 @@
+"""Pooling and unpooling against a double loop, PyTorch's values, and what they promise."""
+
+import functools
+import itertools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from segjax.ops.pooling import max_pool_with_indices, max_unpool
+
+# Compiled, for one call of each operation in them is slower by far; that it is all the same is
+# `test_jit_is_eager_and_vmap_is_a_loop`.
+pool = jax.jit(max_pool_with_indices, static_argnums=1)
+unpool = jax.jit(max_unpool, static_argnums=(2, 3))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def there_and_back(x, window=2):
+    y, indices = max_pool_with_indices(x, window)
+    return y, indices, max_unpool(y, indices, x.shape, window)
+
+
+GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "unpooling.npz")
+CASES = sorted({name.partition("/")[0] for name in GOLDEN.files})
+
+
+def loop_pool(x, window):
+    """Pools (..., H, W, C) window by window: maxima, and their positions as (row, column) of x."""
+    *lead, height, width, channels = x.shape
+    h, w = -(-height // window), -(-width // window)
+    y = np.zeros((*lead, h, w, channels), x.dtype)
+    places = np.zeros((*y.shape, 2), np.int64)
+    for *n, i, j, c in np.ndindex(*y.shape):
+        at = (*n, slice(i * window, (i + 1) * window), slice(j * window, (j + 1) * window), c)
+        patch = x[at]
+        row, column = np.unravel_index(np.argmax(patch), patch.shape)  # first; NaN is the greatest
+        y[*n, i, j, c] = patch[row, column]
+        places[*n, i, j, c] = i * window + row, j * window + column
+    return y, places
+
+
+def loop_unpool(y, places, shape):
+    """Zeros of `shape` with each value of y at its place."""
+    x = np.zeros(shape, y.dtype)
+    for *n, i, j, c in np.ndindex(*y.shape):
+        x[*n, *places[*n, i, j, c], c] = y[*n, i, j, c]
+    return x
+
+
+def positions(places, window):
+    """Row-major positions inside the windows, of places in the map."""
+    return (places % window) @ np.array([window, 1])
+
+
+def check_against_loop(x, window):
+    y, places = loop_pool(x, window)
+    found, indices, full = there_and_back(x, window)
+    assert indices.dtype == jnp.uint8
+    np.testing.assert_array_equal(np.asarray(found), y, strict=True)
+    np.testing.assert_array_equal(indices, positions(places, window))
+    np.testing.assert_array_equal(np.asarray(full), loop_unpool(y, places, x.shape), strict=True)
+
+
+def random(shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+@pytest.fixture
+def golden(request):
+    """One case of PyTorch's values, NHWC, its indices as positions inside the windows."""
+    arrays = {
+        name.partition("/")[2]: GOLDEN[name]
+        for name in GOLDEN.files
+        if name.startswith(f"{request.param}/")
+    }
+    window = int(arrays.pop("window"))
+    arrays = {name: np.moveaxis(array, 1, -1) for name, array in arrays.items()}
+    row, column = np.divmod(arrays["indices"], arrays["x"].shape[-2])
+    arrays["indices"] = row % window * window + column % window
+    return arrays | {"window": window}
+
+
+@pytest.mark.parametrize("golden", CASES, indirect=True)
+def test_pooling_and_its_gradient_are_pytorchs(golden):
+    x, window = golden["x"], golden["window"]
+    y, transpose, indices = jax.vjp(lambda x: pool(x, window), x, has_aux=True)
+    np.testing.assert_array_equal(y, golden["pooled"])
+    np.testing.assert_array_equal(indices, golden["indices"])
+    (gradient,) = transpose(jnp.asarray(golden["pooled_cotangent"]))
+    np.testing.assert_array_equal(gradient, golden["x_gradient"])
+
+
+@pytest.mark.parametrize("golden", CASES, indirect=True)
+def test_unpooling_and_its_gradient_are_pytorchs(golden):
+    shape, window = golden["x"].shape, golden["window"]
+    indices = golden["indices"].astype(np.uint8)
+    unpooled, transpose = jax.vjp(lambda y: unpool(y, indices, shape, window), golden["pooled"])
+    np.testing.assert_array_equal(unpooled, golden["unpooled"])
+    (gradient,) = transpose(jnp.asarray(golden["unpooled_cotangent"]))
+    np.testing.assert_array_equal(gradient, golden["pooled_gradient"])
+
+
+def test_the_golden_cases_hold_what_they_are_for():
+    windows = {int(GOLDEN[f"{case}/window"]) for case in CASES}
+    assert windows == {2, 3, 5}
+    assert any(GOLDEN[f"{case}/x"].shape[-1] % GOLDEN[f"{case}/window"] for case in CASES)
+    assert np.isneginf(GOLDEN["infinite/pooled"]).any()
+    assert np.isnan(GOLDEN["not_a_number/pooled"]).sum() == 4
+    windows = GOLDEN["even/x"].reshape(2, 2, 2, 3, 2)  # channel, row, its row, column, its column
+    equals = (windows == windows.max((2, 4), keepdims=True)).sum((2, 4))
+    assert (equals > 1).sum() >= 4
+
+
+FLOATS = st.sampled_from([-np.inf, -3.5, -1.0, -0.5, 0.0, 0.5, 2.0, np.inf, np.nan])
+SHAPES = st.tuples(
+    st.integers(1, 2), st.integers(1, 7), st.integers(1, 7), st.integers(1, 2)
+)  # (B, H, W, C)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(data=st.data(), shape=SHAPES, window=st.integers(1, 4))
+def test_any_map_is_pooled_and_unpooled_as_by_the_loop(data, shape, window):
+    check_against_loop(data.draw(hnp.arrays(np.float32, shape, elements=FLOATS)), window)
+
+
+@pytest.mark.parametrize(("size", "window"), [((33, 41), 2), ((33, 41), 3), ((16, 17), 16)])
+def test_wide_maps_are_pooled_and_unpooled_as_by_the_loop(size, window):
+    check_against_loop(np.asarray(random((2, *size, 3))), window)
+
+
+def test_the_first_of_equals_is_taken():
+    x = jnp.array([[1.0, 2.0], [2.0, 2.0]])[..., None]
+    y, indices = pool(x)
+    assert (y.item(), indices.item()) == (2.0, 1)
+    y, indices = pool(jnp.full((3, 3, 1), -jnp.inf), 3)
+    assert (y.item(), indices.item()) == (-np.inf, 0)
+
+
+def test_a_value_that_is_not_a_number_survives_at_the_ragged_edge():
+    x = jnp.zeros((3, 3, 1)).at[2, 2].set(jnp.nan)
+    np.testing.assert_array_equal(there_and_back(x)[2], x)
+
+
+@pytest.mark.parametrize(("size", "window"), [((6, 8), 2), ((7, 5), 2), ((7, 8), 3)])
+def test_each_maximum_returns_to_its_place_and_the_rest_is_zero(size, window):
+    x = -1 - np.abs(random((2, *size, 3)))  # negative: padding by zeros would win
+    maxima, _, full = map(np.asarray, there_and_back(x, window))
+    kept = full != 0
+    np.testing.assert_array_equal(full[kept], x[kept])
+    assert kept.sum() == maxima.size
+    spread = maxima.repeat(window, 1).repeat(window, 2)[:, : size[0], : size[1]]
+    assert (x <= spread).all()
+    np.testing.assert_array_equal(x == spread, kept)
+
+
+def test_camvids_sizes_down_and_back():
+    sizes = [(360, 480), (180, 240), (90, 120), (45, 60), (23, 30), (12, 15)]
+    y, pools = random((1, *sizes[0], 1)), []
+    for above, below in itertools.pairwise(sizes):
+        x = y
+        y, indices = pool(x)
+        pools.append((indices, x.shape))
+        assert (x.shape[1:3], y.shape[1:3]) == (above, below)
+        assert (indices.dtype, indices.shape) == (jnp.uint8, y.shape)
+    values = np.sort(np.asarray(y).ravel())
+    for indices, shape in reversed(pools):
+        y = unpool(y, indices, shape)
+        assert y.shape == shape
+    assert y.shape == (1, 360, 480, 1)
+    np.testing.assert_array_equal(np.sort(np.asarray(y)[np.asarray(y) != 0]), values)
+
+
+def test_the_size_alone_or_the_whole_shape():
+    y, indices, full = there_and_back(random((2, 5, 7, 3)))
+    np.testing.assert_array_equal(unpool(y, indices, (5, 7)), full, strict=True)
+
+
+@pytest.mark.parametrize("window", [2, 3])
+def test_gradient_of_pooling_is_that_of_finite_differences(window):
+    # Values further apart than the step, so that no maximum changes place.
+    x = np.random.default_rng(0).permutation(2 * 7 * 5 * 2).reshape(2, 7, 5, 2) * 0.1
+    weight = np.random.default_rng(1).normal(size=loop_pool(x, window)[0].shape)
+
+    def weighted(x):
+        return (loop_pool(x, window)[0] * weight).sum()
+
+    reference = np.zeros_like(x)
+    for at in np.ndindex(*x.shape):
+        step = np.zeros_like(x)
+        step[at] = 0.01
+        reference[at] = (weighted(x + step) - weighted(x - step)) / 0.02
+    _, transpose, _ = jax.vjp(lambda x: pool(x, window), x.astype(np.float32), has_aux=True)
+    (gradient,) = transpose(jnp.asarray(weight, jnp.float32))
+    np.testing.assert_allclose(gradient, reference, rtol=1e-5, atol=1e-6)
+    places = loop_pool(x, window)[1]
+    argmax = loop_unpool(np.ones(weight.shape), places, x.shape) == 1
+    np.testing.assert_array_equal(np.asarray(gradient) != 0, argmax)
+
+
+def test_gradient_of_equals_reaches_the_first_alone():
+    gradient = jax.grad(lambda x: jnp.sum(pool(x)[0]))(jnp.ones((3, 3, 1)))
+    expected = [[1, 0, 1], [0, 0, 0], [1, 0, 1]]
+    np.testing.assert_array_equal(gradient[..., 0], expected)
+
+
+@pytest.mark.parametrize("window", [2, 3])
+def test_gradient_of_unpooling_gathers_at_the_indices(window):
+    x, cotangent = random((2, 7, 8, 3)), np.asarray(random((2, 7, 8, 3), seed=1))
+    y, indices = pool(x, window)
+    _, transpose = jax.vjp(lambda y: unpool(y, indices, x.shape, window), y)
+    gradient = np.asarray(*transpose(cotangent))
+    _, places = loop_pool(np.asarray(x), window)
+    for *n, i, j, c in np.ndindex(*y.shape):
+        assert gradient[*n, i, j, c] == cotangent[*n, *places[*n, i, j, c], c]
+
+
+def both(x, window=2):
+    y, indices = max_pool_with_indices(x, window)
+    return y, indices, max_unpool(y * 2, indices, x.shape, window)
+
+
+def gradient_of_both(x, window=2):
+    def loss(x):
+        y, indices, full = both(x, window)
+        return jnp.sum(jnp.square(y)) + jnp.sum(full * jnp.square(x)), (y, indices, full)
+
+    return jax.grad(loss, has_aux=True)(x)
+
+
+def test_jit_is_eager_and_vmap_is_a_loop():
+    def same(found, expected):
+        np.testing.assert_array_equal(np.asarray(found), np.asarray(expected), strict=True)
+
+    x = random((3, 2, 7, 5, 2))
+    loop = [jax.jit(gradient_of_both)(part) for part in x]
+    jax.tree.map(same, gradient_of_both(x[0]), loop[0])
+    stacked = jax.tree.map(lambda *parts: np.stack(parts), *loop)
+    for axis in (0, 3):
+        mapped = jax.jit(jax.vmap(gradient_of_both, in_axes=axis))(jnp.moveaxis(x, 0, axis))
+        jax.tree.map(same, mapped, stacked)
+
+
+def test_leading_axes_are_free():
+    x = random((2, 3, 5, 4, 2))
+    for whole, part in zip(there_and_back(x), there_and_back(x[1, 2]), strict=True):
+        assert whole.ndim == 5
+        np.testing.assert_array_equal(whole[1, 2], part, strict=True)
+
+
+def test_bfloat16_throughout():
+    x = random((2, 7, 5, 2)).astype(jnp.bfloat16)
+    y, indices, full = there_and_back(x)
+    gradient, _ = jax.jit(gradient_of_both)(x)
+    assert (y.dtype, full.dtype, gradient.dtype) == (jnp.bfloat16,) * 3
+    # Every bfloat16 is a float32, so that comparisons agree exactly.
+    wide = there_and_back(x.astype(jnp.float32))
+    for found, expected in zip((y, indices, full), wide, strict=True):
+        np.testing.assert_array_equal(found.astype(expected.dtype), expected)
+
+
+def program(function, *arguments):
+    """The text of a function as JAX traces it, as XLA is given it and as XLA makes it."""
+    lowered = jax.jit(function).lower(*arguments)
+    return str(jax.make_jaxpr(function)(*arguments)), lowered.as_text(), lowered.compile().as_text()
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 6, 3), (2, 7, 5, 3)])
+@pytest.mark.parametrize("function", [both, gradient_of_both])
+def test_no_program_writes_by_index(function, shape):
+    for text in program(function, random(shape)):
+        assert "scatter" not in text
+        assert "gather" not in text
+
+
+def test_writing_by_index_would_be_seen():
+    texts = program(lambda x, i: x.at[i].add(1.0), random((4,)), jnp.zeros(2, jnp.int32))
+    assert all("scatter" in text for text in texts[:2])
+
+
+def test_a_second_derivative():
+    x = random((4, 4, 1))
+    hessian = jax.jit(jax.hessian(lambda x: jnp.sum(jnp.square(max_pool_with_indices(x)[0]))))(x)
+    kept = np.asarray(there_and_back(x)[2] != 0).ravel()
+    np.testing.assert_array_equal(hessian.reshape(16, 16), np.diag(2.0 * kept))
+
+
+@pytest.mark.parametrize(
+    ("shape", "window", "found"),
+    [
+        ((9, 8), 2, "9x8 map pools to 5x4 with window 2"),
+        ((8, 10), 2, "8x10 map pools to 4x5 with window 2"),
+        ((1, 8, 6, 2), 2, "8x6 map pools to 4x3 with window 2"),
+        ((8, 8), 3, "8x8 map pools to 3x3 with window 3"),
+    ],
+)
+def test_a_shape_that_does_not_pool_to_the_map_is_refused(shape, window, found):
+    y, indices = jnp.zeros((1, 4, 4, 2)), jnp.zeros((1, 4, 4, 2), jnp.uint8)
+    with pytest.raises(ValueError, match=f"a {found}, but the map to unpool is 4x4"):
+        max_unpool(y, indices, shape, window)
+
+
+@pytest.mark.parametrize("window", [0, -1, 17])
+def test_a_window_that_no_byte_can_index_is_refused(window):
+    with pytest.raises(ValueError, match=f"window must be from 1 to 16, found {window}"):
+        max_pool_with_indices(jnp.zeros((1, 4, 4, 1)), window)
