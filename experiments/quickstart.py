@@ -40,6 +40,8 @@ def get_config(size: str = "full") -> ConfigDict:
         config.model.options.width = 4
         config.data.resolution = (24, 32)
         config.steps, config.eval_every, config.checkpoint_every = 2, 2, 2
+    elif size != "full":
+        raise ValueError(f"unknown size {size!r}, expected full or smoke")
     return config
 
 

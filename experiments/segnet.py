@@ -18,7 +18,7 @@ def get_config(size: str = "full") -> ConfigDict:
     config.data.resolution = (360, 480)
     config.batch_size = 4
 
-    config.augment.flip = True
+    config.augment.flip = True  # not in the files; others reach their figures with it
 
     config.loss.class_weights = "segnet"
 
@@ -39,4 +39,6 @@ def get_config(size: str = "full") -> ConfigDict:
         config.model.options.width = 2
         config.data.resolution = (24, 32)
         config.steps, config.eval_every, config.checkpoint_every = 2, 2, 2
+    elif size != "full":
+        raise ValueError(f"unknown size {size!r}, expected full or smoke")
     return config

@@ -19,8 +19,10 @@ KINDS = {"latest": 2, "best": 1, "final": 1}  # how many of each are kept
 class Checkpoints:
     """The checkpoints below `workdir/checkpoints`; use as a context, which waits for writing."""
 
-    def __init__(self, workdir: Path):
+    def __init__(self, workdir: Path, *, read_only: bool = False):
+        """read_only: leave everything there alone, for a training may be writing to it."""
         self._root = workdir.absolute() / "checkpoints"
+        self._read_only = read_only
         self._managers: dict[str, ocp.CheckpointManager] = {}
 
     def __enter__(self) -> "Checkpoints":
@@ -32,23 +34,29 @@ class Checkpoints:
 
     def _manager(self, kind: str) -> ocp.CheckpointManager:
         if kind not in self._managers:
-            # What a killed process left half-written is cleared away on opening.
-            options = ocp.CheckpointManagerOptions(
-                max_to_keep=KINDS[kind], cleanup_tmp_directories=True
-            )
+            if self._read_only:
+                options = ocp.CheckpointManagerOptions(create=False)
+            else:
+                # What a killed process left half-written is cleared away on opening.
+                options = ocp.CheckpointManagerOptions(
+                    max_to_keep=KINDS[kind], cleanup_tmp_directories=True
+                )
             self._managers[kind] = ocp.CheckpointManager(self._root / kind, options=options)
         return self._managers[kind]
 
-    def save(self, kind: str, step: int, state: Any, facts: dict[str, Any]) -> None:
-        """Starts writing; the arrays may be given up to a next step as soon as this returns."""
+    def save(self, kind: str, step: int, state: Any, facts: dict[str, Any]) -> bool:
+        """Starts writing; the arrays may be given up to a next step as soon as this returns.
+
+        A resumed run comes by its own steps again: what is there is left as it is, and so is a
+        checkpoint of a later step, for which False is returned.
+        """
         manager = self._manager(kind)
-        if step not in manager.all_steps():  # a resumed run comes by its own steps again
-            manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state), facts=ocp.args.JsonSave(facts)
-                ),
-            )
+        if step in manager.all_steps():
+            return True
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), facts=ocp.args.JsonSave(facts)
+        )
+        return manager.save(step, args=args)
 
     def step(self, kind: str) -> int | None:
         """The step of the newest checkpoint of a kind."""
@@ -56,11 +64,13 @@ class Checkpoints:
             return None
         return self._manager(kind).latest_step()
 
-    def path(self, kind: str) -> Path | None:
-        """Where the newest checkpoint of a kind lies."""
+    def path(self, kind: str, before: int | None = None) -> Path | None:
+        """Where the newest checkpoint of a kind lies, or the newest of a step below `before`."""
         self.wait()
-        step = self.step(kind)
-        return None if step is None else self._root / kind / str(step)
+        if self.step(kind) is None:
+            return None
+        steps = [s for s in self._manager(kind).all_steps() if before is None or s < before]
+        return self._root / kind / str(max(steps)) if steps else None
 
     def facts(self, kind: str) -> dict[str, Any]:
         """What was saved beside the newest checkpoint of a kind."""

@@ -93,7 +93,6 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="feed images at their own size, not resized to the height of training",
     )
-    predict.add_argument("--data-dir", metavar="DIR", help="where prepared sets lie, if elsewhere")
 
     sweep = command(
         "sweep",
@@ -173,8 +172,7 @@ def _train(options):
     loaded = config.load(options.config, overrides)
     name = Path(options.config.partition(":")[0]).stem
     fields = config.flat(loaded)
-    incidental = ("data.data_dir", "wandb.")
-    kept = {k: fields[k] for k in overrides if not k.startswith(incidental)}
+    kept = {name: fields[name] for name in overrides if not config.incidental(name)}
     description = Description(name, options.name or name, kept, options.shell)
     try:
         row = train.train(loaded, options.workdir, description)
@@ -208,7 +206,7 @@ def _predict(options):
     from segjax.progress import Bar
 
     paths = predict.find_images(options.images)
-    run, _ = experiment.open_run(options.workdir, options.data_dir)
+    run, _ = experiment.open_run(options.workdir, None)
     variables, _ = experiment.load_variables(run, options.workdir, None)
     with Bar("predict", len(paths), unit_per_step=1) as bar:
         predict.predict_files(

@@ -19,7 +19,8 @@ from ml_collections import ConfigDict
 
 from segjax.errors import UserError
 
-# What does not change the numbers of a run: left out of its digest, free to differ on resume.
+# What is not of the experiment: left out of its digest, free to differ on resume. (The number of
+# devices changes the last bits, and the groups that batch normalisation sees of micro-batches.)
 INCIDENTAL = ("data.data_dir", "wandb", "log_every", "num_devices")
 
 
@@ -27,7 +28,7 @@ def default() -> ConfigDict:
     """The fields that every experiment has, with neutral values."""
     config = ConfigDict()
     config.seed = 0  # of the initialisation, the order of the data, its augmentation, dropout
-    config.num_devices = 0  # 0: all that this host has; must divide the batch sizes
+    config.num_devices = 0  # 0: as many of this host's as divide the batches
 
     config.model = ConfigDict()
     config.model.name = "segnet_basic"  # of segjax.models.MODELS
@@ -79,6 +80,8 @@ def default() -> ConfigDict:
     config.wandb.mode = "disabled"  # disabled, offline, online
     config.wandb.project = "segjax"
     config.wandb.group = ""
+    config.lock()  # so that a file which misspells a field is refused
+    config.model.options.unlock()
     return config
 
 
@@ -106,9 +109,11 @@ def load(spec: str, overrides: Mapping[str, Any]) -> ConfigDict:
     module, argument = load_module(spec)
     try:
         config = module.get_config(argument) if argument else module.get_config()
-    except (TypeError, ValueError) as error:
-        raise UserError(f"config file {spec}: get_config refuses: {error}") from error
-    config.lock()
+    except Exception as error:
+        said = " ".join(str(error).split())
+        raise UserError(f"config file {spec}: {type(error).__name__}: {said}") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"config file {spec}: get_config gives {config!r}, expected a ConfigDict")
     override(config, overrides)
     check(config)
     return config
@@ -135,6 +140,8 @@ def override(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
             raise UserError(f"config field {name!r} is a group of fields, not one")
         if isinstance(value, str) and not isinstance(present, str):
             value = _parse(name, value, present)
+        if value is None:
+            raise UserError(f"config field {name!r} is {_kind(present)}, found None")
         if isinstance(present, tuple):
             value = tuple(value) if isinstance(value, (tuple, list)) else (value,)
         if isinstance(present, bool) != isinstance(value, bool) and present is not None:
@@ -189,21 +196,22 @@ def flat(config: ConfigDict) -> dict[str, Any]:
 
 def digest(config: ConfigDict) -> str:
     """16 hex digits that say what was computed, whatever the seed, the place and the tracking."""
-    fields = {k: v for k, v in flat(config).items() if k != "seed" and not _incidental(k)}
+    fields = {k: v for k, v in flat(config).items() if k != "seed" and not incidental(k)}
     text = json.dumps(fields, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def difference(ours: ConfigDict, theirs: Mapping[str, Any]) -> str | None:
-    """The first field that changes the numbers and differs from a stored `flat` config."""
-    mine = json.loads(json.dumps(flat(ours)))
-    for name in sorted(set(mine) | set(theirs)):
-        if not _incidental(name) and mine.get(name) != theirs.get(name):
-            return f"{name} is {mine.get(name)!r}, was {theirs.get(name)!r}"
+def difference(ours: ConfigDict, theirs: ConfigDict) -> str | None:
+    """The first field that changes the numbers and is not the same in both, in words."""
+    mine, stored = flat(ours), flat(theirs)
+    for name in sorted(set(mine) | set(stored)):
+        if not incidental(name) and mine.get(name) != stored.get(name):
+            return f"{name} is {mine.get(name)!r}, was {stored.get(name)!r}"
     return None
 
 
-def _incidental(name):
+def incidental(name: str) -> bool:
+    """Whether a field says where and how a run is done, and not what is computed."""
     return any(name == field or name.startswith(f"{field}.") for field in INCIDENTAL)
 
 
@@ -211,6 +219,7 @@ def check(config: ConfigDict) -> None:
     """Refuses values that no run can have, by a UserError that names the field."""
     for name in ("steps", "steps_per_dispatch", "micro_batches", "batch_size", "eval_batch_size"):
         _require(config, name, config[name] >= 1, "at least 1")
+    _require(config, "num_devices", config.num_devices >= 0, "at least 0")
     for name in ("eval_every", "checkpoint_every", "log_every"):
         _require(config, name, config[name] >= 1, "at least 1")
         # Else a run would stop inside a dispatch, and its bits depend on where it was cut.
@@ -254,12 +263,12 @@ def check(config: ConfigDict) -> None:
     _require(
         config,
         "augment.scale",
-        len(scale) == 2 and 0 < scale[0] <= scale[1] < math.inf,
+        _factors(scale),
         "a least and a greatest positive factor",
     )
     for name in ("brightness", "contrast", "saturation"):
         _require(config, f"augment.{name}", 0 <= config.augment[name] <= 1, "in [0, 1]")
-    for name in ("learning_rate", "weight_decay", "clip_norm", "warmup_steps", "momentum"):
+    for name in ("learning_rate", "weight_decay", "clip_norm", "warmup_steps", "momentum", "power"):
         _require(
             config,
             f"optimizer.{name}",
@@ -278,4 +287,9 @@ def _require(config, name, holds, expected):
 
 
 def _size(value):
-    return len(value) == 2 and all(isinstance(side, int) and side >= 1 for side in value)
+    return len(value) == 2 and all(type(side) is int and side >= 1 for side in value)
+
+
+def _factors(value):
+    numbers = len(value) == 2 and all(type(factor) in (int, float) for factor in value)
+    return numbers and 0 < value[0] <= value[1] < math.inf

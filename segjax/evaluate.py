@@ -21,9 +21,9 @@ Examples = loader.Raw | loader.Source
 
 
 def build_evaluator(experiment: Experiment) -> Callable[..., np.ndarray]:
-    """f(variables, examples, title) -> int64 (K, K) counts of every pixel that is not void.
+    """f(variables, examples, title, between) -> int64 (K, K) counts of all that is not void.
 
-    With a title it shows a progress bar.
+    With a title it shows a progress bar; `between` is called after each batch, and may raise.
     """
     config, info, devices = experiment.config, experiment.info, experiment.devices
     step = parallel.parallelize(
@@ -31,7 +31,7 @@ def build_evaluator(experiment: Experiment) -> Callable[..., np.ndarray]:
         devices,
     )
 
-    def evaluate(variables, examples, title=None):
+    def evaluate(variables, examples, title=None, between=lambda: None):
         total = np.zeros((len(info.class_names),) * 2, np.int64)
         size = config.eval_batch_size
         count = loader.num_examples(examples)
@@ -41,19 +41,24 @@ def build_evaluator(experiment: Experiment) -> Callable[..., np.ndarray]:
                 total += np.asarray(counts)
                 if bar:
                     bar.advance(min(number * size, count))
+                between()
         return total
 
     return evaluate
 
 
 def recompute_batch_norm(
-    experiment: Experiment, variables: Variables, examples: Examples
+    experiment: Experiment,
+    variables: Variables,
+    examples: Examples,
+    between: Callable[[], None] = lambda: None,
 ) -> Variables:
     """Replaces the running statistics by means over the training set, as the SegNet authors do.
 
     In batches of b = `batch_size` of the n training images, n // b + n % b of them as in
     `compute_bn_statistics.py` (the images come round again), without augmentation, each layer's
     batch means and unbiased batch variances (m / (m - 1), m values a channel) are averaged.
+    `between` is called after each batch, and may raise.
     """
     config, devices = experiment.config, experiment.devices
     step = parallel.parallelize(
@@ -72,6 +77,7 @@ def recompute_batch_norm(
             raw = loader.pick(examples, places)
             sums, _ = step(sums, variables, parallel.split(raw, devices))
             bar.advance(batch + 1)
+            between()
 
     unbiased = _unbiased(experiment, variables, size)
 
@@ -118,7 +124,7 @@ def result_row(
     config, info = experiment.config, experiment.info
     device = experiment.devices[0]
     return {
-        "schema": 1,
+        "schema": results.SCHEMA,
         "experiment": description.experiment,
         "name": description.name,
         "overrides": description.overrides,
@@ -174,4 +180,5 @@ def evaluate_workdir(
         facts=facts,
         batch_norm=facts.get("batch_norm", "running"),
     )
-    return workdir / f"evaluation_{split}_{facts['kind']}.json", row
+    of = f"_first{limit}" if limit else ""
+    return workdir / f"evaluation_{split}{of}_{facts['kind']}.json", row

@@ -47,22 +47,21 @@ class Experiment:
         )
 
 
-def create(config: ConfigDict) -> Experiment:
+def create(config: ConfigDict, info: datasets.DatasetInfo | None = None) -> Experiment:
     """Builds the model and looks up the data set and the devices that a config names.
+
+    With `info` the data set need not be there until it is opened.
 
     Raises:
       UserError: any of them is not there, or the batch does not divide among the devices.
     """
     data = config.data
-    devices = parallel.pick_devices(config.num_devices)
-    for name in ("batch_size", "eval_batch_size"):
-        share = len(devices) * (config.micro_batches if name == "batch_size" else 1)
-        if config[name] % share:
-            raise UserError(
-                f"config field {name!r} must be a multiple of {share} (devices times micro-batches)"
-                f", found {config[name]}"
-            )
-    info = datasets.info(
+    shares = {
+        "batch_size / micro_batches": config.batch_size // config.micro_batches,
+        "eval_batch_size": config.eval_batch_size,
+    }
+    devices = parallel.pick_devices(config.num_devices, shares)
+    info = info or datasets.info(
         data.dataset, data_dir=data.data_dir or None, resolution=tuple(data.resolution)
     )
     for option in ("dtype", "axis_name"):
@@ -80,14 +79,18 @@ def create(config: ConfigDict) -> Experiment:
     return Experiment(config, info, devices, model)
 
 
-def write_description(workdir: Path, config: ConfigDict, description: Description) -> None:
+def write_description(workdir: Path, run: Experiment, description: Description) -> None:
     """Writes `workdir/config.json`, from which a run can be evaluated and made again."""
-    content = {**dataclasses.asdict(description), "config": configs.flat(config)}
+    content = {
+        **dataclasses.asdict(description),
+        "config": configs.flat(run.config),
+        "data": dataclasses.asdict(run.info),
+    }
     write_whole(workdir / "config.json", json.dumps(content, indent=1) + "\n")
 
 
-def read_description(workdir: Path) -> tuple[ConfigDict, Description]:
-    """The config and description of a workdir that a training wrote.
+def read_description(workdir: Path) -> tuple[ConfigDict, Description, datasets.DatasetInfo]:
+    """What `write_description` wrote: the config, the description, the facts of the data set.
 
     Raises:
       UserError: there is none.
@@ -95,25 +98,36 @@ def read_description(workdir: Path) -> tuple[ConfigDict, Description]:
     path = workdir / "config.json"
     try:
         content = json.loads(path.read_text())
-        flat = content.pop("config")
+        flat, data = content.pop("config"), content.pop("data")
+        splits = {name: datasets.SplitInfo(**split) for name, split in data["splits"].items()}
+        info = datasets.DatasetInfo(**{**data, "splits": splits})
         description = Description(**content)
     except FileNotFoundError:
         raise UserError(f"{workdir} is not the workdir of a run: it has no config.json") from None
-    except (json.JSONDecodeError, KeyError, TypeError, OSError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     config = configs.default()
     configs.override(config, flat)
     configs.check(config)
-    return config.lock(), description
+    return config.lock(), description, info
+
+
+def refuse_other_config(config: ConfigDict, workdir: Path) -> None:
+    """Raises a UserError where a workdir holds a run that computes something else."""
+    if (workdir / "config.json").exists():
+        stored, _, _ = read_description(workdir)
+        difference = configs.difference(config, stored)
+        if difference:
+            raise UserError(f"workdir {workdir} holds a run of another config: {difference}")
 
 
 def open_run(workdir: Path, data_dir: str | None) -> tuple[Experiment, Description]:
-    """The experiment of a workdir; its prepared data may lie elsewhere by now."""
-    config, description = read_description(workdir)
-    if data_dir:
-        with config.unlocked():
-            config.data.data_dir = data_dir
-    return create(config), description
+    """The experiment of a workdir; its prepared data may lie elsewhere by now, or nowhere."""
+    config, description, info = read_description(workdir)
+    with config.unlocked():
+        config.num_devices = 0  # this host may have other devices than the one of the training
+        config.data.data_dir = data_dir or config.data.data_dir
+    return create(config, info), description
 
 
 def load_variables(
@@ -140,7 +154,7 @@ def load_variables(
         sharding = jax.sharding.SingleDeviceSharding(experiment.devices[0])
         state = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-            jax.eval_shape(lambda: steps.create_state(experiment.model, optimizer, config)),
+            steps.abstract_state(experiment.model, optimizer, config),
         )
         restored = checkpoints.restore(kind, state.evaluated() if kind == "final" else state)
         facts = {"kind": kind, **checkpoints.facts(kind)}

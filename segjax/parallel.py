@@ -6,7 +6,8 @@ leading axis of devices anywhere outside) and the batch split. What comes out is
 devices, for the step averages or sums over the axis, so it is taken once.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,16 +19,26 @@ from segjax.errors import UserError
 AXIS = "batch"
 
 
-def pick_devices(count: int) -> list[jax.Device]:
-    """The first `count` local devices, all of them for 0.
+def pick_devices(count: int, shares: Mapping[str, int]) -> list[jax.Device]:
+    """The first `count` local devices; for 0 as many as divide the batches.
+
+    Args:
+      count: how many, or 0.
+      shares: by the name of a config field, what is divided among the devices.
 
     Raises:
-      UserError: there are fewer.
+      UserError: there are fewer, or they do not divide a batch.
     """
     local = jax.local_devices()
     if count > len(local):
         raise UserError(f"num_devices={count}, but this host has {len(local)}")
-    return local[: count or len(local)]
+    if not count:
+        whole = math.gcd(*shares.values())
+        count = max(n for n in range(1, len(local) + 1) if whole % n == 0)
+    for name, share in shares.items():
+        if share % count:
+            raise UserError(f"{name} is {share}, which {count} devices do not divide")
+    return local[:count]
 
 
 def axis_name(devices: Sequence[jax.Device]) -> str | None:

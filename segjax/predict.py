@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from segjax import datasets, loader, pictures
 from segjax.errors import UserError
@@ -46,7 +46,7 @@ def find_images(names: Iterable[str]) -> list[Path]:
     """The images named, those of a folder in the order of their names.
 
     Raises:
-      UserError: a name is not there, a folder has none, or two would be written to one file.
+      UserError: a name is not there, or a folder has none.
     """
     paths: list[Path] = []
     for name in map(Path, names):
@@ -59,20 +59,34 @@ def find_images(names: Iterable[str]) -> list[Path]:
             paths.append(name)
         else:
             raise UserError(f"image {name} does not exist")
-    stems: dict[str, Path] = {}
+    return list(dict.fromkeys(paths))
+
+
+def outputs(paths: list[Path], folder: Path) -> list[tuple[Path, Path]]:
+    """Where the label map and the overlay of each image are written.
+
+    Raises:
+      UserError: one would be written over an image, or over that of another.
+    """
+    taken = {path.resolve(): path for path in paths}
+    pairs = []
     for path in paths:
-        other = stems.setdefault(path.stem, path)
-        if other is not path:
-            raise UserError(f"images {other} and {path} would both be written as {path.stem}.png")
-    return paths
+        pair = (folder / f"{path.stem}.png", folder / f"{path.stem}_overlay.png")
+        for target in pair:
+            other = taken.setdefault(target.resolve(), path)
+            if other is not path or target.resolve() == path.resolve():
+                raise UserError(f"{target}, made from {path}, would overwrite what is of {other}")
+        pairs.append(pair)
+    return pairs
 
 
 def read_image(path: Path) -> np.ndarray:
     """An image as uint8 RGB (H, W, 3)."""
     try:
         with Image.open(path) as image:
-            return np.array(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError, ValueError) as error:
+            # Cameras store how they were held instead of turning the pixels.
+            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"image {path} cannot be read: {error}") from error
 
 
@@ -91,8 +105,11 @@ def predict_files(
     training height, its aspect kept, and the logits are brought back.
     """
     predictors: dict[tuple[int, int] | None, Predictor] = {}
+    targets = outputs(paths, output)
     output.mkdir(parents=True, exist_ok=True)
-    for done, path in enumerate(paths, start=1):
+    for done, (path, (label_path, overlay_path)) in enumerate(
+        zip(paths, targets, strict=True), start=1
+    ):
         image = read_image(path)
         height, width = image.shape[:2]
         size = None
@@ -103,9 +120,9 @@ def predict_files(
             predictors[size] = build_predictor(experiment, size)
         label = predictors[size](variables, image[None])[0]
         palette = experiment.info.palette
-        pictures.save_label(output / f"{path.stem}.png", label, palette)
+        pictures.save_label(label_path, label, palette)
         overlay = pictures.overlay(image, label, palette)
-        pictures.save(output / f"{path.stem}_overlay.png", Image.fromarray(overlay))
+        pictures.save(overlay_path, Image.fromarray(overlay))
         progress(done)
 
 

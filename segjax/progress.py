@@ -21,7 +21,7 @@ class Bar:
         self._console = Console()
         self._images = unit_per_step
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),

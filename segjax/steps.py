@@ -1,4 +1,4 @@
-"""The pure training, evaluation and prediction steps.
+"""The pure steps of training, evaluation and batch-normalisation statistics.
 
 A training step is a function of the state alone, for the batch follows from (seed, step). Each
 step takes the name of the axis that it may be mapped over; `segjax.parallel` does the mapping.
@@ -40,7 +40,20 @@ def create_state(
     model: nn.Module, optimizer: optax.GradientTransformation, config: ConfigDict
 ) -> TrainState:
     """The state before the first step, from the seed of the config."""
+    # On the CPU compiling for speed takes many times longer than the one call.
+    options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+    init = jax.jit(_init(model, optimizer, config), compiler_options=options)
+    return init(loader.key(config.seed, loader.INITIALISATION))
 
+
+def abstract_state(
+    model: nn.Module, optimizer: optax.GradientTransformation, config: ConfigDict
+) -> TrainState:
+    """Shapes and dtypes of the state, nothing computed."""
+    return jax.eval_shape(_init(model, optimizer, config), jax.random.key(0))
+
+
+def _init(model, optimizer, config):
     def init(seed_key):
         # The parameters do not depend on the size of the image, and train=False does not need the
         # axis of devices.
@@ -49,9 +62,7 @@ def create_state(
         opt_state = optimizer.init(variables["params"])
         return TrainState(jnp.zeros((), jnp.int32), variables, opt_state, ema)
 
-    # On the CPU compiling for speed takes many times longer than the one call.
-    options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-    return jax.jit(init, compiler_options=options)(loader.key(config.seed, loader.INITIALISATION))
+    return init
 
 
 def build_train_steps(

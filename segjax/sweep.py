@@ -8,7 +8,6 @@ be killed and started again.
 import ctypes
 import dataclasses
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -16,7 +15,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from segjax import config as configs
+from segjax import experiment
 from segjax.errors import UserError
 
 
@@ -26,6 +28,7 @@ class Point:
 
     name: str  # made of the overrides that tell it from the others
     overrides: dict[str, Any]
+    config: ConfigDict
 
 
 def points(spec: str, overrides: Mapping[str, Any]) -> list[Point]:
@@ -39,15 +42,19 @@ def points(spec: str, overrides: Mapping[str, Any]) -> list[Point]:
     if not hasattr(module, "sweep"):
         raise UserError(f"config file {spec} has no sweep()")
     found: dict[str, Point] = {}
-    for own in module.sweep():
+    try:
+        grid = [dict(own) for own in module.sweep()]
+    except Exception as error:
+        raise UserError(f"sweep() of {spec}: {type(error).__name__}: {error}") from error
+    for own in grid:
         name = run_name(own)
         clash = sorted(set(own) & set(overrides))
         if clash:
             raise UserError(f"--config.{clash[0]} is given, but the grid of {spec} varies it")
         if name in found:
             raise UserError(f"two runs of the grid of {spec} are {name}")
-        configs.load(spec, {**overrides, **own})
-        found[name] = Point(name, {**overrides, **own})
+        both = {**overrides, **own}
+        found[name] = Point(name, both, configs.load(spec, both))
     if not found:
         raise UserError(f"the grid of {spec} is empty")
     return list(found.values())
@@ -74,6 +81,8 @@ def run(spec: str, grid: list[Point], workdir: Path) -> int:
     A run that fails leaves what it said in `error.txt` of its folder, and the next one starts. On
     SIGTERM or SIGINT the current run saves, and the sweep ends with 143 or 130.
     """
+    for point in grid:
+        experiment.refuse_other_config(point.config, workdir / point.name)
     failed: list[str] = []
     for number, point in enumerate(grid, start=1):
         folder = workdir / point.name
@@ -86,7 +95,7 @@ def run(spec: str, grid: list[Point], workdir: Path) -> int:
         error = folder / "error.txt"
         status, stopped = _run(arguments, error)
         if stopped:
-            print(f"stopped; to go on: {shlex.join(_again(spec, workdir))}", flush=True)
+            print("stopped; the same command goes on", flush=True)
             return 128 + stopped
         said = error.read_text(errors="replace").strip()
         if status:
@@ -101,10 +110,6 @@ def run(spec: str, grid: list[Point], workdir: Path) -> int:
     for name in failed:
         print(f"failed: {name}, see {workdir / name / 'error.txt'}", flush=True)
     return 1 if failed else 0
-
-
-def _again(spec, workdir):
-    return ["segjax", "sweep", "--config", spec, "--workdir", str(workdir), "..."]
 
 
 def _run(arguments, error):

@@ -185,7 +185,7 @@ def start_wandb(
     name: str,
     config: Mapping[str, Any],
 ) -> WandbRun:
-    """Starts, or goes on with, the W&B run of a workdir; only on process 0.
+    """Starts, or goes on with, the W&B run of a workdir.
 
     Mode "disabled" gives an object that does nothing, and W&B is not imported. The run's id is made
     once and kept in `workdir/wandb_id.txt`, so a resumed training goes on in the same W&B run; its

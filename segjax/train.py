@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import fcntl
-import json
+import functools
 import math
 import signal
 import time
@@ -64,13 +64,12 @@ def train(config: ConfigDict, workdir: Path, description: Description) -> dict[s
       Diverged: the loss or its gradient is not finite.
     """
     with _locked(workdir):
+        experiment.refuse_other_config(config, workdir)
         result = workdir / "result.json"
         if result.exists():
-            _refuse_other_config(config, workdir)
             return results.read([result])[0]
         run = experiment.create(config)
-        _refuse_other_config(config, workdir)
-        experiment.write_description(workdir, config, description)
+        experiment.write_description(workdir, run, description)
         with _signals() as stop:
             return _Training(run, workdir, description, stop).run()
 
@@ -115,19 +114,11 @@ def _locked(workdir: Path) -> Iterator[None]:
         yield
 
 
-def _refuse_other_config(config, workdir):
-    stored = workdir / "config.json"
-    if stored.exists():
-        difference = configs.difference(config, json.loads(stored.read_text())["config"])
-        if difference:
-            raise UserError(f"workdir {workdir} holds a run of another config: {difference}")
-
-
 class _Training:
     """One run in one process: what the loop keeps between its steps."""
 
     def __init__(self, run: Experiment, workdir: Path, description: Description, stop: _Stop):
-        self.run_, self.workdir, self.description, self.stop = run, workdir, description, stop
+        self.experiment, self.workdir, self.description, self.stop = run, workdir, description, stop
         config, info = run.config, run.info
 
         source = run.open_split("train")
@@ -148,14 +139,15 @@ class _Training:
         self.best_value, self.best_step = -math.inf, 0
 
     def run(self) -> dict[str, Any]:
-        config = self.run_.config
-        state = steps.create_state(self.run_.model, self.optimizer, config)
+        config = self.experiment.config
+        state = steps.create_state(self.experiment.model, self.optimizer, config)
         title = self.description.name
         self.parameters = sum(x.size for x in jax.tree.leaves(state.variables["params"]))
         with contextlib.ExitStack() as stack:
             self.checkpoints = stack.enter_context(Checkpoints(self.workdir))
             state, first, seconds = self._restore(state)
             self.start = time.monotonic() - seconds
+            self.seen = time.monotonic(), first
             self.metrics_log = stack.enter_context(
                 tracking.MetricsLog(self.workdir / "metrics.jsonl", first)
             )
@@ -170,18 +162,18 @@ class _Training:
             # Left on the way out, by whatever exception: W&B marks the run as failed then.
             stack.push(lambda kind, *_: self.wandb.finish(0 if kind is None else 1))
             with Bar(title, config.steps, first, config.batch_size) as self.bar:
-                where = f"{self.run_.devices[0].device_kind} x{len(self.run_.devices)}"
+                where = f"{self.experiment.devices[0].device_kind} x{len(self.experiment.devices)}"
                 self.bar.line(
                     f"{title}: {config.model.name}, {self.parameters:,} parameters, "
                     f"{config.data.dataset} {config.data.resolution[0]}x"
                     f"{config.data.resolution[1]}, {where}"
                     + (f", going on from step {first}" if first else "")
                 )
-                state = self._loop(state, first)
-            return self._test(state)
+                like = abstract(self._loop(state, first))
+            return self._test(like)
 
     def _restore(self, state):
-        state = parallel.place(state, self.run_.devices)
+        state = parallel.place(state, self.experiment.devices)
         if self.checkpoints.step("best") is not None:
             facts = self.checkpoints.facts("best")
             self.best_value, self.best_step = facts["best_value"], facts["best_step"]
@@ -192,7 +184,7 @@ class _Training:
         return self.checkpoints.restore("latest", abstract(state)), step, seconds
 
     def _loop(self, state, step):
-        config = self.run_.config
+        config = self.experiment.config
         batches = self._batches(step)
         pending = None
         while step < config.steps:
@@ -213,29 +205,32 @@ class _Training:
                 self._validate(state, step)
             if save or self.stop.number:
                 self._save("latest", step, state)
-            if self.stop.number and step < config.steps:
-                self.checkpoints.wait()
-                raise Stopped(self.stop.number, step)
+            self._stop_if_asked(step)
         return state
+
+    def _stop_if_asked(self, step):
+        if self.stop.number:
+            self.checkpoints.wait()
+            raise Stopped(self.stop.number, step)
 
     def _steps(self, count):
         if count not in self.compiled:
             function = steps.build_train_steps(
-                self.run_.model,
+                self.experiment.model,
                 self.optimizer,
-                self.run_.config,
-                self.run_.info,
+                self.experiment.config,
+                self.experiment.info,
                 jnp.asarray(self.class_weights),
                 num_steps=count,
                 resident=self.resident,
-                axis_name=self.run_.axis_name,
+                axis_name=self.experiment.axis_name,
             )
-            self.compiled[count] = parallel.parallelize(function, self.run_.devices)
+            self.compiled[count] = parallel.parallelize(function, self.experiment.devices)
         return self.compiled[count]
 
     def _batches(self, step):
         """What the calls from `step` on take besides the state: nothing, or their raw batches."""
-        config = self.run_.config
+        config = self.experiment.config
         if self.resident:
             while True:
                 yield {}
@@ -245,37 +240,51 @@ class _Training:
         while step < config.steps:
             count = min(config.steps_per_dispatch, config.steps - step)
             stacked = jax.tree.map(lambda *x: np.stack(x), *(next(raw) for _ in range(count)))
-            yield parallel.split(stacked, self.run_.devices, axis=1)
+            yield parallel.split(stacked, self.experiment.devices, axis=1)
             step += count
 
     def _record(self, first, outputs):
         """Logs the steps from `first` on, and stops at the first that is not finite."""
-        config = self.run_.config
+        config = self.experiment.config
         outputs = jax.device_get(outputs)
         for k, (loss, norm) in enumerate(
             zip(outputs["loss"], outputs["gradient_norm"], strict=True)
         ):
             step = first + k + 1
             if not (math.isfinite(loss) and math.isfinite(norm)):
-                path = self.checkpoints.path("latest")
-                last = f"the last good checkpoint is {path}" if path else "no checkpoint was saved"
+                # The state before this step has made the loss that is not finite.
+                path = self.checkpoints.path("latest", before=step - 1)
+                last = (
+                    f"the last good checkpoint is {path}"
+                    if path
+                    else "no good checkpoint was saved"
+                )
                 found = f"loss {loss:g}, gradient norm {norm:g} at step {step}"
                 raise Diverged(f"{self.workdir}: {found}; {last}")
             if step % config.log_every == 0:
-                rate = float(self.schedule(step - 1))
                 values = {f"train/{name}": float(x[k]) for name, x in outputs.items()}
-                self._log(step, values | {"train/learning_rate": rate})
+                values["train/learning_rate"] = float(self.schedule(step - 1))
+                values["train/images_per_second"] = self._rate(step)
+                self._log(step, values)
         self.bar.advance(step, f"loss {loss:.3f}")
         self.loss = float(loss)
 
+    def _rate(self, step):
+        """Images a second since the last call, validation and saving in it."""
+        now = time.monotonic()
+        (past, past_step), self.seen = self.seen, (now, step)
+        return (step - past_step) * self.experiment.config.batch_size / max(now - past, 1e-9)
+
     def _validate(self, state, step):
-        config, info = self.run_.config, self.run_.info
+        config, info = self.experiment.config, self.experiment.info
         variables = state.evaluated()
         scores = metrics.scores(self.evaluator(variables, self.val_set))
         value = getattr(scores, config.best_metric)
         if value > self.best_value:
+            former = self.best_value, self.best_step
             self.best_value, self.best_step = value, step
-            self._save("best", step, state)
+            if not self._save("best", step, state):
+                self.best_value, self.best_step = former
         named = {
             f"val/{name}": getattr(scores, name)
             for name in ("global_accuracy", "class_accuracy", "mean_iou")
@@ -296,7 +305,7 @@ class _Training:
         places = np.linspace(0, count - 1, min(SAMPLES, count)).round().astype(int)
         images, truths = self.val_set["image"][places], self.val_set["label"][places]
         predictions = self.predictor(variables, images)
-        names, palette = self.run_.info.class_names, self.run_.info.palette
+        names, palette = self.experiment.info.class_names, self.experiment.info.palette
         rows = [
             [image, pictures.colourise(truth, palette), pictures.colourise(prediction, palette)]
             for image, truth, prediction in zip(images, truths, predictions, strict=True)
@@ -319,17 +328,17 @@ class _Training:
             "best_step": self.best_step,
             "best_value": self.best_value,
         }
-        self.checkpoints.save(kind, step, state, facts)
+        return self.checkpoints.save(kind, step, state, facts)
 
-    def _test(self, state):
+    def _test(self, like):
         """Tests the best model, its batch-norm statistics recomputed, and writes the row."""
-        config = self.run_.config
+        config = self.experiment.config
         self.checkpoints.wait()
-        best = self.checkpoints.restore("best", abstract(state)).evaluated()
-        del state  # frees its memory
+        best = self.checkpoints.restore("best", like).evaluated()
+        stop_if_asked = functools.partial(self._stop_if_asked, config.steps)
         batch_norm = "running"
         if config.recompute_batch_norm:
-            best = recompute_batch_norm(self.run_, best, self.train_set)
+            best = recompute_batch_norm(self.experiment, best, self.train_set, stop_if_asked)
             batch_norm = "recomputed"
         facts = {
             "steps": config.steps,
@@ -339,10 +348,10 @@ class _Training:
             "batch_norm": batch_norm,
         }
         self.checkpoints.save("final", config.steps, best, facts)
-        test_set = self.run_.open_split("test")
-        confusion = self.evaluator(best, test_set, "test")
+        test_set = self.experiment.open_split("test")
+        confusion = self.evaluator(best, test_set, "test", stop_if_asked)
         row = result_row(
-            self.run_,
+            self.experiment,
             self.description,
             confusion,
             split="test",

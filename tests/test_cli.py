@@ -95,8 +95,9 @@ def test_each_command_explains_itself(command, capsys):
             [
                 *("train", "--config", "experiments/quickstart.py", "--workdir", "{tmp}/w"),
                 "--config.batch_size=3",
+                "--config.num_devices=2",
             ],
-            "'batch_size' must be a multiple of 2",
+            "batch_size / micro_batches is 3, which 2 devices do not divide",
         ),
         (
             ["train", "--config", "experiments/camvid_small.py", "--workdir", "{tmp}/w",

@@ -66,6 +66,9 @@ def test_text_becomes_the_type_of_the_field(path):
         ("--config.optimizer.lerning_rate=1", "did you mean 'optimizer.learning_rate'"),
         ("--config.stepz=1", "did you mean 'steps'"),
         ("--config.steps=many", "'steps' is of type int"),
+        ("--config.steps=None", "'steps' is of type int"),
+        ("--config.num_devices=-1", "'num_devices' must be at least 0"),
+        ("--config.augment.scale=(1,'a')", "'augment.scale' must be"),
         ("--config.steps=1.5", "'steps' is of type int"),
         ("--config.steps=True", "'steps' is of type int"),
         ("--config.augment.flip=3", "'augment.flip' is of type bool"),
@@ -103,6 +106,12 @@ def test_what_cannot_be_is_one_line_that_names_it(path, argument, said):
         ("x = (", "SyntaxError"),
         ("raise RuntimeError('no')", "RuntimeError: no"),
         ("x = 1", "has no get_config"),
+        ("def get_config(): return {}", "expected a ConfigDict"),
+        (
+            "from segjax.config import default\n"
+            "def get_config():\n    config = default()\n    config.stepz = 3\n    return config",
+            "stepz",
+        ),
     ],
 )
 def test_a_broken_config_file_is_one_line(tmp_path, text, said):
@@ -138,7 +147,8 @@ def test_a_stored_config_comes_back_and_differences_are_named(path):
     again = configs.default()
     configs.override(again, stored)
     assert configs.flat(again) == configs.flat(config)
-    assert configs.difference(config, stored) is None
-    assert configs.difference(config, {**stored, "log_every": 3}) is None
-    found = configs.difference(config, {**stored, "steps": 3})
-    assert found == "steps is 1000, was 3"
+    assert configs.difference(config, again) is None
+    configs.override(again, {"log_every": 3})
+    assert configs.difference(config, again) is None
+    configs.override(again, {"steps": 3})
+    assert configs.difference(config, again) == "steps is 1000, was 3"

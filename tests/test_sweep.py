@@ -122,6 +122,11 @@ def test_a_broken_run_is_recorded_and_the_rest_goes_on(tmp_path, scenes_data_dir
     assert again.stdout.count("finished already") == 2
     assert [path.stat().st_mtime_ns for path in finished] == before
 
+    # What is there is no longer what is asked for: said, and not taken for finished.
+    changed = segjax(*command, "--config.log_every=1", "--config.batch_size=8")
+    assert changed.returncode == 2
+    assert "another config: batch_size is 8, was 4" in changed.stderr
+
 
 def test_a_stopped_sweep_goes_on(tmp_path, scenes_data_dir):
     spec, runs = write(tmp_path, scenes_data_dir, [0.1]), tmp_path / "runs"
