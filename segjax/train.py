@@ -197,15 +197,19 @@ class _Training:
             step += count
             validate = step % config.eval_every == 0 or step == config.steps
             save = step % config.checkpoint_every == 0 or step == config.steps
-            if validate or save or self.stop.number:
+            # Looked at once: a signal between two looks must not stop an unsaved run.
+            asked = self.stop.number
+            if validate or save or asked:
                 # Nothing that is not finite gets evaluated or saved.
                 self._record(*pending)
                 pending = None
             if validate:
                 self._validate(state, step)
-            if save or self.stop.number:
+                asked = self.stop.number
+            if save or asked:
                 self._save("latest", step, state)
-            self._stop_if_asked(step)
+            if asked:
+                self._stop_if_asked(step)
         return state
 
     def _stop_if_asked(self, step):

@@ -47,6 +47,7 @@ def test_the_commands_run_in_their_order(
     data_dir.mkdir()
     (data_dir / "streetscenes").symlink_to(scenes_data_dir / "streetscenes")
     (data_dir / "camvid").symlink_to(camvid_data_dir / "camvid")
+    (tmp_path / "CamVid").mkdir()  # prepared already, so it is not looked into
     monkeypatch.setenv("TFDS_DATA_DIR", str(data_dir))
     monkeypatch.chdir(tmp_path)
     shutil.copytree(ROOT / "experiments", tmp_path / "experiments")

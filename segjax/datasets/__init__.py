@@ -101,7 +101,9 @@ def _builder(
         len(resolution) != 2 or any(type(side) is not int or side < 1 for side in resolution)
     ):
         raise UserError(f"resolution {resolution!r}, expected (height, width) in whole pixels")
-    directory = None if data_dir is None else Path(data_dir).expanduser()
+    # TFDS looks at the variable when it is imported; whoever sets it later means it too.
+    default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+    directory = Path(default if data_dir is None else data_dir).expanduser()
     folder = None if source is None else Path(source).expanduser()
     return DATASETS[name].builder(directory, folder, resolution)
 
