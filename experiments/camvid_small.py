@@ -16,27 +16,25 @@ def get_config(size: str = "full") -> ConfigDict:
 
     config.data.dataset = "camvid"
     config.data.resolution = (96, 128)
-    config.batch_size = 4
+    config.batch_size = 8
 
     config.augment.flip = True
     config.augment.scale = (0.8, 1.4)
-    config.augment.brightness = 0.3
-    config.augment.contrast = 0.3
-    config.augment.saturation = 0.3
+    config.augment.brightness = 0.2
 
-    config.loss.class_weights = "none"
+    config.loss.class_weights = "enet"
 
     config.optimizer.name = "adamw"
-    config.optimizer.learning_rate = 2e-3
+    config.optimizer.learning_rate = 3e-3
     config.optimizer.weight_decay = 1e-2
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 100
 
-    config.steps = 3600
+    config.steps = 2000
     config.ema_decay = 0.99
-    config.eval_every = 400
-    config.checkpoint_every = 400
-    config.log_every = 50
+    config.eval_every = 200
+    config.checkpoint_every = 200
+    config.log_every = 25
 
     if size == "smoke":
         config.model.options.width = 4
