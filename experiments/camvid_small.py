@@ -1,6 +1,9 @@
 """SegNet-Basic on CamVid at 96x128: the reduced network that a CPU can train.
 
 segjax train --config experiments/camvid_small.py --workdir runs/camvid_small
+
+With JAX_NUM_CPU_DEVICES=2 on two CPU cores half an hour, beside other work. Test mIoU 0.37 for seed
+0; on validation, which is another street, 0.49.
 """
 
 from ml_collections import ConfigDict

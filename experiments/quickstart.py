@@ -2,6 +2,9 @@
 
 segjax sweep --config experiments/quickstart.py --workdir runs/quickstart
 segjax table --results runs/quickstart
+
+With JAX_NUM_CPU_DEVICES=2 on two CPU cores a minute or two a run. Test mIoU 0.25 without weights
+and 0.26 with them, over two seeds; the best of the floors has 0.21.
 """
 
 from collections.abc import Iterator

@@ -1,6 +1,8 @@
 """SegNet with all of VGG16's convolutions on CamVid at 360x480.
 
 segjax train --config experiments/segnet.py --workdir runs/segnet
+
+For an accelerator. Not yet run to its end, so no figure stands here.
 """
 
 from ml_collections import ConfigDict

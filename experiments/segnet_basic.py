@@ -1,6 +1,8 @@
 """SegNet-Basic on CamVid at 360x480, by the authors' own solver file.
 
 segjax train --config experiments/segnet_basic.py --workdir runs/segnet_basic
+
+For an accelerator. Not yet run to its end, so no figure stands here.
 """
 
 from ml_collections import ConfigDict
