@@ -5,7 +5,6 @@ own, named by its overrides; a finished run is skipped and a half-done one goes 
 be killed and started again.
 """
 
-import ctypes
 import dataclasses
 import re
 import signal
@@ -20,6 +19,17 @@ from ml_collections import ConfigDict
 from segjax import config as configs
 from segjax import experiment
 from segjax.errors import UserError
+
+
+# A killed sweep leaves no run behind, which its next start would find in use: on Linux the run asks
+# for the SIGKILL that it may get at any instant (PR_SET_PDEATHSIG is 1).
+_CHILD = """
+import ctypes, signal, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+from segjax.cli import main
+sys.exit(main())
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +72,11 @@ def points(spec: str, overrides: Mapping[str, Any]) -> list[Point]:
 
 def run_name(overrides: Mapping[str, Any]) -> str:
     """Overrides as a folder's name: `loss.class_weights=none,seed=0`."""
-    text = ",".join(f"{field}={value}" for field, value in overrides.items())
+
+    def shown(value):
+        return "x".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+    text = ",".join(f"{field}={shown(value)}" for field, value in overrides.items())
     return re.sub(r"[^\w.=,+-]+", "-", text) or "default"
 
 
@@ -117,10 +131,9 @@ def _run(arguments, error):
     received = []
     with error.open("w") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", *arguments],
+            [sys.executable, "-c", _CHILD, *arguments[1:]],
             stderr=file,
             start_new_session=True,  # what the terminal sends comes through `forward` alone
-            preexec_fn=_die_with_parent,
         )
 
         def forward(number, _):
@@ -135,10 +148,3 @@ def _run(arguments, error):
             for number, handler in former.items():
                 signal.signal(number, handler)
     return status, received[0] if received else None
-
-
-def _die_with_parent():
-    # A killed sweep leaves no run behind, which its next start would find in use. A run may be
-    # killed at any instant.
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
