@@ -20,7 +20,6 @@ from segjax import config as configs
 from segjax import experiment
 from segjax.errors import UserError
 
-
 # A killed sweep leaves no run behind, which its next start would find in use: on Linux the run asks
 # for the SIGKILL that it may get at any instant (PR_SET_PDEATHSIG is 1).
 _CHILD = """
