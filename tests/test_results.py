@@ -2,8 +2,8 @@ import copy
 import json
 
 import pytest
-from rows import make_floor, make_row
 
+from rows import make_floor, make_row
 from segjax import results
 from segjax.errors import UserError
 

@@ -4,8 +4,8 @@ import itertools
 import statistics
 
 import pytest
-from rows import CLASS_NAMES, make_floor, make_row
 
+from rows import CLASS_NAMES, make_floor, make_row
 from segjax import tables
 from segjax.errors import UserError
 

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_tracking import history
 
 from runs import (
     DESCRIPTION,
@@ -28,6 +27,7 @@ from runs import (
 from segjax import cli, models, results, train
 from segjax.files import write_whole
 from segjax.tracking import read_metrics
+from test_tracking import history
 
 STEPS = 40
 

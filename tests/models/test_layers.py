@@ -2,9 +2,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiling import jit_once
 from jax import lax
 
+from compiling import jit_once
 from segjax.models.layers import ConvBN
 
 SHAPE, FEATURES = (4, 5, 7, 3), 6

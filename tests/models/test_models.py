@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiling import jit_once
 
+from compiling import jit_once
 from segjax import models
 from segjax.errors import UserError
 

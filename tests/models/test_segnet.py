@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiling import jit_once
 
+from compiling import jit_once
 from segjax import models
 
 # Name, kernel side, input and output channels, in the order of the authors' Caffe files.

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiling import jit_once
 from jax import lax
 
+from compiling import jit_once
 from segjax import models
 from segjax.models import segnet
 from segjax.ops.pooling import max_unpool
