@@ -142,8 +142,10 @@ def override(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
             value = _parse(name, value, present)
         if value is None:
             raise UserError(f"config field {name!r} is {_kind(present)}, found None")
+        if isinstance(value, list):  # as JSON has it
+            value = tuple(value)
         if isinstance(present, tuple):
-            value = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+            value = value if isinstance(value, tuple) else (value,)
         if isinstance(present, bool) != isinstance(value, bool) and present is not None:
             raise UserError(f"config field {name!r} is {_kind(present)}, found {value!r}")
         try:

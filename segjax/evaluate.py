@@ -167,7 +167,9 @@ def evaluate_workdir(
     variables, facts = load_variables(run, workdir, kind)
     source = run.open_split(split)
     examples = [source[i] for i in range(min(limit, len(source)))] if limit else source
-    if run.config.recompute_batch_norm and facts["kind"] != "final":
+    if "batch_stats" not in variables:
+        facts["batch_norm"] = "none"
+    elif run.config.recompute_batch_norm and facts["kind"] != "final":
         variables = recompute_batch_norm(run, variables, run.open_split("train"))
         facts["batch_norm"] = "recomputed"
     row = result_row(

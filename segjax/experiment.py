@@ -154,7 +154,7 @@ def load_variables(
         sharding = jax.sharding.SingleDeviceSharding(experiment.devices[0])
         state = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-            steps.abstract_state(experiment.model, optimizer, config),
+            steps.abstract_state(experiment.model, optimizer, config, len(experiment.info.mean)),
         )
         restored = checkpoints.restore(kind, state.evaluated() if kind == "final" else state)
         facts = {"kind": kind, **checkpoints.facts(kind)}

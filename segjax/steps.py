@@ -19,7 +19,8 @@ from segjax.augment import Example
 from segjax.datasets import DatasetInfo
 from segjax.metrics import confusion_matrix
 
-Variables = dict[str, Any]  # {"params": ..., "batch_stats": ...}
+# {"params": ..., "batch_stats": ...}; the latter is not there without batch normalisation.
+Variables = dict[str, Any]
 
 
 @struct.dataclass
@@ -37,27 +38,34 @@ class TrainState:
 
 
 def create_state(
-    model: nn.Module, optimizer: optax.GradientTransformation, config: ConfigDict
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    config: ConfigDict,
+    channels: int = 3,
 ) -> TrainState:
-    """The state before the first step, from the seed of the config."""
+    """The state before the first step, from the seed of the config, for images of C channels."""
     # On the CPU compiling for speed takes many times longer than the one call.
     options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-    init = jax.jit(_init(model, optimizer, config), compiler_options=options)
+    init = jax.jit(_init(model, optimizer, config, channels), compiler_options=options)
     return init(loader.key(config.seed, loader.INITIALISATION))
 
 
 def abstract_state(
-    model: nn.Module, optimizer: optax.GradientTransformation, config: ConfigDict
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    config: ConfigDict,
+    channels: int = 3,
 ) -> TrainState:
     """Shapes and dtypes of the state, nothing computed."""
-    return jax.eval_shape(_init(model, optimizer, config), jax.random.key(0))
+    return jax.eval_shape(_init(model, optimizer, config, channels), jax.random.key(0))
 
 
-def _init(model, optimizer, config):
+def _init(model, optimizer, config, channels):
     def init(seed_key):
-        # The parameters do not depend on the size of the image, and train=False does not need the
-        # axis of devices.
-        variables = model.init(seed_key, jnp.zeros((1, 32, 32, 3)), train=False)
+        # train=False does not need the axis of devices. The logits are not wanted, so the compiler
+        # leaves the network out, whatever the size.
+        image = jnp.zeros((1, *config.data.resolution, channels))
+        variables = model.init(seed_key, image, train=False)
         ema = jax.tree.map(jnp.copy, variables) if config.ema_decay else {}
         opt_state = optimizer.init(variables["params"])
         return TrainState(jnp.zeros((), jnp.int32), variables, opt_state, ema)
@@ -142,7 +150,7 @@ def train_step(
             normalizer=normalizer,
         )
         hits = jnp.sum(jnp.argmax(logits, -1) == part["label"].astype(jnp.int32))
-        return loss, (updated["batch_stats"], hits.astype(jnp.float32))
+        return loss, (updated.get("batch_stats", {}), hits.astype(jnp.float32))
 
     params = state.variables["params"]
     gradient_of = jax.value_and_grad(loss_of, has_aux=True)
@@ -156,14 +164,16 @@ def train_step(
     micro = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
     keys = jax.random.split(dropout, parts)
     (batch_stats, sums), _ = _scan(
-        accumulate, (state.variables["batch_stats"], zeros), (micro, keys), parts
+        accumulate, (state.variables.get("batch_stats", {}), zeros), (micro, keys), parts
     )
     gradients, loss, hits = parallel.pmean(sums, axis_name)
 
     # optax raises a float to an integer power, which strict promotion forbids.
     with jax.numpy_dtype_promotion("standard"):
         updates, opt_state = optimizer.update(gradients, state.opt_state, params)
-    variables = {"params": optax.apply_updates(params, updates), "batch_stats": batch_stats}
+    variables = {**state.variables, "params": optax.apply_updates(params, updates)}
+    if batch_stats:
+        variables["batch_stats"] = batch_stats
     ema = state.ema
     if ema:
         ema = optax.incremental_update(variables, ema, 1 - config.ema_decay)

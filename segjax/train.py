@@ -140,7 +140,8 @@ class _Training:
 
     def run(self) -> dict[str, Any]:
         config = self.experiment.config
-        state = steps.create_state(self.experiment.model, self.optimizer, config)
+        channels = len(self.experiment.info.mean)
+        state = steps.create_state(self.experiment.model, self.optimizer, config, channels)
         title = self.description.name
         self.parameters = sum(x.size for x in jax.tree.leaves(state.variables["params"]))
         with contextlib.ExitStack() as stack:
@@ -340,8 +341,8 @@ class _Training:
         self.checkpoints.wait()
         best = self.checkpoints.restore("best", like).evaluated()
         stop_if_asked = functools.partial(self._stop_if_asked, config.steps)
-        batch_norm = "running"
-        if config.recompute_batch_norm:
+        batch_norm = "running" if "batch_stats" in best else "none"
+        if config.recompute_batch_norm and "batch_stats" in best:
             best = recompute_batch_norm(self.experiment, best, self.train_set, stop_if_asked)
             batch_norm = "recomputed"
         facts = {

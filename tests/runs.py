@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from segjax.config import default
 from segjax.experiment import Description
-from segjax.models.layers import ConvBN
+from segjax.models.layers import ConvBlock
 
 DESCRIPTION = Description("tiny", "tiny", {}, "segjax train")
 
@@ -61,7 +61,7 @@ class OneLayer(nn.Module):
 
     @nn.compact
     def __call__(self, image, *, train):
-        x = ConvBN(4, 3, dtype=self.dtype, axis_name=self.axis_name, name="layer")(
+        x = ConvBlock(4, 3, dtype=self.dtype, axis_name=self.axis_name, name="layer")(
             image.astype(self.dtype), train=train
         )
         x = nn.Conv(self.num_classes, (1, 1), dtype=self.dtype, name="classifier")(x)

@@ -34,21 +34,37 @@ def create(
       options: the architecture's own fields, such as width.
 
     Raises:
-      UserError: an unknown name or option, with the list of the known ones, or an option's value of
-        another type than its default, or a number below 1.
+      UserError: an unknown name or option, with the list of the known ones; an option's value that
+        is none of its CHOICES, of another type than its default, or a number below 1; no class.
     """
     if name not in MODELS:
         raise UserError(f"unknown model {name!r}; known: {', '.join(sorted(MODELS))}")
     own = {"num_classes", "dtype", "axis_name", "parent", "name"}
     known = {f.name: f.default for f in dataclasses.fields(MODELS[name]) if f.name not in own}
+    if num_classes < 1:
+        raise UserError(f"model {name} is asked for {num_classes} classes, expected at least 1")
+    choices = getattr(MODELS[name], "CHOICES", {})
     for option, value in options.items():
         if option not in known:
             raise UserError(
                 f"unknown option {option!r} of model {name}; known: {', '.join(sorted(known))}"
             )
-        if type(value) is not type(known[option]) or (type(value) is int and value < 1):
+        if option in choices and value not in choices[option]:
+            raise UserError(
+                f"option {option!r} of model {name} is {value!r}, "
+                f"expected one of {', '.join(map(repr, choices[option]))}"
+            )
+        if not _like(value, known[option]):
             raise UserError(
                 f"option {option!r} of model {name} is {value!r}, "
                 f"expected one such as {known[option]!r}"
             )
     return MODELS[name](num_classes=num_classes, dtype=dtype, axis_name=axis_name, **options)
+
+
+def _like(value, default):
+    if isinstance(default, tuple):
+        return isinstance(value, tuple) and value and all(_like(v, default[0]) for v in value)
+    if isinstance(default, float):
+        return type(value) in (int, float) and 0 <= value < 1  # a probability
+    return type(value) is type(default) and (type(value) is not int or value >= 1)

@@ -24,7 +24,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from segjax.models.layers import ConvBN, he_normal
+from segjax.models import vgg
+from segjax.models.layers import ConvBlock, he_normal
 from segjax.ops.pooling import max_pool_with_indices, max_unpool
 
 
@@ -42,28 +43,25 @@ class SegNet(nn.Module):
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
-        stages = [(2, 1), (2, 2), (3, 4), (3, 8), (3, 8)]  # convolutions, multiple of the width
-
         def block(x, multiple, name):
-            return ConvBN(
+            return ConvBlock(
                 multiple * self.width, 3, dtype=self.dtype, axis_name=self.axis_name, name=name
             )(x, train=train)
 
         x, pools = image.astype(self.dtype), []
-        for stage, (depth, multiple) in enumerate(stages, start=1):
-            for n in range(1, depth + 1):
-                x = block(x, multiple, f"conv{stage}_{n}")
+        for number in range(1, 6):
+            x = vgg.stage(x, number, block)
             shape = x.shape
             x, indices = max_pool_with_indices(x)
             pools.append((indices, shape))
 
-        for stage in range(len(stages), 0, -1):
-            depth, multiple = stages[stage - 1]
-            x = max_unpool(x, *pools[stage - 1])
+        for number in range(5, 0, -1):
+            depth, multiple = vgg.STAGES[number - 1]
+            x = max_unpool(x, *pools[number - 1])
             for n in range(depth, 1, -1):
-                x = block(x, multiple, f"conv{stage}_{n}_D")
-            if stage > 1:  # the last convolution of a stage narrows to the stage above it
-                x = block(x, stages[stage - 2][1], f"conv{stage}_1_D")
+                x = block(x, multiple, f"conv{number}_{n}_D")
+            if number > 1:  # the last convolution of a stage narrows to the stage above it
+                x = block(x, vgg.STAGES[number - 2][1], f"conv{number}_1_D")
         x = nn.Conv(
             self.num_classes, (3, 3), kernel_init=he_normal, dtype=self.dtype, name="conv1_1_D"
         )(x)
@@ -85,7 +83,7 @@ class SegNetBasic(nn.Module):
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
         def block(x, relu, name):
-            return ConvBN(
+            return ConvBlock(
                 self.width, 7, relu=relu, dtype=self.dtype, axis_name=self.axis_name, name=name
             )(x, train=train)
 

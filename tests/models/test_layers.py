@@ -5,7 +5,7 @@ import pytest
 from jax import lax
 
 from compiling import jit_once
-from segjax.models.layers import ConvBN
+from segjax.models.layers import ConvBlock
 
 SHAPE, FEATURES = (4, 5, 7, 3), 6
 
@@ -43,7 +43,7 @@ def normalise(y, bn, mean, var):
 @pytest.mark.parametrize("kernel_size", [1, 3, 7])
 def test_convolution_then_running_statistics_then_relu(kernel_size, relu):
     x, variables = arrays(kernel_size)
-    found = jit_once(lambda v, x: ConvBN(FEATURES, kernel_size, relu).apply(v, x, train=False))(
+    found = jit_once(lambda v, x: ConvBlock(FEATURES, kernel_size, relu).apply(v, x, train=False))(
         variables, x
     )
     params, stats = variables["params"], variables["batch_stats"]["bn"]
@@ -55,7 +55,7 @@ def test_convolution_then_running_statistics_then_relu(kernel_size, relu):
 
 def test_training_uses_the_batchs_statistics_and_moves_the_running_ones_a_tenth():
     x, variables = arrays()
-    block = ConvBN(FEATURES, 3, relu=False)
+    block = ConvBlock(FEATURES, 3, relu=False)
     found, updates = jit_once(lambda v, x: block.apply(v, x, train=True, mutable="batch_stats"))(
         variables, x
     )
@@ -71,17 +71,19 @@ def test_training_uses_the_batchs_statistics_and_moves_the_running_ones_a_tenth(
 def test_statistics_are_those_of_the_batch_on_all_devices():
     x, variables = arrays()
     options = {"train": True, "mutable": "batch_stats"}
-    whole, stats = jit_once(lambda v, x: ConvBN(FEATURES, 3).apply(v, x, **options))(variables, x)
+    whole, stats = jit_once(lambda v, x: ConvBlock(FEATURES, 3).apply(v, x, **options))(
+        variables, x
+    )
 
     def on_two(block):
         halves = jnp.reshape(x, (2, 2, *SHAPE[1:]))
         apply = jax.vmap(lambda x: block.apply(variables, x, **options), axis_name="devices")
         return jit_once(apply)(halves)
 
-    found, found_stats = on_two(ConvBN(FEATURES, 3, axis_name="devices"))
+    found, found_stats = on_two(ConvBlock(FEATURES, 3, axis_name="devices"))
     np.testing.assert_allclose(found.reshape(whole.shape), whole, rtol=1e-4, atol=1e-5)
     for half in range(2):
         part = jax.tree.map(lambda leaf, half=half: leaf[half], found_stats)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), part, stats)
-    apart, _ = on_two(ConvBN(FEATURES, 3))
+    apart, _ = on_two(ConvBlock(FEATURES, 3))
     assert np.abs(apart.reshape(whole.shape) - whole).max() > 0.1

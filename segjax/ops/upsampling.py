@@ -1,0 +1,118 @@
+"""Every way of making a map larger, but for unpooling, which is beside its pooling."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from segjax.ops.convolution import NHWC
+
+
+def nearest(x: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    """Nearest neighbour: y[i] = x[floor((i + 1/2) h / H)], repetition where h divides H.
+
+    Args:
+      x: (..., h, w, C).
+      shape: (H, W) of the result.
+
+    Returns:
+      (..., H, W, C), dtype of x.
+    """
+    for axis, (size, new) in zip((-3, -2), zip(x.shape[-3:-1], shape, strict=True), strict=True):
+        source = ((2 * np.arange(new) + 1) * size) // (2 * new)
+        x = jnp.take(x, source, axis)
+    return x
+
+
+def bed_of_nails(x: jax.Array, stride: int) -> jax.Array:
+    """Each value at the top left of its stride x stride square, zeros elsewhere.
+
+    The unpooling that remembers nothing: (..., h, w, C) to (..., stride h, stride w, C), dtype of x.
+    """
+    gaps = [(0, 0, 0)] * (x.ndim - 3) + [(0, stride - 1, stride - 1)] * 2 + [(0, 0, 0)]
+    return lax.pad(x, jnp.zeros((), x.dtype), gaps)
+
+
+def bilinear(x: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    """Bilinear interpolation with half-pixel centres, edges repeated, no antialiasing.
+
+    y[i] interpolates x at (i + 1/2) h / H - 1/2, as PyTorch's interpolate(align_corners=False).
+
+    Args:
+      x: (..., h, w, C).
+      shape: (H, W) of the result.
+
+    Returns:
+      (..., H, W, C), dtype of x.
+    """
+    full = (*x.shape[:-3], *shape, x.shape[-1])
+    return jax.image.resize(x, full, "bilinear", antialias=False)
+
+
+def bilinear_kernel(size: int) -> np.ndarray:
+    """Caffe's bilinear filler, float32 (size, size): the outer square of a tent.
+
+    tent[i] = 1 - |i - c| / f with f = ceil(size / 2), and c = f - 1 for odd sizes, f - 1/2 for even
+    (FCN, `surgery.py`). Upsamples by f when it is moved by f.
+    """
+    factor = (size + 1) // 2
+    centre = factor - 1 if size % 2 else factor - 0.5
+    tent = 1 - np.abs(np.arange(size) - centre) / factor
+    return np.outer(tent, tent).astype(np.float32)
+
+
+def conv_transpose(
+    x: jax.Array,
+    kernel: jax.Array,
+    *,
+    stride: int,
+    padding: int = 0,
+    output_padding: int = 0,
+    rate: int = 1,
+) -> jax.Array:
+    """Transposed convolution: what `conv` with this kernel does to gradients.
+
+    Sizes as Caffe's Deconvolution and PyTorch's ConvTranspose2d:
+    H = (h - 1) stride - 2 padding + (k - 1) rate + 1 + output_padding.
+
+    Args:
+      x: (B, h, w, C).
+      kernel: (k, k, D, C), dtype of x: the kernel of a convolution from D channels to C.
+      stride: pixels between the places of two inputs.
+      padding: rows and columns taken from each side of the result.
+      output_padding: rows and columns added at the bottom and the right, for an exact size.
+      rate: pixels between the taps of the kernel.
+
+    Returns:
+      (B, H, W, D).
+    """
+    reach = [(size - 1) * rate - padding for size in kernel.shape[:2]]
+    return lax.conv_transpose(
+        x,
+        kernel,
+        strides=(stride, stride),
+        padding=[(before, before + output_padding) for before in reach],
+        rhs_dilation=(rate, rate),
+        dimension_numbers=NHWC,
+        transpose_kernel=True,
+    )
+
+
+def bilinear_conv_transpose(x: jax.Array, *, size: int, stride: int, padding: int = 0) -> jax.Array:
+    """Caffe's fixed bilinear deconvolution: `bilinear_kernel` from each channel to itself.
+
+    (B, h, w, C) to (B, (h - 1) stride - 2 padding + size, and w alike, C), dtype of x. Zeros lie
+    beyond the border, where `bilinear` repeats the edge.
+    """
+    channels = x.shape[-1]
+    kernel = jnp.asarray(bilinear_kernel(size), x.dtype)[:, :, None, None]
+    reach = size - 1 - padding
+    return lax.conv_general_dilated(  # lax.conv_transpose has no groups; the tent is symmetric
+        x,
+        jnp.broadcast_to(kernel, (size, size, 1, channels)),
+        window_strides=(1, 1),
+        padding=[(reach, reach)] * 2,
+        lhs_dilation=(stride, stride),
+        dimension_numbers=NHWC,
+        feature_group_count=channels,
+    )
