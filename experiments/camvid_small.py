@@ -19,7 +19,7 @@ def get_config(size: str = "full") -> ConfigDict:
 
     config.data.dataset = "camvid"
     config.data.resolution = (96, 128)
-    config.batch_size = 8
+    config.batch_size = 4
 
     config.augment.flip = True
     config.augment.scale = (0.8, 1.4)
@@ -28,15 +28,15 @@ def get_config(size: str = "full") -> ConfigDict:
     config.loss.class_weights = "enet"
 
     config.optimizer.name = "adamw"
-    config.optimizer.learning_rate = 3e-3
+    config.optimizer.learning_rate = 2e-3
     config.optimizer.weight_decay = 1e-2
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 100
 
-    config.steps = 2000
-    config.ema_decay = 0.99
-    config.eval_every = 200
-    config.checkpoint_every = 200
+    config.steps = 4400
+    config.ema_decay = 0.995
+    config.eval_every = 400
+    config.checkpoint_every = 400
     config.log_every = 25
 
     if size == "smoke":

@@ -27,7 +27,7 @@ def nearest(x: jax.Array, shape: tuple[int, int]) -> jax.Array:
 def bed_of_nails(x: jax.Array, stride: int) -> jax.Array:
     """Each value at the top left of its stride x stride square, zeros elsewhere.
 
-    The unpooling that remembers nothing: (..., h, w, C) to (..., stride h, stride w, C), dtype of x.
+    The unpooling that remembers nothing. (..., h, w, C) to (..., stride h, stride w, C).
     """
     gaps = [(0, 0, 0)] * (x.ndim - 3) + [(0, stride - 1, stride - 1)] * 2 + [(0, 0, 0)]
     return lax.pad(x, jnp.zeros((), x.dtype), gaps)
