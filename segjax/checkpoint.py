@@ -73,23 +73,31 @@ class Checkpoints:
         return self._root / kind / str(max(steps)) if steps else None
 
     def facts(self, kind: str) -> dict[str, Any]:
-        """What was saved beside the newest checkpoint of a kind."""
-        args = ocp.args.Composite(facts=ocp.args.JsonRestore())
-        return self._manager(kind).restore(self.step(kind), args=args)["facts"]
+        """What was saved beside the newest checkpoint of a kind.
+
+        Raises:
+          UserError: it is damaged.
+        """
+        return self._restore(kind, "facts", ocp.args.JsonRestore())
 
     def restore(self, kind: str, like: Any) -> Any:
         """The newest checkpoint of a kind, in the structure, shapes and dtypes of `like`.
 
         Raises:
-          UserError: it holds other parameters than `like`.
+          UserError: it holds other parameters than `like`, or is damaged.
         """
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
+        return self._restore(kind, "state", ocp.args.StandardRestore(like))
+
+    def _restore(self, kind, item, args):
         path = self.path(kind)
         try:
-            return self._manager(kind).restore(self.step(kind), args=args)["state"]
-        except (ValueError, KeyError, TypeError) as error:
+            manager = self._manager(kind)
+            return manager.restore(self.step(kind), args=ocp.args.Composite(**{item: args}))[item]
+        except Exception as error:  # tensorstore raises just that where an array is cut short
             line = " ".join(str(error).split())[:300]
-            raise UserError(f"checkpoint {path} is not of this model: {line}") from error
+            raise UserError(
+                f"checkpoint {path} is damaged, or not of this model: {line}"
+            ) from error
 
     def wait(self) -> None:
         """Returns when all that was saved is on disk."""

@@ -11,7 +11,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from segjax import config as configs
-from segjax import datasets, models, optimizers, parallel, steps
+from segjax import datasets, losses, models, optimizers, parallel, steps
 from segjax.checkpoint import Checkpoints
 from segjax.errors import UserError
 from segjax.files import write_whole
@@ -55,6 +55,7 @@ def create(config: ConfigDict, info: datasets.DatasetInfo | None = None) -> Expe
     Raises:
       UserError: any of them is not there, or the batch does not divide among the devices.
     """
+    check_names(config)
     data = config.data
     shares = {
         "batch_size / micro_batches": config.batch_size // config.micro_batches,
@@ -64,11 +65,6 @@ def create(config: ConfigDict, info: datasets.DatasetInfo | None = None) -> Expe
     info = info or datasets.info(
         data.dataset, data_dir=data.data_dir or None, resolution=tuple(data.resolution)
     )
-    for option in ("dtype", "axis_name"):
-        if option in config.model.options:
-            raise UserError(
-                f"model.options.{option} is not yours to set: `precision` and devices do"
-            )
     model = models.create(
         config.model.name,
         len(info.class_names),
@@ -77,6 +73,31 @@ def create(config: ConfigDict, info: datasets.DatasetInfo | None = None) -> Expe
         **config.model.options,
     )
     return Experiment(config, info, devices, model)
+
+
+def check_names(config: ConfigDict) -> None:
+    """Refuses a model, option, data set, loss, weighting, optimiser or schedule that there is not.
+
+    Nothing is built and no data set is looked for: what a sweep does before its first run.
+
+    Raises:
+      UserError: with the list of the known ones.
+    """
+    for option in ("dtype", "axis_name"):
+        if option in config.model.options:
+            raise UserError(
+                f"model.options.{option} is not yours to set: `precision` and devices do"
+            )
+    models.create(config.model.name, 1, **config.model.options)
+    for field, value, known in (
+        ("data.dataset", config.data.dataset, datasets.DATASETS),
+        ("loss.name", config.loss.name, losses.LOSSES),
+        ("loss.class_weights", config.loss.class_weights, losses.CLASS_WEIGHTS),
+        ("optimizer.name", config.optimizer.name, optimizers.OPTIMIZERS),
+        ("optimizer.schedule", config.optimizer.schedule, optimizers.SCHEDULES),
+    ):
+        if value not in known:
+            raise UserError(f"unknown {field} {value!r}; known: {', '.join(known)}")
 
 
 def write_description(workdir: Path, run: Experiment, description: Description) -> None:

@@ -44,7 +44,7 @@ def points(spec: str, overrides: Mapping[str, Any]) -> list[Point]:
     """The runs of a config's grid, each with `overrides` besides its own.
 
     Raises:
-      UserError: there is no grid, a point has a field or value that the config refuses, or two
+      UserError: there is no grid, a point has a field, value or name that no run takes, or two
         have one name.
     """
     module, _ = configs.load_module(spec)
@@ -63,7 +63,9 @@ def points(spec: str, overrides: Mapping[str, Any]) -> list[Point]:
         if name in found:
             raise UserError(f"two runs of the grid of {spec} are {name}")
         both = {**overrides, **own}
-        found[name] = Point(name, both, configs.load(spec, both))
+        config = configs.load(spec, both)
+        experiment.check_names(config)
+        found[name] = Point(name, both, config)
     if not found:
         raise UserError(f"the grid of {spec} is empty")
     return list(found.values())

@@ -127,9 +127,22 @@ def test_another_models_checkpoint_is_refused_in_one_line(tmp_path, change):
         checkpoints.save("latest", 4, make_state(), FACTS)
         like = abstract(parallel.place(another_model(change), jax.devices()[:1]))
         with pytest.raises(
-            UserError, match=r"checkpoint .*latest/4 is not of this model: "
+            UserError, match=r"checkpoint .*latest/4 is damaged, or not of this model: "
         ) as caught:
             checkpoints.restore("latest", like)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("file", ["state/_METADATA", "facts/metadata"])
+def test_a_damaged_checkpoint_is_named_in_one_line(tmp_path, file):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save("latest", 4, make_state(), FACTS)
+    path = tmp_path / "checkpoints" / "latest" / "4" / file
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        with pytest.raises(UserError, match=r"checkpoint .*latest/4 is damaged") as caught:
+            checkpoints.restore("latest", like_one())
+            checkpoints.facts("latest")
     assert "\n" not in str(caught.value)
 
 

@@ -70,6 +70,12 @@ def test_points_have_their_own_overrides_and_the_common_ones(tmp_path):
         ([0.1], {"seed": "3"}, "varies it"),
         ([-1.0], {}, "not negative"),
         ([0.1], {"stepz": "3"}, "did you mean 'steps'"),
+        ([0.1], {"model.name": "segnets"}, "unknown model 'segnets'; known: "),
+        ([0.1], {"model.options.depth": "3"}, "unknown option 'depth'"),
+        ([0.1], {"data.dataset": "kitti"}, "unknown data.dataset 'kitti'; known: camvid"),
+        ([0.1], {"optimizer.name": "lion"}, "unknown optimizer.name 'lion'; known: sgd, "),
+        ([0.1], {"optimizer.schedule": "step"}, "unknown optimizer.schedule 'step'"),
+        ([0.1], {"loss.class_weights": "inverse"}, "unknown loss.class_weights 'inverse'"),
     ],
 )
 def test_a_grid_that_cannot_be_is_refused_before_anything_runs(tmp_path, rates, overrides, said):
