@@ -2,8 +2,8 @@
 
 segjax train --config experiments/camvid_small.py --workdir runs/camvid_small
 
-With JAX_NUM_CPU_DEVICES=2 twenty to thirty minutes on two CPU cores, by what else they do. Test mIoU
-0.387 for seed 0; on validation, which is another street, 0.51.
+With JAX_NUM_CPU_DEVICES=2 twenty to thirty minutes on two CPU cores, by what else they do. Test
+mIoU 0.387 for seed 0; on validation, which is another street, 0.51.
 """
 
 from ml_collections import ConfigDict

@@ -55,11 +55,29 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
+    def refined(sub):
+        sub.add_argument(
+            "--crf",
+            nargs="?",
+            const="v2",
+            metavar="v1|v2|NUMBERS",
+            help="refine the labels by a dense CRF (default: v2); five numbers with commas are "
+            "pos_w,pos_std,bi_w,bi_xy,bi_rgb, in pixels and grey values",
+        )
+
+    def sampled(sub):
+        sub.add_argument(
+            "--samples",
+            type=_count,
+            metavar="T",
+            help="average T samples of a network with dropout, units dropped as in training",
+        )
+
     config_help = "a config file; ARG goes to its get_config, such as smoke"
     override_help = "Any field is overridden by --config.FIELD=VALUE, such as --config.seed=1."
 
     data = command("data", _data, "Prepare a data set", "Done once; a prepared one is left alone.")
-    data.add_argument("name", help="camvid or streetscenes")
+    data.add_argument("name", help="camvid, isbi2012 or streetscenes")
     data.add_argument("--source", metavar="DIR", help="the published folder (none: download it)")
     data.add_argument("--data-dir", metavar="DIR", help="where prepared sets lie")
     data.add_argument(
@@ -74,7 +92,13 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--name", help="of the run (default: the config's name)")
 
     evaluate = command("evaluate", _evaluate, "Score a trained run on a split")
-    evaluate.add_argument("--workdir", required=True, type=Path, help="of the run")
+    evaluate.add_argument(
+        "--workdir",
+        required=True,
+        action="append",
+        type=Path,
+        help="of the run; given again, the mean probabilities of all of them are scored",
+    )
     evaluate.add_argument("--split", default="test", help="train, val or test (default: test)")
     evaluate.add_argument(
         "--checkpoint",
@@ -83,6 +107,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--limit", type=_count, metavar="N", help="only the first N images")
     evaluate.add_argument("--data-dir", metavar="DIR", help="where prepared sets lie, if elsewhere")
+    refined(evaluate)
+    sampled(evaluate)
 
     predict = command("predict", _predict, "Write label maps and overlays for images of any size")
     predict.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders")
@@ -93,6 +119,8 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="feed images at their own size, not resized to the height of training",
     )
+    refined(predict)
+    sampled(predict)
 
     sweep = command(
         "sweep",
@@ -118,6 +146,28 @@ def _parser() -> argparse.ArgumentParser:
     picture.add_argument("--output", required=True, type=Path, metavar="FILE.png")
     picture.add_argument("--count", type=_count, default=4, metavar="N", help="images (default: 4)")
     picture.add_argument("--data-dir", metavar="DIR", help="where prepared sets lie, if elsewhere")
+    refined(picture)
+
+    preview = command(
+        "preview",
+        _preview,
+        "Draw what a config trains on: images, labels and weights, plain and augmented",
+        override_help,
+    )
+    preview.add_argument("--config", required=True, metavar="FILE[:ARG]", help=config_help)
+    preview.add_argument("--output", required=True, type=Path, metavar="FILE.png")
+    preview.add_argument("--count", type=_count, default=4, metavar="N", help="images (default: 4)")
+
+    architectures = command(
+        "models",
+        _models,
+        "Set the architectures beside what is published of them",
+        "Parameters at 11 classes, sizes of output, and receptive fields measured by gradient.",
+    )
+    architectures.add_argument(
+        "--models", nargs="+", metavar="NAME", help="only these (default: all, some minutes)"
+    )
+    architectures.add_argument("--format", default="markdown", choices=("markdown", "csv", "json"))
 
     floors = command(
         "floors",
@@ -125,7 +175,7 @@ def _parser() -> argparse.ArgumentParser:
         "Score guesses that see no image, and ceilings of the truth at coarse strides",
         "All of one class; the most frequent class at each pixel; majority votes of the truth.",
     )
-    floors.add_argument("--dataset", default="camvid", help="camvid or streetscenes")
+    floors.add_argument("--dataset", default="camvid", help="camvid, isbi2012 or streetscenes")
     floors.add_argument("--split", default="test", help="train, val or test (default: test)")
     floors.add_argument("--data-dir", metavar="DIR", help="where prepared sets lie")
     floors.add_argument("--resolution", type=_size, metavar="HxW", help="of the images")
@@ -189,12 +239,26 @@ def _train(options):
     return 0
 
 
-def _evaluate(options):
-    from segjax import evaluate, experiment, results, tables
+def _crf(options):
+    """The parameters of the dense CRF that is asked for, or none."""
+    if options.crf is None:
+        return None
+    from segjax import crf
 
-    run, description = experiment.open_run(options.workdir, options.data_dir)
-    path, row = evaluate.evaluate_workdir(
-        run, description, options.workdir, options.split, options.checkpoint, options.limit
+    return crf.parse(options.crf)
+
+
+def _evaluate(options):
+    from segjax import ensemble, results, tables
+
+    path, row = ensemble.evaluate_workdirs(
+        options.workdir,
+        options.split,
+        kind=options.checkpoint,
+        limit=options.limit,
+        data_dir=options.data_dir,
+        crf=_crf(options),
+        samples=options.samples,
     )
     results.write_row(path, row)
     print(tables.render(tables.summarise([row])))
@@ -205,12 +269,20 @@ def _predict(options):
     from segjax import experiment, predict
     from segjax.progress import Bar
 
+    parameters = _crf(options)
     paths = predict.find_images(options.images)
     run, _ = experiment.open_run(options.workdir, None)
     variables, _ = experiment.load_variables(run, options.workdir, None)
     with Bar("predict", len(paths), unit_per_step=1) as bar:
         predict.predict_files(
-            run, variables, paths, options.output, native=options.native, progress=bar.advance
+            run,
+            variables,
+            paths,
+            options.output,
+            native=options.native,
+            crf=parameters,
+            samples=options.samples,
+            progress=bar.advance,
         )
     print(f"{len(paths)} label maps and overlays in {options.output}")
 
@@ -241,11 +313,33 @@ def _table(options):
 def _picture(options):
     from segjax import predict
 
+    parameters = _crf(options)
     workdirs = sorted(path.parent for path in options.results.rglob("result.json"))
     if not workdirs:
         raise UserError(f"{options.results}: no finished run below, expected a result.json")
-    predict.comparison(workdirs, options.output, options.count, options.data_dir)
+    predict.comparison(workdirs, options.output, options.count, options.data_dir, parameters)
     print(f"{len(workdirs)} runs drawn in {options.output}")
+
+
+def _preview(options):
+    from segjax import config, pictures, preview
+
+    loaded = config.load(options.config, config.parse_overrides(options.rest))
+    pictures.save(options.output, preview.preview(loaded, options.count))
+    print(f"drawn in {options.output}")
+
+
+def _models(options):
+    from segjax import architectures, models
+    from segjax.progress import Bar
+
+    names = options.models or list(models.MODELS)
+    rows = []
+    with Bar("models", len(names)) as bar:
+        for name in names:
+            rows.append(architectures.describe(name))
+            bar.advance(len(rows))
+    print(architectures.render(rows, options.format))
 
 
 def _floors(options):

@@ -23,6 +23,32 @@ from segjax.errors import UserError
 # devices changes the last bits, and the groups that batch normalisation sees of micro-batches.)
 INCIDENTAL = ("data.data_dir", "wandb", "log_every", "num_devices")
 
+# Fields that came when there were results already: left out of the digest at their neutral values,
+# so that it is still the one that those results carry. A new field goes here.
+LATER = (
+    "model.pretrained",
+    "data.patches",
+    *("augment.elastic", "augment.rotation", "augment.shift", "augment.outside"),
+    *("loss.name", "loss.border_weight", "loss.border_sigma"),
+)
+
+# Fields that say one of a few words, but for names of models and the like, which their own modules
+# know.
+CHOICES = {
+    "precision": ("float32", "bfloat16"),
+    "data.placement": ("auto", "device", "stream"),
+    "data.normalization": ("mean_std", "local_response", "none", "imagenet"),
+    "augment.outside": ("void", "mirror"),
+    "best_metric": ("mean_iou", "class_accuracy", "global_accuracy"),
+    "wandb.mode": ("disabled", "offline", "online"),
+}
+NOT_NEGATIVE = (
+    "data.patches",
+    *("augment.elastic", "augment.shift", "loss.border_weight"),
+    *("optimizer.learning_rate", "optimizer.weight_decay", "optimizer.clip_norm"),
+    *("optimizer.warmup_steps", "optimizer.momentum", "optimizer.power"),
+)
+
 
 def default() -> ConfigDict:
     """The fields that every experiment has, with neutral values."""
@@ -33,26 +59,37 @@ def default() -> ConfigDict:
     config.model = ConfigDict()
     config.model.name = "segnet_basic"  # of segjax.models.MODELS
     config.model.options = ConfigDict()  # fields of the model, such as width
+    # VGG-16's weights to start from, path or hub name (segjax.models.pretrained); "": none. The
+    # normalisation is then imagenet, of itself.
+    config.model.pretrained = ""
     config.precision = "float32"  # of the computation: float32 or bfloat16; parameters are float32
 
     config.data = ConfigDict()
     config.data.dataset = "streetscenes"  # of segjax.datasets.DATASETS
     config.data.data_dir = ""  # where prepared sets lie; "": TFDS's own place
     config.data.resolution = (360, 480)  # height, width in pixels
-    config.data.normalization = "mean_std"  # mean_std, local_response, or none
+    config.data.normalization = "mean_std"  # mean_std, local_response, none, imagenet
     config.data.placement = "auto"  # device: whole set in device memory; stream; auto: by size
+    config.data.patches = 0  # of each image, for a model that trains on patches; 0: whole images
     config.batch_size = 8  # images over all devices
 
     config.augment = ConfigDict()
     config.augment.flip = False  # left and right, half of the time
     config.augment.scale = (1.0, 1.0)  # least and greatest factor of random resizing
     config.augment.crop = ()  # height, width of a random window; (): the resolution
+    config.augment.elastic = 0.0  # pixels, sd of the displacements of a 3x3 grid
+    config.augment.rotation = 0.0  # degrees, greatest, either way
+    config.augment.shift = 0.0  # pixels, greatest, either way along each axis
+    config.augment.outside = "void"  # what these three bring in: void, or the image mirrored
     config.augment.brightness = 0.0  # factor in [1 - b, 1 + b]
     config.augment.contrast = 0.0  # likewise
     config.augment.saturation = 0.0  # likewise
 
     config.loss = ConfigDict()
+    config.loss.name = "cross_entropy"  # cross_entropy, focal, dice, lovasz
     config.loss.class_weights = "none"  # none, median_frequency, segnet, enet
+    config.loss.border_weight = 0.0  # w0 of U-Net's weight map, class 0 its background; 0: no map
+    config.loss.border_sigma = 5.0  # pixels, of the map
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "sgd"  # sgd, adam, adamw
@@ -115,6 +152,8 @@ def load(spec: str, overrides: Mapping[str, Any]) -> ConfigDict:
     if not isinstance(config, ConfigDict):
         raise UserError(f"config file {spec}: get_config gives {config!r}, expected a ConfigDict")
     override(config, overrides)
+    if config.model.pretrained and config.data.normalization == "mean_std":
+        config.data.normalization = "imagenet"  # what the weights have learnt from
     check(config)
     return config
 
@@ -199,6 +238,8 @@ def flat(config: ConfigDict) -> dict[str, Any]:
 def digest(config: ConfigDict) -> str:
     """16 hex digits that say what was computed, whatever the seed, the place and the tracking."""
     fields = {k: v for k, v in flat(config).items() if k != "seed" and not incidental(k)}
+    neutral = flat(default())
+    fields = {k: v for k, v in fields.items() if k not in LATER or v != neutral[k]}
     text = json.dumps(fields, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -239,48 +280,25 @@ def check(config: ConfigDict) -> None:
     )
     _require(config, "seed", 0 <= config.seed < 2**31, "in [0, 2^31)")
     _require(config, "ema_decay", 0 <= config.ema_decay < 1, "in [0, 1)")
-    _require(
-        config, "precision", config.precision in ("float32", "bfloat16"), "float32 or bfloat16"
-    )
     _require(config, "data.resolution", _size(config.data.resolution), "height and width in pixels")
-    _require(
-        config,
-        "data.placement",
-        config.data.placement in ("auto", "device", "stream"),
-        "auto, device or stream",
-    )
-    _require(
-        config,
-        "data.normalization",
-        config.data.normalization in ("mean_std", "local_response", "none"),
-        "mean_std, local_response or none",
-    )
-    _require(
-        config,
-        "augment.crop",
-        config.augment.crop == () or _size(config.augment.crop),
-        "height and width in pixels, or ()",
-    )
-    scale = config.augment.scale
-    _require(
-        config,
-        "augment.scale",
-        _factors(scale),
-        "a least and a greatest positive factor",
-    )
+    crop, scale = config.augment.crop, config.augment.scale
+    _require(config, "augment.crop", crop == () or _size(crop), "height and width in pixels, or ()")
+    _require(config, "augment.scale", _factors(scale), "a least and a greatest positive factor")
     for name in ("brightness", "contrast", "saturation"):
         _require(config, f"augment.{name}", 0 <= config.augment[name] <= 1, "in [0, 1]")
-    for name in ("learning_rate", "weight_decay", "clip_norm", "warmup_steps", "momentum", "power"):
-        _require(
-            config,
-            f"optimizer.{name}",
-            0 <= config.optimizer[name] < math.inf,
-            "finite and not negative",
-        )
-    metrics = ("mean_iou", "class_accuracy", "global_accuracy")
-    _require(config, "best_metric", config.best_metric in metrics, " or ".join(metrics))
-    modes = ("disabled", "offline", "online")
-    _require(config, "wandb.mode", config.wandb.mode in modes, " or ".join(modes))
+    _require(config, "augment.rotation", 0 <= config.augment.rotation <= 180, "in [0, 180]")
+    _require(config, "loss.border_sigma", 0 < config.loss.border_sigma < math.inf, "positive")
+    fields = flat(config)
+    for name in NOT_NEGATIVE:
+        _require(config, name, 0 <= fields[name] < math.inf, "finite and not negative")
+    for name, choices in CHOICES.items():
+        _require(config, name, fields[name] in choices, " or ".join(choices))
+    if config.model.pretrained:
+        known = "imagenet where model.pretrained is set"
+        _require(config, "data.normalization", config.data.normalization == "imagenet", known)
+    if config.loss.name in ("dice", "lovasz"):  # they are of classes, not of pixels
+        known = f"0 where loss.name is {config.loss.name}"
+        _require(config, "loss.border_weight", config.loss.border_weight == 0, known)
 
 
 def _require(config, name, holds, expected):

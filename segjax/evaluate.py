@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,8 +10,9 @@ import numpy as np
 from flax import linen as nn
 
 from segjax import config as configs
-from segjax import loader, parallel, results, steps
-from segjax.experiment import Description, Experiment, load_variables
+from segjax import inference, loader, parallel, results, steps
+from segjax.experiment import Description, Experiment
+from segjax.metrics import confusion_matrix
 from segjax.models.layers import BATCH_NORM_MOMENTUM
 from segjax.progress import Bar
 
@@ -20,31 +20,56 @@ Variables = dict[str, Any]
 Examples = loader.Raw | loader.Source
 
 
-def build_evaluator(experiment: Experiment) -> Callable[..., np.ndarray]:
+def build_evaluator(
+    experiment: Experiment,
+    output: inference.Output | None = None,
+    refine: inference.Refine | None = None,
+) -> Callable[..., np.ndarray]:
     """f(variables, examples, title, between) -> int64 (K, K) counts of all that is not void.
 
     With a title it shows a progress bar; `between` is called after each batch, and may raise.
+
+    Args:
+      experiment: where to compute, and on what.
+      output: whose greatest class counts; none: the logits of the experiment's own network.
+      refine: what is done to the output, probabilities, before that.
     """
-    config, info, devices = experiment.config, experiment.info, experiment.devices
+    config, devices = experiment.config, experiment.devices
+    num_classes, axis_name = len(experiment.info.class_names), experiment.axis_name
+    output = output or inference.logits(experiment)
     step = parallel.parallelize(
-        steps.build_eval_step(experiment.model, config, info, axis_name=experiment.axis_name),
+        steps.build_output_step(output, axis_name=axis_name)
+        if refine
+        else steps.build_eval_step(output, num_classes, axis_name=axis_name),
         devices,
     )
 
     def evaluate(variables, examples, title=None, between=lambda: None):
-        total = np.zeros((len(info.class_names),) * 2, np.int64)
+        total = np.zeros((num_classes, num_classes), np.int64)
         size = config.eval_batch_size
         count = loader.num_examples(examples)
         with Bar(title, count) if title else contextlib.nullcontext() as bar:
-            for number, raw in enumerate(loader.evaluation_batches(examples, size), start=1):
-                _, counts = step((), variables, parallel.split(raw, devices))
-                total += np.asarray(counts)
+            for number, raw in enumerate(loader.evaluation_batches(examples, size)):
+                done = min((number + 1) * size, count)
+                raw["place"] = np.arange(number * size, (number + 1) * size, dtype=np.int32)
+                _, result = step((), variables, parallel.split(raw, devices))
+                if refine:
+                    result = _refined_counts(refine, raw, result, done - number * size)
+                total += np.asarray(result)
                 if bar:
-                    bar.advance(min(number * size, count))
+                    bar.advance(done)
                 between()
         return total
 
     return evaluate
+
+
+def _refined_counts(refine, raw, probabilities, count):
+    """Confusion counts of the first `count` images of a batch, refined one by one."""
+    refined = map(refine, raw["image"][:count], np.asarray(probabilities[:count]))
+    classes = jnp.asarray([each.argmax(-1) for each in refined])
+    labels = jnp.asarray(raw["label"][:count])
+    return confusion_matrix(labels, classes, probabilities.shape[-1])
 
 
 def recompute_batch_norm(
@@ -94,7 +119,7 @@ def _unbiased(experiment, variables, batch_size):
 
     def apply(variables):
         model = experiment.model.clone(axis_name=None)
-        image = jnp.zeros((batch_size, height, width, 3))
+        image = jnp.zeros((batch_size, height, width, len(experiment.info.mean)))
         return model.apply(
             variables,
             image,
@@ -145,42 +170,3 @@ def result_row(
         "batch_norm": batch_norm,
         **results.provenance(f"{device.device_kind} x{len(experiment.devices)}"),
     }
-
-
-def evaluate_workdir(
-    run: Experiment,
-    description: Description,
-    workdir: Path,
-    split: str,
-    kind: str | None,
-    limit: int | None,
-) -> tuple[Path, dict[str, Any]]:
-    """Scores a checkpoint of a workdir on a split, or on its first `limit` images.
-
-    Args:
-      kind: of the checkpoint; none: final where there is one, else best. The statistics of batch
-        normalisation are recomputed first where the config asks for it (in `final` they are).
-
-    Returns:
-      Where the row belongs, and the row.
-    """
-    variables, facts = load_variables(run, workdir, kind)
-    source = run.open_split(split)
-    examples = [source[i] for i in range(min(limit, len(source)))] if limit else source
-    if "batch_stats" not in variables:
-        facts["batch_norm"] = "none"
-    elif run.config.recompute_batch_norm and facts["kind"] != "final":
-        variables = recompute_batch_norm(run, variables, run.open_split("train"))
-        facts["batch_norm"] = "recomputed"
-    row = result_row(
-        run,
-        description,
-        build_evaluator(run)(variables, examples, f"evaluate {split}"),
-        split=split,
-        num_images=len(examples),
-        parameters=sum(x.size for x in jax.tree.leaves(variables["params"])),
-        facts=facts,
-        batch_norm=facts.get("batch_norm", "running"),
-    )
-    of = f"_first{limit}" if limit else ""
-    return workdir / f"evaluation_{split}{of}_{facts['kind']}.json", row

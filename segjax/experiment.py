@@ -1,17 +1,19 @@
 """What training, evaluation and prediction all start from: a config made real, and its workdir."""
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict
 
 from segjax import config as configs
-from segjax import datasets, losses, models, optimizers, parallel, steps
+from segjax import datasets, loader, losses, models, optimizers, parallel, steps
 from segjax.checkpoint import Checkpoints
 from segjax.errors import UserError
 from segjax.files import write_whole
@@ -45,6 +47,27 @@ class Experiment:
         return datasets.open_split(
             data.dataset, split, data_dir=data.data_dir or None, resolution=tuple(data.resolution)
         )
+
+    def open_training(self) -> tuple[loader.Source, np.ndarray]:
+        """The training split, and the weights of its classes, float32 (K,), in the loss.
+
+        Where the config asks for weights of borders, the examples have a `weight`.
+        """
+        loss, counts = self.config.loss, self.info.splits["train"]
+        weights = losses.class_weights(
+            loss.class_weights, counts.pixel_counts, counts.present_pixel_counts
+        )
+        source = self.open_split("train")
+        if not loss.border_weight:
+            return source, weights
+        weigh = functools.partial(
+            losses.border_weights,
+            w0=loss.border_weight,
+            sigma=loss.border_sigma,
+            class_weights=weights,
+        )
+        # U-Net adds the weights of classes and borders: the former are in the map already.
+        return loader.Weighed(source, weigh), np.ones_like(weights)
 
 
 def create(config: ConfigDict, info: datasets.DatasetInfo | None = None) -> Experiment:
@@ -81,14 +104,22 @@ def check_names(config: ConfigDict) -> None:
     Nothing is built and no data set is looked for: what a sweep does before its first run.
 
     Raises:
-      UserError: with the list of the known ones.
+      UserError: with the list of the known ones; patches for a model of whole images, or none for
+        one of patches.
     """
     for option in ("dtype", "axis_name"):
         if option in config.model.options:
             raise UserError(
                 f"model.options.{option} is not yours to set: `precision` and devices do"
             )
-    models.create(config.model.name, 1, **config.model.options)
+    model = models.create(config.model.name, 1, **config.model.options)
+    patches = config.data.patches
+    if hasattr(model, "patch_size") != (patches > 0):
+        expected = "whole images, expected 0" if patches else "patches, expected at least 1"
+        raise UserError(
+            f"config field 'data.patches' is {patches}, but model {config.model.name} trains on "
+            f"{expected}"
+        )
     for field, value, known in (
         ("data.dataset", config.data.dataset, datasets.DATASETS),
         ("loss.name", config.loss.name, losses.LOSSES),

@@ -7,7 +7,7 @@ ahead. Both give identical batches, whatever the number of devices.
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import grain
@@ -18,14 +18,20 @@ from ml_collections import ConfigDict
 
 from segjax.augment import Example, augment
 from segjax.datasets import VOID, DatasetInfo
+from segjax.errors import UserError
 from segjax.ops.normalization import local_response_normalization
+from segjax.ops.padding import mirror
 
 DEVICE_BYTES = 4 * 2**30  # a larger set streams
 
-# What the one seed of an experiment is used for.
-INITIALISATION, ORDER, AUGMENTATION, DROPOUT = range(4)
+# Mean and standard deviation of ImageNet, RGB in [0, 1]: what VGG-16's weights have learnt from.
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-Raw = dict[str, np.ndarray]  # image uint8 (N, H, W, 3), label uint8 (N, H, W)
+# What the one seed of an experiment is used for.
+INITIALISATION, ORDER, AUGMENTATION, DROPOUT, PATCHES, SAMPLING = range(6)
+
+# image uint8 (N, H, W, C), label uint8 (N, H, W), and perhaps weight float32 (N, H, W)
+Raw = dict[str, np.ndarray]
 
 
 class Source(Protocol):
@@ -33,6 +39,26 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> dict: ...
+
+
+class Weighed:
+    """A source whose examples carry a `weight`, float32 (H, W): made once for each image and kept.
+
+    It moves with its image in augmentation, and `segjax.losses` multiplies each pixel by it.
+    """
+
+    def __init__(self, source: Source, weigh: Callable[[np.ndarray], np.ndarray]):
+        self._source, self._weigh = source, weigh
+        self._weights: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> dict:
+        example = self._source[index]
+        if index not in self._weights:
+            self._weights[index] = self._weigh(example["label"])
+        return {**example, "weight": self._weights[index]}
 
 
 def key(seed: int, use: int) -> jax.Array:
@@ -60,9 +86,13 @@ def _epoch_order(seed, epoch, num_examples):
 
 
 def in_memory(source: Source) -> Raw:
-    """The whole of a source as uint8 arrays on the host."""
-    examples = [source[i] for i in range(len(source))]
-    return {name: np.stack([e[name] for e in examples]) for name in ("image", "label")}
+    """The whole of a source as arrays on the host."""
+    examples = [_arrays(source[i]) for i in range(len(source))]
+    return {name: np.stack([e[name] for e in examples]) for name in examples[0]}
+
+
+def _arrays(example):
+    return {name: x for name, x in example.items() if name != "id"}
 
 
 def num_examples(examples: Raw | Source) -> int:
@@ -77,10 +107,10 @@ def pick(examples: Raw | Source, places: Sequence[int]) -> Raw:
     return in_memory([examples[place] for place in places])
 
 
-def fits(info: DatasetInfo, split: str, placement: str) -> bool:
+def fits(info: DatasetInfo, split: str, placement: str, weighed: bool = False) -> bool:
     """Whether a split is to lie in device memory (`data.placement`: device, stream or auto)."""
     height, width = info.resolution
-    size = info.splits[split].num_images * height * width * 4
+    size = info.splits[split].num_images * height * width * (8 if weighed else 4)
     return placement == "device" or (placement == "auto" and size <= DEVICE_BYTES)
 
 
@@ -96,8 +126,7 @@ def stream(
 
     def read(place):
         epoch, position = divmod(place, num_examples)
-        example = source[int(order(epoch)[position])]
-        return {"image": example["image"], "label": example["label"]}
+        return _arrays(source[int(order(epoch)[position])])
 
     places = grain.MapDataset.range(first_step * batch_size, (first_step + steps) * batch_size)
     batches = places.map(read).batch(batch_size)
@@ -125,9 +154,7 @@ def training_batch(
     Returns:
       image, float32 (B, h, w, 3), and label, uint8 (B, h, w).
     """
-    step_key = jax.random.fold_in(key(seed, AUGMENTATION), step)
-    places = first + jnp.arange(raw["label"].shape[0], dtype=jnp.int32)
-    keys = jax.vmap(lambda place: jax.random.fold_in(step_key, place))(places)
+    keys = _image_keys(seed, AUGMENTATION, step, first, raw["label"].shape[0])
     fill = jnp.asarray(info.mean, jnp.float32)
 
     def one(image_key, example):
@@ -138,18 +165,81 @@ def training_batch(
     return {**batch, "image": normalize(batch["image"], config.data.normalization, info)}
 
 
+def _image_keys(seed, use, step, first, count):
+    step_key = jax.random.fold_in(key(seed, use), step)
+    places = first + jnp.arange(count, dtype=jnp.int32)
+    return jax.vmap(lambda place: jax.random.fold_in(step_key, place))(places)
+
+
+def patch_batch(
+    batch: Example,
+    seed: int,
+    step: jax.Array,
+    first: jax.Array | int,
+    count: int,
+    size: int,
+) -> Example:
+    """Patches of a training batch, each labelled by its centre, pixel (size // 2, size // 2).
+
+    The centres are drawn from the labelled pixels of each image, all of them as likely, and may
+    fall together. Beyond the border the image is mirrored. An image without a label gives patches
+    that are VOID.
+
+    Args:
+      batch: from `training_batch`.
+      seed: of the experiment.
+      step: of the training.
+      first: place of the first image in the step's whole batch; each image has a key of its own.
+      count: patches of an image.
+      size: of a patch, in pixels.
+
+    Returns:
+      image, (count B, size, size, 3), and all else, (count B, 1, 1), as it is at the centre.
+    """
+    images, height, width = batch["label"].shape
+
+    def one(image_key, example):
+        # The k-th labelled pixel is where as many have been counted: no draw is in vain.
+        counted = jnp.cumsum((example["label"] != VOID).astype(jnp.int32).ravel())
+        drawn = jax.random.randint(image_key, (count,), 0, jnp.maximum(counted[-1], 1))
+        place = jnp.searchsorted(counted, drawn, side="right").astype(jnp.int32)
+        place = jnp.minimum(place, height * width - 1)
+        image = mirror(example["image"], size // 2, (size - 1) // 2)
+        shape = (size, size, image.shape[-1])
+
+        def cut(place):
+            return jax.lax.dynamic_slice(image, (place // width, place % width, 0), shape)
+
+        centres = {name: x.ravel()[place] for name, x in example.items() if name != "image"}
+        return {**jax.tree.map(lambda x: x[:, None, None], centres), "image": jax.vmap(cut)(place)}
+
+    patches = jax.vmap(one)(_image_keys(seed, PATCHES, step, first, images), batch)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), patches)
+
+
 def normalize(image: jax.Array, method: str, info: DatasetInfo) -> jax.Array:
-    """Network input from float32 (..., 3) RGB in [0, 1].
+    """Network input from float32 (..., C) in [0, 1], RGB or grey.
 
     mean_std: minus the training set's mean, divided by its standard deviation. local_response: as
-    SegNet-Basic, across the channels of values 0 to 255. none: as it is.
+    SegNet-Basic, across the channels of values 0 to 255. none: as it is. imagenet: as mean_std, but
+    of ImageNet, for weights that were trained there.
+
+    Raises:
+      UserError: imagenet, and the images are not RGB.
     """
     if method == "local_response":
         return local_response_normalization(image * 255)
     if method == "none":
         return image
-    shape = (1,) * (image.ndim - 1) + (3,)
-    mean, std = (jnp.asarray(x, jnp.float32).reshape(shape) for x in (info.mean, info.std))
+    statistics = IMAGENET if method == "imagenet" else (info.mean, info.std)
+    channels = len(statistics[0])
+    if image.shape[-1] != channels:
+        raise UserError(
+            f"data.normalization {method} is of {channels} channels, but the images of "
+            f"{info.name} have {image.shape[-1]}"
+        )
+    shape = (1,) * (image.ndim - 1) + (channels,)
+    mean, std = (jnp.asarray(x, jnp.float32).reshape(shape) for x in statistics)
     return (image - mean) / std
 
 

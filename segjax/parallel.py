@@ -101,6 +101,11 @@ def psum(tree: Any, name: str | None) -> Any:
     return jax.lax.psum(tree, name) if name else tree
 
 
+def gather(array: jax.Array, name: str | None) -> jax.Array:
+    """The shares of all devices, one after the other, or the array itself without an axis."""
+    return jax.lax.all_gather(array, name, tiled=True) if name else array
+
+
 def index(name: str | None) -> jax.Array | int:
     """The place of this device on the axis; 0 without one."""
     return jax.lax.axis_index(name) if name else 0

@@ -48,13 +48,27 @@ def colourise(label: np.ndarray, palette: Palette) -> np.ndarray:
     return _colours(label, palette)[label]
 
 
+def heat(values: np.ndarray, greatest: float) -> np.ndarray:
+    """Draws a map of numbers from black (0) by red and yellow to white (`greatest`, and above).
+
+    Args:
+      values: floating (H, W), not negative.
+      greatest: positive.
+
+    Returns:
+      uint8 (H, W, 3) RGB.
+    """
+    thirds = 3 * np.asarray(values)[..., None] / greatest - np.arange(3)
+    return np.rint(255 * np.clip(thirds, 0, 1)).astype(np.uint8)
+
+
 def overlay(
     image: np.ndarray, label: np.ndarray, palette: Palette, opacity: float = 0.5
 ) -> np.ndarray:
     """Lays a coloured label over its image; void pixels show the image as it is.
 
     Args:
-      image: uint8 (H, W, 3) RGB.
+      image: uint8 (H, W, 3) RGB or (H, W, 1) grey.
       label: integers (H, W) in [0, K) or VOID.
       palette: K RGB triples in [0, 255].
       opacity: of the label; 0 gives the image, 1 the colours.
@@ -110,8 +124,8 @@ def grid(
     list make a contact sheet.
 
     Args:
-      rows: pictures of any sizes, uint8 (H, W, 3) RGB: for a figure of predictions image,
-        colourised truth, and each run's colourised prediction.
+      rows: pictures of any sizes, uint8 (H, W, 3) RGB or (H, W, 1) grey: for a figure of
+        predictions image, colourised truth, and each run's colourised prediction.
       titles: one above each column; long ones are broken into lines. None at all: no title line.
       class_names, palette: K each; a legend of them, and of void, goes at the foot.
       cell_width: pixels.
@@ -153,6 +167,7 @@ def grid(
 
 def _enlarged(picture: np.ndarray, cell_width: int) -> Image.Image:
     factor = -(-cell_width // picture.shape[1])
+    picture = picture[..., 0] if picture.shape[2:] == (1,) else picture
     return Image.fromarray(picture.repeat(factor, axis=0).repeat(factor, axis=1))
 
 

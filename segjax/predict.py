@@ -1,6 +1,7 @@
 """Label maps for images of any size."""
 
-from collections.abc import Callable, Iterable
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageOps
 
-from segjax import datasets, loader, pictures
+from segjax import crf as dense_crf
+from segjax import datasets, inference, pictures, uncertainty
 from segjax.errors import UserError
 from segjax.experiment import Experiment, load_variables, open_run
 
@@ -18,28 +20,39 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 Predictor = Callable[[dict[str, Any], np.ndarray], np.ndarray]
 
 
-def build_predictor(experiment: Experiment, size: tuple[int, int] | None = None) -> Predictor:
-    """f(variables, images uint8 (B, H, W, 3)) -> labels uint8 (B, H, W), the most likely class.
+def build_predictor(
+    experiment: Experiment,
+    size: tuple[int, int] | None = None,
+    output: inference.Output | None = None,
+    refine: inference.Refine | None = None,
+) -> Predictor:
+    """f(variables, images uint8 (B, H, W, C)) -> labels uint8 (B, H, W), the most likely class.
 
-    With a size (h, w) the logits are made at that size, of the resized image, and brought back to
+    With a size (h, w) the output is made at that size, of the resized image, and brought back to
     the image's own bilinearly before the decision.
+
+    Args:
+      experiment: whose network is asked.
+      size: height and width in pixels.
+      output: whose greatest class is given; none: the logits of the experiment's own network.
+      refine: what is done to the output, probabilities, before that.
     """
-    config, info = experiment.config, experiment.info
+    sized = inference.resized(output or inference.logits(experiment), size)
 
     @jax.jit
-    def predict(variables, raw):
-        image = raw.astype(jnp.float32) / 255
-        batch, height, width, _ = image.shape
-        if size is not None:
-            image = jax.image.resize(image, (batch, *size, 3), "linear")
-        image = loader.normalize(image, config.data.normalization, info)
-        logits = experiment.model.apply(variables, image, train=False)
-        if size is not None:
-            shape = (batch, height, width, logits.shape[-1])
-            logits = jax.image.resize(logits, shape, "linear", antialias=False)
-        return jnp.argmax(logits, -1).astype(jnp.uint8)
+    def values(variables, raw):
+        places = jnp.arange(raw.shape[0], dtype=jnp.int32)
+        values = sized(variables, raw.astype(jnp.float32) / 255, places)
+        return values if refine else jnp.argmax(values, -1).astype(jnp.uint8)
 
-    return lambda variables, images: np.asarray(predict(variables, images))
+    def predict(variables, images):
+        result = np.asarray(values(variables, images))
+        if refine is None:
+            return result
+        refined = [refine(*each) for each in zip(images, result, strict=True)]
+        return np.stack([values.argmax(-1).astype(np.uint8) for values in refined])
+
+    return predict
 
 
 def find_images(names: Iterable[str]) -> list[Path]:
@@ -62,30 +75,35 @@ def find_images(names: Iterable[str]) -> list[Path]:
     return list(dict.fromkeys(paths))
 
 
-def outputs(paths: list[Path], folder: Path) -> list[tuple[Path, Path]]:
-    """Where the label map and the overlay of each image are written.
+def outputs(
+    paths: list[Path], folder: Path, endings: Sequence[str] = ("", "_overlay")
+) -> list[tuple[Path, ...]]:
+    """Where the pictures of each image are written: the label map, the overlay and what else.
 
     Raises:
       UserError: one would be written over an image, or over that of another.
     """
     taken = {path.resolve(): path for path in paths}
-    pairs = []
+    targets = []
     for path in paths:
-        pair = (folder / f"{path.stem}.png", folder / f"{path.stem}_overlay.png")
-        for target in pair:
+        own = tuple(folder / f"{path.stem}{ending}.png" for ending in endings)
+        for target in own:
             other = taken.setdefault(target.resolve(), path)
             if other is not path or target.resolve() == path.resolve():
                 raise UserError(f"{target}, made from {path}, would overwrite what is of {other}")
-        pairs.append(pair)
-    return pairs
+        targets.append(own)
+    return targets
 
 
-def read_image(path: Path) -> np.ndarray:
-    """An image as uint8 RGB (H, W, 3)."""
+def read_image(path: Path, channels: int) -> np.ndarray:
+    """An image as uint8 (H, W, C), RGB for 3 channels and grey for 1."""
     try:
         with Image.open(path) as image:
             # Cameras store how they were held instead of turning the pixels.
-            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+            upright = ImageOps.exif_transpose(image)
+            if channels == 1:
+                return np.array(upright.convert("L"))[..., None]
+            return np.array(upright.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"image {path} cannot be read: {error}") from error
 
@@ -97,36 +115,66 @@ def predict_files(
     output: Path,
     *,
     native: bool,
+    crf: dense_crf.Parameters | None,
+    samples: int | None,
     progress: Callable[[int], None],
 ) -> None:
     """Writes NAME.png, an indexed label map, and NAME_overlay.png for each image.
 
+    With Monte Carlo samples (`segjax.uncertainty`) also grey maps of the class that is the most
+    likely by their mean: NAME_confidence.png, its mean probability from black for 0 to white for 1,
+    and NAME_deviation.png, the standard deviation of its probability, to white for 1/2.
+
     A network knows the scale it was trained at: unless `native`, the image is resized to the
-    training height, its aspect kept, and the logits are brought back.
+    training height, its aspect kept, and the logits (for a CRF, the probabilities, which it refines
+    at the image's own size) are brought back.
     """
-    predictors: dict[tuple[int, int] | None, Predictor] = {}
-    targets = outputs(paths, output)
+    predictors: dict[tuple[int, int] | None, Callable[..., Any]] = {}
+    endings = ("", "_overlay", "_confidence", "_deviation") if samples else ("", "_overlay")
+    targets = outputs(paths, output, endings)
     output.mkdir(parents=True, exist_ok=True)
-    for done, (path, (label_path, overlay_path)) in enumerate(
-        zip(paths, targets, strict=True), start=1
-    ):
-        image = read_image(path)
+    for done, (path, target) in enumerate(zip(paths, targets, strict=True), start=1):
+        image = read_image(path, len(experiment.info.mean))
         height, width = image.shape[:2]
         size = None
         if not native:
             trained_height = experiment.config.data.resolution[0]
             size = (trained_height, max(1, round(width * trained_height / height)))
         if size not in predictors:
-            predictors[size] = build_predictor(experiment, size)
-        label = predictors[size](variables, image[None])[0]
+            predictors[size] = _predictor(experiment, size, crf, samples)
+        label, *maps = (x[0] for x in predictors[size](variables, image[None]))
         palette = experiment.info.palette
-        pictures.save_label(label_path, label, palette)
+        pictures.save_label(target[0], label, palette)
         overlay = pictures.overlay(image, label, palette)
-        pictures.save(overlay_path, Image.fromarray(overlay))
+        pictures.save(target[1], Image.fromarray(overlay))
+        for place, values, white in zip(target[2:], maps, (1.0, 0.5), strict=False):
+            pictures.save(place, Image.fromarray(np.rint(values / white * 255).astype(np.uint8)))
         progress(done)
 
 
-def comparison(workdirs: list[Path], output: Path, count: int, data_dir: str | None) -> None:
+def _predictor(experiment, size, crf, samples):
+    """f(variables, images) -> (labels, and where it samples the confidence and the deviation)."""
+    output, refine = _inference(experiment, crf)
+    if samples:
+        return uncertainty.build_predictor(experiment, samples, size, refine)
+    labels = build_predictor(experiment, size, output, refine)
+    return lambda variables, images: (labels(variables, images),)
+
+
+def _inference(experiment, crf):
+    """The output and its refinement, where there is a CRF."""
+    if crf is None:
+        return None, None
+    return inference.probabilities(experiment), functools.partial(dense_crf.refine, crf)
+
+
+def comparison(
+    workdirs: list[Path],
+    output: Path,
+    count: int,
+    data_dir: str | None,
+    crf: dense_crf.Parameters | None = None,
+) -> None:
     """Draws test images, their truth, and what each run predicts, one row an image.
 
     Args:
@@ -134,6 +182,7 @@ def comparison(workdirs: list[Path], output: Path, count: int, data_dir: str | N
       output: the picture's file.
       count: how many images, evenly over the test split.
       data_dir: where prepared sets lie, if elsewhere than in training.
+      crf: of a dense CRF; what it makes of each run is drawn beside it.
 
     Raises:
       UserError: the runs are on different images.
@@ -154,10 +203,13 @@ def comparison(workdirs: list[Path], output: Path, count: int, data_dir: str | N
         if data != first:
             raise UserError(f"{workdir} is on {data}, but {workdirs[0]} on {first}")
         variables, _ = load_variables(run, workdir, None)
-        labels = build_predictor(run)(variables, np.stack([e["image"] for e in examples]))
-        for row, label in zip(rows, labels, strict=True):
-            row.append(pictures.colourise(label, palette))
-        titles.append(description.name)
+        images = np.stack([e["image"] for e in examples])
+        for refined in (None, crf) if crf else (None,):
+            labels = build_predictor(run, None, *_inference(run, refined))(variables, images)
+            for row, label in zip(rows, labels, strict=True):
+                row.append(pictures.colourise(label, palette))
+            by = f", crf {dense_crf.describe(refined)}" if refined else ""
+            titles.append(description.name + by)
     pictures.save(output, pictures.grid(rows, titles, class_names=names, palette=palette))
 
 

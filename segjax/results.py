@@ -94,14 +94,18 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], bool], bool]] = {
     "versions": ("an object", lambda v: isinstance(v, dict), False),
     "finished": ("a time", _is_text, False),
 }
+# Not there where nothing was done: how the labels were made, other than from one network's logits.
+_OPTIONAL = {"inference": ("a text", _is_text, False)}
 
 
 def _check(row: Any, where: str) -> Row:
     """Gives the row back, or raises a UserError that names the place and the first fault."""
     if not isinstance(row, dict):
         raise UserError(f"{where}: found {_short(row)}, expected a result row (an object)")
-    for name, (expected, holds, nullable) in _FIELDS.items():
+    for name, (expected, holds, nullable) in {**_FIELDS, **_OPTIONAL}.items():
         if name not in row:
+            if name in _OPTIONAL:
+                continue
             raise UserError(f"{where}: {name} is missing, expected {expected}")
         if not (holds(row[name]) or (nullable and row[name] is None)):
             raise UserError(f"{where}: {name} is {_short(row[name])}, expected {expected}")
@@ -274,12 +278,14 @@ def group_key(row: Row) -> str:
         *("experiment", "model", "model_options", "config_digest", "batch_norm"),
         *("dataset", "split", "num_images", "resolution", "class_names"),
     )
-    return json.dumps([{name: row[name] for name in same}, overrides(row)], sort_keys=True)
+    fields = {name: row[name] for name in same} | {"inference": row.get("inference")}
+    return json.dumps([fields, overrides(row)], sort_keys=True)
 
 
 def title(row: Row) -> str:
     """Names the run of a row in a message."""
-    return f"{row['experiment']} {row['name']} on {row['dataset']} {row['split']}"
+    by = f" by {row['inference']}" if "inference" in row else ""
+    return f"{row['experiment']} {row['name']}{by} on {row['dataset']} {row['split']}"
 
 
 def _dump(value: Any) -> str:

@@ -104,11 +104,15 @@ def build_train_steps(
                 mine = jax.lax.dynamic_slice_in_dim(order, first, share)
                 raw = jax.tree.map(lambda x: x[mine], data)
             batch = loader.training_batch(raw, config.seed, state.step, first, config, info)
+            if config.data.patches:
+                batch = loader.patch_batch(
+                    batch, config.seed, state.step, first, config.data.patches, model.patch_size
+                )
             return train_step(
                 state, batch, model, optimizer, config, class_weights, axis_name=axis_name
             )
 
-        return _scan(body, state, batches, num_steps)
+        return scan(body, state, batches, num_steps)
 
     return train_steps
 
@@ -125,12 +129,19 @@ def train_step(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One optimiser step on a device's share of the batch.
 
-    The loss is the sum over all devices and micro-batches divided by the valid pixels of them all,
-    so that neither changes it; batch normalisation sees one micro-batch at a time, of all devices.
+    The loss is the sum over all devices and micro-batches divided by the terms of them all (see
+    `losses.count`), so that neither changes it; batch normalisation sees one micro-batch at a time,
+    of all devices.
     """
-    num_classes, parts = class_weights.shape[0], config.micro_batches
+    num_classes, parts, labels = class_weights.shape[0], config.micro_batches, batch["label"]
     # pmean of the gradients below divides by the devices, hence the mean and not the sum here.
-    normalizer = parallel.pmean(losses.num_valid(batch["label"], num_classes), axis_name)
+    valid, normalizer = parallel.pmean(
+        (
+            losses.num_valid(labels, num_classes),
+            losses.count(config.loss.name, labels, num_classes),
+        ),
+        axis_name,
+    )
     dropout = jax.random.fold_in(loader.key(config.seed, loader.DROPOUT), state.step)
     dropout = jax.random.fold_in(dropout, parallel.index(axis_name))
 
@@ -142,7 +153,8 @@ def train_step(
             mutable=["batch_stats"],
             rngs={"dropout": dropout_key},
         )
-        loss = losses.cross_entropy(
+        loss = losses.loss(
+            config.loss.name,
             logits,
             part["label"],
             class_weights,
@@ -163,7 +175,7 @@ def train_step(
     zeros = (jax.tree.map(jnp.zeros_like, params), jnp.zeros(()), jnp.zeros(()))
     micro = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
     keys = jax.random.split(dropout, parts)
-    (batch_stats, sums), _ = _scan(
+    (batch_stats, sums), _ = scan(
         accumulate, (state.variables.get("batch_stats", {}), zeros), (micro, keys), parts
     )
     gradients, loss, hits = parallel.pmean(sums, axis_name)
@@ -179,13 +191,15 @@ def train_step(
         ema = optax.incremental_update(variables, ema, 1 - config.ema_decay)
     metrics = {
         "loss": loss,
-        "global_accuracy": hits / jnp.maximum(normalizer, 1.0),
+        "global_accuracy": hits / jnp.maximum(valid, 1.0),
         "gradient_norm": optax.tree.norm(gradients),
     }
     return TrainState(state.step + 1, variables, opt_state, ema), metrics
 
 
-def _scan(body, carry, inputs, length):
+def scan(
+    body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, inputs: Any, length: int
+) -> tuple[Any, Any]:
     """`lax.scan`, unrolled on the CPU: its loops run convolutions tens of times slower."""
     if jax.default_backend() != "cpu":
         return jax.lax.scan(body, carry, inputs, length=length)
@@ -196,18 +210,30 @@ def _scan(body, carry, inputs, length):
     return carry, jax.tree.map(lambda *x: jnp.stack(x), *outputs)
 
 
-def build_eval_step(
-    model: nn.Module, config: ConfigDict, info: DatasetInfo, *, axis_name: str | None
+def build_output_step(
+    output: Callable[..., jax.Array], *, axis_name: str | None
 ) -> Callable[..., tuple[tuple[()], jax.Array]]:
-    """f((), variables, raw) -> ((), int32 (K, K) confusion counts of the batch of all devices)."""
-    num_classes = len(info.class_names)
+    """f((), variables, raw) -> ((), what an `inference.Output` gives for the whole batch)."""
+
+    def output_step(nothing, variables, raw):
+        image = raw["image"].astype(jnp.float32) / 255
+        return nothing, parallel.gather(output(variables, image, raw["place"]), axis_name)
+
+    return output_step
+
+
+def build_eval_step(
+    output: Callable[..., jax.Array], num_classes: int, *, axis_name: str | None
+) -> Callable[..., tuple[tuple[()], jax.Array]]:
+    """f((), variables, raw) -> ((), int32 (K, K) confusion counts of the batch of all devices).
+
+    The class of a pixel is the greatest of what an `inference.Output` gives.
+    """
 
     def eval_step(nothing, variables, raw):
-        image = loader.normalize(
-            raw["image"].astype(jnp.float32) / 255, config.data.normalization, info
-        )
-        logits = model.apply(variables, image, train=False)
-        counts = confusion_matrix(raw["label"], jnp.argmax(logits, -1), num_classes)
+        image = raw["image"].astype(jnp.float32) / 255
+        classes = jnp.argmax(output(variables, image, raw["place"]), -1)
+        counts = confusion_matrix(raw["label"], classes, num_classes)
         return nothing, parallel.psum(counts, axis_name)
 
     return eval_step

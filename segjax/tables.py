@@ -68,9 +68,9 @@ def summarise(rows: Iterable[Row]) -> list[Summary]:
     """Groups rows over seeds; highest mean mIoU first.
 
     A group has one experiment, overrides but for the seed, model, config digest and evaluation
-    (data set, split, number of images, resolution, classes, BatchNorm). Rows that differ in their
-    digest alone are groups of their own, which `render` tells apart by it. A run that is there
-    twice with the same counts is counted once.
+    (data set, split, number of images, resolution, classes, BatchNorm, inference). Rows that
+    differ in their digest alone are groups of their own, which `render` tells apart by it. A run
+    that is there twice with the same counts is counted once.
 
     Raises:
       UserError: two different results of one seed in a group, or runs of one group that were scored
@@ -143,6 +143,7 @@ _SETTINGS: dict[str, Callable[[Summary], str]] = {
     "images": lambda summary: str(summary.row["num_images"]),
     "resolution": _size,
     "batch norm": lambda summary: summary.row["batch_norm"] or "",
+    "inference": lambda summary: summary.row.get("inference", "-"),
 }
 
 
@@ -186,7 +187,7 @@ def _markdown(summaries: Sequence[Summary], per_class: str) -> str:
     drawn = [_column(*column, str.ljust) for column in left]
     drawn += [_column(*column, str.rjust) for column in right]
     lines = ["| " + " | ".join(cells) + " |" for cells in zip(*drawn, strict=True)]
-    stated = [f"{name} {value}" for name, value in alike.items() if value]
+    stated = [f"{name} {value}" for name, value in alike.items() if value not in ("", "-")]
     stated += ["percent, mean ± sample standard deviation over the seeds"]
     stated += [f"per class: {PER_CLASS[per_class]}"]
     return "; ".join(stated) + ".\n\n" + "\n".join(lines) + "\n"
@@ -224,6 +225,7 @@ def _csv(summaries: Sequence[Summary], per_class: str) -> str:
         line |= {name: s.row[name] for name in ("model", "parameters", "config_digest")}
         line |= {name: s.row[name] for name in ("dataset", "split", "num_images")}
         line |= {"resolution": _size(s), "batch_norm": s.row["batch_norm"]}
+        line |= {"inference": s.row.get("inference")}
         line |= {"n": max(1, len(s.seeds)), "seeds": " ".join(map(str, s.seeds))}
         classes = zip(s.row["class_names"], s.per_class[per_class], strict=True)
         estimates = s.scores | {f"{per_class}_{name}": estimate for name, estimate in classes}

@@ -20,7 +20,6 @@ from segjax import config as configs
 from segjax import (
     experiment,
     loader,
-    losses,
     metrics,
     optimizers,
     parallel,
@@ -34,6 +33,7 @@ from segjax.checkpoint import Checkpoints, abstract
 from segjax.errors import UserError
 from segjax.evaluate import build_evaluator, recompute_batch_norm, result_row
 from segjax.experiment import Description, Experiment
+from segjax.models import pretrained
 from segjax.progress import Bar
 
 SAMPLES = 4  # validation images that are shown with their predictions
@@ -121,16 +121,13 @@ class _Training:
         self.experiment, self.workdir, self.description, self.stop = run, workdir, description, stop
         config, info = run.config, run.info
 
-        source = run.open_split("train")
-        self.resident = loader.fits(info, "train", config.data.placement)
+        source, self.class_weights = run.open_training()
+        weighed = config.loss.border_weight > 0
+        self.resident = loader.fits(info, "train", config.data.placement, weighed)
         self.train_set: Any = loader.in_memory(source) if self.resident else source
         self.val_set = loader.in_memory(run.open_split("val"))
         self.data = parallel.place(self.train_set, run.devices) if self.resident else {}
 
-        counts = info.splits["train"]
-        self.class_weights = losses.class_weights(
-            config.loss.class_weights, counts.pixel_counts, counts.present_pixel_counts
-        )
         self.schedule = optimizers.create_schedule(config.optimizer, config.steps)
         self.optimizer = optimizers.create_optimizer(config.optimizer, self.schedule)
         self.evaluator = build_evaluator(run)
@@ -174,11 +171,16 @@ class _Training:
             return self._test(like)
 
     def _restore(self, state):
+        step = self.checkpoints.step("latest")
+        source = self.experiment.config.model.pretrained
+        if step is None and source:
+            variables = pretrained.fill(state.variables, source)
+            ema = jax.tree.map(jnp.copy, variables) if state.ema else {}
+            state = state.replace(variables=variables, ema=ema)
         state = parallel.place(state, self.experiment.devices)
         if self.checkpoints.step("best") is not None:
             facts = self.checkpoints.facts("best")
             self.best_value, self.best_step = facts["best_value"], facts["best_step"]
-        step = self.checkpoints.step("latest")
         if step is None:
             return state, 0, 0.0
         seconds = self.checkpoints.facts("latest")["seconds"]

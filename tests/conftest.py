@@ -62,3 +62,20 @@ def camvid_data_dir(tmp_path_factory):
                 subprocess.run([sys.executable, script, published], check=True, capture_output=True)
         datasets.prepare("camvid", data_dir=shared / "tfds", source=published)
     return shared / "tfds"
+
+
+@pytest.fixture(scope="session")
+def isbi2012_data_dir(tmp_path_factory):
+    """A data directory with the real ISBI 2012 slices prepared in it, once for all workers.
+
+    The published folder is named by SEGJAX_ISBI2012, or lies beside the checkout.
+    """
+    beside = Path(__file__).parents[2] / "shared" / "data" / "isbi2012"
+    published = os.environ.get("SEGJAX_ISBI2012", beside)
+    if published == beside and not beside.is_dir():
+        pytest.skip("no ISBI 2012: SEGJAX_ISBI2012 is unset and there is none beside the checkout")
+    shared = _shared(tmp_path_factory)
+    with (shared / "isbi2012.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        datasets.prepare("isbi2012", data_dir=shared / "tfds", source=published)
+    return shared / "tfds"

@@ -7,7 +7,10 @@ import pytest
 
 from segjax.cli import main
 
-COMMANDS = ("data", "train", "evaluate", "predict", "sweep", "table", "picture", "floors")
+COMMANDS = (
+    *("data", "train", "evaluate", "predict", "sweep", "table", "picture", "preview", "floors"),
+    "models",
+)
 
 
 def test_help_imports_nothing_heavy():
@@ -54,7 +57,7 @@ def test_each_command_explains_itself(command, capsys):
                 *("train", "--config", "experiments/quickstart.py", "--workdir", "{tmp}/w"),
                 "--config.model.name=segnat",
             ],
-            "unknown model 'segnat'; known: segnet, segnet_basic",
+            "unknown model 'segnat'; known: ",
         ),
         (
             [
@@ -106,6 +109,10 @@ def test_each_command_explains_itself(command, capsys):
         ),
         (["evaluate", "--workdir", "{tmp}/none"], "is not the workdir of a run"),
         (["evaluate", "--workdir", "x", "--limit", "0"], "positive number"),
+        (["evaluate", "--workdir", "x", "--crf", "v3"], "CRF 'v3', expected v1, v2 or five"),
+        (["evaluate", "--workdir", "x", "--crf", "3,1,4,0,3"], "CRF bi_xy is 0"),
+        (["predict", "a.png", "--workdir", "x", "--output", "y", "--crf="], "CRF ''"),
+        (["picture", "--results", "x", "--output", "y.png", "--crf", "3"], "CRF '3', expected"),
         (["table", "--results", "{tmp}/none"], "none"),
         (["table", "--results", "x", "--format", "word"], "invalid choice: 'word'"),
         (["table", "--results", "x", "--colour"], "unknown argument '--colour'"),

@@ -86,8 +86,14 @@ def test_text_becomes_the_type_of_the_field(path):
         ("--config.augment.crop=(96,)", "height and width"),
         ("--config.augment.scale=(2.0,1.0)", "'augment.scale' must be"),
         ("--config.augment.brightness=2.0", "in [0, 1]"),
-        ("--config.data.placement=ram", "auto, device or stream"),
-        ("--config.data.normalization=zca", "mean_std, local_response or none"),
+        ("--config.augment.elastic=-1.0", "'augment.elastic' must be finite and not negative"),
+        ("--config.augment.shift=inf", "of type float"),
+        ("--config.augment.rotation=181.0", "'augment.rotation' must be in [0, 180]"),
+        ("--config.augment.outside=grey", "void or mirror"),
+        ("--config.loss.border_weight=-1.0", "'loss.border_weight' must be finite"),
+        ("--config.loss.border_sigma=0.0", "'loss.border_sigma' must be positive"),
+        ("--config.data.placement=ram", "auto or device or stream"),
+        ("--config.data.normalization=zca", "mean_std or local_response or none"),
         ("--config.optimizer.weight_decay=-1.0", "not negative"),
         ("--config.best_metric=loss", "mean_iou or"),
         ("--config.wandb.mode=on", "disabled or offline"),
@@ -138,7 +144,19 @@ def test_the_digest_is_of_what_is_computed(path):
     assert digest(**{"wandb.mode": "offline"}) == base
     assert digest(log_every=1) == base
     assert digest(steps=999) != base
+    assert digest(**{"loss.name": "dice"}) != base
     assert digest(**{"model.options.width": 9}) != base
+
+
+def test_a_field_that_came_later_leaves_digests_as_they_were(path, monkeypatch):
+    config = configs.load(path, {})
+    with config.unlocked():
+        for field in [name for name in configs.flat(config) if name in configs.LATER]:
+            group, name = field.split(".")
+            del config[group][name]
+    assert configs.digest(config) == configs.digest(configs.load(path, {}))
+    monkeypatch.setattr(configs, "LATER", ())
+    assert configs.digest(config) != configs.digest(configs.load(path, {}))
 
 
 def test_a_stored_config_comes_back_and_differences_are_named(path):

@@ -98,6 +98,66 @@ def test_a_share_of_a_batch_is_augmented_as_in_the_whole():
     assert not np.array_equal(other["label"], whole["label"])
 
 
+def drawn_patches(batch, step=0, first=0, count=40, size=4):
+    return loader.patch_batch(batch, 5, jnp.int32(step), first, count, size)
+
+
+@pytest.mark.parametrize("size", [1, 4, 9])
+def test_a_patch_lies_around_a_labelled_pixel(size):
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=(2, 5, 6, 3)).astype(np.float32)
+    label = np.full((2, 5, 6), VOID, np.uint8)
+    label[0, 0, 0], label[0, 4, 5], label[0, 2, 3], label[1, 1, 5] = 0, 1, 2, 3
+    weight = rng.uniform(size=label.shape).astype(np.float32)
+    batch = {
+        "image": jnp.asarray(image),
+        "label": jnp.asarray(label),
+        "weight": jnp.asarray(weight),
+    }
+    patches = drawn_patches(batch, size=size)
+    assert patches["image"].shape == (80, size, size, 3)
+    assert patches["label"].shape == patches["weight"].shape == (80, 1, 1)
+    margins = (size // 2, (size - 1) // 2)
+    mirrored = np.pad(image, ((0, 0), margins, margins, (0, 0)), mode="reflect")
+    for n in range(80):
+        ((i, y, x),) = np.argwhere(label == patches["label"][n, 0, 0])
+        assert i == n // 40
+        np.testing.assert_array_equal(patches["image"][n], mirrored[i, y : y + size, x : x + size])
+        np.testing.assert_array_equal(patches["weight"][n], weight[i, y, x])
+    assert set(np.unique(patches["label"])) == {0, 1, 2, 3}
+
+
+def test_labelled_pixels_are_drawn_alike_and_follow_from_the_step():
+    label = np.arange(4 * 50, dtype=np.uint8).reshape(1, 10, 20)
+    label[0, ::2] = VOID
+    batch = {"image": jnp.zeros((1, 10, 20, 3)), "label": jnp.asarray(label)}
+    labels = np.asarray(drawn_patches(batch, count=20_000, size=1)["label"]).ravel()
+    counts = np.bincount(labels, minlength=256)[label[label != VOID]]
+    assert counts.sum() == 20_000
+    assert np.abs(counts - 200).max() < 5 * np.sqrt(200)
+    again, other = (np.asarray(drawn_patches(batch, step)["label"]) for step in (0, 1))
+    np.testing.assert_array_equal(again, drawn_patches(batch)["label"])
+    assert not np.array_equal(again, other)
+
+
+def test_a_share_of_a_batch_has_the_patches_of_the_whole():
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": jnp.asarray(rng.normal(size=(4, 8, 9, 3)), jnp.float32),
+        "label": jnp.asarray(rng.integers(0, 2, (4, 8, 9)), jnp.uint8),
+    }
+    whole = drawn_patches(batch, 3, count=6)
+    for first in (0, 2):
+        share = drawn_patches({k: x[first : first + 2] for k, x in batch.items()}, 3, first, 6)
+        for name in whole:
+            np.testing.assert_array_equal(share[name], whole[name][6 * first : 6 * first + 12])
+
+
+def test_an_image_without_a_label_gives_void_patches():
+    batch = {"image": jnp.ones((1, 3, 4, 3)), "label": jnp.full((1, 3, 4), VOID, jnp.uint8)}
+    np.testing.assert_array_equal(drawn_patches(batch)["label"], VOID)
+
+
 def test_normalisations():
     image = jnp.array([[[0.0, 0.5, 1.0]]])
     np.testing.assert_allclose(loader.normalize(image, "mean_std", INFO), [[[-2, 0.5, 0.875]]])

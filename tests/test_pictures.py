@@ -118,3 +118,19 @@ def test_titles_and_legend_add_room_and_leave_the_pictures_alone():
 def test_nothing_to_show_is_a_user_error():
     with pytest.raises(UserError, match="no pictures"):
         pictures.grid([[], []])
+
+
+def test_heat_runs_from_black_by_red_and_yellow_to_white():
+    values = np.array([[0, 1, 2, 3, 5]]) * 0.5
+    colours = [(0, 0, 0), (255, 0, 0), (255, 255, 0), (255, 255, 255), (255, 255, 255)]
+    found = pictures.heat(values, 1.5)
+    np.testing.assert_array_equal(found, np.array([colours], np.uint8), strict=True)
+
+
+def test_grey_images_are_drawn_and_laid_under_labels():
+    grey = np.array([[[0], [100]]], np.uint8)
+    sheet = pictures.grid([[grey]], cell_width=2)
+    found = {sheet.getpixel((x, y)) for x in range(sheet.width) for y in range(sheet.height)}
+    assert found == {(255, 255, 255), (0, 0, 0), (100, 100, 100)}
+    laid = pictures.overlay(grey, np.array([[0, 255]]), [(20, 40, 60)])
+    np.testing.assert_array_equal(laid, [[[10, 20, 30], [100, 100, 100]]])

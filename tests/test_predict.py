@@ -70,6 +70,38 @@ def test_a_picture_compares_the_runs(tmp_path, workdir):
         assert len(picture.convert("RGB").getcolors(2**24)) > 20
 
 
+def test_a_crf_refines_at_the_size_of_the_image(tmp_path, workdir):
+    save(tmp_path / "image.png", 24, 32)
+    save(tmp_path / "odd.png", 37, 61)
+    labels = []
+    for flags in ([], ["--crf", "0,1,0,8,10"], ["--crf", "50,20,50,50,500"]):
+        output = tmp_path / f"out{len(labels)}"
+        images = [str(tmp_path / name) for name in ("image.png", "odd.png")]
+        arguments = ["predict", *images, "--workdir", str(workdir), "--output", str(output)]
+        assert main(arguments + flags) == 0
+        labels.append([np.asarray(Image.open(output / f"{name}.png")) for name in ("image", "odd")])
+    plain, without_weights, refined = labels
+    np.testing.assert_array_equal(plain[0], without_weights[0])
+
+    def edges(label):
+        return np.mean(label[1:] != label[:-1]) + np.mean(label[:, 1:] != label[:, :-1])
+
+    for before, after in zip(without_weights, refined, strict=True):
+        assert after.shape == before.shape
+        assert edges(after) < 0.5 * edges(before)
+
+
+def test_a_picture_shows_each_run_before_and_after_a_crf(tmp_path, workdir):
+    widths = []
+    for flags in ([], ["--crf"]):
+        output = tmp_path / f"picture{len(flags)}.png"
+        arguments = ["picture", "--results", str(workdir.parent), "--output", str(output)]
+        assert main([*arguments, "--count", "1", *flags]) == 0
+        with Image.open(output) as picture:
+            widths.append(picture.width)
+    assert widths[1] - widths[0] >= 240
+
+
 def test_files_that_cannot_be_are_named(tmp_path):
     with pytest.raises(UserError, match="nowhere does not exist"):
         predict.find_images([str(tmp_path / "nowhere")])
@@ -80,7 +112,7 @@ def test_files_that_cannot_be_are_named(tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"\x89PNG but no more")
     with pytest.raises(UserError, match=r"broken\.png cannot be read"):
-        predict.read_image(broken)
+        predict.read_image(broken, 3)
     save(tmp_path / "one.png", 4, 4)
     save(tmp_path / "one.jpg", 4, 4)
     one, other = tmp_path / "one.png", tmp_path / "one.jpg"

@@ -202,6 +202,27 @@ def test_neither_devices_nor_micro_batches_change_the_loss(
     np.testing.assert_allclose(metrics["gradient_norm"], norm, rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["focal", "dice", "lovasz"])
+def test_no_loss_changes_with_devices_or_micro_batches(scenes_data_dir, name):
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 11, (4, 6, 8)).astype(np.uint8)
+    label[1, :3], label[2] = datasets.VOID, datasets.VOID  # three images have a valid pixel
+    batch = {"image": rng.normal(size=(4, 6, 8, 3)).astype(np.float32), "label": label}
+    if name == "focal":
+        batch["weight"] = rng.uniform(0, 5, label.shape).astype(np.float32)
+    found = []
+    for micro_batches, num_devices in ((1, 1), (2, 2)):
+        changed = {"micro_batches": micro_batches, "num_devices": num_devices}
+        setup = Setup(tiny_config(scenes_data_dir, loss__name=name, **changed), Pixelwise(11))
+        state, metrics = setup.step(setup.state(), parallel.split(batch, setup.devices))
+        found.append((state.variables["params"], metrics))
+    assert_close(*found, 1e-6)
+    logits = setup.model.apply(setup.state().variables, batch["image"], train=True)
+    weights = batch.get("weight")
+    whole = losses.loss(name, logits, label, setup.class_weights, pixel_weights=weights)
+    np.testing.assert_allclose(found[0][1]["loss"], whole, rtol=1e-5)
+
+
 def test_micro_batches_sum_their_gradients_and_normalise_one_after_the_other(scenes_data_dir):
     config = tiny_config(
         scenes_data_dir,

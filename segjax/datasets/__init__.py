@@ -1,6 +1,7 @@
 """The data sets: built once by TFDS as array_record files, then read by index.
 
-Images are uint8 RGB (H, W, 3), labels uint8 (H, W) in [0, K) with `VOID` = 255 for "ignore".
+Images are uint8, RGB (H, W, 3) or grey (H, W, 1); labels are uint8 (H, W) in [0, K) with `VOID` =
+255 for "ignore".
 """
 
 import contextlib
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
-from segjax.datasets import camvid, streetscenes
+from segjax.datasets import camvid, isbi2012, streetscenes
 from segjax.datasets.source import Source
 from segjax.datasets.statistics import VOID, DatasetInfo, SplitInfo, split_info
 from segjax.errors import UserError
@@ -26,7 +27,7 @@ __all__ = [
     "prepare",
 ]
 
-DATASETS = {"camvid": camvid, "streetscenes": streetscenes}
+DATASETS = {"camvid": camvid, "isbi2012": isbi2012, "streetscenes": streetscenes}
 """Name -> module with CLASS_NAMES, PALETTE, MADE_ON_FIRST_USE and a function `builder`."""
 
 PathLike = str | os.PathLike[str]
@@ -44,9 +45,9 @@ def prepare(
     Args:
         name: a key of `DATASETS`.
         data_dir: where prepared sets live; None is $TFDS_DATA_DIR or ~/tensorflow_datasets.
-        source: for camvid, the published folder; None downloads it.
-        resolution: (height, width) at which streetscenes are drawn, 96x128 by default; camvid is
-            stored at its own size whatever is given here.
+        source: the published folder of camvid or isbi2012; None downloads camvid.
+        resolution: (height, width) at which streetscenes are drawn, 96x128 by default; the others
+            are stored at their own size whatever is given here.
 
     Raises:
         UserError: an unknown name, a source that is not as published, a directory that cannot be
@@ -77,8 +78,8 @@ def open_split(
         name: a key of `DATASETS`.
         split: "train", "val" or "test".
         data_dir: where prepared sets live; None is $TFDS_DATA_DIR or ~/tensorflow_datasets.
-        resolution: (height, width) to give. camvid is resized as it is read, None is 360x480;
-            streetscenes are drawn at that size, None is 96x128.
+        resolution: (height, width) to give. camvid and isbi2012 are resized as they are read, None
+            is 360x480 and 512x512; streetscenes are drawn at that size, None is 96x128.
 
     Raises:
         UserError: an unknown name or split, or a set that has not been prepared.

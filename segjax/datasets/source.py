@@ -11,10 +11,10 @@ from PIL import Image
 class Source:
     """The examples of a split, by index, in the order they were stored; safe to read from threads.
 
-    `source[i]` is `{"image": uint8 (H, W, 3) RGB, "label": uint8 (H, W), "id": str}`. With a
-    resolution other than the stored one, the image is reduced with antialiasing (bilinear, its
-    support scaled with the reduction) and the label takes its nearest pixel, so that no label value
-    arises that was not there.
+    `source[i]` is `{"image": uint8 (H, W, 3) RGB or (H, W, 1) grey, "label": uint8 (H, W),
+    "id": str}`. With a resolution other than the stored one, the image is reduced with antialiasing
+    (bilinear, its support scaled with the reduction) and the label takes its nearest pixel, so that
+    no label value arises that was not there.
     """
 
     def __init__(
@@ -34,8 +34,9 @@ class Source:
     def __getitem__(self, index: int) -> dict[str, Any]:
         index = range(len(self))[index]  # negative from the end; IndexError beyond, ending a `for`
         stored = self._records[index]
+        image = self._decode(stored["image"], Image.Resampling.BILINEAR)
         return {
-            "image": self._decode(stored["image"], Image.Resampling.BILINEAR),
+            "image": image if image.ndim == 3 else image[..., None],
             "label": self._decode(stored["label"], Image.Resampling.NEAREST),
             "id": stored["id"].decode(),
         }

@@ -20,7 +20,7 @@ class SplitInfo:
     the weights `median(freq) / freq` = 0.2793 ... 8.8587; without void they would be
     0.2794 ... 8.8193.
 
-    `mean` and `std` are per RGB channel, over every pixel, of values in [0, 1].
+    `mean` and `std` are per channel, RGB or grey, over every pixel, of values in [0, 1].
     """
 
     num_images: int
@@ -51,17 +51,17 @@ class DatasetInfo:
 class Tally:
     """Counts over a split, image by image, in integers: the order of the images cannot matter."""
 
-    def __init__(self, num_classes: int):
+    def __init__(self, num_classes: int, channels: int = 3):
         self.num_images = 0
         self.num_pixels = 0
         self.pixel_counts = np.zeros(num_classes, np.int64)
         self.void_pixels = 0
         self.present_pixel_counts = np.zeros(num_classes, np.int64)
-        self.channel_sums = np.zeros(3, np.int64)
-        self.channel_square_sums = np.zeros(3, np.int64)
+        self.channel_sums = np.zeros(channels, np.int64)
+        self.channel_square_sums = np.zeros(channels, np.int64)
 
     def add(self, image: np.ndarray, label: np.ndarray) -> None:
-        """Count one image, uint8 (H, W, 3), and its label, uint8 (H, W) in [0, K) or VOID."""
+        """Count one image, uint8 (H, W, C), and its label, uint8 (H, W) in [0, K) or VOID."""
         num_classes = len(self.pixel_counts)
         histogram = np.bincount(label.ravel(), minlength=VOID + 1)
         if histogram[num_classes:VOID].any():
@@ -72,7 +72,7 @@ class Tally:
         self.void_pixels += int(histogram[VOID])
         self.present_pixel_counts[histogram[:num_classes] > 0] += label.size
         values = np.arange(256, dtype=np.int64)
-        for channel in range(3):
+        for channel in range(len(self.channel_sums)):
             histogram = np.bincount(image[..., channel].ravel(), minlength=256)
             self.channel_sums[channel] += histogram @ values
             self.channel_square_sums[channel] += histogram @ values**2

@@ -7,11 +7,49 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from segjax.errors import UserError
-from segjax.models.segnet import SegNet, SegNetBasic
+from segjax.models.decoder_variants import (
+    BilinearInterpolation,
+    FCNBasic,
+    FCNBasicNoAddition,
+    FCNBasicNoAdditionNoDimReduction,
+    FCNBasicNoDimReduction,
+    SegNetBasicEncoderAddition,
+    SegNetBasicSingleChannelDecoder,
+)
+from segjax.models.deconvnet import DeconvNet
+from segjax.models.deeplab import DeepLabASPP, DeepLabLargeFOV
+from segjax.models.densenet import FCDenseNet56, FCDenseNet67, FCDenseNet103
+from segjax.models.dilation import Dilation8
+from segjax.models.fcn import FCN4s, FCN8s, FCN16s, FCN32s
+from segjax.models.patches import PatchCNN
+from segjax.models.segnet import BayesianSegNet, BayesianSegNetBasic, SegNet, SegNetBasic
+from segjax.models.unet import UNet
 
 MODELS: dict[str, type[nn.Module]] = {
     "segnet": SegNet,
     "segnet_basic": SegNetBasic,
+    "segnet_basic_encoder_addition": SegNetBasicEncoderAddition,
+    "segnet_basic_single_channel_decoder": SegNetBasicSingleChannelDecoder,
+    "bilinear_interpolation": BilinearInterpolation,
+    "fcn_basic": FCNBasic,
+    "fcn_basic_no_addition": FCNBasicNoAddition,
+    "fcn_basic_no_dim_reduction": FCNBasicNoDimReduction,
+    "fcn_basic_no_addition_no_dim_reduction": FCNBasicNoAdditionNoDimReduction,
+    "bayesian_segnet": BayesianSegNet,
+    "bayesian_segnet_basic": BayesianSegNetBasic,
+    "fcn32s": FCN32s,
+    "fcn16s": FCN16s,
+    "fcn8s": FCN8s,
+    "fcn4s": FCN4s,
+    "deconvnet": DeconvNet,
+    "unet": UNet,
+    "deeplab_aspp": DeepLabASPP,
+    "deeplab_largefov": DeepLabLargeFOV,
+    "dilation8": Dilation8,
+    "fc_densenet56": FCDenseNet56,
+    "fc_densenet67": FCDenseNet67,
+    "fc_densenet103": FCDenseNet103,
+    "patch_cnn": PatchCNN,
 }
 
 

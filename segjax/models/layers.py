@@ -32,6 +32,7 @@ class ConvBlock(nn.Module):
     batch_norm: bool = True
     dilation: int = 1  # pixels between the taps of the kernel
     padding: int | None = None  # zeros on each side; none: as many as keep the size
+    groups: int = 1  # of channels that are convolved apart; divides them
     dtype: Any = jnp.float32  # of the computation; parameters are float32
     axis_name: str | None = None  # the mapped axis over devices
 
@@ -42,6 +43,7 @@ class ConvBlock(nn.Module):
             (self.kernel_size, self.kernel_size),
             kernel_dilation=self.dilation,
             padding="SAME" if self.padding is None else self.padding,
+            feature_group_count=self.groups,
             kernel_init=he_normal,
             dtype=self.dtype,
             name="conv",

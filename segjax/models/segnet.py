@@ -16,9 +16,14 @@ Deviations:
 - Pooling rounds odd sizes up, and unpooling crops to the size before the pool, at every level; the
   files say so only where 360x480 needs it.
 - `width` scales every layer but the last; the papers' networks have 64.
+
+`dropout` makes them Bayesian SegNet and Bayesian SegNet-Basic: Kendall, Badrinarayanan, Cipolla,
+arXiv 1511.02680, dropped units at the places of `bayesian_segnet_train.prototxt` and
+`bayesian_segnet_basic_train.prototxt`. Samples of them are drawn by `segjax.uncertainty`.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +43,7 @@ class SegNet(nn.Module):
 
     num_classes: int
     width: int = 64  # features of the first stage; the others have 2, 4, 8 and 8 times that
+    dropout: float = 0.0  # probability; after pools 3 to 5, conv5_1_D, conv4_1_D and conv3_1_D
     dtype: Any = jnp.float32
     axis_name: str | None = None
 
@@ -54,6 +60,8 @@ class SegNet(nn.Module):
             shape = x.shape
             x, indices = max_pool_with_indices(x)
             pools.append((indices, shape))
+            if number >= 3:
+                x = nn.Dropout(self.dropout, deterministic=not train)(x)
 
         for number in range(5, 0, -1):
             depth, multiple = vgg.STAGES[number - 1]
@@ -62,17 +70,32 @@ class SegNet(nn.Module):
                 x = block(x, multiple, f"conv{number}_{n}_D")
             if number > 1:  # the last convolution of a stage narrows to the stage above it
                 x = block(x, vgg.STAGES[number - 2][1], f"conv{number}_1_D")
+            if number >= 3:
+                x = nn.Dropout(self.dropout, deterministic=not train)(x)
         x = nn.Conv(
             self.num_classes, (3, 3), kernel_init=he_normal, dtype=self.dtype, name="conv1_1_D"
         )(x)
         return x.astype(jnp.float32)
 
 
-class SegNetBasic(nn.Module):
-    """The small SegNet of the ablations: four 7x7 levels of equal width and a linear decoder.
+class BayesianSegNet(SegNet):
+    """SegNet that drops half of its deeper features, in training and when it is sampled."""
 
-    Image (B, H, W, C) to float32 logits (B, H, W, K). 1,416,587 parameters at 11 classes.
-    Parameters: conv{level}, conv_decode{level} and conv_classifier, as in the authors' files.
+    dropout: float = 0.5
+
+
+class Level(NamedTuple):
+    """What the encoder of SegNet-Basic leaves of one level, for decoders to use."""
+
+    encoded: jax.Array  # (B, H, W, width), what is pooled
+    pooled: jax.Array  # (B, ceil(H / 2), ceil(W / 2), width)
+    indices: jax.Array  # of the maxima, uint8 like pooled
+
+
+class Basic(nn.Module):
+    """The encoder that the -Basic networks share: four levels of a 7x7 convolution and a 2x2 pool.
+
+    Parameters: conv{level}, and those of what a decoder adds.
     """
 
     num_classes: int
@@ -80,27 +103,66 @@ class SegNetBasic(nn.Module):
     dtype: Any = jnp.float32
     axis_name: str | None = None
 
+    def encode(
+        self, image: jax.Array, *, train: bool, drop: Callable[[jax.Array], jax.Array] | None = None
+    ) -> list[Level]:
+        """The levels from the image down; `drop` is done to what pools 3 and 4 give."""
+        x, levels = image.astype(self.dtype), []
+        for number in range(1, 5):
+            x = encoded = self.block(x, f"conv{number}", train=train)
+            x, indices = max_pool_with_indices(x)
+            if drop and number >= 3:
+                x = drop(x)
+            levels.append(Level(encoded, x, indices))
+        return levels
+
+    def block(
+        self, x: jax.Array, name: str, *, train: bool, relu: bool = True, groups: int = 1
+    ) -> jax.Array:
+        """A 7x7 block of the network's width."""
+        return ConvBlock(
+            self.width,
+            7,
+            relu=relu,
+            groups=groups,
+            dtype=self.dtype,
+            axis_name=self.axis_name,
+            name=name,
+        )(x, train=train)
+
+    def classify(self, x: jax.Array, name: str = "conv_classifier") -> jax.Array:
+        """A 1x1 convolution to the classes."""
+        return nn.Conv(
+            self.num_classes, (1, 1), kernel_init=he_normal, dtype=self.dtype, name=name
+        )(x)
+
+
+class SegNetBasic(Basic):
+    """The small SegNet of the ablations: four 7x7 levels of equal width and a linear decoder.
+
+    Image (B, H, W, C) to float32 logits (B, H, W, K). 1,416,587 parameters at 11 classes.
+    Parameters: conv{level}, conv_decode{level} and conv_classifier, as in the authors' files.
+    """
+
+    dropout: float = 0.0  # probability; after pools 3 and 4, conv_decode4 and conv_decode3
+
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
-        def block(x, relu, name):
-            return ConvBlock(
-                self.width, 7, relu=relu, dtype=self.dtype, axis_name=self.axis_name, name=name
-            )(x, train=train)
+        def drop(x):
+            return nn.Dropout(self.dropout, deterministic=not train)(x)
 
-        x, pools = image.astype(self.dtype), []
-        for level in range(1, 5):
-            x = block(x, True, f"conv{level}")
-            shape = x.shape
-            x, indices = max_pool_with_indices(x)
-            pools.append((indices, shape))
-        for level in range(4, 0, -1):
-            x = max_unpool(x, *pools[level - 1])
-            x = block(x, False, f"conv_decode{level}")
-        x = nn.Conv(
-            self.num_classes,
-            (1, 1),
-            kernel_init=he_normal,
-            dtype=self.dtype,
-            name="conv_classifier",
-        )(x)
-        return x.astype(jnp.float32)
+        levels = self.encode(image, train=train, drop=drop)
+        x = levels[-1].pooled
+        for number in range(4, 0, -1):
+            encoded, _, indices = levels[number - 1]
+            x = max_unpool(x, indices, encoded.shape)
+            x = self.block(x, f"conv_decode{number}", train=train, relu=False)
+            if number >= 3:
+                x = drop(x)
+        return self.classify(x).astype(jnp.float32)
+
+
+class BayesianSegNetBasic(SegNetBasic):
+    """SegNet-Basic that drops half of its deeper features, in training and when it is sampled."""
+
+    dropout: float = 0.5

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from segjax.models.layers import ConvBlock
 from segjax.ops.pooling import max_pool_with_indices, max_unpool
 
 # Compiled, for one call of each operation in them is slower by far; that it is all the same is
@@ -281,6 +282,46 @@ def test_no_program_writes_by_index(function, shape):
 def test_writing_by_index_would_be_seen():
     texts = program(lambda x, i: x.at[i].add(1.0), random((4,)), jnp.zeros(2, jnp.int32))
     assert all("scatter" in text for text in texts[:2])
+
+
+def comparisons(jaxpr):
+    """The dtypes that a traced function compares for equality, those inside its calls too."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "eq":
+            yield equation.invars[0].aval.dtype
+        for value in equation.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from comparisons(inner)
+
+
+@pytest.mark.parametrize("function", [both, gradient_of_both])
+def test_no_maximum_is_looked_up_by_its_value(function):
+    # Under jit the map and its maximum may each be computed anew, rounded another way.
+    found = set(comparisons(jax.make_jaxpr(jax.jit(function))(random((2, 7, 5, 3))).jaxpr))
+    assert found == {jnp.dtype(jnp.uint8)}
+
+
+def test_the_gradient_through_a_block_and_its_pool_is_the_same_compiled():
+    block, x = ConvBlock(8, 3), random((2, 25, 30, 3))
+    variables = block.init(jax.random.key(0), x, train=False)
+    weight = random((2, 13, 15, 8), seed=1)
+
+    def loss(params, x):
+        changed = variables | {"params": params}
+        y, _ = block.apply(changed, x, train=True, mutable=["batch_stats"])
+        pooled, indices = max_pool_with_indices(y)
+        unpooled = max_unpool(jnp.square(pooled) * weight, indices, y.shape)
+        return jnp.sum(unpooled * y), indices
+
+    gradient = jax.grad(loss, argnums=(0, 1), has_aux=True)
+    (eager, places), (compiled, same) = (
+        run(variables["params"], x) for run in (gradient, jax.jit(gradient))
+    )
+    np.testing.assert_array_equal(same, places)
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(eager))
+    for expected, found in zip(jax.tree.leaves(eager), jax.tree.leaves(compiled), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5 * largest)
 
 
 def test_a_second_derivative():

@@ -1,0 +1,231 @@
+"""Each architecture beside what is published of it: parameters, sizes of output, receptive field.
+
+Parameters and sizes follow from shapes (`jax.eval_shape`); the receptive field is measured.
+"""
+
+import csv
+import dataclasses
+import functools
+import io
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from segjax import models
+from segjax.errors import UserError
+
+NUM_CLASSES = 11
+SIZES = ((360, 480), (361, 481), (97, 131))  # CamVid's, one more, and two odd primes
+# Options that are numbers of features: fewer of them change no connection.
+WIDTHS = ("width", "fc_width", "growth")
+# Sides of the squares on which receptive fields are measured, in pixels; the next where the field
+# fills one.
+FIELD_SIDES = (512, 1024)
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """How many parameters an architecture of the literature has."""
+
+    count: int | None  # by its layer list at 11 classes; none: there is no list
+    of: str  # what is counted, a key of COUNTS
+    published: str  # as it is printed, and where
+
+
+# What a figure counts. Running statistics are no parameters.
+COUNTS: dict[str, Callable[[str], bool]] = {
+    "all": lambda kind: True,
+    "kernels and biases": lambda kind: kind != "batch norm",
+    "kernels": lambda kind: kind == "kernel",
+}
+
+_TABLE_1 = "M (SegNet paper, Table 1)"
+_TIRAMISU = "(Tiramisu paper, Table 3)"
+FIGURES = {
+    "segnet": Figure(29_449_355, "all", f"29.5 M {_TIRAMISU}; 117 MB (SegNet paper, Table 6)"),
+    "bayesian_segnet": Figure(29_449_355, "all", f"29.5 M {_TIRAMISU}"),
+    "segnet_basic": Figure(1_416_587, "all", f"1.425 {_TABLE_1}"),
+    "bayesian_segnet_basic": Figure(1_416_587, "all", ""),
+    "segnet_basic_encoder_addition": Figure(1_416_587, "all", f"1.425 {_TABLE_1}"),
+    "segnet_basic_single_channel_decoder": Figure(626_315, "all", f"0.625 {_TABLE_1}"),
+    "bilinear_interpolation": Figure(613_003, "all", f"0.625 {_TABLE_1}"),
+    "fcn_basic": Figure(645_312, "kernels", f"0.65 {_TABLE_1}"),
+    "fcn_basic_no_addition": Figure(643_200, "kernels", f"0.65 {_TABLE_1}"),
+    "fcn_basic_no_dim_reduction": Figure(1_660_800, "kernels", f"1.625 {_TABLE_1}"),
+    "fcn_basic_no_addition_no_dim_reduction": Figure(1_660_800, "kernels", f"1.625 {_TABLE_1}"),
+    "fcn32s": Figure(134_305_611, "all", ""),
+    "fcn16s": Figure(134_311_254, "all", ""),
+    "fcn8s": Figure(134_314_081, "all", f"134.5 M {_TIRAMISU}; 539 MB (SegNet paper, Table 6)"),
+    "deconvnet": Figure(
+        251_771_595, "kernels and biases", f"252 M {_TIRAMISU}; 877 MB (SegNet paper, Table 6)"
+    ),
+    "unet": Figure(31_032_395, "all", "31.03 M (reimplementations)"),
+    "deeplab_largefov": Figure(20_495_179, "all", "20.5 M; 83 MB (SegNet paper, Table 6)"),
+    "deeplab_aspp": Figure(37_836_652, "all", ""),
+    "dilation8": Figure(134_313_443, "all", f"140.8 M {_TIRAMISU}"),
+    "fc_densenet56": Figure(1_376_795, "all", f"1.5 M {_TIRAMISU}"),
+    "fc_densenet67": Figure(3_463_243, "all", f"3.5 M {_TIRAMISU}"),
+    "fc_densenet103": Figure(9_322_091, "all", f"9.4 M {_TIRAMISU}"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """One row of the table."""
+
+    name: str
+    parameters: int
+    counted: int  # those of our parameters that the figure counts
+    figure: Figure
+    outputs: tuple[str, ...]  # HxW for each of SIZES, or the refusal
+    receptive_field: str  # HxW in pixels of the image, or that it fills the image
+
+
+def describe(name: str) -> Architecture:
+    """The facts of one architecture with its default options, at 11 classes."""
+    model = models.create(name, NUM_CLASSES)
+    shapes = abstract(model, SIZES[0])
+    kinds = _count(shapes["params"])
+    figure = FIGURES.get(name, Figure(None, "all", ""))
+    return Architecture(
+        name=name,
+        parameters=sum(kinds.values()),
+        counted=sum(n for kind, n in kinds.items() if COUNTS[figure.of](kind)),
+        figure=figure,
+        outputs=tuple(_output(model, shapes, size) for size in SIZES),
+        receptive_field=_field(name),
+    )
+
+
+def abstract(model: nn.Module, size: tuple[int, int]) -> Any:
+    """The shapes of a model's variables, from an RGB image of this size."""
+    image = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
+    return jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), image)
+
+
+def _count(params):
+    """{kernel, bias, batch norm: how many numbers}."""
+    counts = dict.fromkeys(("kernel", "bias", "batch norm"), 0)
+    leaves = {tuple(k.key for k in path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
+    for path, leaf in leaves.items():
+        kind = "batch norm" if (*path[:-1], "scale") in leaves else path[-1]
+        counts[kind] += math.prod(leaf.shape)
+    return counts
+
+
+def _output(model, shapes, size):
+    image = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
+    try:
+        logits = jax.eval_shape(functools.partial(model.apply, train=False), shapes, image)
+    except UserError as error:
+        return f"refused: {error}"
+    return _by(logits.shape[1:3])
+
+
+def _by(size):
+    return "x".join(map(str, size))
+
+
+def _field(name):
+    for side in FIELD_SIDES:
+        size = receptive_field(name, side)
+        if max(size) < side:
+            return _by(size)
+    return f"all of {_by((side, side))}"
+
+
+def receptive_field(name: str, side: int) -> tuple[int, int]:
+    """Height and width in pixels of what the logits of the middle pixel of a square image feel.
+
+    Measured as the box around the pixels at which the gradient of these logits is not zero, on the
+    same network with few features. Its kernels are positive and its image too, so that no ReLU
+    closes and no two paths cancel. A maximum passes the gradient to one pixel of its window alone,
+    so that one image shows a part of the field: the box is around what is felt on an image that
+    grows steadily away from the middle, on which every maximum lies outwards, and on random ones,
+    for what unpooling makes of places.
+
+    Args:
+      name: of the architecture.
+      side: of the image, in pixels; a field as large may be larger.
+    """
+    fields = {field.name: field.default for field in dataclasses.fields(models.MODELS[name])}
+    narrow: dict[str, Any] = {width: 2 for width in WIDTHS if width in fields}
+    model = models.create(name, 2, **narrow)
+    variables = _positive(abstract(model, (side, side)))
+
+    def middle(image, variables):
+        logits = model.apply(variables, image, train=False)
+        return jnp.sum(logits[0, side // 2, side // 2])
+
+    # On the CPU compiling for speed takes longer than these few calls.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    gradient = jax.jit(jax.grad(middle), compiler_options=options)
+    felt, size = np.zeros((side, side), bool), (0, 0)
+    for image in _images(side):
+        felt |= np.any(np.asarray(gradient(image, variables))[0] != 0, -1)
+        height, width = (np.ptp(np.flatnonzero(felt.any(axis))) + 1 for axis in (1, 0))
+        size = int(height), int(width)
+        if min(size) == side:
+            break
+    return size
+
+
+def _positive(shapes):
+    """Variables of these shapes: kernels positive and random, normalisation that does nothing."""
+    rng = np.random.default_rng(0)
+
+    def fill(path, leaf):
+        if path[-1].key == "kernel":
+            values = rng.uniform(0.5, 1.5, leaf.shape) / math.prod(leaf.shape[:-1])
+        else:
+            values = np.full(leaf.shape, float(path[-1].key in ("scale", "var")))
+        return jnp.asarray(values, jnp.float32)
+
+    return jax.tree.map_with_path(fill, shapes)
+
+
+def _images(side: int) -> Iterator[jax.Array]:
+    """Growing from the middle, and random: float32 (1, side, side, 3), from 1 to 2."""
+    rows, columns = np.abs(np.mgrid[:side, :side] - side // 2) / side
+    noise = np.random.default_rng(0).uniform(size=(4, side, side))
+    for values in (rows + columns, *noise):
+        yield jnp.asarray(np.repeat(1 + values[None, ..., None], 3, -1), jnp.float32)
+
+
+def render(rows: Sequence[Architecture], format: str = "markdown") -> str:
+    """The rows as a table: markdown, csv or json."""
+    if format == "json":
+        return json.dumps([dataclasses.asdict(row) for row in rows], indent=1)
+    lines = [_line(row) for row in rows]
+    if format == "csv":
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+        return text.getvalue().rstrip("\n")
+    head = list(lines[0])
+    cells = [head, ["---"] * len(head), *(list(line.values()) for line in lines)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
+def _line(row):
+    figure = row.figure
+    expected = "" if figure.count is None else f"{figure.count:,}"
+    if figure.count not in (None, row.counted):
+        expected += f" (not {row.counted:,})"
+    if expected and figure.of != "all":
+        expected += f" {figure.of}"
+    return {
+        "model": row.name,
+        "parameters": f"{row.parameters:,}",
+        "by the layer list": expected,
+        "published": figure.published,
+        **{_by(size): text for size, text in zip(SIZES, row.outputs, strict=True)},
+        "receptive field": row.receptive_field,
+    }

@@ -1,0 +1,159 @@
+"""Scoring trained networks on a split: one by itself, or several by their mean probabilities."""
+
+import functools
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from segjax import crf as dense_crf
+from segjax import inference, parallel, uncertainty
+from segjax.errors import UserError
+from segjax.evaluate import build_evaluator, recompute_batch_norm, result_row
+from segjax.experiment import Description, Experiment, load_variables, open_run
+
+
+def evaluate_workdirs(
+    workdirs: Sequence[Path],
+    split: str,
+    *,
+    kind: str | None = None,
+    limit: int | None = None,
+    data_dir: str | None = None,
+    crf: dense_crf.Parameters | None = None,
+    samples: int | None = None,
+) -> tuple[Path, dict[str, Any]]:
+    """Scores a checkpoint of a workdir, or the mean probabilities of several, on a split.
+
+    Args:
+      workdirs: of trained runs, of one data set, resolution and set of classes.
+      split: train, val or test.
+      kind: of the checkpoints; none: final where there is one, else best. The statistics of batch
+        normalisation are recomputed first where the config asks for it (in `final` they are).
+      limit: only the first so many images.
+      data_dir: where prepared sets lie, if elsewhere than in training.
+      crf: parameters of the dense CRF that refines the probabilities; none: as they are.
+      samples: of each network with units dropped, to be averaged; none: the network itself.
+
+    Returns:
+      Where the row belongs (the first workdir), and the row.
+
+    Raises:
+      UserError: a workdir is not that of a run, is there twice, or is on other data.
+    """
+    runs = _open_alike(workdirs, data_dir)
+    first = runs[0][0]
+    source = first.open_split(split)
+    examples = [source[i] for i in range(min(limit, len(source)))] if limit else source
+    loaded = [_load(run, workdir, kind) for (run, _), workdir in zip(runs, workdirs, strict=True)]
+    variables = tuple(parallel.place(each, first.devices) for each, _ in loaded)
+    outputs = [
+        uncertainty.probabilities(run, samples) if samples else inference.probabilities(run)
+        for run, _ in runs
+    ]
+    done = [f"mean of {samples} samples"] if samples else []
+    if len(runs) > 1:
+        output, shared = inference.mean(outputs), variables
+        done.append(f"mean of {len(runs)} networks")
+    else:
+        output, shared = outputs[0], variables[0]
+    if crf:
+        done.append(f"crf {dense_crf.describe(crf)}")
+    evaluator = build_evaluator(
+        first, output if done else None, functools.partial(dense_crf.refine, crf) if crf else None
+    )
+    confusion = evaluator(shared, examples, f"evaluate {split}")
+    rows = [
+        result_row(
+            run,
+            description,
+            confusion,
+            split=split,
+            num_images=len(examples),
+            parameters=sum(x.size for x in jax.tree.leaves(own["params"])),
+            facts=facts,
+            batch_norm=facts.get("batch_norm", "running"),
+        )
+        for (run, description), (own, facts) in zip(runs, loaded, strict=True)
+    ]
+    row = rows[0] if len(rows) == 1 else _joint_row(rows)
+    if done:
+        row["inference"] = ", ".join(done)
+    names = [f"evaluation_{split}" + (f"_first{limit}" if limit else "")]
+    names += [_agreed([facts["kind"] for _, facts in loaded], "mixed")]
+    names += [f"samples_{samples}"] if samples else []
+    names += [f"with_{workdir.resolve().name}" for workdir in workdirs[1:]]
+    if crf:
+        names += ["crf", dense_crf.describe(crf)]
+    return workdirs[0] / f"{'_'.join(names)}.json", row
+
+
+def _open_alike(workdirs, data_dir):
+    """The runs of workdirs, each there once and all on one data set, resolution and classes."""
+    runs: list[tuple[Experiment, Description]] = []
+    for place, workdir in enumerate(workdirs):
+        if workdir.resolve() in (other.resolve() for other in workdirs[:place]):
+            raise UserError(f"{workdir} is there twice, expected each network once")
+        run, description = open_run(workdir, data_dir)
+        runs.append((run, description))
+        ours, theirs = _task(run), _task(runs[0][0])
+        for what in ours:
+            if ours[what] != theirs[what]:
+                raise UserError(
+                    f"{workdir} has {what} {ours[what]}, but {workdirs[0]} {theirs[what]}; "
+                    "networks are averaged on one data set, resolution and set of classes"
+                )
+    return runs
+
+
+def _task(run):
+    return {
+        "data set": run.config.data.dataset,
+        "resolution": "x".join(map(str, run.config.data.resolution)),
+        "classes": ", ".join(run.info.class_names),
+    }
+
+
+def _load(run, workdir, kind):
+    """The variables to score, and the facts of their checkpoint."""
+    variables, facts = load_variables(run, workdir, kind)
+    if "batch_stats" not in variables:
+        facts["batch_norm"] = "none"
+    elif run.config.recompute_batch_norm and facts["kind"] != "final":
+        variables = recompute_batch_norm(run, variables, run.open_split("train"))
+        facts["batch_norm"] = "recomputed"
+    return variables, facts
+
+
+def _agreed(values, otherwise):
+    """What all of them are, or else something else."""
+    return values[0] if all(value == values[0] for value in values) else otherwise
+
+
+def _joint_row(rows):
+    """The row of networks that were asked together, from the rows of each."""
+    members = sorted((row["config_digest"], row["seed"]) for row in rows)
+    joint = {
+        "experiment": " + ".join(dict.fromkeys(row["experiment"] for row in rows)),
+        "name": " + ".join(row["name"] for row in rows),
+        "overrides": {
+            name: value
+            for name, value in rows[0]["overrides"].items()
+            if all(row["overrides"].get(name) == value for row in rows)
+        },
+        "command": " && ".join(row["command"] for row in rows),
+        "model": " + ".join(dict.fromkeys(row["model"] for row in rows)),
+        "model_options": _agreed([row["model_options"] for row in rows], {}),
+        "parameters": sum(row["parameters"] for row in rows),
+        # The seeds of the members are told apart here, for the whole has none.
+        "config_digest": hashlib.sha256(json.dumps(members).encode()).hexdigest()[:16],
+        "seed": None,
+        "steps": sum(row["steps"] for row in rows),
+        "best_step": None,
+        "seconds": round(sum(row["seconds"] for row in rows), 1),
+        "batch_norm": _agreed([row["batch_norm"] for row in rows], "mixed"),
+    }
+    return rows[0] | joint

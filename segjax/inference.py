@@ -1,0 +1,68 @@
+"""What a network, or several, say about each pixel, before and after it is refined.
+
+The seam between networks and the commands that use them: an `Output` runs on the device, inside
+the jitted or pmapped step; a `Refine` takes one image's probabilities on from there, on the host.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from segjax import loader
+from segjax.experiment import Experiment
+
+# f(variables, image, places) -> float32 (B, H, W, K): logits or probabilities, the class of a pixel
+# being the greatest. The image is float32 (B, H, W, 3) RGB in [0, 1], not yet normalised; places,
+# int32 (B,), are those of the images in their split or list, the same in batches of any size: what
+# is random is drawn for each image from its own.
+Output = Callable[[Any, jax.Array, jax.Array], jax.Array]
+
+# f(image uint8 (H, W, 3), probabilities float32 (H, W, K)) -> probabilities float32 (H, W, K)
+Refine = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def logits(experiment: Experiment) -> Output:
+    """The network's own output."""
+
+    def output(variables, image, places):
+        del places
+        image = loader.normalize(image, experiment.config.data.normalization, experiment.info)
+        return experiment.model.apply(variables, image, train=False)
+
+    return output
+
+
+def probabilities(experiment: Experiment) -> Output:
+    """The softmax of the logits."""
+    network = logits(experiment)
+    return lambda variables, image, places: jax.nn.softmax(network(variables, image, places))
+
+
+def resized(output: Output, size: tuple[int, int] | None) -> Output:
+    """The output for images resized to (h, w), brought back to their own size, both bilinearly."""
+    if size is None:
+        return output
+
+    def resize(variables, image, places):
+        batch, height, width, channels = image.shape
+        values = output(
+            variables, jax.image.resize(image, (batch, *size, channels), "linear"), places
+        )
+        shape = (batch, height, width, values.shape[-1])
+        return jax.image.resize(values, shape, "linear", antialias=False)
+
+    return resize
+
+
+def mean(members: Sequence[Output]) -> Output:
+    """The mean of members that give probabilities; the variables are a tuple, one for each."""
+
+    def output(variables, image, places):
+        outputs = [
+            member(own, image, places) for member, own in zip(members, variables, strict=True)
+        ]
+        return sum(outputs[1:], outputs[0]) / len(outputs)
+
+    return output

@@ -1,0 +1,159 @@
+"""DeepLab on VGG16: Chen, Papandreou, Kokkinos, Murphy, Yuille, arXiv 1412.7062 and 1606.00915.
+
+`deeplab_largefov` is the first paper's network of the largest field of view, `deeplab_aspp` the
+second's with atrous spatial pyramid pooling (ASPP-L on VGG16). Layer lists from the authors' Caffe
+files. The network makes an eighth of the resolution and the rest is interpolated: the strides of
+the last two pools are traded for dilation, so that the kernels of VGG16 see what they were trained
+on.
+
+`output_stride` gives that trade as one option. At 16 pool4, at 32 pool5 too keeps its stride of 2,
+and the convolutions after it are dilated by half as much: conv5 by 2 at stride 8 and by 1
+otherwise, fc6 by rate * 8 / output_stride, rounded half up. A step of a kernel is then as many
+pixels of the image at all three, and so is the field of view, but for the pools: those without a
+stride keep their 3x3 windows undilated, as in the authors' files. `deeplab_largefov` sees 435
+pixels at stride 8, 467 at 16 and 499 at 32.
+
+Deviations:
+
+- The loss is taken at the labels' own size, of logits interpolated as at inference; the authors
+  train on every eighth label.
+- fc6 and fc7 start as He et al.'s, and so does the trunk without `model.pretrained`; the authors
+  start them from VGG16's, cut down from 7x7 and from 4096 units.
+- Of the authors' solver, the doubled rate of biases and the tenfold rate of the scores are left
+  out, and so is `deeplab_aspp`'s training on several scales at once.
+- The fully connected CRF is not a part of the network.
+- `width` and `fc_width` scale the layers; the papers' networks have 64 and 1024. `batch_norm`,
+  after every convolution but the scores', is not the authors' but that of the SegNet paper's
+  benchmark.
+"""
+
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+
+from segjax.models import vgg
+from segjax.models.layers import ConvBlock
+from segjax.ops.upsampling import bilinear_conv_transpose
+
+
+class DeepLabLargeFOV(nn.Module):
+    """DeepLab-LargeFOV: image (B, H, W, C) to float32 logits (B, H, W, K).
+
+    20,495,179 parameters at 11 classes. Parameters: conv{stage}_{n}, fc6, fc7 and fc8, as in the
+    authors' files.
+    """
+
+    CHOICES: ClassVar[dict[str, tuple]] = {"output_stride": (32, 16, 8)}
+
+    num_classes: int
+    output_stride: int = 8  # pixels of the image between two scores
+    rate: int = 12  # dilation of fc6, in scores of output stride 8
+    width: int = vgg.WIDTH  # features of the first stage; the others have 2, 4, 8 and 8 times that
+    fc_width: int = 1024  # features of fc6 and fc7
+    dropout: float = 0.5  # probability, after fc6 and fc7
+    batch_norm: bool = False  # after every convolution but the scores'
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
+        x = _trunk(self, image, train)
+        # pool5a; as in Caffe the zeros around count. (nn.avg_pool divides by an integer array.)
+        x = nn.pooling.pool(x, 0.0, lax.add, (3, 3), (1, 1), ((1, 1), (1, 1))) / 9
+        x = _scores(self, x, self.rate, "", train)
+        return _upsample(x, self.output_stride, image.shape)
+
+
+class DeepLabASPP(nn.Module):
+    """DeepLab-ASPP-L: four fields of view side by side, their scores summed.
+
+    Image (B, H, W, C) to float32 logits (B, H, W, K). 37,836,652 parameters at 11 classes.
+    Parameters: conv{stage}_{n}, fc6_{branch}, fc7_{branch} and fc8_{branch}, as in the authors'
+    files.
+    """
+
+    CHOICES: ClassVar[dict[str, tuple]] = {"output_stride": (32, 16, 8)}
+
+    num_classes: int
+    output_stride: int = 8  # pixels of the image between two scores
+    rates: tuple[int, ...] = (6, 12, 18, 24)  # dilation of each fc6, in scores of output stride 8
+    width: int = vgg.WIDTH  # features of the first stage; the others have 2, 4, 8 and 8 times that
+    fc_width: int = 1024  # features of each fc6 and fc7
+    dropout: float = 0.5  # probability, after fc6 and fc7
+    batch_norm: bool = False  # after every convolution but the scores'
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
+        x = _trunk(self, image, train)
+        branches = [
+            _scores(self, x, rate, f"_{branch}", train)
+            for branch, rate in enumerate(self.rates, start=1)
+        ]
+        return _upsample(sum(branches[1:], branches[0]), self.output_stride, image.shape)
+
+
+def _trunk(model, image, train):
+    """conv1_1 to pool5: VGG16 with pools of 3x3, at the output stride."""
+
+    def block(x, multiple, name):
+        return ConvBlock(
+            multiple * model.width,
+            3,
+            dilation=2 if name.startswith("conv5") and model.output_stride == 8 else 1,
+            batch_norm=model.batch_norm,
+            dtype=model.dtype,
+            axis_name=model.axis_name,
+            name=name,
+        )(x, train=train)
+
+    x = image.astype(model.dtype)
+    for number in range(1, 6):
+        x = vgg.stage(x, number, block)
+        x = _max_pool(x, stride=2 if 2**number <= model.output_stride else 1)
+    return x
+
+
+def _max_pool(x, stride):
+    """3x3 around every stride-th pixel, the first among them and a last at or beyond the border."""
+    # Caffe rounds up: an even side takes one window more, whose first row alone is inside.
+    padding = [(1, 1 + (stride == 2 and side % 2 == 0)) for side in x.shape[1:3]]
+    return nn.max_pool(x, (3, 3), (stride, stride), padding)
+
+
+def _scores(model, x, rate, branch, train):
+    """fc6, dilated, fc7 and fc8: float32 (B, h, w, K)."""
+
+    def block(x, kernel_size, dilation, name):
+        x = ConvBlock(
+            model.fc_width,
+            kernel_size,
+            dilation=dilation,
+            batch_norm=model.batch_norm,
+            dtype=model.dtype,
+            axis_name=model.axis_name,
+            name=name,
+        )(x, train=train)
+        return nn.Dropout(model.dropout, deterministic=not train)(x)
+
+    dilation = max(1, (2 * rate * 8 + model.output_stride) // (2 * model.output_stride))
+    x = block(x, 3, dilation, f"fc6{branch}")
+    x = block(x, 1, 1, f"fc7{branch}")
+    x = nn.Conv(
+        model.num_classes,
+        (1, 1),
+        kernel_init=nn.initializers.normal(0.01),
+        dtype=model.dtype,
+        name=f"fc8{branch}",
+    )(x)
+    return x.astype(jnp.float32)
+
+
+def _upsample(scores, stride, shape):
+    """Bilinear between the scores, which are those of pixels 0, stride, 2 stride and so on."""
+    full = bilinear_conv_transpose(scores, size=2 * stride - 1, stride=stride, padding=stride - 1)
+    return full[:, : shape[1], : shape[2]]

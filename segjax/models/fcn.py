@@ -1,0 +1,201 @@
+"""Fully convolutional networks: Long, Shelhamer, Darrell, CVPR 2015; Shelhamer et al., PAMI 2017.
+
+Layer lists from the authors' `voc-fcn32s`, `voc-fcn16s`, `voc-fcn8s` and `voc-fcn8s-atonce/net.py`.
+VGG16 with its fully connected layers as convolutions, scores at strides 32, 16 and 8, each sum of
+them upsampled to the next.
+
+The border: with `padding="pad100"`, as published, 100 zeros around the image keep fc6, which is not
+padded, from shrinking the map away, and every crop has the authors' offset, which puts pixel on
+pixel. With "same" every convolution keeps its size and every crop is at the top left.
+
+Deviations:
+
+- `fcn4s`, with a skip from pool2, is ours, made as the others: its offsets are those that put
+  pixel on pixel, and at once pool2 is scaled by a hundredth of pool3's scale.
+- The staged networks are trained in stages by the authors, each from the one before. Here each
+  starts from VGG16 alone; `at_once` is their own network for that.
+- Without weights of VGG16, the kernels of the trunk, fc6 and fc7 are He et al.'s.
+- The doubled learning rate of biases is left out.
+- "nearest" and "bed_of_nails" are not the authors' but further choices of how to upsample, and so
+  are `batch_norm`, which the SegNet paper's benchmark adds to every network, and the scaling by
+  `width` and `fc_width`.
+"""
+
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from segjax.models import vgg
+from segjax.models.layers import ConvBlock, ConvTranspose
+from segjax.ops.pooling import max_pool_with_indices
+from segjax.ops.upsampling import (
+    bed_of_nails,
+    bilinear_conv_transpose,
+    bilinear_kernel,
+    nearest,
+)
+
+# By the number of the pool whose scores are added: the upsampling before it, the offset of its
+# crop with pad100, and its scale where all is trained at once.
+SKIPS = {4: ("upscore2", 5, 1e-2), 3: ("upscore_pool4", 9, 1e-4), 2: ("upscore_pool3", 17, 1e-6)}
+# By the stride of the finest scores: the offset of the last crop with pad100.
+OFFSETS = {32: 19, 16: 27, 8: 31, 4: 33}
+
+
+def bilinear_diagonal(
+    key: jax.Array, shape: tuple[int, int, int, int], dtype: Any = jnp.float32
+) -> jax.Array:
+    """The bilinear kernel from each class to itself, and zero from one to another."""
+    size, _, classes, _ = shape
+    diagonal = bilinear_kernel(size)[:, :, None, None] * np.eye(classes)[None, None]
+    return jnp.asarray(diagonal, dtype)
+
+
+class FCN(nn.Module):
+    """What the four have in common."""
+
+    CHOICES: ClassVar[dict[str, tuple]] = {
+        "padding": ("pad100", "same"),
+        "upsampling": ("bilinear", "learnt", "nearest", "bed_of_nails"),
+    }
+
+    num_classes: int
+    padding: str = "pad100"  # pad100: as published; same: every convolution keeps its size
+    # bilinear: fixed; learnt: the same kernels, dense and free to change; nearest: repetition;
+    # bed_of_nails: for each factor of 2, zeros between the pixels and a learnt 3x3 convolution
+    # without bias, bilinear at first.
+    upsampling: str = "bilinear"
+    batch_norm: bool = False  # after every convolution but the scores'
+    dropout: float = 0.5  # probability, after fc6 and fc7
+    width: int = vgg.WIDTH  # features of the first stage; the others have 2, 4, 8 and 8 times that
+    fc_width: int = 4096  # features of fc6 and fc7
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    def logits(
+        self, image: jax.Array, *, train: bool, stride: int, at_once: bool = False
+    ) -> jax.Array:
+        """The scores with skips down to a stride, at the size of the image, in float32."""
+        padded = self.padding == "pad100"
+
+        def block(x, features, kernel_size, padding, name):
+            return ConvBlock(
+                features,
+                kernel_size,
+                padding=padding,
+                batch_norm=self.batch_norm,
+                dtype=self.dtype,
+                axis_name=self.axis_name,
+                name=name,
+            )(x, train=train)
+
+        def conv(x, multiple, name):
+            padding = 100 if padded and name == "conv1_1" else None
+            return block(x, multiple * self.width, 3, padding, name)
+
+        def fully_connected(x, kernel_size, name):
+            x = block(x, self.fc_width, kernel_size, 0 if padded else None, name)
+            return nn.Dropout(self.dropout, deterministic=not train)(x)
+
+        def score(x, name):
+            zeros = nn.initializers.zeros
+            classes = self.num_classes
+            return nn.Conv(classes, (1, 1), kernel_init=zeros, dtype=self.dtype, name=name)(x)
+
+        x, pools = image.astype(self.dtype), {}
+        for number in range(1, 6):
+            x = vgg.stage(x, number, conv)
+            x, _ = max_pool_with_indices(x)
+            pools[number] = x
+        x = fully_connected(x, 7, "fc6")
+        x = fully_connected(x, 1, "fc7")
+        x = score(x, "score_fr")
+        for number, (name, offset, scale) in SKIPS.items():
+            if 2**number < stride:
+                break
+            x = self._upsample(x, 2, name)
+            skip = score(pools[number] * (scale if at_once else 1.0), f"score_pool{number}")
+            x = x + _crop(skip, offset, x) if padded else _crop(x, 0, skip) + skip
+        x = self._upsample(x, stride, f"upscore{stride}")
+        return _crop(x, OFFSETS[stride] if padded else 0, image).astype(jnp.float32)
+
+    def _upsample(self, x, factor, name):
+        """Larger by the factor; and with pad100 by half of it on each side, as Caffe's layer is."""
+        size, border = 2 * factor, factor // 2
+        padding = 0 if self.padding == "pad100" else border
+        if self.upsampling == "bilinear":
+            return bilinear_conv_transpose(x, size=size, stride=factor, padding=padding)
+        if self.upsampling == "learnt":
+            return ConvTranspose(
+                self.num_classes,
+                size,
+                factor,
+                padding,
+                use_bias=False,
+                kernel_init=bilinear_diagonal,
+                dtype=self.dtype,
+                name=name,
+            )(x)
+        if self.upsampling == "nearest":
+            x = nearest(x, (factor * x.shape[1], factor * x.shape[2]))
+        else:
+            for step in range(1, factor.bit_length()):
+                x = nn.Conv(
+                    self.num_classes,
+                    (3, 3),
+                    use_bias=False,
+                    kernel_init=bilinear_diagonal,
+                    dtype=self.dtype,
+                    name=f"{name}_{step}",
+                )(bed_of_nails(x, 2))
+        border -= padding
+        return jnp.pad(x, [(0, 0), (border, border), (border, border), (0, 0)], mode="edge")
+
+
+def _crop(x, offset, like):
+    return x[:, offset : offset + like.shape[1], offset : offset + like.shape[2]]
+
+
+class FCN32s(FCN):
+    """FCN-32s: image (B, H, W, C) to float32 logits (B, H, W, K), all scores from fc7.
+
+    134,305,611 parameters at 11 classes, 134,801,227 with learnt upsampling. Parameters:
+    conv{stage}_{n}, fc6, fc7 and score_fr; learnt, upscore32.
+    """
+
+    @nn.compact
+    def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
+        return self.logits(image, train=train, stride=32)
+
+
+class FCN16s(FCN):
+    """FCN-16s: FCN-32s and score_pool4. 134,311,254 parameters at 11 classes (134,437,094)."""
+
+    at_once: bool = False  # scales the pools before their scores, to train from VGG16 in one go
+
+    @nn.compact
+    def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
+        return self.logits(image, train=train, stride=16, at_once=self.at_once)
+
+
+class FCN8s(FCN):
+    """FCN-8s: FCN-16s and score_pool3. 134,314,081 parameters at 11 classes (134,348,929)."""
+
+    at_once: bool = False  # scales the pools before their scores, to train from VGG16 in one go
+
+    @nn.compact
+    def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
+        return self.logits(image, train=train, stride=8, at_once=self.at_once)
+
+
+class FCN4s(FCN):
+    """FCN-4s, not of the paper: FCN-8s and score_pool2. 134,315,500 parameters at 11 classes."""
+
+    at_once: bool = False  # scales the pools before their scores, to train from VGG16 in one go
+
+    @nn.compact
+    def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
+        return self.logits(image, train=train, stride=4, at_once=self.at_once)

@@ -1,0 +1,25 @@
+"""Images continued beyond their borders."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def mirror(x: jax.Array, before: int | tuple[int, int], after: int | tuple[int, int]) -> jax.Array:
+    """Mirrors the borders, the edge itself not repeated, as np.pad(mode="reflect").
+
+    A side shorter than its margin is mirrored again and again; one of a single pixel repeats it.
+
+    Args:
+      x: (..., H, W, C).
+      before: rows and columns added at the top and the left; one number where they are as many.
+      after: at the bottom and the right.
+
+    Returns:
+      (..., before + H + after, before + W + after, C), dtype of x.
+    """
+    margins = zip(np.broadcast_to(before, 2), np.broadcast_to(after, 2), strict=True)
+    for axis, margin in zip((-3, -2), margins, strict=True):
+        source = np.pad(np.arange(x.shape[axis]), margin, mode="reflect")
+        x = jnp.take(x, source, axis)
+    return x

@@ -1,0 +1,139 @@
+"""DeepLab: its parameters, its logits against PyTorch's, and what each output stride sees."""
+
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import variables
+from compiling import jit_once
+from segjax import models
+from segjax.errors import UserError
+
+GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "deeplab.npz")
+NAMES = ("deeplab_largefov", "deeplab_aspp")
+NARROW = {"width": 2, "fc_width": 4}
+# The rows of the image that one score sees before fc6, and the pixels between two scores.
+BEFORE_FC6 = {8: 227, 16: 243, 32: 243}
+
+
+def narrow(name, num_classes=3, **options):
+    return models.create(name, num_classes, **NARROW, **options)
+
+
+@pytest.mark.parametrize("output_stride", [8, 16, 32])
+@pytest.mark.parametrize(
+    ("name", "num_classes", "parameters"),
+    [
+        # 14,714,688 of VGG16's convolutions; fc6 9*512*1024 + 1024, fc7 1024*1024 + 1024, and
+        # 1025 a class, once and four times.
+        ("deeplab_largefov", 11, 20_495_179),
+        ("deeplab_largefov", 21, 20_505_429),
+        ("deeplab_aspp", 11, 37_836_652),
+        ("deeplab_aspp", 21, 37_877_652),
+    ],
+)
+def test_parameters(name, num_classes, parameters, output_stride):
+    model = models.create(name, num_classes, output_stride=output_stride)
+    assert variables.count(model) == parameters
+
+
+def test_names_and_shapes_are_those_of_the_authors_files():
+    shapes = variables.shapes(models.create("deeplab_largefov", 11))
+    assert len(shapes) == 2 * 16
+    assert shapes["conv1_1/conv/kernel"] == (3, 3, 3, 64)
+    assert shapes["conv5_3/conv/kernel"] == (3, 3, 512, 512)
+    assert shapes["fc6/conv/kernel"] == (3, 3, 512, 1024)
+    assert shapes["fc7/conv/kernel"] == (1, 1, 1024, 1024)
+    assert shapes["fc8/kernel"] == (1, 1, 1024, 11)
+    shapes = variables.shapes(models.create("deeplab_aspp", 11))
+    assert len(shapes) == 2 * (13 + 12)
+    for branch in range(1, 5):
+        assert shapes[f"fc6_{branch}/conv/kernel"] == (3, 3, 512, 1024)
+        assert shapes[f"fc8_{branch}/kernel"] == (1, 1, 1024, 11)
+
+
+def test_batch_normalisation_is_an_option():
+    model = models.create("deeplab_largefov", 11, batch_norm=True)
+    # Scale and shift of VGG16's 4,224 features and of fc6's and fc7's.
+    assert variables.count(model) == 20_495_179 + 2 * (4_224 + 2 * 1024)
+    assert "fc8" not in variables.abstract(model)["batch_stats"]
+
+
+@pytest.mark.parametrize("case", [name for name in GOLDEN.files if name != "image"])
+def test_logits_are_those_of_pytorch(case):
+    name, _, stride = case.rpartition("_")
+    model = narrow(name, output_stride=int(stride))
+    apply = jit_once(functools.partial(model.apply, train=False))
+    logits = apply(variables.seeded(model), jnp.asarray(GOLDEN["image"]))
+    assert np.abs(GOLDEN[case]).max() > 0.1
+    np.testing.assert_allclose(logits, GOLDEN[case], atol=1e-4)
+
+
+def lit(height, first, last):
+    """Columns of pixels, dark but for the rows: before first, to first, after last, from last."""
+    row = np.arange(height)
+    rows = [row < first, row <= first, row > last, row >= last]
+    return jnp.asarray(np.broadcast_to(np.stack(rows)[:, :, None, None], (4, height, 1, 3)), "f4")
+
+
+@pytest.mark.parametrize(
+    ("output_stride", "rate", "side"), [(8, 12, 435), (16, 6, 467), (32, 3, 499)]
+)
+def test_the_field_of_view_survives_the_trade(output_stride, rate, side):
+    after_pool5a = BEFORE_FC6[output_stride] + 2 * output_stride
+    assert side == after_pool5a + 2 * rate * output_stride
+    model = narrow("deeplab_largefov", output_stride=output_stride)
+    apply = jit_once(functools.partial(model.apply, train=False))
+    centre = 256
+    image = lit(513, centre - side // 2, centre + side // 2)
+    seen = np.asarray(apply(variables.positive(model), image))[:, centre, 0] > 0
+    np.testing.assert_array_equal(seen.all(-1), [False, True, False, True])
+    np.testing.assert_array_equal(seen.any(-1), [False, True, False, True])
+
+
+def test_each_branch_has_a_field_of_view_of_its_own():
+    model = narrow("deeplab_aspp")
+    apply = jit_once(functools.partial(model.apply, train=False))
+    params = variables.positive(model)["params"]
+    for branch, rate in enumerate((6, 12, 18, 24), start=1):
+        others = {f"fc8_{n}" for n in range(1, 5)} - {f"fc8_{branch}"}
+        dark = jax.tree.map(jnp.zeros_like, {name: params[name] for name in others})
+        half = (BEFORE_FC6[8] + 2 * 8 * rate) // 2
+        logits = np.asarray(apply({"params": params | dark}, lit(705, 352 - half, 352 + half)))
+        seen = (logits[:, 352, 0] > 0).all(-1)
+        np.testing.assert_array_equal(seen, [False, True, False, True], err_msg=f"rate {rate}")
+
+
+def test_dropout_is_of_training_alone_and_scores_start_small():
+    model = narrow("deeplab_largefov", num_classes=64)
+    image = jnp.asarray(GOLDEN["image"])
+    state = variables.seeded(model)
+
+    @jit_once
+    def train(key):
+        return model.apply(state, image, train=True, rngs={"dropout": key})
+
+    one, other = train(jax.random.key(0)), train(jax.random.key(1))
+    assert np.abs(one - other).max() > 1e-3
+    init = jit_once(functools.partial(narrow("deeplab_largefov", 500).init, train=False))
+    params = init(jax.random.key(0), image)["params"]
+    assert np.std(params["fc8"]["kernel"]) == pytest.approx(0.01, rel=0.1)  # of 2,000 numbers
+    np.testing.assert_array_equal(params["fc8"]["bias"], 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [
+        *[(name, "output_stride", 4) for name in NAMES],
+        *[("deeplab_aspp", "rates", rates) for rates in ((), (0, 6), (6, 1.5), 6)],
+        ("deeplab_largefov", "rate", 0),
+    ],
+)
+def test_unknown_strides_and_rates_are_refused(name, option, value):
+    with pytest.raises(UserError, match=f"^option '{option}' of model {name} is ") as refused:
+        models.create(name, 11, **{option: value})
+    assert "\n" not in str(refused.value)

@@ -1,0 +1,402 @@
+"""VGG-16's weights: read from files of several forms, put into networks, and trained from."""
+
+import functools
+import http.server
+import json
+import os
+import threading
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from compiling import jit_once
+from runs import DESCRIPTION, arrays, small_config
+from segjax import config as configs
+from segjax import loader, models, train
+from segjax.datasets import DatasetInfo
+from segjax.errors import UserError
+from segjax.models import pretrained, vgg
+from segjax.models.layers import ConvBlock
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "vgg16.npz"
+# conv1_1 and features.0, and so on.
+TORCHVISION = dict(
+    zip(
+        pretrained.CONVOLUTIONS,
+        ("0", "2", "5", "7", "10", "12", "14", "17", "19", "21", "24", "26", "28"),
+        strict=True,
+    )
+)
+
+
+@pytest.fixture(scope="session")
+def vgg16_path():
+    """The real weights: SEGJAX_VGG16, or those beside the checkout."""
+    beside = Path(__file__).parents[3] / "shared/data/pretrained/vgg16_conv_f16.safetensors"
+    path = Path(os.environ.get("SEGJAX_VGG16", beside))
+    if not path.is_file():
+        pytest.skip(f"no weights of VGG-16: SEGJAX_VGG16 is unset and there is no {beside.name}")
+    return str(path)
+
+
+def write(path, tensors, dtype="F32"):
+    """A safetensors file, by its specification: length of the header, header, bytes."""
+    header, content = {"__metadata__": {"format": "np"}}, b""
+    for key, array in tensors.items():
+        data = np.asarray(array).astype(pretrained.DTYPES[dtype]).tobytes()
+        offsets = [len(content), len(content) + len(data)]
+        header[key] = {"dtype": dtype, "shape": list(np.shape(array)), "data_offsets": offsets}
+        content += data
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content)
+    return str(path)
+
+
+@functools.cache
+def weights(width=2, fc_width=0):
+    """{"conv1_1/kernel": ...} of a narrow VGG-16; fc_width 0: without fc6 and fc7."""
+    rng = np.random.default_rng(0)
+    tensors, features = {}, 3
+    for stage, (depth, multiple) in enumerate(vgg.STAGES, 1):
+        for n in range(1, depth + 1):
+            shape = (3, 3, features, features := multiple * width)
+            tensors[f"conv{stage}_{n}/kernel"] = rng.normal(0, 0.1, shape)
+            tensors[f"conv{stage}_{n}/bias"] = rng.normal(0, 0.1, features)
+    for layer, side in (("fc6", 7), ("fc7", 1)) if fc_width else ():
+        tensors[f"{layer}/kernel"] = rng.normal(0, 0.1, (side, side, features, fc_width))
+        tensors[f"{layer}/bias"] = rng.normal(0, 0.1, fc_width)
+        features = fc_width
+    # As float16 has them, so that every form of a file holds the same.
+    return {k: v.astype(np.float16).astype(np.float32) for k, v in tensors.items()}
+
+
+def oihw(kernel):
+    return np.ascontiguousarray(kernel.transpose(3, 2, 0, 1))
+
+
+def torchvision(tensors, fc6, fc7, flat):
+    """As torchvision saves them (flat: its linear layers), or timm, with a classifier."""
+    names = {k: f"features.{n}" for k, n in TORCHVISION.items()} | {"fc6": fc6, "fc7": fc7}
+    saved = {}
+    for path, value in tensors.items():
+        layer, leaf = path.split("/")
+        if leaf == "kernel":
+            value = oihw(value)
+            if flat and layer.startswith("fc"):
+                value = value.reshape(len(value), -1)
+        saved[f"{names[layer]}.{'weight' if leaf == 'kernel' else 'bias'}"] = value
+    classifier = "classifier.6" if flat else "head.fc"
+    return saved | {f"{classifier}.weight": np.ones((9, 6)), f"{classifier}.bias": np.ones(9)}
+
+
+@functools.cache
+def zeros(name, **options):
+    model = models.create(name, 3, **options)
+    side = 200 if name == "deconvnet" else 32
+    image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    init = functools.partial(model.init, train=False)
+    variables = jax.eval_shape(init, jax.random.key(0), image)
+    return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), variables)
+
+
+def assert_holds(variables, tensors, layers):
+    """All of these layers have their weights, and everything else is as it was: zero."""
+    found = {
+        "/".join(key.key for key in path): np.asarray(x)
+        for path, x in jax.tree.leaves_with_path(variables)
+    }
+    for path, value in tensors.items():
+        layer, leaf = path.split("/")
+        if layer in layers:
+            filled = found.pop(f"params/{layer}/conv/{leaf}")
+            assert filled.dtype == np.float32
+            np.testing.assert_array_equal(filled, value, err_msg=path)
+    assert found
+    assert not any(x.any() for x in found.values())
+
+
+FORMS = {
+    "own": lambda tensors: tensors,
+    "torchvision": lambda t: torchvision(t, "classifier.0", "classifier.3", True),
+    "timm": lambda t: torchvision(t, "pre_logits.fc1", "pre_logits.fc2", False),
+}
+
+
+@pytest.mark.parametrize("dtype", ["F16", "F32", "F64"])
+@pytest.mark.parametrize("form", FORMS)
+def test_files_of_all_forms_fill_the_same(form, dtype, tmp_path):
+    path = write(tmp_path / "vgg.safetensors", FORMS[form](weights(2, 6)), dtype)
+    layers = [*pretrained.CONVOLUTIONS, "fc6", "fc7"]
+    variables = zeros("fcn8s", width=2, fc_width=6)
+    assert_holds(pretrained.fill(variables, path), weights(2, 6), layers)
+
+
+def test_bfloat16_files_are_read(tmp_path):
+    path = write(tmp_path / "vgg.safetensors", weights(), "BF16")
+    found = pretrained.load(path)["conv3_2"]["kernel"]
+    np.testing.assert_allclose(found, weights()["conv3_2/kernel"], rtol=2**-8)
+    assert found.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "fully_connected"),
+    [
+        ("segnet", {}, []),
+        ("bayesian_segnet", {}, []),
+        ("fcn32s", {"fc_width": 6, "batch_norm": True}, ["fc6", "fc7"]),
+        ("fcn16s", {"fc_width": 5}, []),
+        ("deconvnet", {"fc_width": 6}, ["fc6", "fc7"]),
+        ("deconvnet", {"fc_width": 6, "fc_kernel": 3}, ["fc7"]),
+        ("deeplab_largefov", {"fc_width": 4}, []),
+        ("deeplab_aspp", {"fc_width": 4}, []),
+        ("dilation8", {"fc_width": 6}, ["fc6", "fc7"]),
+    ],
+)
+def test_every_network_on_vgg16_is_filled(name, options, fully_connected, tmp_path):
+    path = write(tmp_path / "vgg.safetensors", weights(2, 6))
+    filled = pretrained.fill(zeros(name, width=2, **options), path)
+    assert_holds(filled, weights(2, 6), [*pretrained.CONVOLUTIONS, *fully_connected])
+
+
+def without(*keys):
+    return {key: value for key, value in weights().items() if key not in keys}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "said"),
+    [
+        (without("conv3_2/kernel"), "lacks 1 arrays of VGG-16: conv3_2/kernel"),
+        (without("conv3_2/kernel", "conv5_3/bias"), "conv3_2/kernel, conv5_3/bias"),
+        ({}, "lacks 26 arrays of VGG-16: conv1_1/kernel, conv1_1/bias"),
+        (weights() | {"fc7/bias": np.ones(3)}, "lacks 1 arrays of VGG-16: fc7/kernel"),
+        (weights() | {"conv6_1/kernel": np.ones(3)}, "has 'conv6_1/kernel', which is no layer"),
+        (weights() | {"features.1.weight": np.ones(2)}, "has 'features.1.weight'"),
+        (weights() | {"conv1_1/scale": np.ones(2)}, "has 'conv1_1/scale'"),
+        (
+            weights() | {"conv1_2/kernel": np.ones((3, 3, 2, 4))},
+            "conv1_2/kernel is 3x3x2x4, but in the network 3x3x2x2",
+        ),
+        (
+            weights() | {"conv1_2/bias": np.ones((2, 1))},
+            "conv1_2/bias is 2x1, but in the network 2",
+        ),
+        (weights() | {"features.0.weight": np.ones(2)}, "conv1_1/kernel is 2, but in the network"),
+    ],
+)
+def test_keys_and_shapes_that_are_wrong_are_one_line_that_names_them(tensors, said, tmp_path):
+    path = write(tmp_path / "vgg.safetensors", tensors)
+    with pytest.raises(UserError) as error:
+        pretrained.fill(zeros("segnet", width=2), path)
+    assert str(error.value).startswith(path)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_network_that_is_not_on_vgg16_is_refused(tmp_path):
+    path = write(tmp_path / "vgg.safetensors", weights())
+    with pytest.raises(UserError, match="conv1_1/kernel is 3x3x3x2, but in the network not there"):
+        pretrained.fill(zeros("segnet_basic", width=2), path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x00" * 4,
+        b"PK\x03\x04" * 50,
+        (2).to_bytes(8, "little") + b"[]",
+        (60).to_bytes(8, "little")
+        + b'{"a": {"dtype": "I64", "shape": [1], "data_offsets": [0, 8]}}',
+    ],
+)
+def test_a_file_that_is_none_of_safetensors_is_one_line(content, tmp_path):
+    path = tmp_path / "vgg.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="is not a whole safetensors file") as error:
+        pretrained.load(str(path))
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_that_is_cut_short_is_refused(tmp_path):
+    path = Path(write(tmp_path / "vgg.safetensors", weights()))
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(UserError, match="is not a whole safetensors file"):
+        pretrained.load(str(path))
+
+
+@pytest.mark.parametrize("source", ["nowhere/vgg.safetensors", "vgg16", "/a/b/c"])
+def test_a_source_that_is_neither_a_file_nor_a_name_is_refused(source):
+    with pytest.raises(UserError, match=f"^pretrained weights {source}: there is no such file"):
+        pretrained.load(source)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A hub of our own that serves the files of a folder, and an empty cache."""
+    folder = tmp_path / "hub"
+    file = folder / "timm" / "vgg16.tiny" / "resolve" / "main" / "model.safetensors"
+    file.parent.mkdir(parents=True)
+    write(file, FORMS["timm"](weights(2, 6)))
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        asked = 0
+
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, directory=str(folder), **kwargs)
+
+        def do_GET(self):
+            Handler.asked += 1
+            super().do_GET()
+
+        def send_header(self, keyword, value):
+            if keyword == "Content-Length" and "short" in self.path:
+                value = str(int(value) + 1)
+            super().send_header(keyword, value)
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        monkeypatch.setenv("no_proxy", "*")
+        yield Handler, file
+        server.shutdown()
+        thread.join()
+
+
+def test_a_name_on_the_hub_is_fetched_once(hub, tmp_path):
+    handler, _ = hub
+    for _ in range(2):
+        filled = pretrained.fill(zeros("segnet", width=2), "timm/vgg16.tiny")
+        assert_holds(filled, weights(2, 6), pretrained.CONVOLUTIONS)
+    assert handler.asked == 1
+    assert len(os.listdir(tmp_path / "cache" / "segjax")) == 1
+
+
+def test_a_download_that_fails_is_one_line_and_leaves_nothing(hub, tmp_path):
+    _, file = hub
+    short = file.parents[3] / "vgg16.short" / "resolve" / "main" / file.name
+    short.parent.mkdir(parents=True)
+    short.write_bytes(file.read_bytes())
+    for name, said in (("timm/vgg17", "404"), ("timm/vgg16.short", "it ended after")):
+        with pytest.raises(
+            UserError, match=f"^pretrained weights {name} cannot be fetched.*{said}"
+        ):
+            pretrained.load(name)
+    assert os.listdir(tmp_path / "cache" / "segjax") == []
+
+
+def test_no_network_is_one_line(hub, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+    with pytest.raises(UserError, match=r"timm/vgg16\.tiny cannot be fetched.*refused"):
+        pretrained.load("timm/vgg16.tiny")
+
+
+def test_the_real_weights_see_as_an_independent_implementation_does(vgg16_path):
+    model = models.create("fcn32s", 3, padding="same", fc_width=2)
+    image = np.load(GOLDEN)["image"]
+    variables = zeros("fcn32s", padding="same", fc_width=2)
+    variables = pretrained.fill(variables, vgg16_path)
+    info = DatasetInfo("none", (), (), (0.0,) * 3, (1.0,) * 3, {}, image.shape[:2])
+
+    @jit_once
+    def features(variables, image):
+        x = loader.normalize(image.astype(jnp.float32) / 255, "imagenet", info)
+        apply = functools.partial(
+            model.apply, train=False, mutable="intermediates", capture_intermediates=True
+        )
+        return apply(variables, x[None])[1]["intermediates"]
+
+    found = features(variables, image)
+    with np.load(GOLDEN) as golden:
+        for stage, (depth, _) in enumerate(vgg.STAGES, 1):
+            layer = f"conv{stage}_{depth}"
+            x = np.asarray(found[layer]["__call__"][0])
+            for values, expected in (
+                (x.mean((0, 1, 2)), golden[f"{layer}/means"]),
+                (x.ravel()[::101], golden[f"{layer}/values"]),
+            ):
+                assert (expected > 0).mean() > 0.02
+                scale = np.abs(expected).max()
+                np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-5 * scale)
+
+
+class Trunk(nn.Module):
+    """The least network that has VGG-16's convolutions: nothing else but a classifier."""
+
+    num_classes: int
+    width: int = 2
+    dtype: object = np.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, image, *, train):
+        def conv(x, multiple, name):
+            return ConvBlock(multiple * self.width, 3, batch_norm=False, name=name)(x, train=train)
+
+        x = image
+        for number in range(1, 6):
+            x = vgg.stage(x, number, conv)[:, ::2, ::2]
+        x = nn.Conv(self.num_classes, (1, 1), name="classifier")(x)
+        return jax.image.resize(x, (*image.shape[:3], self.num_classes), "nearest")
+
+
+def test_training_starts_from_the_weights_and_does_not_go_back_to_them(
+    scenes_data_dir, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(models.MODELS, "trunk", Trunk)
+    path = Path(write(tmp_path / "vgg.safetensors", weights()))
+    config = small_config(
+        scenes_data_dir,
+        model__name="trunk",
+        model__pretrained=str(path),
+        data__normalization="imagenet",
+        optimizer__learning_rate=0.0,  # so that what it starts from is what it ends with
+        steps=2,
+    )
+    workdir = tmp_path / "run"
+    train.train(config, workdir, DESCRIPTION)
+
+    def check(saved, tensors):
+        for part in ("variables", "ema"):
+            for name, value in tensors.items():
+                layer, leaf = name.split("/")
+                key = f"['{part}']['params']['{layer}']['conv']['{leaf}']"
+                np.testing.assert_allclose(saved[key], value, rtol=1e-6, err_msg=key)
+            assert saved[f"['{part}']['params']['classifier']['kernel']"].any()
+
+    check(arrays(workdir, "latest"), weights())
+    # A second start reads its checkpoint, and the file no more.
+    path.unlink()
+    (workdir / "result.json").unlink()
+    train.train(config, workdir, DESCRIPTION)
+    config.seed = 1
+    with pytest.raises(UserError, match="there is no such file"):
+        train.train(config, tmp_path / "other", DESCRIPTION)
+
+
+def test_the_normalisation_follows_the_weights(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("from segjax.config import default as get_config")
+    assert configs.load(str(file), {}).data.normalization == "mean_std"
+    config = configs.load(str(file), {"model.pretrained": "timm/vgg16.tv_in1k"})
+    assert config.data.normalization == "imagenet"
+    with pytest.raises(UserError, match=r"imagenet where model\.pretrained is set, found 'none'"):
+        configs.load(str(file), {"model.pretrained": "a/b", "data.normalization": "none"})
+
+
+def test_imagenets_normalisation():
+    info = DatasetInfo("grey", (), (), (0.5,) * 3, (0.5,) * 3, {}, (1, 2))
+    image = jnp.asarray([[[0.485, 0.456, 0.406], [1.0, 0.0, 0.631]]], jnp.float32)
+    found = loader.normalize(image, "imagenet", info)
+    expected = [[[0, 0, 0], [0.515 / 0.229, -0.456 / 0.224, 1]]]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(UserError, match=r"^data\.normalization imagenet is of 3 channels, but the"):
+        loader.normalize(image[..., :1], "imagenet", info)

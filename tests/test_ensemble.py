@@ -1,0 +1,176 @@
+"""Networks that are asked together, and what refines their probabilities, by the real command."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from runs import DESCRIPTION, OneLayer, small_config
+from segjax import cli, crf, ensemble, experiment, models, parallel, results, tables, train
+from segjax.errors import UserError
+from segjax.experiment import Description
+
+CRF = "1,1,2,8,10"
+
+
+class TwoLayers(OneLayer):
+    """The same network under a name of its own."""
+
+
+@pytest.fixture(scope="module")
+def runs(scenes_data_dir, tmp_path_factory):
+    """The workdirs of three finished runs: of two seeds, and of another network and devices."""
+    folder = tmp_path_factory.mktemp("ensemble")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.MODELS, "one_layer", OneLayer)
+        patch.setitem(models.MODELS, "two_layers", TwoLayers)
+        train.train(small_config(scenes_data_dir), folder / "a", DESCRIPTION)
+        description = Description("tiny", "seed=1", {"seed": 1}, "segjax train --config.seed=1")
+        train.train(small_config(scenes_data_dir, seed=1), folder / "b", description)
+        config = small_config(scenes_data_dir, model__name="two_layers", eval_batch_size=1)
+        config.data.normalization = "none"
+        train.train(config, folder / "c", Description("other", "other", {}, "segjax train"))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def counted(runs):
+    """f(names, crf) -> the counts of the test images, each probability made and averaged alone."""
+    predicted = {}
+    for name in "abc":
+        run, _ = experiment.open_run(runs / name, None)
+        variables, _ = experiment.load_variables(run, runs / name, None)
+        variables = parallel.place(variables, run.devices[:1])
+        predict = jax.jit(
+            lambda variables, image, run=run: run.model.apply(variables, image, train=False)
+        )
+        predicted[name] = []
+        examples = list(run.open_split("test"))
+        for example in examples:
+            image = example["image"].astype(np.float32) / 255
+            if run.config.data.normalization == "mean_std":
+                image = ((image - run.info.mean) / run.info.std).astype(np.float32)
+            logits = predict(variables, image[None])[0]
+            predicted[name].append(np.asarray(jax.nn.softmax(logits)))
+
+    def count(names, parameters=None):
+        counts = np.zeros((11, 11), np.int64)
+        for k, example in enumerate(examples):
+            mean = np.mean([predicted[name][k] for name in names], 0)
+            if parameters:
+                mean = crf.refine(crf.parse(parameters), example["image"], mean)
+            seen = example["label"] != 255
+            np.add.at(counts, (example["label"][seen], mean.argmax(-1)[seen]), 1)
+        return counts
+
+    return count
+
+
+def evaluated(runs, names, *arguments):
+    """The row that `segjax evaluate` writes, and its file's name."""
+    before = set(runs.rglob("evaluation_*.json"))
+    workdirs = [argument for name in names for argument in ("--workdir", str(runs / name))]
+    assert cli.main(["evaluate", *workdirs, *arguments]) == 0
+    (path,) = set(runs.rglob("evaluation_*.json")) - before
+    assert path.parent == runs / names[0]
+    (row,) = results.read([path])
+    path.unlink()
+    return row, path.name
+
+
+@pytest.mark.parametrize(
+    ("names", "arguments", "file", "inference"),
+    [
+        ("ab", (), "evaluation_test_final_with_b.json", "mean of 2 networks"),
+        ("cab", (), "evaluation_test_final_with_a_with_b.json", "mean of 3 networks"),
+        ("a", (CRF,), f"evaluation_test_final_crf_{CRF}.json", f"crf {CRF}"),
+        (
+            "ac",
+            (CRF,),
+            f"evaluation_test_final_with_c_crf_{CRF}.json",
+            f"mean of 2 networks, crf {CRF}",
+        ),
+    ],
+)
+def test_probabilities_are_averaged_then_refined(runs, counted, names, arguments, file, inference):
+    row, name = evaluated(runs, names, *(("--crf", *arguments) if arguments else ()))
+    assert (name, row["inference"]) == (file, inference)
+    made, expected = np.array(row["confusion"]), counted(names, *arguments)
+    # Sums in another order may turn a pixel that is all but undecided.
+    np.testing.assert_array_equal(made.sum(1), expected.sum(1))
+    assert np.abs(made - expected).sum() <= 4
+    alone = json.loads((runs / names[0] / "result.json").read_text())
+    assert np.abs(made - alone["confusion"]).sum() > 40
+
+
+def test_a_row_of_networks_names_them_all(runs):
+    row, _ = evaluated(runs, "abc")
+    rows = [json.loads((runs / name / "result.json").read_text()) for name in "abc"]
+    assert row["name"] == "tiny + seed=1 + other"
+    assert (row["experiment"], row["model"]) == ("tiny + other", "one_layer + two_layers")
+    assert row["parameters"] == sum(each["parameters"] for each in rows)
+    assert (row["seed"], row["best_step"], row["overrides"]) == (None, None, {})
+    assert row["batch_norm"] == "recomputed"
+    digests = {row["config_digest"], *(each["config_digest"] for each in rows)}
+    assert len(digests) == 3  # a and b share theirs, the three together have their own
+    assert evaluated(runs, "acb")[0]["config_digest"] == row["config_digest"]
+    assert evaluated(runs, "ab")[0]["config_digest"] != row["config_digest"]
+
+
+def test_rows_of_different_inference_are_not_mixed(runs):
+    before = json.loads((runs / "a" / "result.json").read_text())
+    after, _ = evaluated(runs, "a", "--crf", CRF)
+    assert "inference" not in before
+    table = tables.render(tables.summarise([before, after, {**before, "seed": 1}]))
+    heading, _, *lines = table.split("\n\n")[1].splitlines()
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in (heading, *lines)]
+    column, seeds = cells[0].index("inference"), cells[0].index("seeds")
+    assert sorted((row[column], row[seeds]) for row in cells[1:]) == [
+        ("-", "2"),
+        (f"crf {CRF}", "1"),
+    ]
+    assert "inference" not in tables.render(tables.summarise([before]))
+    assert f"inference crf {CRF}" in tables.render(tables.summarise([after]))
+    assert f",crf {CRF}," in tables.render(tables.summarise([after]), "csv").replace('"', "")
+
+
+def test_rows_of_both_kinds_are_kept_side_by_side(runs, tmp_path):
+    before = json.loads((runs / "a" / "result.json").read_text())
+    after, _ = evaluated(runs, "a", "--crf", CRF)
+    assert results.append(tmp_path / "rows.jsonl", before)
+    assert results.append(tmp_path / "rows.jsonl", after)
+    assert not results.append(tmp_path / "rows.jsonl", after)
+    assert results.read([tmp_path / "rows.jsonl"]) == [before, after]
+
+
+def test_the_same_network_twice_is_refused(runs, capsys):
+    arguments = ["--workdir", str(runs / "a"), "--workdir", str(runs / "b" / ".." / "a")]
+    assert cli.main(["evaluate", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert said == f"segjax: {runs}/b/../a is there twice, expected each network once\n"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("data.resolution", [48, 64], "has resolution 48x64, but {a} 24x32"),
+        ("data.dataset", "camvid", "has data set camvid, but {a} streetscenes"),
+    ],
+)
+def test_networks_on_other_data_are_refused(runs, tmp_path, capsys, field, value, said):
+    content = json.loads((runs / "b" / "config.json").read_text())
+    content["config"][field] = value
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    assert cli.main(["evaluate", "--workdir", str(runs / "a"), "--workdir", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path} " + said.format(a=runs / "a") in error
+    assert error.count("\n") == 1
+
+
+def test_networks_of_other_classes_are_refused(runs, tmp_path):
+    content = json.loads((runs / "b" / "config.json").read_text())
+    content["data"]["class_names"][0] = "Heaven"
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"has classes Heaven, Building.*, but .* Sky, Building"):
+        ensemble.evaluate_workdirs([runs / "a", tmp_path], "test")

@@ -1,0 +1,58 @@
+"""Variables of models that tests make up instead of initialising."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from golden.seeded import array
+
+
+def shapes(model, channels=3, side=32):
+    """{path: shape} of the parameters, without computing anything."""
+    return {path: leaf.shape for path, leaf in _flat(abstract(model, channels, side)["params"])}
+
+
+def abstract(model, channels=3, side=32):
+    image = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
+    return jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), image)
+
+
+def count(model, **options):
+    """The number of parameters."""
+    return sum(math.prod(shape) for shape in shapes(model, **options).values())
+
+
+def seeded(model):
+    """The variables that the golden files are made with."""
+    return _made(model, array)
+
+
+def positive(model):
+    """Weights that are positive and biases of 0: what is seen shows, what is not is exactly 0."""
+
+    def make(path, shape):
+        kernel = path.endswith("kernel")
+        return np.full(shape, 1 / math.prod(shape[:-1]) if kernel else 0, np.float32)
+
+    return _made(model, make)
+
+
+def _made(model, make):
+    def fill(path, leaf):
+        return jnp.asarray(make(_name(path), leaf.shape))
+
+    return {
+        collection: jax.tree.map_with_path(fill, tree)
+        for collection, tree in abstract(model).items()
+    }
+
+
+def _flat(tree):
+    return [(_name(path), leaf) for path, leaf in jax.tree.leaves_with_path(tree)]
+
+
+def _name(path):
+    return "/".join(key.key for key in path)
