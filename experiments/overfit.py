@@ -58,13 +58,14 @@ SETTINGS = {
     "fcn4s": Setting(_SAME, (12, 16), 4),
     "deeplab_aspp": Setting(_COARSE, (12, 16), 8),
     "deeplab_largefov": Setting(_COARSE, (12, 16), 8),
-    "dilation8": Setting(_COARSE, (12, 16), 8),
-    "deconvnet": Setting({"width": 8, "fc_width": 64}, (48, 64), 2),
+    "dilation8": Setting(_COARSE | {"width": 4, "fc_width": 32}, (12, 16), 8),
+    "bilinear_interpolation": Setting(cells=(12, 16), enlarged=16),
+    "deconvnet": Setting({"width": 8, "fc_width": 64, "fc_kernel": 3}, (48, 64), 2),
     "unet": Setting({"width": 8, "dropout": 0.0, "padding": "same", "batch_norm": True}),
     "fc_densenet56": Setting(_DENSE),
     "fc_densenet67": Setting(_DENSE),
     "fc_densenet103": Setting(_DENSE),
-    "patch_cnn": Setting({"kernel_sizes": (4, 3), "width": 32, "fc_width": 64}, patches=128),
+    "patch_cnn": Setting({"kernel_sizes": (4, 5, 4), "width": 32, "fc_width": 64}, patches=128),
 }
 
 

@@ -198,6 +198,12 @@ def _images(side: int) -> Iterator[jax.Array]:
         yield jnp.asarray(np.repeat(1 + values[None, ..., None], 3, -1), jnp.float32)
 
 
+def from_json(row: dict[str, Any]) -> Architecture:
+    """A row of `segjax models --format json`."""
+    figure, outputs = Figure(**row["figure"]), tuple(row["outputs"])
+    return Architecture(**{**row, "figure": figure, "outputs": outputs})
+
+
 def render(rows: Sequence[Architecture], format: str = "markdown") -> str:
     """The rows as a table: markdown, csv or json."""
     if format == "json":

@@ -44,11 +44,12 @@ def sample(
 
     def drop(call, args, kwargs, context):
         layer = context.module
-        if not isinstance(layer, nn.Dropout) or context.method_name != "__call__":
+        # One that is active already is the one made below, which is intercepted in its turn.
+        if not isinstance(layer, nn.Dropout) or layer.deterministic is False:
             return call(*args, **kwargs)
         dropping.append(layer.rate > 0)
         active = layer.clone(deterministic=False, parent=None, name=None)
-        return active.apply({}, args[0], rngs={"dropout": layer.make_rng("dropout")})
+        return active.apply({}, args[0], rng=layer.make_rng(layer.rng_collection))
 
     def one(image, key):
         with nn.intercept_methods(drop):
