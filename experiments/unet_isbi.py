@@ -7,8 +7,9 @@ The full form is the paper's and for an accelerator. `small`, of width 12 and ha
 padded and batch-normalised, is for two CPU cores.
 
 Pixel error is 1 - global accuracy, over the last six slices, which the selection by the four before
-them never sees; the challenge's own is over other slices.
-Not yet run to its end, so no figure stands here.
+them never sees; the challenge's own is over other slices. `small`, with JAX_NUM_CPU_DEVICES=2
+seven minutes a run (fifteen beside other work), seed 0: pixel error 0.101 and mIoU 0.746 with the
+border weights, 0.120 and 0.724 without. The full form has not been run to its end.
 """
 
 from collections.abc import Iterator

@@ -67,29 +67,26 @@ def test_the_score_is_that_of_the_mean_of_each_images_own_samples(runs, capsys):
 
 
 def test_predictions_come_with_maps_of_confidence_and_deviation(runs, tmp_path):
-    images = tmp_path / "images"
-    images.mkdir()
-    for name, size in (("a", (24, 32)), ("b", (37, 61))):
-        pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
-        Image.fromarray(pixels).save(images / f"{name}.png")
+    image, size = tmp_path / "image.png", (61, 37)
+    pixels = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8)
+    Image.fromarray(pixels).save(image)
     found = []
     for flags in ([], [], ["--crf"]):
         output = tmp_path / f"out{len(found)}"
-        arguments = ["predict", str(images), "--workdir", str(runs / "dropping")]
-        assert main([*arguments, "--output", str(output), "--samples", "4", *flags]) == 0
+        arguments = ["predict", str(image), "--workdir", str(runs / "dropping")]
+        assert main([*arguments, "--output", str(output), "--samples", "3", *flags]) == 0
         found.append({path.name: path.read_bytes() for path in output.iterdir()})
-        for name, size in (("a", (32, 24)), ("b", (61, 37))):
-            with Image.open(output / f"{name}_confidence.png") as confidence:
-                assert (confidence.mode, confidence.size) == ("L", size)
-                assert np.asarray(confidence).min() >= 255 // 11
-            with Image.open(output / f"{name}_deviation.png") as deviation:
-                assert (deviation.mode, deviation.size) == ("L", size)
-                assert np.asarray(deviation).max() > 0
+        with Image.open(output / "image_confidence.png") as confidence:
+            assert (confidence.mode, confidence.size) == ("L", size)
+            assert np.asarray(confidence).min() >= 255 // 11
+        with Image.open(output / "image_deviation.png") as deviation:
+            assert (deviation.mode, deviation.size) == ("L", size)
+            assert np.asarray(deviation).max() > 0
     first, again, refined = found
-    assert len(first) == 8
+    assert len(first) == 4
     assert first == again
-    assert refined["a_confidence.png"] == first["a_confidence.png"]
-    assert refined["a.png"] != first["a.png"]
+    assert refined["image_confidence.png"] == first["image_confidence.png"]
+    assert refined["image.png"] != first["image.png"]
 
 
 @pytest.mark.parametrize("command", ["evaluate", "predict"])
