@@ -72,7 +72,8 @@ def test_the_smoke_form_trains_and_tests(path, tmp_path, request):
 
 
 def test_committed_rows_are_whole_and_of_configs_that_are_here():
-    files = sorted((FOLDER / "results").glob("*.jsonl"))
+    found = sorted((FOLDER / "results").glob("*.jsonl"))
+    files = [path for path in found if path.stem not in SCRIPTS]
     assert files
     for row in results.read(files):
         if row["experiment"] == "floors":

@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import shlex
 import shutil
 from pathlib import Path
@@ -95,11 +96,21 @@ def test_the_table_of_models_is_that_of_the_committed_rows():
         assert row.parameters == sum(x.size for x in jax.tree.leaves(shapes["params"]))
 
 
+def test_the_table_of_what_learns_is_that_of_the_committed_rows():
+    script = runpy.run_path(str(ROOT / "experiments" / "overfit.py"))
+    block = r"<!-- python experiments/overfit.py -->\n(.*?)\n<!-- end -->"
+    (table,) = re.findall(block, README, re.DOTALL)
+    lines = (ROOT / "experiments" / "results" / "overfit.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert table == script["table"](rows)
+    assert all(row["mean_iou"] > script["GOAL"] for row in rows)
+
+
 def test_every_model_and_config_is_named():
     said = set(re.findall(r"`(\w+)`", README))
     assert set(models.MODELS) <= said
-    configs = {path.stem for path in (ROOT / "experiments").glob("*.py")}
-    assert configs <= set(re.findall(r"experiments/(\w+)\.py", README))
+    files = {path.stem for path in (ROOT / "experiments").glob("*.py")}
+    assert files <= set(re.findall(r"experiments/(\w+)\.py", README))
 
 
 def test_pictures_and_links_into_the_project_are_there():
