@@ -60,7 +60,7 @@ SETTINGS = {
     "deeplab_largefov": Setting(_COARSE, (12, 16), 8),
     "dilation8": Setting(_COARSE | {"width": 4, "fc_width": 32}, (12, 16), 8),
     "bilinear_interpolation": Setting(cells=(12, 16), enlarged=16),
-    "deconvnet": Setting({"width": 8, "fc_width": 64, "fc_kernel": 3}, (48, 64), 2),
+    "deconvnet": Setting({"width": 16, "fc_width": 256, "fc_kernel": 3}, (24, 32), 4, 1e-3),
     "unet": Setting({"width": 8, "dropout": 0.0, "padding": "same", "batch_norm": True}),
     "fc_densenet56": Setting(_DENSE),
     "fc_densenet67": Setting(_DENSE),
@@ -133,7 +133,7 @@ def overfit(name: str, setting: Setting, data_dir: str, most_steps: int) -> dict
         for _ in range(min(EVALUATE_EVERY, most_steps - done)):
             state, outputs = train(state, data, {})
             done += 1
-        scores = metrics.scores(evaluator(state.variables, data))
+        scores = metrics.scores(evaluator(state.variables, data).total)
         mean_iou = float(scores.per_class_iou[scores.present].mean())
         loss = float(outputs["loss"][-1])
         print(f"{name} step {done}: loss {loss:.3f}, mIoU {mean_iou:.3f}", file=sys.stderr)

@@ -12,7 +12,7 @@ import jax
 from segjax import crf as dense_crf
 from segjax import inference, parallel, uncertainty
 from segjax.errors import UserError
-from segjax.evaluate import build_evaluator, recompute_batch_norm, result_row
+from segjax.evaluate import Counts, build_evaluator, recompute_batch_norm, result_row
 from segjax.experiment import Description, Experiment, load_variables, open_run
 
 
@@ -25,7 +25,7 @@ def evaluate_workdirs(
     data_dir: str | None = None,
     crf: dense_crf.Parameters | None = None,
     samples: int | None = None,
-) -> tuple[Path, dict[str, Any]]:
+) -> tuple[Path, dict[str, Any], Counts]:
     """Scores a checkpoint of a workdir, or the mean probabilities of several, on a split.
 
     Args:
@@ -39,7 +39,7 @@ def evaluate_workdirs(
       samples: of each network with units dropped, to be averaged; none: the network itself.
 
     Returns:
-      Where the row belongs (the first workdir), and the row.
+      Where the row belongs (the first workdir), the row, and the counts that it is made of.
 
     Raises:
       UserError: a workdir is not that of a run, is there twice, or is on other data.
@@ -65,12 +65,12 @@ def evaluate_workdirs(
     evaluator = build_evaluator(
         first, output if done else None, functools.partial(dense_crf.refine, crf) if crf else None
     )
-    confusion = evaluator(shared, examples, f"evaluate {split}")
+    counts = evaluator(shared, examples, f"evaluate {split}", boundaries=True)
     rows = [
         result_row(
             run,
             description,
-            confusion,
+            counts,
             split=split,
             num_images=len(examples),
             parameters=sum(x.size for x in jax.tree.leaves(own["params"])),
@@ -88,7 +88,7 @@ def evaluate_workdirs(
     names += [f"with_{workdir.resolve().name}" for workdir in workdirs[1:]]
     if crf:
         names += ["crf", dense_crf.describe(crf)]
-    return workdirs[0] / f"{'_'.join(names)}.json", row
+    return workdirs[0] / f"{'_'.join(names)}.json", row, counts
 
 
 def _open_alike(workdirs, data_dir):

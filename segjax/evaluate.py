@@ -1,7 +1,11 @@
 """Scoring a split, and the recomputation of batch-normalisation statistics before it."""
 
 import contextlib
+import dataclasses
+import io
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from segjax import boundary, inference, loader, parallel, results, steps
 from segjax import config as configs
-from segjax import inference, loader, parallel, results, steps
 from segjax.experiment import Description, Experiment
+from segjax.files import write_whole
 from segjax.metrics import confusion_matrix
 from segjax.models.layers import BATCH_NORM_MOMENTUM
 from segjax.progress import Bar
@@ -20,14 +25,36 @@ Variables = dict[str, Any]
 Examples = loader.Raw | loader.Source
 
 
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """What was counted on each of N images."""
+
+    confusion: np.ndarray  # int32 (N, K, K), void left out; rows are the truth
+    boundary: np.ndarray | None = None  # int64 (N, K, 3) of `boundary.counts`; none: not asked for
+
+    @property
+    def total(self) -> np.ndarray:
+        """The one confusion matrix of them all, int64 (K, K)."""
+        return self.confusion.sum(0, dtype=np.int64)
+
+
+def write_counts(path: str | os.PathLike[str], counts: Counts) -> None:
+    """Writes the counts of each image, whole or not at all, as `<name>.npz` beside a row's file."""
+    content = io.BytesIO()
+    arrays = {name: x for name, x in vars(counts).items() if x is not None}
+    np.savez_compressed(content, **arrays)
+    write_whole(Path(path).with_suffix(".npz"), content.getvalue())
+
+
 def build_evaluator(
     experiment: Experiment,
     output: inference.Output | None = None,
     refine: inference.Refine | None = None,
-) -> Callable[..., np.ndarray]:
-    """f(variables, examples, title, between) -> int64 (K, K) counts of all that is not void.
+) -> Callable[..., Counts]:
+    """f(variables, examples, title, between, boundaries) -> Counts.
 
-    With a title it shows a progress bar; `between` is called after each batch, and may raise.
+    With a title it shows a progress bar; `between` is called after each batch, and may raise;
+    boundaries are matched, on the host, where that is asked for.
 
     Args:
       experiment: where to compute, and on what.
@@ -44,32 +71,43 @@ def build_evaluator(
         devices,
     )
 
-    def evaluate(variables, examples, title=None, between=lambda: None):
-        total = np.zeros((num_classes, num_classes), np.int64)
+    def evaluate(variables, examples, title=None, between=lambda: None, boundaries=False):
+        confusion, matched = [], []
         size = config.eval_batch_size
         count = loader.num_examples(examples)
         with Bar(title, count) if title else contextlib.nullcontext() as bar:
             for number, raw in enumerate(loader.evaluation_batches(examples, size)):
                 done = min((number + 1) * size, count)
+                labels = raw["label"][: done - number * size]
                 raw["place"] = np.arange(number * size, (number + 1) * size, dtype=np.int32)
                 _, result = step((), variables, parallel.split(raw, devices))
                 if refine:
-                    result = _refined_counts(refine, raw, result, done - number * size)
-                total += np.asarray(result)
+                    result = _refined(refine, raw["image"], labels, result)
+                counts, classes = result
+                confusion.append(np.asarray(counts)[: len(labels)])
+                if boundaries:
+                    pairs = zip(labels, np.asarray(classes)[: len(labels)], strict=True)
+                    matched += [boundary.counts(*pair, num_classes) for pair in pairs]
                 if bar:
                     bar.advance(done)
                 between()
-        return total
+        return Counts(np.concatenate(confusion), np.stack(matched) if boundaries else None)
 
     return evaluate
 
 
-def _refined_counts(refine, raw, probabilities, count):
-    """Confusion counts of the first `count` images of a batch, refined one by one."""
-    refined = map(refine, raw["image"][:count], np.asarray(probabilities[:count]))
-    classes = jnp.asarray([each.argmax(-1) for each in refined])
-    labels = jnp.asarray(raw["label"][:count])
-    return confusion_matrix(labels, classes, probabilities.shape[-1])
+def _refined(refine, images, labels, probabilities):
+    """Confusion counts and classes of the labelled images of a batch, refined one by one."""
+    real = slice(len(labels))  # the rest fills the batch up
+    pairs = zip(images[real], np.asarray(probabilities)[real], strict=True)
+    refined = [refine(*pair) for pair in pairs]
+    classes = np.stack([each.argmax(-1).astype(np.uint8) for each in refined])
+    num_classes = refined[0].shape[-1]
+    counts = [
+        confusion_matrix(jnp.asarray(label), jnp.asarray(guess), num_classes)
+        for label, guess in zip(labels, classes, strict=True)
+    ]
+    return np.stack(counts), classes
 
 
 def recompute_batch_norm(
@@ -137,7 +175,7 @@ def _unbiased(experiment, variables, batch_size):
 def result_row(
     experiment: Experiment,
     description: Description,
-    confusion: np.ndarray,
+    counts: Counts,
     *,
     split: str,
     num_images: int,
@@ -163,7 +201,7 @@ def result_row(
         "split": split,
         "num_images": num_images,
         "resolution": list(config.data.resolution),
-        **results.scored(confusion, info.class_names),
+        **results.scored(counts.total, info.class_names, counts.boundary),
         "steps": facts["steps"],
         "best_step": facts["best_step"],
         "seconds": round(facts["seconds"], 1),

@@ -101,9 +101,9 @@ def psum(tree: Any, name: str | None) -> Any:
     return jax.lax.psum(tree, name) if name else tree
 
 
-def gather(array: jax.Array, name: str | None) -> jax.Array:
-    """The shares of all devices, one after the other, or the array itself without an axis."""
-    return jax.lax.all_gather(array, name, tiled=True) if name else array
+def gather(tree: Any, name: str | None) -> Any:
+    """The shares of all devices, one after the other, or the tree itself without an axis."""
+    return jax.lax.all_gather(tree, name, tiled=True) if name else tree
 
 
 def index(name: str | None) -> jax.Array | int:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 import segjax
-from segjax import metrics
+from segjax import boundary, metrics
 from segjax.errors import UserError
 from segjax.files import write_whole
 
@@ -94,8 +94,20 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], bool], bool]] = {
     "versions": ("an object", lambda v: isinstance(v, dict), False),
     "finished": ("a time", _is_text, False),
 }
-# Not there where nothing was done: how the labels were made, other than from one network's logits.
-_OPTIONAL = {"inference": ("a text", _is_text, False)}
+# Not there where there is nothing to say.
+_OPTIONAL: dict[str, tuple[str, Callable[[Any], bool], bool]] = {
+    # How the labels were made, other than from one network's logits.
+    "inference": ("a text", _is_text, False),
+    # BF over the classes with a boundary in the truth or in the prediction.
+    "boundary_f_either": ("a fraction", _is_fraction, True),
+    "per_class_boundary_f": (
+        "a list of fractions and null",
+        lambda v: _is_list(v, lambda x: x is None or _is_fraction(x)),
+        False,
+    ),
+}
+
+_PER_CLASS = ("per_class_accuracy", "per_class_iou", "per_class_boundary_f", "present", "confusion")
 
 
 def _check(row: Any, where: str) -> Row:
@@ -110,8 +122,8 @@ def _check(row: Any, where: str) -> Row:
         if not (holds(row[name]) or (nullable and row[name] is None)):
             raise UserError(f"{where}: {name} is {_short(row[name])}, expected {expected}")
     names = row["class_names"]
-    for name in ("per_class_accuracy", "per_class_iou", "present", "confusion"):
-        if len(row[name]) != len(names):
+    for name in _PER_CLASS:
+        if name in row and len(row[name]) != len(names):
             raise UserError(
                 f"{where}: {name} has {len(row[name])} entries, expected {len(names)}, one a class"
             )
@@ -136,10 +148,18 @@ def _check(row: Any, where: str) -> Row:
     return row
 
 
-def scored(confusion: np.ndarray, class_names: Sequence[str]) -> Row:
-    """The fields of a row that follow from its confusion matrix, (K, K) counts."""
+def scored(
+    confusion: np.ndarray, class_names: Sequence[str], boundaries: np.ndarray | None = None
+) -> Row:
+    """The fields of a row that follow from its counts.
+
+    Args:
+      confusion: (K, K).
+      class_names: K.
+      boundaries: (N, K, 3) of `boundary.counts`; none: not measured.
+    """
     scores = metrics.scores(confusion)
-    return {
+    row = {
         "class_names": list(class_names),
         "global_accuracy": scores.global_accuracy,
         "class_accuracy": scores.class_accuracy,
@@ -150,6 +170,12 @@ def scored(confusion: np.ndarray, class_names: Sequence[str]) -> Row:
         "present": scores.present.tolist(),
         "confusion": np.asarray(confusion).tolist(),
     }
+    if boundaries is not None:
+        f = boundary.f_measure(boundaries)
+        row["boundary_f"] = boundary.mean(f)
+        row["boundary_f_either"] = boundary.mean(boundary.f_measure(boundaries, "either"))
+        row["per_class_boundary_f"] = boundary.per_class(f)
+    return row
 
 
 def provenance(device: str) -> Row:

@@ -4,6 +4,7 @@ A training step is a function of the state alone, for the batch follows from (se
 step takes the name of the axis that it may be mapped over; `segjax.parallel` does the mapping.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -224,17 +225,19 @@ def build_output_step(
 
 def build_eval_step(
     output: Callable[..., jax.Array], num_classes: int, *, axis_name: str | None
-) -> Callable[..., tuple[tuple[()], jax.Array]]:
-    """f((), variables, raw) -> ((), int32 (K, K) confusion counts of the batch of all devices).
+) -> Callable[..., tuple[tuple[()], tuple[jax.Array, jax.Array]]]:
+    """f((), variables, raw) -> ((), (counts, classes)) of the batch of all devices.
 
-    The class of a pixel is the greatest of what an `inference.Output` gives.
+    The class of a pixel, uint8 (B, H, W), is the greatest of what an `inference.Output` gives; the
+    counts are the confusion matrix of each image, int32 (B, K, K).
     """
 
     def eval_step(nothing, variables, raw):
         image = raw["image"].astype(jnp.float32) / 255
-        classes = jnp.argmax(output(variables, image, raw["place"]), -1)
-        counts = confusion_matrix(raw["label"], classes, num_classes)
-        return nothing, parallel.psum(counts, axis_name)
+        classes = jnp.argmax(output(variables, image, raw["place"]), -1).astype(jnp.uint8)
+        count = functools.partial(confusion_matrix, num_classes=num_classes)
+        counts = jax.vmap(count)(raw["label"], classes)
+        return nothing, parallel.gather((counts, classes), axis_name)
 
     return eval_step
 

@@ -31,11 +31,12 @@ from segjax import (
 )
 from segjax.checkpoint import Checkpoints, abstract
 from segjax.errors import UserError
-from segjax.evaluate import build_evaluator, recompute_batch_norm, result_row
+from segjax.evaluate import build_evaluator, recompute_batch_norm, result_row, write_counts
 from segjax.experiment import Description, Experiment
 from segjax.models import pretrained
 from segjax.progress import Bar
 
+SCORES = ("global_accuracy", "class_accuracy", "mean_iou")
 SAMPLES = 4  # validation images that are shown with their predictions
 
 
@@ -156,6 +157,7 @@ class _Training:
                 group=config.wandb.group,
                 name=title,
                 config=configs.flat(config),
+                tags=tracking.tags(configs.flat(config), self.description.overrides),
             )
             # Left on the way out, by whatever exception: W&B marks the run as failed then.
             stack.push(lambda kind, *_: self.wandb.finish(0 if kind is None else 1))
@@ -285,17 +287,14 @@ class _Training:
     def _validate(self, state, step):
         config, info = self.experiment.config, self.experiment.info
         variables = state.evaluated()
-        scores = metrics.scores(self.evaluator(variables, self.val_set))
+        scores = metrics.scores(self.evaluator(variables, self.val_set).total)
         value = getattr(scores, config.best_metric)
         if value > self.best_value:
             former = self.best_value, self.best_step
             self.best_value, self.best_step = value, step
             if not self._save("best", step, state):
                 self.best_value, self.best_step = former
-        named = {
-            f"val/{name}": getattr(scores, name)
-            for name in ("global_accuracy", "class_accuracy", "mean_iou")
-        }
+        named = {f"val/{name}": getattr(scores, name) for name in SCORES}
         for name, iou in zip(info.class_names, scores.per_class_iou, strict=True):
             named[f"val/iou/{name}"] = float(iou)
         named["seconds"] = time.monotonic() - self.start
@@ -356,11 +355,11 @@ class _Training:
         }
         self.checkpoints.save("final", config.steps, best, facts)
         test_set = self.experiment.open_split("test")
-        confusion = self.evaluator(best, test_set, "test", stop_if_asked)
+        counts = self.evaluator(best, test_set, "test", stop_if_asked, boundaries=True)
         row = result_row(
             self.experiment,
             self.description,
-            confusion,
+            counts,
             split="test",
             num_images=len(test_set),
             parameters=self.parameters,
@@ -368,7 +367,8 @@ class _Training:
             batch_norm=batch_norm,
         )
         self.checkpoints.wait()
+        write_counts(self.workdir / "result.json", counts)
         results.write_row(self.workdir / "result.json", row)
-        test = {name: row[name] for name in ("global_accuracy", "class_accuracy", "mean_iou")}
+        test = {name: row[name] for name in (*SCORES, "boundary_f") if row[name] is not None}
         self.wandb.scalars(config.steps, {f"test/{name}": value for name, value in test.items()})
         return row

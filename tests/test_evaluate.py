@@ -9,7 +9,18 @@ import pytest
 from flax import linen as nn
 
 from runs import DESCRIPTION, OneLayer, arrays, small_config, tiny_config
-from segjax import cli, evaluate, experiment, loader, metrics, models, parallel, results, train
+from segjax import (
+    boundary,
+    cli,
+    evaluate,
+    experiment,
+    loader,
+    metrics,
+    models,
+    parallel,
+    results,
+    train,
+)
 
 
 def create(config):
@@ -27,17 +38,18 @@ def create(config):
 
 @pytest.fixture(scope="module")
 def counted(scenes_data_dir):
-    """The counts of five images, each predicted by itself and counted by NumPy; the variables."""
+    """The counts of each of five images, predicted alone and counted by NumPy; the variables."""
     run, variables = create(tiny_config(scenes_data_dir))
     predict = jax.jit(lambda image: run.model.apply(variables, image, train=False))
-    counts = np.zeros((11, 11), np.int64)
-    for example in run.open_split("val"):
+    source = run.open_split("val")
+    counts = np.zeros((len(source), 11, 11), np.int64)
+    for own, example in zip(counts, source, strict=True):
         image = (example["image"] / np.float32(255) - run.info.mean) / run.info.std
         logits = np.asarray(predict(image.astype(np.float32)[None])[0])
         for truth, guess in zip(example["label"].ravel(), logits.argmax(-1).ravel(), strict=True):
             if truth != 255:
-                counts[truth, guess] += 1
-    assert (counts.sum(0) > 0).sum() > 1  # more than one class is predicted
+                own[truth, guess] += 1
+    assert (counts.sum((0, 1)) > 0).sum() > 1  # more than one class is predicted
     return counts, variables
 
 
@@ -54,10 +66,12 @@ def test_counts_do_not_depend_on_devices_or_batches(
     assert len(source) == 5  # the last of the batches of four has one image
     examples = loader.in_memory(source) if in_memory else source
     made = evaluate.build_evaluator(run)(parallel.place(variables, run.devices), examples)
-    assert made.dtype == np.int64
-    np.testing.assert_array_equal(made, counts)
+    assert made.total.dtype == np.int64
+    np.testing.assert_array_equal(made.confusion, counts)
+    np.testing.assert_array_equal(made.total, counts.sum(0))
     labels = np.stack([example["label"] for example in source])
-    assert made.sum() == (labels != 255).sum()
+    assert made.total.sum() == (labels != 255).sum()
+    assert made.boundary is None
 
 
 @pytest.mark.parametrize("num_devices", [1, 2])
@@ -167,7 +181,26 @@ def test_another_split_is_evaluated_like_the_validation_of_training(finished, sc
     assert facts["kind"] == "latest"
     variables = evaluate.recompute_batch_norm(run, variables, run.open_split("train"))
     counts = evaluate.build_evaluator(run)(variables, run.open_split("val"))
-    assert row["mean_iou"] == metrics.scores(counts).mean_iou
+    assert row["mean_iou"] == metrics.scores(counts.total).mean_iou
+
+
+def test_counts_of_each_image_are_kept_beside_the_result(finished, scenes_data_dir):
+    workdir, row = finished
+    with np.load(workdir / "result.npz") as kept:
+        confusion, boundaries = kept["confusion"], kept["boundary"]
+    np.testing.assert_array_equal(confusion.sum(0), row["confusion"])
+    source = experiment.create(small_config(scenes_data_dir)).open_split("test")
+    for own, lengths, example in zip(confusion, boundaries, source, strict=True):
+        label = example["label"]
+        np.testing.assert_array_equal(
+            own.sum(1), np.bincount(label[label != 255], minlength=11)[:11]
+        )
+        expected = [np.count_nonzero(boundary.boundary(label == k)) for k in range(11)]
+        np.testing.assert_array_equal(lengths[:, 1], expected)
+    f = boundary.f_measure(boundaries)
+    assert row["boundary_f"] == boundary.mean(f)
+    assert 0 < row["boundary_f_either"] <= row["boundary_f"] < 1
+    assert row["per_class_boundary_f"] == boundary.per_class(f)
 
 
 def test_the_averaged_variables_are_tested(finished):

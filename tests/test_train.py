@@ -25,6 +25,7 @@ from runs import (
     start,
 )
 from segjax import cli, models, results, train
+from segjax.evaluate import Counts
 from segjax.files import write_whole
 from segjax.tracking import read_metrics
 from test_tracking import history
@@ -257,13 +258,13 @@ def fake_evaluator(values, stop_at=None):
     """Stands for the evaluator: scores mIoU `values`, one a call, and may ask to stop at one."""
     calls = iter(enumerate(values))
 
-    def evaluate(variables, examples, title=None, between=None):
+    def evaluate(variables, examples, title=None, between=None, boundaries=False):
         number, value = next(calls)
         if number == stop_at:
             signal.raise_signal(signal.SIGTERM)
-        counts = np.zeros((11, 11), np.int64)
-        counts[0, 0], counts[0, 1] = round(1100 * value), 1100 - round(1100 * value)
-        return counts
+        confusion = np.zeros((1, 11, 11), np.int32)
+        confusion[0, 0, :2] = round(1100 * value), 1100 - round(1100 * value)
+        return Counts(confusion, np.zeros((1, 11, 3), np.int64))
 
     return lambda run: evaluate
 

@@ -25,16 +25,14 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
 from segjax.models import vgg
-from segjax.models.layers import ConvBlock, ConvTranspose
+from segjax.models.layers import ConvBlock, ConvTranspose, bilinear_diagonal
 from segjax.ops.pooling import max_pool_with_indices
 from segjax.ops.upsampling import (
     bed_of_nails,
     bilinear_conv_transpose,
-    bilinear_kernel,
     nearest,
 )
 
@@ -43,15 +41,6 @@ from segjax.ops.upsampling import (
 SKIPS = {4: ("upscore2", 5, 1e-2), 3: ("upscore_pool4", 9, 1e-4), 2: ("upscore_pool3", 17, 1e-6)}
 # By the stride of the finest scores: the offset of the last crop with pad100.
 OFFSETS = {32: 19, 16: 27, 8: 31, 4: 33}
-
-
-def bilinear_diagonal(
-    key: jax.Array, shape: tuple[int, int, int, int], dtype: Any = jnp.float32
-) -> jax.Array:
-    """The bilinear kernel from each class to itself, and zero from one to another."""
-    size, _, classes, _ = shape
-    diagonal = bilinear_kernel(size)[:, :, None, None] * np.eye(classes)[None, None]
-    return jnp.asarray(diagonal, dtype)
 
 
 class FCN(nn.Module):

@@ -4,9 +4,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
-from segjax.ops.upsampling import conv_transpose
+from segjax.ops.upsampling import bilinear_kernel, conv_transpose
 
 # He et al.: Gaussian with variance 2 / fan-in, which Caffe calls "msra".
 he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
@@ -62,6 +63,15 @@ def batch_norm(train: bool, dtype: Any, axis_name: str | None, name: str = "bn")
         axis_name=axis_name,
         name=name,
     )
+
+
+def bilinear_diagonal(
+    key: jax.Array, shape: tuple[int, int, int, int], dtype: Any = jnp.float32
+) -> jax.Array:
+    """The bilinear kernel from each channel to itself, and zero from one to another."""
+    size, _, channels, _ = shape
+    diagonal = bilinear_kernel(size)[:, :, None, None] * np.eye(channels)[None, None]
+    return jnp.asarray(diagonal, dtype)
 
 
 class ConvTranspose(nn.Module):

@@ -16,6 +16,7 @@ Deviations:
 - Pooling rounds odd sizes up, and unpooling crops to the size before the pool, at every level; the
   files say so only where 360x480 needs it.
 - `width` scales every layer but the last; the papers' networks have 64.
+- `upsampling` other than "unpool" is not the authors' but for ablations of it.
 
 `dropout` makes them Bayesian SegNet and Bayesian SegNet-Basic: Kendall, Badrinarayanan, Cipolla,
 arXiv 1511.02680, dropped units at the places of `bayesian_segnet_train.prototxt` and
@@ -23,15 +24,16 @@ arXiv 1511.02680, dropped units at the places of `bayesian_segnet_train.prototxt
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from segjax.models import vgg
-from segjax.models.layers import ConvBlock, he_normal
+from segjax.models.layers import ConvBlock, ConvTranspose, bilinear_diagonal, he_normal
 from segjax.ops.pooling import max_pool_with_indices, max_unpool
+from segjax.ops.upsampling import bed_of_nails, bilinear, nearest
 
 
 class SegNet(nn.Module):
@@ -144,7 +146,15 @@ class SegNetBasic(Basic):
     Parameters: conv{level}, conv_decode{level} and conv_classifier, as in the authors' files.
     """
 
+    CHOICES: ClassVar[dict[str, tuple]] = {
+        "upsampling": ("unpool", "bed_of_nails", "nearest", "bilinear", "learnt")
+    }
+
     dropout: float = 0.0  # probability; after pools 3 and 4, conv_decode4 and conv_decode3
+    # Of the decoder, before its convolutions. unpool: by the indices of the maxima; bed_of_nails:
+    # at the top left of each window; nearest; bilinear; learnt: a transposed convolution of 4x4
+    # without bias, bilinear at first (upsample{level}).
+    upsampling: str = "unpool"
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
@@ -154,12 +164,35 @@ class SegNetBasic(Basic):
         levels = self.encode(image, train=train, drop=drop)
         x = levels[-1].pooled
         for number in range(4, 0, -1):
-            encoded, _, indices = levels[number - 1]
-            x = max_unpool(x, indices, encoded.shape)
+            x = self._upsample(x, levels[number - 1], f"upsample{number}")
             x = self.block(x, f"conv_decode{number}", train=train, relu=False)
             if number >= 3:
                 x = drop(x)
         return self.classify(x).astype(jnp.float32)
+
+    def _upsample(self, x, level, name):
+        shape = level.encoded.shape
+        if self.upsampling == "unpool":
+            return max_unpool(x, level.indices, shape)
+        height, width = shape[1:3]
+        if self.upsampling == "nearest":
+            return nearest(x, (height, width))
+        if self.upsampling == "bilinear":
+            return bilinear(x, (height, width))
+        if self.upsampling == "bed_of_nails":
+            x = bed_of_nails(x, 2)
+        else:
+            x = ConvTranspose(
+                self.width,
+                kernel_size=4,
+                stride=2,
+                padding=1,
+                use_bias=False,
+                kernel_init=bilinear_diagonal,
+                dtype=self.dtype,
+                name=name,
+            )(x)
+        return x[:, :height, :width]  # a side that was odd has grown by one
 
 
 class BayesianSegNetBasic(SegNetBasic):

@@ -7,9 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from compiling import jit_once
 from segjax import models
+from segjax.models.segnet import Level, SegNetBasic
+from segjax.ops.pooling import max_pool_with_indices
 
 # Name, kernel side, input and output channels, in the order of the authors' Caffe files.
 SEGNET = """
@@ -142,3 +145,69 @@ def test_initialisation():
         np.testing.assert_array_equal(params[block]["bn"]["scale"], 1)
         np.testing.assert_array_equal(params[block]["bn"]["bias"], 0)
     np.testing.assert_array_equal(params["conv_classifier"]["bias"], 0)
+
+
+class Upsampling(SegNetBasic):
+    """One step of the decoder alone."""
+
+    @nn.compact
+    def __call__(self, x, level):
+        return self._upsample(x, level, "up")
+
+
+@pytest.mark.parametrize("size", [(6, 8), (5, 7)])
+@pytest.mark.parametrize("upsampling", SegNetBasic.CHOICES["upsampling"])
+def test_what_the_decoder_upsamples_by(upsampling, size):
+    """Between two levels of one channel, by a way of its own for each, from worked examples."""
+    rng = np.random.default_rng(0)
+    encoded = jnp.asarray(rng.normal(size=(2, *size, 1)), jnp.float32)
+    pooled, indices = max_pool_with_indices(encoded)
+    level = Level(encoded, pooled, indices)
+    step = Upsampling(3, width=1, upsampling=upsampling)
+    x, variables = step.init_with_output(jax.random.key(0), pooled, level)
+    assert x.shape == encoded.shape
+    height, width = size
+    blocks = np.asarray(pooled).repeat(2, 1).repeat(2, 2)[:, :height, :width]
+    if upsampling == "unpool":
+        expected = np.where(np.asarray(encoded) == blocks, blocks, 0)
+    elif upsampling == "bed_of_nails":
+        rows, columns = np.ogrid[:height, :width]
+        top_left = (rows % 2 == 0) & (columns % 2 == 0)
+        expected = np.where(top_left[..., None], blocks, 0)
+    elif upsampling == "nearest":
+        expected = blocks
+        if size == (5, 7):  # the middle of the pixel decides, not the place in a window
+            expected = np.asarray(pooled)[:, [0, 0, 1, 2, 2]][:, :, [0, 0, 1, 2, 2, 3, 3]]
+    else:
+        # Three quarters of the pixel that it lies in and a quarter of the next, along each axis.
+        h, w = pooled.shape[1:3]
+        weights = []
+        for old, new in ((h, height), (w, width)):
+            matrix = np.zeros((2 * old, old))
+            for k in range(2 * old):
+                matrix[k, k // 2] += 0.75
+                near = k // 2 + (1 if k % 2 else -1)
+                if 0 <= near < old:
+                    matrix[k, near] += 0.25
+                elif upsampling == "bilinear":  # the edge repeats; beyond the learnt one are zeros
+                    matrix[k, k // 2] += 0.25
+            if upsampling == "bilinear" and new != 2 * old:  # other centres
+                place = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
+                low = np.minimum(place.astype(int), old - 2)
+                matrix = np.zeros((new, old))
+                matrix[np.arange(new), low] = 1 - (place - low)
+                matrix[np.arange(new), low + 1] = place - low
+            weights.append(matrix[:new])
+        expected = np.einsum("Hh,bhwc,Ww->bHWc", weights[0], pooled, weights[1])
+    np.testing.assert_allclose(x, expected, atol=1e-6)
+    if upsampling == "learnt":
+        assert variables["params"]["up"]["kernel"].shape == (4, 4, 1, 1)
+    else:
+        assert variables == {}
+
+
+def test_learnt_upsampling_adds_a_kernel_to_each_level():
+    # 4 x 4x4x64x64.
+    assert count(shapes("segnet_basic", upsampling="learnt"), "") == 1_416_587 + 262_144
+    for upsampling in ("bed_of_nails", "nearest", "bilinear"):
+        assert count(shapes("segnet_basic", upsampling=upsampling), "") == 1_416_587

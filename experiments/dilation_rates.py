@@ -1,0 +1,42 @@
+"""How far must a network see, and how densely? Output strides and dilation rates of DeepLab.
+
+segjax train --config experiments/dilation_rates.py --workdir runs/dilation_rates
+segjax sweep --config experiments/dilation_rates.py --workdir runs/dilation_rates
+segjax sweep --config experiments/dilation_rates.py:small --workdir runs/dilation_rates_small
+
+Of DeepLab-LargeFOV: output stride 32, 16 and 8, which is the same depth without and with atrous
+convolution, and the rate of fc6; of DeepLab-ASPP: near and far rates (the paper's ASPP-S
+and ASPP-L). Each starts from VGG-16's convolutions, which it fetches (550 MB, once) unless
+`--config.model.pretrained` names a file. The full form is for an accelerator; `small`, at 96x128
+with narrow fully connected layers, is for two CPU cores: its scores are 12x16, on which the
+greatest rates reach over the edge. Neither has been run to its end, so no figure stands here.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from segjax import recipes
+
+LARGE_FOV = ((32, 12), (16, 12), (8, 12), (8, 6), (8, 2))  # output stride, rate
+ASPP = ((2, 4, 8, 12), (6, 12, 18, 24))  # rates of the branches
+
+
+def get_config(size: str = "full") -> ConfigDict:
+    """`full`; `small`, for a CPU; or `smoke`: the same run cut to seconds."""
+    config = recipes.camvid(size)
+    config.model.name = "deeplab_largefov"
+    config.loss.class_weights = "median_frequency"
+    recipes.from_vgg16(config, size)
+    return config
+
+
+def sweep() -> Iterator[dict[str, Any]]:
+    """LargeFOV at each output stride and rate, and ASPP with each set of rates."""
+    for seed in (0, 1, 2):
+        for stride, rate in LARGE_FOV:
+            options = {"model.options.output_stride": stride, "model.options.rate": rate}
+            yield {"model.name": "deeplab_largefov", **options, "seed": seed}
+        for rates in ASPP:
+            yield {"model.name": "deeplab_aspp", "model.options.rates": rates, "seed": seed}

@@ -1,0 +1,38 @@
+"""How fine must the skips of an FCN be? FCN-32s, 16s and 8s on CamVid, and one from pool2.
+
+segjax train --config experiments/skip_strides.py --workdir runs/skip_strides
+segjax sweep --config experiments/skip_strides.py --workdir runs/skip_strides
+segjax sweep --config experiments/skip_strides.py:small --workdir runs/skip_strides_small
+
+The first trains FCN-8s, the others all four with three seeds. Each starts from VGG-16's weights,
+which it fetches (550 MB, once) unless `--config.model.pretrained` names a file. The full form is
+for an accelerator; `small`, at 96x128 with narrow fully connected layers, is for two CPU cores.
+Neither has been run to its end, so no figure stands here.
+
+To see in the rows: each skip sharpens the borders (BF) more than it raises mean IoU, and the gain
+of the one from pool2 is the least.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from segjax import recipes
+
+
+def get_config(size: str = "full") -> ConfigDict:
+    """`full`; `small`, for a CPU; or `smoke`: the same run cut to seconds."""
+    config = recipes.camvid(size)
+    config.model.name = "fcn8s"
+    config.model.options.padding = "same"
+    config.loss.class_weights = "median_frequency"
+    recipes.from_vgg16(config, size)
+    return config
+
+
+def sweep() -> Iterator[dict[str, Any]]:
+    """The four, each from VGG-16 alone."""
+    for seed in (0, 1, 2):
+        for network in ("fcn32s", "fcn16s", "fcn8s", "fcn4s"):
+            yield {"model.name": network, "seed": seed}

@@ -1,0 +1,37 @@
+"""How a decoder is to upsample: the same SegNet-Basic on CamVid with each way that there is.
+
+segjax train --config experiments/upsampling.py --workdir runs/upsampling
+segjax sweep --config experiments/upsampling.py --workdir runs/upsampling
+segjax sweep --config experiments/upsampling.py:small --workdir runs/upsampling_small
+
+Unpooling by remembered indices (SegNet's own), bed of nails, nearest, bilinear, and a learnt
+transposed convolution (4x4, bilinear at first). All are followed by the same 7x7 convolution. The
+full form is for an accelerator; `small`, at 96x128 and a width of 16, is for two CPU cores. Neither
+has been run to its end, so no figure stands here.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from segjax import recipes
+from segjax.models.segnet import SegNetBasic
+
+
+def get_config(size: str = "full") -> ConfigDict:
+    """`full`; `small`, for a CPU; or `smoke`: the same run cut to seconds."""
+    config = recipes.camvid(size)
+    config.model.name = "segnet_basic"
+    config.model.options.upsampling = "unpool"
+    config.loss.class_weights = "median_frequency"
+    if size != "full":
+        config.model.options.width = 16 if size == "small" else 2
+    return config
+
+
+def sweep() -> Iterator[dict[str, Any]]:
+    """The five ways."""
+    for seed in (0, 1, 2):
+        for upsampling in SegNetBasic.CHOICES["upsampling"]:
+            yield {"model.options.upsampling": upsampling, "seed": seed}

@@ -1,0 +1,132 @@
+"""BF, the boundary F-measure of the SegNet paper: how well contours are placed, class by class.
+
+Csurka et al. (BMVC 2013) as SegNet uses it (arXiv 1511.00561v3, section 3.3, and the authors'
+`computeBFmeasure.m`): for each class of an image the boundary pixels of its mask in the prediction
+are matched one to one with those in the truth, no further apart than 0.75% of the image's diagonal
+(4.5 pixels at 360x480). The F of precision and recall is averaged over the classes of the image,
+and then over the images.
+
+Void is no class, so that its border with a class is a boundary of that class; predictions inside it
+count, as in the authors' script.
+"""
+
+import numpy as np
+from scipy import sparse
+from scipy.sparse.csgraph import min_weight_full_bipartite_matching
+
+TOLERANCE = 0.0075  # of the diagonal
+PRESENT = ("truth", "either")
+
+
+def boundary(mask: np.ndarray) -> np.ndarray:
+    """The pixels that differ from their right, lower or lower right neighbour (BSDS `seg2bdry`).
+
+    Bool (H, W) to bool (H, W); the last row and column have only the neighbours that they have.
+    """
+    padded = np.pad(mask, ((0, 1), (0, 1)), mode="edge")
+    return (mask != padded[:-1, 1:]) | (mask != padded[1:, :-1]) | (mask != padded[1:, 1:])
+
+
+def num_matched(ours: np.ndarray, theirs: np.ndarray, distance: float) -> int:
+    """The most pixels of one boundary that can be paired, each once, with pixels of another.
+
+    Args:
+      ours: bool (H, W).
+      theirs: bool (H, W).
+      distance: the greatest between the two of a pair, in pixels.
+    """
+    rows, columns = np.nonzero(ours)
+    places = np.count_nonzero(theirs)
+    number = np.full(theirs.shape, -1)
+    number[theirs] = np.arange(places)
+    reach = int(distance)
+    number = np.pad(number, reach, constant_values=-1)
+    # A pixel that finds no partner takes a column of its own, which makes the matching a full one.
+    # No sum of distances is worth as much, so that as few as can be are left over.
+    unmatched = np.arange(len(rows))
+    mine, partner = [unmatched], [unmatched + places]
+    weights = [np.full(len(rows), (len(rows) + 1) * (reach + 2.0))]
+    for dy in range(-reach, reach + 1):
+        for dx in range(-reach, reach + 1):
+            if dy**2 + dx**2 <= distance**2:
+                found = number[rows + dy + reach, columns + dx + reach]
+                mine.append(np.flatnonzero(found >= 0))
+                partner.append(found[found >= 0])
+                # A weight of 0 would be no edge.
+                weights.append(np.full(len(mine[-1]), np.hypot(dy, dx) + 1))
+    ends = np.concatenate(mine), np.concatenate(partner)
+    graph = sparse.csr_array((np.concatenate(weights), ends))
+    _, chosen = min_weight_full_bipartite_matching(graph)
+    return int(np.count_nonzero(chosen < places))
+
+
+def counts(label: np.ndarray, prediction: np.ndarray, num_classes: int) -> np.ndarray:
+    """What F follows from in one image, of each class.
+
+    Args:
+      label: integers (H, W); values of num_classes and above are void.
+      prediction: integers (H, W).
+      num_classes: K.
+
+    Returns:
+      int64 (K, 3): boundary pixels that are matched, of the label, of the prediction.
+
+    Raises:
+      ValueError: shapes that differ.
+    """
+    if label.shape != prediction.shape:
+        raise ValueError(f"the label is {label.shape}, the prediction {prediction.shape}")
+    distance = TOLERANCE * float(np.hypot(*label.shape))
+    found = np.zeros((num_classes, 3), np.int64)
+    for k in range(num_classes):
+        truth, guess = boundary(label == k), boundary(prediction == k)
+        found[k, 1:] = np.count_nonzero(truth), np.count_nonzero(guess)
+        if found[k, 1:].all():
+            found[k, 0] = num_matched(truth, guess, distance)
+    return found
+
+
+def f_measure(counts: np.ndarray, present: str = "truth") -> np.ndarray:
+    """F = 2 P R / (P + R) of counts (..., K, 3).
+
+    P is the share of the predicted boundary that is matched, R that of the true one.
+
+    Args:
+      counts: of `counts`.
+      present: which classes of an image count. truth: those with a boundary in the label (as the
+        paper says); either: those with one in the label or in the prediction (as the authors'
+        script does).
+
+    Returns:
+      float64 (..., K); 0 where nothing is matched, NaN for a class that does not count.
+
+    Raises:
+      ValueError: an unknown `present`.
+    """
+    if present not in PRESENT:
+        raise ValueError(f"present must be one of {', '.join(PRESENT)}, found {present!r}")
+    matched, truth, guess = np.moveaxis(counts, -1, 0)
+    # With P = matched / guess and R = matched / truth.
+    f = 2 * matched / np.maximum(truth + guess, 1)
+    return np.where((truth if present == "truth" else truth + guess) > 0, f, np.nan)
+
+
+def mean(f: np.ndarray) -> float | None:
+    """BF of a set from the F of its images, (N, K): over the classes of each image, then over the
+    images; none where no class counts in any.
+    """
+    counted = ~np.isnan(f)
+    images = counted.any(axis=1)
+    if not images.any():
+        return None
+    sums = np.where(counted, f, 0).sum(axis=1)[images]
+    return float(np.mean(sums / counted.sum(axis=1)[images]))
+
+
+def per_class(f: np.ndarray) -> list[float | None]:
+    """The mean of each class's F, (N, K), over the images where it counts; none: it never does."""
+    counted = ~np.isnan(f)
+    return [
+        float(own[seen].mean()) if seen.any() else None
+        for own, seen in zip(f.T, counted.T, strict=True)
+    ]

@@ -1,0 +1,78 @@
+"""What experiments on CamVid have in common, for their configs to start from."""
+
+from ml_collections import ConfigDict
+
+from segjax.config import default
+
+VGG16 = "timm/vgg16.tv_in1k"  # on the Hugging Face hub
+SIZES = ("full", "small", "smoke")
+
+
+def camvid(size: str) -> ConfigDict:
+    """CamVid by one recipe for every architecture: AdamW to a rate of 0, flips and rescaling.
+
+    Args:
+      size: `full`, 360x480 on an accelerator, 174 epochs of 367; `small`, 96x128 and 22 epochs, for
+        two CPU cores; or `smoke`, the same cut to seconds.
+
+    Raises:
+      ValueError: another size.
+    """
+    if size not in SIZES:
+        raise ValueError(f"unknown size {size!r}, expected full, small or smoke")
+    config = default()
+    config.data.dataset = "camvid"
+    config.data.resolution = (360, 480)
+    config.batch_size = 8
+    config.precision = "bfloat16"
+
+    config.augment.flip = True
+    config.augment.scale = (0.8, 1.4)
+
+    config.optimizer.name = "adamw"
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.weight_decay = 1e-2
+    config.optimizer.schedule = "cosine"
+    config.optimizer.warmup_steps = 200
+
+    config.steps = 8000
+    config.eval_every = 400
+    config.checkpoint_every = 400
+    config.log_every = 50
+
+    if size != "full":
+        config.data.resolution = (96, 128)
+        config.batch_size = 4
+        config.precision = "float32"
+        config.optimizer.learning_rate = 2e-3
+        config.optimizer.warmup_steps = 100
+        config.steps = 2000
+    if size == "smoke":
+        cut_to_seconds(config)
+    return config
+
+
+def from_vgg16(config: ConfigDict, size: str) -> None:
+    """Starts a network with that trunk from VGG-16's convolutions, at a lower rate.
+
+    Cut down, its trunk stays whole, for there are no weights of another width; its fully connected
+    layers are narrow, and it learns for 3 epochs.
+    """
+    config.model.pretrained = VGG16
+    config.optimizer.learning_rate = 1e-4
+    if size != "full":
+        config.model.options.fc_width = 256
+        config.optimizer.warmup_steps = 20
+        config.steps, config.eval_every, config.checkpoint_every = 300, 100, 100
+        config.log_every = 10
+    if size == "smoke":
+        config.model.pretrained = ""
+        config.model.options.update(width=2, fc_width=4)
+        cut_to_seconds(config)
+
+
+def cut_to_seconds(config: ConfigDict) -> None:
+    """Two steps on 24x32 pixels."""
+    config.data.resolution = (24, 32)
+    config.optimizer.warmup_steps = 1
+    config.steps, config.eval_every, config.checkpoint_every = 2, 2, 2
