@@ -69,7 +69,7 @@ def get_config(size: str = "full") -> ConfigDict:
         config.optimizer.weight_decay = 1e-2
         config.optimizer.schedule = "cosine"
         config.optimizer.warmup_steps = 100
-        config.steps, config.eval_every, config.checkpoint_every = 2000, 400, 400
+        config.steps, config.eval_every, config.checkpoint_every = 1000, 250, 250
         if size == "smoke":
             config.model.options.width = 2
             recipes.cut_to_seconds(config)

@@ -1,5 +1,6 @@
 """Every config of experiments/ runs in its smoke form, and says how it is run."""
 
+import functools
 from pathlib import Path
 
 import jax
@@ -14,23 +15,30 @@ FOLDER = Path(__file__).parents[1] / "experiments"
 SCRIPTS = {"overfit"}
 FILES = sorted(path for path in FOLDER.glob("*.py") if path.stem not in SCRIPTS)
 PARAMETERS = {
+    "augmentation": 1_416_587,
     "bayesian_segnet": 29_449_355,
     "camvid_small": 357_067,
+    "camvid_table": 29_449_355,
     "decoder_variants": 1_416_587,
     "deconvnet": 81_917_259,
     "deeplab_aspp": 37_836_652,
     "deeplab_largefov": 20_495_179,
     "dilation8": 134_313_443,
+    "dilation_rates": 20_495_179,
     "fc_densenet103": 9_322_091,
     "fcn16s": 134_311_254,
     "fcn32s": 134_305_611,
     "fcn8s": 134_314_081,
+    "loss_weighting": 1_416_587,
     "patch_cnn": 222_635,
+    "pretraining": 134_338_913,
     "quickstart": 90_731,
     "segnet": 29_449_355,
     "segnet_basic": 1_416_587,
+    "skip_strides": 134_314_081,
     "unet": 31_032_395,
     "unet_isbi": 31_032_395,
+    "upsampling": 1_416_587,
 }
 
 
@@ -50,6 +58,25 @@ def test_the_docstring_has_the_command_and_the_full_config_its_parameters(path):
     assert count == PARAMETERS[path.stem]
     if hasattr(module, "sweep"):
         assert len(sweep.points(str(path), {})) > 1
+
+
+GRIDS = [path for path in FILES if "\ndef sweep(" in path.read_text()]
+
+
+@pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
+def test_every_network_of_a_small_grid_takes_its_images(path):
+    size = ":small" if "`small`" in path.read_text() else ""
+    seen = set()
+    for point in sweep.points(f"{path}{size}", {}):
+        config = point.config
+        key = config.model.name, repr(config.model.options)
+        if key not in seen:
+            seen.add(key)
+            model = models.create(config.model.name, 11, **config.model.options)
+            image = jax.ShapeDtypeStruct((1, *config.data.resolution, 3), jnp.float32)
+            init = functools.partial(model.init_with_output, jax.random.key(0), train=False)
+            logits, _ = jax.eval_shape(init, image)
+            assert logits.shape == (1, *config.data.resolution, 11)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

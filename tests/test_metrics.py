@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -126,3 +128,16 @@ def test_counts_beyond_int32():
     found = scores(np.full((2, 2), 2**31 - 1, np.int32))
     assert found.global_accuracy == 0.5
     np.testing.assert_allclose(found.per_class_iou, [1 / 3, 1 / 3], rtol=1e-15)
+
+
+def test_scores_are_those_of_octave():
+    # What a trained network says about real images: see golden/make_scores.py.
+    with np.load(Path(__file__).parent / "golden" / "scores.npz") as golden:
+        labels, predictions = golden["labels"], golden["predictions"]
+        expected = golden["scores"]
+    assert (labels == VOID).any()
+    assert len(np.unique(predictions)) == 11
+    found = scores(count(jnp.asarray(labels), jnp.asarray(predictions), 11))
+    made = [found.global_accuracy, found.class_accuracy, found.mean_iou]
+    made += [*found.per_class_accuracy, *found.per_class_iou]
+    np.testing.assert_allclose(made, expected, rtol=0, atol=1e-9)

@@ -1,0 +1,63 @@
+"""Makes scores.npz: scores by GNU Octave of what a trained network says about CamVid's test images.
+
+python tests/golden/make_scores.py WORKDIR
+
+WORKDIR is a finished run, such as that of experiments/camvid_small.py. The file holds the labels and
+predictions of every tenth image and their scores; those of the whole split are compared here, with
+the row in the workdir, and printed. Needs `octave`.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from scipy.io import savemat
+
+from segjax import experiment, predict
+from segjax.loader import evaluation_batches
+
+HERE = Path(__file__).parent
+
+
+def octave(labels, predictions, num_classes):
+    """G, C, mIoU, the recall of each class and its IoU."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/maps.mat"
+        savemat(path, {"labels": labels, "predictions": predictions, "K": num_classes})
+        command = ["octave", "--quiet", str(HERE / "scores.m"), path]
+        printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return np.array(printed.split(), np.float64)
+
+
+def main(workdir):
+    run, _ = experiment.open_run(workdir, None)
+    variables, _ = experiment.load_variables(run, workdir, None)
+    source = run.open_split("test")
+    predictor = predict.build_predictor(run)
+    labels, predictions = [], []
+    for batch in evaluation_batches(source, 8):
+        labels.append(batch["label"])
+        predictions.append(np.asarray(predictor(variables, batch["image"])))
+    labels, predictions = (
+        np.concatenate(x)[: len(source)].astype(np.uint8) for x in (labels, predictions)
+    )
+    row = json.loads((workdir / "result.json").read_text())
+    whole = octave(labels, predictions, len(row["class_names"]))
+    ours = [row[name] for name in ("global_accuracy", "class_accuracy", "mean_iou")]
+    ours += row["per_class_accuracy"] + row["per_class_iou"]
+    print(f"{len(labels)} images: G, C, mIoU {whole[:3]}")
+    print(f"greatest difference from {workdir / 'result.json'}: {np.abs(whole - ours).max():.2g}")
+    some = slice(None, None, 10)
+    np.savez_compressed(
+        HERE / "scores.npz",
+        labels=labels[some],
+        predictions=predictions[some],
+        scores=octave(labels[some], predictions[some], len(row["class_names"])),
+    )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
