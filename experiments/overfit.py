@@ -4,8 +4,9 @@ python experiments/overfit.py --output overfit.jsonl [--models fcn8s unet]
 
 Not a config but a script: it adds a row for each model that the file does not have yet, and prints
 the table of them all. Each model starts from its config, or from the default where it has none,
-with few features, whole images of float32, no augmentation, no class weights but for DeconvNet, and
-Adam. Dropout is off but in the Bayesian networks, whose point it is.
+with few features, whole images of float32, no augmentation, no class weights (but for DeconvNet and
+the classifier of patches), and Adam. Dropout is off but in the Bayesian networks, whose point it
+is.
 
 A network that decides once for each cell of its stride cannot draw poles of a pixel: the truth
 itself, voted for in cells of 8x8 at 360x480, has an mIoU of 0.8. So each model sees the images at
@@ -69,7 +70,12 @@ SETTINGS = {
     "fc_densenet56": Setting(_DENSE),
     "fc_densenet67": Setting(_DENSE),
     "fc_densenet103": Setting(_DENSE),
-    "patch_cnn": Setting({"kernel_sizes": (4, 5, 4), "width": 32, "fc_width": 64}, patches=128),
+    "patch_cnn": Setting(
+        {"kernel_sizes": (4, 5, 4), "width": 32, "fc_width": 64},
+        (24, 32),
+        class_weights="median_frequency",
+        patches=128,
+    ),
 }
 
 

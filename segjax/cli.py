@@ -125,21 +125,80 @@ def _parser() -> argparse.ArgumentParser:
     sweep = command(
         "sweep",
         _sweep,
-        "Run the grid of a config one by one",
-        f"Runs that are finished are skipped, so it may be killed and started again. "
-        f"{override_help}",
+        "Run the grid of a config",
+        f"Runs that are finished are skipped and failed ones tried again, so it may be killed and "
+        f"started again. {override_help}",
     )
     sweep.add_argument("--config", required=True, metavar="FILE[:ARG]", help=config_help)
     sweep.add_argument("--workdir", required=True, type=Path, help="its runs live below")
-    sweep.add_argument("--dry-run", action="store_true", help="print the runs and stop")
-
-    table = command("table", _table, "Render result rows as a table, mean and sd over seeds")
-    table.add_argument(
-        "--results", required=True, nargs="+", metavar="PATH", help="workdirs or .jsonl files"
+    sweep.add_argument(
+        "--seeds",
+        nargs="+",
+        type=_seed,
+        default=(),
+        metavar="SEED",
+        help="each point with each of these; one number N: with the seeds 0 to N - 1",
     )
-    table.add_argument("--format", default="markdown", choices=("markdown", "csv"))
-    table.add_argument("--per-class", default="iou", choices=("iou", "accuracy"))
-    table.add_argument("--split", help="only rows of this split")
+    sweep.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="runs whose name fits, such as '*,seed=0'; may be given again",
+    )
+    sweep.add_argument(
+        "--jobs",
+        type=_count,
+        default=1,
+        metavar="N",
+        help="runs at a time, each with its part of the cores, GPUs and JAX_NUM_CPU_DEVICES",
+    )
+    instead = sweep.add_mutually_exclusive_group()
+    instead.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the runs, their parameters, multiply-adds of training and status, and stop",
+    )
+    instead.add_argument("--commands", action="store_true", help="print their commands and stop")
+    instead.add_argument("--status", action="store_true", help="print how far they are and stop")
+
+    table = command(
+        "table",
+        _table,
+        "Render result rows as a table, mean and sd over seeds, or beside published figures",
+        "camvid: the published methods; table1, table3, cost: Tables 1, 3 and 6 of the SegNet "
+        "paper; without a name: the rows alone.",
+    )
+    table.add_argument("name", nargs="?", choices=("camvid", "table1", "table3", "cost"))
+    table.add_argument("--results", nargs="+", metavar="PATH", help="workdirs or .jsonl files")
+    table.add_argument("--format", default="markdown", choices=("markdown", "latex", "csv", "json"))
+    table.add_argument(
+        "--per-class", choices=("iou", "accuracy"), help="default: iou; accuracy for camvid"
+    )
+    table.add_argument("--split", help="only rows of this split (published tables: test)")
+    table.add_argument(
+        "--interval",
+        action="store_true",
+        help="the 95%% interval of the mean over the seeds (Student's t) in place of the sd",
+    )
+    table.add_argument("--sort", metavar="HEADING", help="sort by this column, numbers downwards")
+    table.add_argument(
+        "--columns", nargs="+", metavar="HEADING", help="only these, beside those that name a line"
+    )
+    table.add_argument(
+        "--groups", nargs="+", metavar="GROUP", help="of published methods, for camvid"
+    )
+
+    compare = command(
+        "compare",
+        _compare,
+        "Tell how sure it is that one run is better than another",
+        "A paired bootstrap over the test images of two finished runs.",
+    )
+    compare.add_argument("first", type=Path, help="the workdir of a run, or the file of its row")
+    compare.add_argument("second", type=Path, help="likewise")
+    compare.add_argument("--samples", type=_count, default=10_000, help="(default: 10000)")
+    compare.add_argument("--seed", type=int, default=0, help="of the draw (default: 0)")
 
     picture = command("picture", _picture, "Draw test images, their truth and each run's labels")
     picture.add_argument("--results", required=True, type=Path, metavar="DIR", help="of the runs")
@@ -147,6 +206,40 @@ def _parser() -> argparse.ArgumentParser:
     picture.add_argument("--count", type=_count, default=4, metavar="N", help="images (default: 4)")
     picture.add_argument("--data-dir", metavar="DIR", help="where prepared sets lie, if elsewhere")
     refined(picture)
+
+    def reported(sub, count):
+        sub.add_argument(
+            "--results", required=True, nargs="+", metavar="PATH", help="workdirs or .jsonl files"
+        )
+        sub.add_argument(
+            "--count",
+            type=_count,
+            default=count,
+            metavar="N",
+            help=f"test images to predict (default: {count})",
+        )
+        sub.add_argument("--no-predictions", action="store_true", help="ask no network")
+        sub.add_argument("--data-dir", metavar="DIR", help="where prepared sets lie, if elsewhere")
+
+    figures = command(
+        "figures",
+        _figures,
+        "Draw the figures of results",
+        "Bars of each class, learning curves, cost, confusion matrices; and as PNG what is "
+        "predicted.",
+    )
+    reported(figures, 4)
+    figures.add_argument("--output", required=True, type=Path, metavar="DIR", help="where to write")
+    figures.add_argument("--format", nargs="+", default=("svg",), choices=("svg", "png"))
+
+    report = command(
+        "report",
+        _report,
+        "Write results as one page: tables, figures, predictions, configs and provenance",
+        "It needs no network and no other file.",
+    )
+    reported(report, 3)
+    report.add_argument("--output", required=True, type=Path, metavar="FILE.html")
 
     preview = command(
         "preview",
@@ -196,6 +289,12 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _seed(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"expected a number from 0 up, found {text!r}")
+    return int(text)
+
+
 def _data(options):
     from segjax import datasets
 
@@ -220,7 +319,7 @@ def _train(options):
 
     overrides = config.parse_overrides(options.rest)
     loaded = config.load(options.config, overrides)
-    name = Path(options.config.partition(":")[0]).stem
+    name = config.experiment_name(options.config)
     fields = config.flat(loaded)
     kept = {name: fields[name] for name in overrides if not config.incidental(name)}
     description = Description(name, options.name or name, kept, options.shell)
@@ -249,9 +348,9 @@ def _crf(options):
 
 
 def _evaluate(options):
-    from segjax import ensemble, results, tables
+    from segjax import ensemble, evaluate, results, tables
 
-    path, row = ensemble.evaluate_workdirs(
+    path, row, counts = ensemble.evaluate_workdirs(
         options.workdir,
         options.split,
         kind=options.checkpoint,
@@ -260,6 +359,7 @@ def _evaluate(options):
         crf=_crf(options),
         samples=options.samples,
     )
+    evaluate.write_counts(path, counts)
     results.write_row(path, row)
     print(tables.render(tables.summarise([row])))
     print(f"written to {path}")
@@ -288,26 +388,75 @@ def _predict(options):
 
 
 def _sweep(options):
-    from segjax import config, sweep
+    from segjax import config, local, overview, status, sweep
 
     overrides = config.parse_overrides(options.rest)
-    points = sweep.points(options.config, overrides)
-    if options.dry_run:
+    if options.seeds == [0]:
+        raise UserError("--seeds 0 asks for no run, expected how many or which")
+    seeds = range(options.seeds[0]) if len(options.seeds) == 1 else options.seeds
+    points = sweep.points(options.config, overrides, seeds)
+    points = sweep.select(points, options.only)
+    if options.commands:
         for point in points:
             print(shlex.join(sweep.command(options.config, point, options.workdir)))
         return 0
-    return sweep.run(options.config, points, options.workdir)
+    if options.dry_run or options.status:
+        show = overview.plan if options.dry_run else overview.report
+        print(show(points, status.snapshot(points, options.workdir)))
+        return 0
+    return local.run(options.config, points, options.workdir, options.jobs)
 
 
 def _table(options):
-    from segjax import results, tables
+    from segjax import comparison, results, segnet_tables, tables, typesetting
 
-    rows = results.read(options.results)
-    if options.split:
-        rows = [row for row in rows if row["split"] == options.split]
+    name, interval = options.name, options.interval
+    if not name and not options.results:
+        raise UserError("segjax table wants --results, or the name of a table; see --help")
+    for flag, given, fits in (
+        ("--results", options.results, name != "cost"),
+        ("--split", options.split, name != "cost"),
+        ("--interval", interval, name != "cost"),
+        ("--per-class", options.per_class, name in (None, "camvid")),
+        ("--groups", options.groups, name == "camvid"),
+    ):
+        if given and not fits:
+            raise UserError(f"{flag} does nothing for {f'table {name}' if name else 'rows alone'}")
+    rows = results.read(options.results or [])
+    split = options.split or "test"
+    if rows and (name or options.split):
+        rows = [row for row in rows if row["split"] == split]
         if not rows:
-            raise UserError(f"{', '.join(options.results)}: no rows of split {options.split!r}")
-    print(tables.render(tables.summarise(rows), options.format, options.per_class))
+            raise UserError(f"{', '.join(options.results)}: no rows of split {split!r}")
+    summaries = tables.summarise(rows)
+    if name == "cost":
+        table = segnet_tables.cost()
+    elif name == "table1":
+        table = segnet_tables.table1(summaries, split=split, interval=interval)
+    elif name == "table3":
+        table = segnet_tables.table3(summaries, split=split, interval=interval)
+    elif name == "camvid":
+        table = comparison.camvid(
+            summaries,
+            per_class=options.per_class or "accuracy",
+            groups=options.groups,
+            split=split,
+            interval=interval,
+        )
+    else:
+        table = tables.table(summaries, options.per_class or "iou", interval=interval)
+    print(
+        typesetting.draw(typesetting.arrange(table, options.sort, options.columns), options.format)
+    )
+
+
+def _compare(options):
+    from segjax import compare
+
+    differences = compare.compare(
+        options.first, options.second, samples=options.samples, seed=options.seed
+    )
+    print(compare.render(differences))
 
 
 def _picture(options):
@@ -319,6 +468,29 @@ def _picture(options):
         raise UserError(f"{options.results}: no finished run below, expected a result.json")
     predict.comparison(workdirs, options.output, options.count, options.data_dir, parameters)
     print(f"{len(workdirs)} runs drawn in {options.output}")
+
+
+def _figures(options):
+    from segjax import gallery, gather
+
+    settings = gather.gather(options.results)
+    files = gallery.draw(settings, options.output, options.format)
+    if not options.no_predictions:
+        pictures, missing = gallery.draw_predictions(
+            settings, options.output, options.count, options.data_dir
+        )
+        files += pictures
+        for line in missing:
+            print(f"no predictions of {line}")
+    print(f"{len(files)} figures in {options.output}")
+
+
+def _report(options):
+    from segjax import report
+
+    count = 0 if options.no_predictions else options.count
+    rows = report.write(options.results, options.output, count=count, data_dir=options.data_dir)
+    print(f"{rows} rows in {options.output}")
 
 
 def _preview(options):

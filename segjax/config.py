@@ -141,6 +141,11 @@ def load_module(spec: str) -> tuple[ModuleType, str | None]:
     return module, argument or None
 
 
+def experiment_name(spec: str) -> str:
+    """The name of a config file that is given as `FILE` or `FILE:ARG`."""
+    return Path(spec.partition(":")[0]).stem
+
+
 def load(spec: str, overrides: Mapping[str, Any]) -> ConfigDict:
     """The locked config of `FILE[:ARG]` with its overrides, checked."""
     module, argument = load_module(spec)

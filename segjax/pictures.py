@@ -48,6 +48,23 @@ def colourise(label: np.ndarray, palette: Palette) -> np.ndarray:
     return _colours(label, palette)[label]
 
 
+RIGHT, WRONG, UNKNOWN = (255, 255, 255), (170, 0, 0), (190, 190, 190)
+
+
+def errors(label: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+    """Marks what a prediction has wrong: `WRONG` on `RIGHT`, void `UNKNOWN`.
+
+    Args:
+      label: integers (H, W), the truth; VOID where there is none.
+      prediction: integers (H, W).
+
+    Returns:
+      uint8 (H, W, 3) RGB.
+    """
+    colours = np.array([RIGHT, WRONG, UNKNOWN], np.uint8)
+    return colours[np.where(label == VOID, 2, label != prediction)]
+
+
 def heat(values: np.ndarray, greatest: float) -> np.ndarray:
     """Draws a map of numbers from black (0) by red and yellow to white (`greatest`, and above).
 

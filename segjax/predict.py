@@ -1,5 +1,6 @@
 """Label maps for images of any size."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -168,6 +169,51 @@ def _inference(experiment, crf):
     return inference.probabilities(experiment), functools.partial(dense_crf.refine, crf)
 
 
+@dataclasses.dataclass(frozen=True)
+class Compared:
+    """Some test images, and what runs say of them."""
+
+    info: datasets.DatasetInfo
+    examples: list[dict[str, Any]]  # image, label and id of each
+    labels: list[tuple[str, np.ndarray]]  # title of each run, its labels uint8 (N, H, W)
+
+
+def compare(
+    workdirs: list[Path], count: int, data_dir: str | None, crf: dense_crf.Parameters | None = None
+) -> Compared:
+    """What runs predict on test images.
+
+    Args:
+      workdirs: of finished runs, on one data set and resolution.
+      count: how many images, evenly over the test split.
+      data_dir: where prepared sets lie, if elsewhere than in training.
+      crf: of a dense CRF; what it makes of each run stands beside it.
+
+    Raises:
+      UserError: the runs are on different images.
+    """
+    first: Any = None
+    labels: list[tuple[str, np.ndarray]] = []
+    for workdir in workdirs:
+        run, description = open_run(workdir, data_dir)
+        data = (run.config.data.dataset, tuple(run.config.data.resolution))
+        if first is None:
+            first = data
+            source = run.open_split("test")
+            places = np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int)
+            examples = [source[int(place)] for place in places]
+            info = run.info
+        if data != first:
+            raise UserError(f"{workdir} is on {data}, but {workdirs[0]} on {first}")
+        variables, _ = load_variables(run, workdir, None)
+        images = np.stack([e["image"] for e in examples])
+        for refined in (None, crf) if crf else (None,):
+            by = f", crf {dense_crf.describe(refined)}" if refined else ""
+            predictor = build_predictor(run, None, *_inference(run, refined))
+            labels.append((description.name + by, predictor(variables, images)))
+    return Compared(info, examples, labels)
+
+
 def comparison(
     workdirs: list[Path],
     output: Path,
@@ -178,39 +224,24 @@ def comparison(
     """Draws test images, their truth, and what each run predicts, one row an image.
 
     Args:
-      workdirs: of finished runs, on one data set and resolution.
       output: the picture's file.
-      count: how many images, evenly over the test split.
-      data_dir: where prepared sets lie, if elsewhere than in training.
-      crf: of a dense CRF; what it makes of each run is drawn beside it.
-
-    Raises:
-      UserError: the runs are on different images.
+      workdirs, count, data_dir, crf: as `compare` takes them.
     """
-    rows: list[list[np.ndarray]] = []
+    pictures.save(output, sheet(compare(workdirs, count, data_dir, crf)))
+
+
+def sheet(compared: Compared, errors: bool = False) -> Image.Image:
+    """Image, truth and each run's labels in rows; with `errors` also where each run is wrong."""
+    palette = compared.info.palette
     titles = ["image", "truth"]
-    first: Any = None
-    for workdir in workdirs:
-        run, description = open_run(workdir, data_dir)
-        data = (run.config.data.dataset, tuple(run.config.data.resolution))
-        if first is None:
-            first = data
-            source = run.open_split("test")
-            places = np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int)
-            examples = [source[int(place)] for place in places]
-            palette, names = run.info.palette, run.info.class_names
-            rows = [[e["image"], pictures.colourise(e["label"], palette)] for e in examples]
-        if data != first:
-            raise UserError(f"{workdir} is on {data}, but {workdirs[0]} on {first}")
-        variables, _ = load_variables(run, workdir, None)
-        images = np.stack([e["image"] for e in examples])
-        for refined in (None, crf) if crf else (None,):
-            labels = build_predictor(run, None, *_inference(run, refined))(variables, images)
-            for row, label in zip(rows, labels, strict=True):
-                row.append(pictures.colourise(label, palette))
-            by = f", crf {dense_crf.describe(refined)}" if refined else ""
-            titles.append(description.name + by)
-    pictures.save(output, pictures.grid(rows, titles, class_names=names, palette=palette))
+    rows = [[e["image"], pictures.colourise(e["label"], palette)] for e in compared.examples]
+    for title, labels in compared.labels:
+        titles += [title, "errors"] if errors else [title]
+        for row, example, label in zip(rows, compared.examples, labels, strict=True):
+            row.append(pictures.colourise(label, palette))
+            if errors:
+                row.append(pictures.errors(example["label"], label))
+    return pictures.grid(rows, titles, class_names=compared.info.class_names, palette=palette)
 
 
 def contact_sheet(

@@ -1,16 +1,14 @@
-"""A grid of runs, one by one on this machine.
+"""A grid of runs: `sweep()` of a config file, times seeds.
 
-`sweep()` of a config file yields dicts of overrides. Each is a run in a folder and a process of its
-own, named by its overrides; a finished run is skipped and a half-done one goes on, so a sweep may
-be killed and started again.
+`sweep()` yields dicts of overrides. Each is a run with a config and a folder of its own, named by
+its overrides. `segjax.local` trains them, `segjax.overview` shows how far they are.
 """
 
 import dataclasses
+import fnmatch
+import inspect
 import re
-import signal
-import subprocess
-import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +18,7 @@ from segjax import config as configs
 from segjax import experiment
 from segjax.errors import UserError
 
-# A killed sweep leaves no run behind, which its next start would find in use: on Linux the run asks
-# for the SIGKILL that it may get at any instant (PR_SET_PDEATHSIG is 1).
-_CHILD = """
-import ctypes, signal, sys
-if sys.platform == "linux":
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-from segjax.cli import main
-sys.exit(main())
-"""
+_SHOWN = 3  # names in a message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,22 +30,18 @@ class Point:
     config: ConfigDict
 
 
-def points(spec: str, overrides: Mapping[str, Any]) -> list[Point]:
-    """The runs of a config's grid, each with `overrides` besides its own.
+def points(spec: str, overrides: Mapping[str, Any], seeds: Sequence[int] = ()) -> list[Point]:
+    """The runs of a config's grid, each with `overrides` besides its own, and with each seed.
+
+    Where W&B is on and the config names no group, the runs are grouped by the experiment's name. A
+    config without a grid has one run for each seed.
 
     Raises:
-      UserError: there is no grid, a point has a field, value or name that no run takes, or two
-        have one name.
+      UserError: there is no grid, it varies the seed though seeds are given, a point has a field,
+        value or name that no run takes, or two have one name.
     """
-    module, _ = configs.load_module(spec)
-    if not hasattr(module, "sweep"):
-        raise UserError(f"config file {spec} has no sweep()")
     found: dict[str, Point] = {}
-    try:
-        grid = [dict(own) for own in module.sweep()]
-    except Exception as error:
-        raise UserError(f"sweep() of {spec}: {type(error).__name__}: {error}") from error
-    for own in grid:
+    for own in _grid(spec, seeds):
         name = run_name(own)
         clash = sorted(set(own) & set(overrides))
         if clash:
@@ -64,11 +50,34 @@ def points(spec: str, overrides: Mapping[str, Any]) -> list[Point]:
             raise UserError(f"two runs of the grid of {spec} are {name}")
         both = {**overrides, **own}
         config = configs.load(spec, both)
+        if config.wandb.mode != "disabled" and not config.wandb.group:
+            group = {"wandb.group": configs.experiment_name(spec)}
+            configs.override(config, group)
+            both = {**group, **both}
         experiment.check_names(config)
         found[name] = Point(name, both, config)
     if not found:
         raise UserError(f"the grid of {spec} is empty")
     return list(found.values())
+
+
+def _grid(spec, seeds):
+    module, argument = configs.load_module(spec)
+    if not hasattr(module, "sweep"):
+        if not seeds:
+            raise UserError(f"config file {spec} has no sweep(), and no --seeds are given")
+        return [{"seed": seed} for seed in seeds]
+    try:
+        # A grid that depends on the config's ARG takes it as get_config does.
+        takes = argument and inspect.signature(module.sweep).parameters
+        grid = [dict(own) for own in (module.sweep(argument) if takes else module.sweep())]
+    except Exception as error:
+        raise UserError(f"sweep() of {spec}: {type(error).__name__}: {error}") from error
+    if not seeds:
+        return grid
+    if any("seed" in own for own in grid):
+        raise UserError(f"--seeds is given, but the grid of {spec} varies the seed")
+    return [{**own, "seed": seed} for own in grid for seed in seeds]
 
 
 def run_name(overrides: Mapping[str, Any]) -> str:
@@ -81,6 +90,24 @@ def run_name(overrides: Mapping[str, Any]) -> str:
     return re.sub(r"[^\w.=,+-]+", "-", text) or "default"
 
 
+def select(grid: Sequence[Point], patterns: Sequence[str]) -> list[Point]:
+    """The runs whose name fits one of the patterns, such as `*,seed=0`; all, if there is none.
+
+    Raises:
+      UserError: no run fits one of them.
+    """
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(point.name, pattern) for point in grid):
+            names = ", ".join(point.name for point in grid[:_SHOWN])
+            more = f" and {len(grid) - _SHOWN} more" if len(grid) > _SHOWN else ""
+            raise UserError(f"--only {pattern} fits none of the runs: {names}{more}")
+    return [
+        point
+        for point in grid
+        if not patterns or any(fnmatch.fnmatchcase(point.name, pattern) for pattern in patterns)
+    ]
+
+
 def command(spec: str, point: Point, workdir: Path) -> list[str]:
     """The command that trains a run of the grid."""
     return [
@@ -88,64 +115,3 @@ def command(spec: str, point: Point, workdir: Path) -> list[str]:
         *("--workdir", str(workdir / point.name), "--name", point.name),
         *(f"--config.{field}={value}" for field, value in point.overrides.items()),
     ]
-
-
-def run(spec: str, grid: list[Point], workdir: Path) -> int:
-    """Trains what is not finished and returns the exit status: 1 where a run failed.
-
-    A run that fails leaves what it said in `error.txt` of its folder, and the next one starts. On
-    SIGTERM or SIGINT the current run saves, and the sweep ends with 143 or 130.
-    """
-    for point in grid:
-        experiment.refuse_other_config(point.config, workdir / point.name)
-    failed: list[str] = []
-    for number, point in enumerate(grid, start=1):
-        folder = workdir / point.name
-        print(f"[{number}/{len(grid)}] {point.name}", flush=True)
-        if (folder / "result.json").exists():
-            print("finished already", flush=True)
-            continue
-        folder.mkdir(parents=True, exist_ok=True)
-        arguments = command(spec, point, workdir)
-        error = folder / "error.txt"
-        status, stopped = _run(arguments, error)
-        if stopped:
-            print("stopped; the same command goes on", flush=True)
-            return 128 + stopped
-        said = error.read_text(errors="replace").strip()
-        if status:
-            failed.append(point.name)
-            last = said.splitlines()[-1] if said else f"exit status {status}"
-            print(f"failed: {last}", flush=True)
-        else:
-            if said:
-                print(said, file=sys.stderr, flush=True)
-            error.unlink()
-    print(f"{len(grid) - len(failed)} of {len(grid)} runs are finished in {workdir}", flush=True)
-    for name in failed:
-        print(f"failed: {name}, see {workdir / name / 'error.txt'}", flush=True)
-    return 1 if failed else 0
-
-
-def _run(arguments, error):
-    """Runs a command with its standard error in a file; its status, and the signal that came."""
-    received = []
-    with error.open("w") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-c", _CHILD, *arguments[1:]],
-            stderr=file,
-            start_new_session=True,  # what the terminal sends comes through `forward` alone
-        )
-
-        def forward(number, _):
-            received.append(number)
-            if process.poll() is None:
-                process.send_signal(number)
-
-        former = {n: signal.signal(n, forward) for n in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            status = process.wait()
-        finally:
-            for number, handler in former.items():
-                signal.signal(number, handler)
-    return status, received[0] if received else None

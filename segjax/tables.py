@@ -1,17 +1,17 @@
-"""Tables drawn from result rows: grouped over seeds, as Markdown or CSV."""
+"""Result rows grouped over seeds, and the table of them."""
 
-import csv
 import dataclasses
-import io
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from segjax import results
+from segjax import results, typesetting
 from segjax.errors import UserError
 from segjax.results import Row
+from segjax.typesetting import Cell, Column, Table
 
 SCORES = {
     "global_accuracy": "G",
@@ -28,6 +28,24 @@ class Estimate:
 
     mean: float
     sd: float | None  # None for a single run
+    runs: int = 1
+
+    def interval(self) -> tuple[float, float] | None:
+        """Ends of the 95% interval of the mean over seeds, Student's t; None for a single run."""
+        if self.sd is None:
+            return None
+        from scipy import stats  # of some weight, and seldom asked for
+
+        reach = float(stats.t.ppf(0.975, self.runs - 1)) * self.sd / math.sqrt(self.runs)
+        return self.mean - reach, self.mean + reach
+
+    def percent(self, interval: bool = False) -> str:
+        """As printed: the mean with the deviation or the interval, where there are several runs."""
+        text = f"{100 * self.mean:.1f}"
+        ends = self.interval() if interval else None
+        if ends:
+            return f"{text} [{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]"
+        return text if self.sd is None else f"{text} ± {100 * self.sd:.1f}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +63,8 @@ def _estimate(values: Sequence[float | None]) -> Estimate | None:
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return None
-    return Estimate(float(np.mean(known)), float(np.std(known, ddof=1)) if len(known) > 1 else None)
+    sd = float(np.std(known, ddof=1)) if len(known) > 1 else None
+    return Estimate(float(np.mean(known)), sd, len(known))
 
 
 def _summary(rows: Sequence[Row]) -> Summary:
@@ -100,19 +119,22 @@ def summarise(rows: Iterable[Row]) -> list[Summary]:
 
 
 def render(summaries: Sequence[Summary], format: str = "markdown", per_class: str = "iou") -> str:
-    """Renders one table: a line for each summary, in the order given.
+    """`table` as text, in one of `typesetting.FORMATS`."""
+    return typesetting.draw(table(summaries, per_class), format)
 
-    In Markdown, what tells the lines apart has columns (overrides; experiment, evaluation or config
-    digest where they differ) and what they share is stated above; CSV has a column for everything.
+
+def table(summaries: Sequence[Summary], per_class: str = "iou", *, interval: bool = False) -> Table:
+    """One table: a line for each summary, in the order given.
+
+    Printed, in percent with one decimal, what tells the lines apart has columns (overrides;
+    experiment, evaluation or config digest where they differ), what they share is stated above, and
+    the best mean of a column is bold. As data it has everything, in fractions at full precision.
 
     Args:
       summaries: from `summarise`; one set of class names.
-      format: "markdown" (percent with one decimal, mean ± sd, the best mean of a column bold) or
-        "csv" (fractions in full precision; empty where there is no value).
       per_class: "iou" or "accuracy", the per-class columns.
+      interval: the 95% interval over the seeds in place of the deviation.
     """
-    if format not in ("markdown", "csv"):
-        raise UserError(f"table format {format!r}, expected markdown or csv")
     if per_class not in PER_CLASS:
         raise UserError(f"per-class columns {per_class!r}, expected {' or '.join(PER_CLASS)}")
     if not summaries:
@@ -124,7 +146,27 @@ def render(summaries: Sequence[Summary], format: str = "markdown", per_class: st
                 f"{results.title(summary.row)}: its classes are not those of "
                 f"{results.title(summaries[0].row)}, expected one set of classes in a table"
             )
-    return (_markdown if format == "markdown" else _csv)(summaries, per_class)
+    apart = differing(summaries)
+    alike = {
+        heading: next(filter(None, map(cell, summaries)), "")
+        for heading, cell in _SETTINGS.items()
+        if heading not in apart
+    }
+    stated = [f"{name} {value}" for name, value in alike.items() if value not in ("", "-")]
+    stated += [f"percent, {spread(interval)} over the seeds"]
+    stated += [f"per class: {PER_CLASS[per_class]}"]
+    return Table(
+        title="; ".join(stated) + ".",
+        columns=_columns(summaries, apart, per_class, interval),
+        records=[_record(summary, summaries, per_class, interval) for summary in summaries],
+    )
+
+
+def spread(interval: bool) -> str:
+    """What `Estimate.percent` prints."""
+    if interval:
+        return "mean [95% interval of the mean, Student's t]"
+    return "mean ± sample standard deviation"
 
 
 def _text(value: Any) -> str:
@@ -147,7 +189,7 @@ _SETTINGS: dict[str, Callable[[Summary], str]] = {
 }
 
 
-def _differing(summaries: Sequence[Summary]) -> dict[str, list[str]]:
+def differing(summaries: Sequence[Summary]) -> dict[str, list[str]]:
     """Heading -> cells of the columns that tell the lines apart, but for the model's name."""
     keys = dict.fromkeys(name for summary in summaries for name in summary.overrides)
     columns = {}
@@ -166,75 +208,85 @@ def _differing(summaries: Sequence[Summary]) -> dict[str, list[str]]:
     return columns
 
 
-def _markdown(summaries: Sequence[Summary], per_class: str) -> str:
-    columns = _differing(summaries)
-    alike = {
-        heading: next(filter(None, map(cell, summaries)), "")
-        for heading, cell in _SETTINGS.items()
-        if heading not in columns
-    }
-    left = [*columns.items(), ("model", [s.row["model"] for s in summaries])]
-    right = [
-        ("params M", [f"{s.row['parameters'] / 1e6:.2f}" for s in summaries]),
-        ("seeds", [str(len(s.seeds)) if s.seeds else "-" for s in summaries]),
+def _columns(
+    summaries: Sequence[Summary], apart: dict[str, list[str]], per_class: str, interval: bool
+) -> list[Column]:
+    columns = [
+        Column(heading, list(map(Cell, cells)), names=True, ranks=_numbers(summaries, heading))
+        for heading, cells in apart.items()
+    ]
+    columns += [
+        Column("model", [Cell(s.row["model"]) for s in summaries], names=True),
+        Column(
+            "params M",
+            [Cell(f"{s.row['parameters'] / 1e6:.2f}") for s in summaries],
+            ranks=[s.row["parameters"] for s in summaries],
+        ),
+        Column(
+            "seeds",
+            [Cell(str(len(s.seeds)) if s.seeds else "-") for s in summaries],
+            ranks=[len(s.seeds) for s in summaries],
+        ),
     ]
     for name, heading in SCORES.items():
-        if any(s.scores[name] for s in summaries):
-            right.append((heading, _percents([s.scores[name] for s in summaries])))
+        estimates = [s.scores[name] for s in summaries]
+        columns.append(_scores(heading, name, estimates, interval, printed=any(estimates)))
     for k, name in enumerate(summaries[0].row["class_names"]):
-        right.append((name, _percents([s.per_class[per_class][k] for s in summaries])))
-
-    drawn = [_column(*column, str.ljust) for column in left]
-    drawn += [_column(*column, str.rjust) for column in right]
-    lines = ["| " + " | ".join(cells) + " |" for cells in zip(*drawn, strict=True)]
-    stated = [f"{name} {value}" for name, value in alike.items() if value not in ("", "-")]
-    stated += ["percent, mean ± sample standard deviation over the seeds"]
-    stated += [f"per class: {PER_CLASS[per_class]}"]
-    return "; ".join(stated) + ".\n\n" + "\n".join(lines) + "\n"
+        estimates = [s.per_class[per_class][k] for s in summaries]
+        columns.append(_scores(name, f"{per_class}_{name}", estimates, interval, turned=True))
+    return columns
 
 
-def _column(heading: str, cells: Sequence[str], justify: Callable[[str, int], str]) -> list[str]:
-    """The heading, the rule below it and the cells of a Markdown column, all of one width."""
-    texts = [text.replace("|", r"\|") for text in (heading, *cells)]
-    width = max(3, *map(len, texts))
-    rule = "-" * width if justify is str.ljust else "-" * (width - 1) + ":"
-    first, *rest = [justify(text, width) for text in texts]
-    return [first, rule, *rest]
+def _numbers(summaries: Sequence[Summary], key: str) -> list[float | None] | None:
+    """The values of an override where all are numbers."""
+    values = [summary.overrides.get(key) for summary in summaries]
+    return values if all(v is None or type(v) in (int, float) for v in values) else None
 
 
-def _percents(estimates: Sequence[Estimate | None]) -> list[str]:
-    """The cells of one column; the best mean, as printed, in bold if there is one to beat."""
+def _scores(
+    heading: str,
+    key: str,
+    estimates: Sequence[Estimate | None],
+    interval: bool,
+    *,
+    turned: bool = False,
+    printed: bool = True,
+) -> Column:
+    """A column; the best mean, as printed, in bold if there is one to beat."""
     means = [None if e is None else round(100 * e.mean, 1) for e in estimates]
     best = max((mean for mean in means if mean is not None), default=None)
-    cells = []
-    for estimate, mean in zip(estimates, means, strict=True):
-        if estimate is None:
-            cells.append("-")
-            continue
-        cell = f"{mean:.1f}" + ("" if estimate.sd is None else f" ± {100 * estimate.sd:.1f}")
-        cells.append(f"**{cell}**" if mean == best and len(estimates) > 1 else cell)
-    return cells
+    cells = [
+        Cell("-")
+        if estimate is None
+        else Cell(estimate.percent(interval), bold=mean == best and len(estimates) > 1)
+        for estimate, mean in zip(estimates, means, strict=True)
+    ]
+    ends = ("mean", "sd", *(("low", "high") if interval else ()))
+    return Column(
+        heading,
+        cells,
+        ranks=[None if e is None else e.mean for e in estimates],
+        keys=tuple(f"{key}_{end}" for end in ends),
+        turned=turned,
+        printed=printed,
+    )
 
 
-def _csv(summaries: Sequence[Summary], per_class: str) -> str:
+def _record(s: Summary, summaries: Sequence[Summary], per_class: str, interval: bool) -> Row:
     keys = dict.fromkeys(name for summary in summaries for name in summary.overrides)
-    lines: list[dict[str, Any]] = []
-    for s in summaries:
-        line = {"experiment": s.row["experiment"]}
-        line |= {key: _text(s.overrides[key]) if key in s.overrides else "" for key in keys}
-        line |= {name: s.row[name] for name in ("model", "parameters", "config_digest")}
-        line |= {name: s.row[name] for name in ("dataset", "split", "num_images")}
-        line |= {"resolution": _size(s), "batch_norm": s.row["batch_norm"]}
-        line |= {"inference": s.row.get("inference")}
-        line |= {"n": max(1, len(s.seeds)), "seeds": " ".join(map(str, s.seeds))}
-        classes = zip(s.row["class_names"], s.per_class[per_class], strict=True)
-        estimates = s.scores | {f"{per_class}_{name}": estimate for name, estimate in classes}
-        for name, estimate in estimates.items():
-            line[f"{name}_mean"] = estimate.mean if estimate else None
-            line[f"{name}_sd"] = estimate.sd if estimate else None
-        lines.append(line)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return text.getvalue()
+    record: dict[str, Any] = {"experiment": s.row["experiment"]}
+    record |= {key: s.overrides.get(key) for key in keys}
+    record |= {name: s.row[name] for name in ("model", "parameters", "config_digest")}
+    record |= {name: s.row[name] for name in ("dataset", "split", "num_images")}
+    record |= {"resolution": _size(s), "batch_norm": s.row["batch_norm"]}
+    record |= {"inference": s.row.get("inference")}
+    record |= {"n": max(1, len(s.seeds)), "seeds": s.seeds}
+    classes = zip(s.row["class_names"], s.per_class[per_class], strict=True)
+    estimates = s.scores | {f"{per_class}_{name}": estimate for name, estimate in classes}
+    for name, estimate in estimates.items():
+        record[f"{name}_mean"] = estimate.mean if estimate else None
+        record[f"{name}_sd"] = estimate.sd if estimate else None
+        if interval:
+            ends = estimate.interval() if estimate else None
+            record[f"{name}_low"], record[f"{name}_high"] = ends or (None, None)
+    return record

@@ -19,6 +19,7 @@ from segjax.files import write_whole
 
 _log = logging.getLogger(__name__)
 
+LONGEST_TAG = 64  # characters; W&B refuses a run that has a longer one
 FINISH_TIMEOUT = 300.0  # seconds that W&B may upload at the end; the rest stays for `wandb sync`
 
 
@@ -176,6 +177,18 @@ class WandbRun:
             return None
 
 
+def tags(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> list[str]:
+    """What a run is found by in W&B: its model, its data set, and each of its overrides.
+
+    Args:
+      config: {"a.b": value} of every field.
+      overrides: those that tell the run from others.
+    """
+    said = [f"{field}={value}" for field, value in overrides.items()]
+    found = [config["model.name"], config["data.dataset"], *said]
+    return [tag[:LONGEST_TAG] for tag in dict.fromkeys(found)]
+
+
 def start_wandb(
     workdir: str | os.PathLike[str],
     *,
@@ -184,6 +197,7 @@ def start_wandb(
     group: str,
     name: str,
     config: Mapping[str, Any],
+    tags: Sequence[str] = (),
 ) -> WandbRun:
     """Starts, or goes on with, the W&B run of a workdir.
 
@@ -204,6 +218,7 @@ def start_wandb(
             group=group or None,
             name=name,
             config=dict(config),
+            tags=list(tags),
             dir=workdir,
             mode=cast(Any, mode),
             id=kept.read_text().strip(),

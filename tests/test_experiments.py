@@ -93,6 +93,7 @@ def test_the_smoke_form_trains_and_tests(path, tmp_path, request):
         arguments.append("--config.data.dataset=streetscenes")
     data_dir = request.getfixturevalue(fixture[dataset])
     arguments += ["--config", f"{path}:smoke", "--workdir", str(tmp_path / "run")]
+    arguments.append("--config.num_devices=1")  # a program for two takes half as long again
     if path.stem != "segnet_basic":  # bfloat16 takes the CPU's compiler half as long again
         arguments.append("--config.precision=float32")
     # Flax's batch normalisation in bfloat16 mixes types, which strict promotion forbids.

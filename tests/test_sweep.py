@@ -1,47 +1,21 @@
-"""Sweeps: names, refusals, and real runs of which one is broken."""
-
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
+"""Grids of runs: names, seeds, choices among them, and what is refused."""
 
 import pytest
 
-from segjax import results, sweep, tables
+import grids
+from segjax import models, sweep
+from segjax.cli import main
 from segjax.errors import UserError
 
-FILE = """
-from segjax.config import default
 
-def get_config():
-    config = default()
-    config.model.options.width = 4
-    config.data.resolution = (24, 32)
-    config.data.data_dir = "{data_dir}"
-    config.batch_size = config.eval_batch_size = 4
-    config.num_devices = 1
-    config.steps = config.eval_every = config.checkpoint_every = 2
-    return config
-
-def sweep():
-    for rate in {rates}:
-        for seed in (0, 1):
-            yield {{"optimizer.learning_rate": rate, "seed": seed}}
-"""
+@pytest.fixture(autouse=True)
+def own_models(monkeypatch):
+    """The config of the grid adds a network to the known ones."""
+    monkeypatch.setattr(models, "MODELS", dict(models.MODELS))
 
 
-def write(tmp_path, scenes_data_dir, rates):
-    file = tmp_path / "grid.py"
-    file.write_text(FILE.format(data_dir=scenes_data_dir, rates=rates))
-    return str(file)
-
-
-def segjax(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "segjax", *map(str, arguments)], capture_output=True, text=True
-    )
+def names(points):
+    return [point.name for point in points]
 
 
 def test_names_are_made_of_the_overrides():
@@ -54,12 +28,50 @@ def test_names_are_made_of_the_overrides():
 
 
 def test_points_have_their_own_overrides_and_the_common_ones(tmp_path):
-    spec = write(tmp_path, "", [0.1, 0.2])
+    spec = grids.write(tmp_path, "", [0.1, 0.2])
     points = sweep.points(spec, {"steps": "4"})
-    assert [point.name for point in points] == [
+    assert names(points) == [
         f"optimizer.learning_rate={rate},seed={seed}" for rate in (0.1, 0.2) for seed in (0, 1)
     ]
     assert points[3].overrides == {"steps": "4", "optimizer.learning_rate": 0.2, "seed": 1}
+    assert (points[3].config.steps, points[3].config.seed) == (4, 1)
+
+
+def seedless(tmp_path):
+    """The config file of a grid that leaves the seed alone."""
+    file = tmp_path / "seedless.py"
+    file.write_text(
+        "from segjax.config import default as get_config\n\n"
+        "def sweep():\n"
+        "    for name in ('sgd', 'adam'):\n"
+        "        yield {'optimizer.name': name}\n"
+    )
+    return str(file)
+
+
+def test_seeds_multiply_the_grid(tmp_path):
+    spec = seedless(tmp_path)
+    assert names(sweep.points(spec, {})) == ["optimizer.name=sgd", "optimizer.name=adam"]
+    points = sweep.points(spec, {"steps": "4"}, [0, 7])
+    assert names(points) == [
+        f"optimizer.name={name},seed={seed}" for name in ("sgd", "adam") for seed in (0, 7)
+    ]
+    assert points[1].overrides == {"steps": "4", "optimizer.name": "sgd", "seed": 7}
+    assert points[1].config.seed == 7
+    with pytest.raises(UserError, match=r"--config\.seed is given"):
+        sweep.points(spec, {"seed": "3"}, [0, 1])
+    with pytest.raises(UserError, match=r"two runs of the grid of .* are optimizer\.name=sgd,s"):
+        sweep.points(spec, {}, [1, 1])
+    with pytest.raises(UserError, match=r"--seeds is given, but the grid of \S+ varies the seed"):
+        sweep.points(grids.write(tmp_path, "", [0.1]), {}, [0, 1])
+
+
+def test_a_config_without_a_grid_has_seeds_or_is_refused(tmp_path):
+    file = tmp_path / "single.py"
+    file.write_text("from segjax.config import default as get_config\n")
+    with pytest.raises(UserError, match=r"has no sweep\(\), and no --seeds are given"):
+        sweep.points(str(file), {})
+    assert names(sweep.points(str(file), {}, range(3))) == ["seed=0", "seed=1", "seed=2"]
 
 
 @pytest.mark.parametrize(
@@ -79,91 +91,66 @@ def test_points_have_their_own_overrides_and_the_common_ones(tmp_path):
     ],
 )
 def test_a_grid_that_cannot_be_is_refused_before_anything_runs(tmp_path, rates, overrides, said):
-    spec = write(tmp_path, "", rates)
+    spec = grids.write(tmp_path, "", rates)
     with pytest.raises(UserError, match=said):
         sweep.points(spec, overrides)
 
 
-def test_a_config_without_a_grid_is_refused(tmp_path):
-    file = tmp_path / "single.py"
-    file.write_text("from segjax.config import default as get_config\n")
-    with pytest.raises(UserError, match=r"has no sweep\(\)"):
-        sweep.points(str(file), {})
+def test_runs_are_chosen_by_patterns(tmp_path):
+    points = sweep.points(grids.write(tmp_path, "", [0.1, 0.2]), {})
+    assert sweep.select(points, []) == points
+    assert names(sweep.select(points, ["*,seed=1"])) == [
+        f"optimizer.learning_rate={rate},seed=1" for rate in (0.1, 0.2)
+    ]
+    chosen = sweep.select(points, ["*=0.2,*", "*0.1,seed=0"])
+    assert chosen == [points[0], *points[2:]]
+    with pytest.raises(UserError) as refusal:
+        sweep.select(points, ["*seed=1", "*seed=2"])
+    shown = ", ".join(names(points[:3]))
+    assert str(refusal.value) == f"--only *seed=2 fits none of the runs: {shown} and 1 more"
 
 
-def test_a_dry_run_prints_commands_and_writes_nothing(tmp_path, scenes_data_dir):
-    spec = write(tmp_path, scenes_data_dir, [0.1])
-    done = segjax("sweep", "--config", spec, "--workdir", tmp_path / "runs", "--dry-run")
-    assert done.returncode == 0
-    lines = done.stdout.splitlines()
+def test_runs_are_grouped_in_wandb_by_the_experiment_unless_a_group_is_given(tmp_path):
+    spec = grids.write(tmp_path, "", [0.1])
+    online = {"wandb.mode": "online"}
+    (point, _) = sweep.points(spec, online)
+    assert point.config.wandb.group == "grid"
+    assert "--config.wandb.group=grid" in sweep.command(spec, point, tmp_path)
+    (point, _) = sweep.points(spec, {**online, "wandb.group": "mine"})
+    assert point.config.wandb.group == "mine"
+    (point, _) = sweep.points(spec, {})
+    assert point.config.wandb.group == ""
+    assert not any(
+        word.startswith("--config.wandb") for word in sweep.command(spec, point, tmp_path)
+    )
+
+
+def test_commands_are_printed_and_nothing_is_written(tmp_path, capsys):
+    spec = seedless(tmp_path)
+    arguments = ["sweep", "--config", spec, "--workdir", str(tmp_path / "runs")]
+    assert main([*arguments, "--seeds", "2", "--only", "*=adam,*", "--commands"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    name = "optimizer.name=adam,seed=1"
     assert len(lines) == 2
-    assert lines[1].startswith(f"segjax train --config {spec} --workdir ")
-    assert lines[1].endswith("--config.seed=1")
+    assert lines[1] == (
+        f"segjax train --config {spec} --workdir {tmp_path}/runs/{name} --name {name} "
+        "--config.optimizer.name=adam --config.seed=1"
+    )
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_broken_run_is_recorded_and_the_rest_goes_on(tmp_path, scenes_data_dir):
-    spec, runs = write(tmp_path, scenes_data_dir, [1e30, 0.1]), tmp_path / "runs"
-    command = ("sweep", "--config", spec, "--workdir", runs)
-    done = segjax(*command)
-    assert done.returncode == 1, done.stderr
-    assert "2 of 4 runs are finished" in done.stdout
-    for seed in (0, 1):
-        said = (runs / f"optimizer.learning_rate=1e+30,seed={seed}" / "error.txt").read_text()
-        assert "at step 2" in said
-    finished = sorted(runs.rglob("result.json"))
-    assert [path.parent.name for path in finished] == [
-        f"optimizer.learning_rate=0.1,seed={seed}" for seed in (0, 1)
-    ]
-    summaries = tables.summarise(results.read([runs]))
-    assert [summary.seeds for summary in summaries] == [(0, 1)]
-    assert json.loads(finished[0].read_text())["overrides"] == {
-        "optimizer.learning_rate": 0.1,
-        "seed": 0,
-    }
-
-    before = [path.stat().st_mtime_ns for path in finished]
-    again = segjax(*command)
-    assert again.returncode == 1
-    assert again.stdout.count("finished already") == 2
-    assert [path.stat().st_mtime_ns for path in finished] == before
-
-    # What is there is no longer what is asked for: said, and not taken for finished.
-    changed = segjax(*command, "--config.log_every=1", "--config.batch_size=8")
-    assert changed.returncode == 2
-    assert "another config: batch_size is 8, was 4" in changed.stderr
-
-
-def test_a_stopped_sweep_goes_on(tmp_path, scenes_data_dir):
-    spec, runs = write(tmp_path, scenes_data_dir, [0.1]), tmp_path / "runs"
-    command = [
-        *(sys.executable, "-m", "segjax", "sweep", "--config", spec, "--workdir", str(runs)),
-        "--config.steps=200",
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    first = runs / "optimizer.learning_rate=0.1,seed=0"
-    deadline = time.monotonic() + 120
-    while not list(first.glob("checkpoints/latest/[0-9]*")):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 128 + signal.SIGTERM, output
-    assert "stopped" in output
-    assert not (first / "result.json").exists()
-    assert not (runs / "optimizer.learning_rate=0.1,seed=1").exists()
-
-    # The run that was stopped goes on from its checkpoint, after a SIGKILL of the sweep as well.
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    stored = (first / "metrics.jsonl").stat().st_size
-    while (first / "metrics.jsonl").stat().st_size <= stored:
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate(timeout=60)
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "going on from step" in done.stdout
-    assert [row["steps"] for row in results.read([runs])] == [200, 200]
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--seeds", "0"], "--seeds 0 asks for no run"),
+        (["--seeds", "-1"], "expected a number from 0 up, found '-1'"),
+        (["--jobs", "0"], "expected a positive number, found '0'"),
+        (["--only", "unet*"], "--only unet* fits none of the runs: optimizer.name=sgd, "),
+        (["--status", "--dry-run"], "not allowed with"),
+    ],
+)
+def test_arguments_that_cannot_be_are_one_line(tmp_path, capsys, arguments, said):
+    spec = seedless(tmp_path)
+    assert main(["sweep", "--config", spec, "--workdir", str(tmp_path), *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line

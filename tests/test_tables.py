@@ -1,12 +1,13 @@
 import csv
 import io
 import itertools
+import json
 import statistics
 
 import pytest
 
 from rows import CLASS_NAMES, make_floor, make_row
-from segjax import tables
+from segjax import tables, typesetting
 from segjax.errors import UserError
 
 BETTER = ((85, 10, 5), (10, 185, 5), (4, 6, 10))
@@ -44,6 +45,59 @@ def test_groups_over_seeds_with_mean_and_sample_deviation():
         assert plain.per_class[kind][k].sd == pytest.approx(statistics.stdev(values), abs=1e-12)
     assert floor.scores["mean_iou"] == tables.Estimate(make_floor()["mean_iou"], None)
     assert floor.scores["boundary_f"] is None
+
+
+def test_the_interval_is_students_over_the_seeds():
+    # The 97.5th percentiles of Student's t with 1 and 2 degrees of freedom, from printed tables.
+    weighted, plain, floor = tables.summarise(some_rows())
+    for summary, seeds, t in ((weighted, 3, 4.303), (plain, 2, 12.706)):
+        estimate = summary.scores["mean_iou"]
+        low, high = estimate.interval()
+        assert (low + high) / 2 == pytest.approx(estimate.mean, abs=1e-12)
+        assert (high - low) / 2 == pytest.approx(t * estimate.sd / seeds**0.5, rel=1e-4)
+    assert floor.scores["mean_iou"].interval() is None
+    assert tables.Estimate(0.5, 0.01, 3).percent(interval=True) == "50.0 [47.5, 52.5]"
+    assert tables.Estimate(0.5, None).percent(interval=True) == "50.0"
+
+
+def test_the_interval_takes_the_place_of_the_deviation():
+    summaries = tables.summarise(some_rows())
+    table = tables.table(summaries, interval=True)
+    text = typesetting.draw(table)
+    assert "percent, mean [95% interval of the mean, Student's t] over the seeds" in text
+    assert "±" not in text
+    estimate = summaries[0].scores["mean_iou"]
+    line, _, last = table.records
+    assert (line["mean_iou_low"], line["mean_iou_high"]) == estimate.interval()
+    assert (last["mean_iou_low"], last["mean_iou_sd"]) == (None, None)
+
+
+def test_json_gives_back_the_numbers_in_full():
+    summaries = tables.summarise(some_rows())
+    whole = json.loads(tables.render(summaries, "json", "accuracy"))
+    assert "dataset camvid; split test" in whole["title"]
+    assert [line["seeds"] for line in whole["rows"]] == [[0, 1, 2], [0, 1], []]
+    assert whole["rows"][0]["model.width"] == 32
+    for line, summary in zip(whole["rows"], summaries, strict=True):
+        assert line["accuracy_Pole_mean"] == summary.per_class["accuracy"][2].mean
+        assert line["boundary_f_mean"] is None
+
+
+def test_lines_are_sorted_by_any_column():
+    table = tables.table(tables.summarise(some_rows()))
+    assert [r["n"] for r in typesetting.arrange(table, sort="seeds").records] == [3, 2, 1]
+    by_weights = typesetting.arrange(table, sort="loss.class_weights")
+    assert [r["loss.class_weights"] for r in by_weights.records] == ["none", "segnet", None]
+    by_road = typesetting.arrange(table, sort="Pole").records
+    scores = [record["iou_Pole_mean"] for record in by_road]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_overrides_that_are_numbers_are_sorted_as_numbers():
+    rates = {0: 0.5, 1: 10.0, 2: 9.0}
+    rows = [make_row(s, overrides={"rate": r, "seed": s}) for s, r in rates.items()]
+    table = typesetting.arrange(tables.table(tables.summarise(rows)), sort="rate")
+    assert [record["rate"] for record in table.records] == [10.0, 9.0, 0.5]
 
 
 def test_order_of_rows_does_not_matter():
@@ -171,7 +225,7 @@ def test_a_bar_in_a_name_does_not_break_the_table():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("latex",), "table format 'latex', expected markdown or csv"),
+        (("word",), "table format 'word', expected markdown, latex, csv or json"),
         (("csv", "recall"), "per-class columns 'recall', expected iou or accuracy"),
     ],
 )

@@ -11,9 +11,15 @@ import pytest
 from PIL import Image
 
 from segjax.errors import UserError
-from segjax.tracking import MetricsLog, read_metrics, start_wandb
+from segjax.tracking import MetricsLog, read_metrics, start_wandb, tags
 
-OPTIONS = {"project": "roads", "group": "sweep", "name": "a=1,seed=0", "config": {"a": {"b": 1}}}
+OPTIONS = {
+    "project": "roads",
+    "group": "sweep",
+    "name": "a=1,seed=0",
+    "config": {"a": {"b": 1}},
+    "tags": ["segnet_basic", "camvid", "a=1"],
+}
 
 
 def test_rows_come_back(tmp_path):
@@ -140,6 +146,13 @@ def quiet_wandb(tmp_path, monkeypatch):
     wandb.teardown()
 
 
+def test_tags_are_model_data_set_and_overrides_as_far_as_they_may_be_long():
+    config = {"model.name": "unet", "data.dataset": "camvid", "steps": 5}
+    overrides = {"loss.name": "dice", "seed": 0, "data.path": "x" * 100}
+    found = tags(config, overrides)
+    assert found == ["unet", "camvid", "loss.name=dice", "seed=0", "data.path=" + "x" * 54]
+
+
 def test_an_offline_run_can_be_read_back(tmp_path, quiet_wandb):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (2, 24, 32, 3), np.uint8)
@@ -173,6 +186,7 @@ def test_an_offline_run_can_be_read_back(tmp_path, quiet_wandb):
     assert by_kind["run"].run.project == "roads"
     assert by_kind["run"].run.run_group == "sweep"
     assert by_kind["run"].run.display_name == "a=1,seed=0"
+    assert list(by_kind["run"].run.tags) == OPTIONS["tags"]
     assert by_kind["exit"].exit.exit_code == 3
     config = json.dumps([str(record) for record in records(path)])
     assert "void" in config

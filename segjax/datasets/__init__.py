@@ -65,6 +65,11 @@ def info(
     return _info(_prepared(name, data_dir, resolution), resolution)
 
 
+def channels(name: str) -> int:
+    """Of the images of a set, prepared or not."""
+    return _builder(name, None, None, None).info.features["image"].shape[-1]
+
+
 def open_split(
     name: str,
     split: str,

@@ -1,0 +1,306 @@
+"""Tables of any content as Markdown, LaTeX (booktabs), CSV and JSON."""
+
+import csv
+import dataclasses
+import io
+import itertools
+import json
+import re
+import string
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from segjax.errors import UserError
+
+FORMATS = ("markdown", "latex", "csv", "json")
+_WIDE = 12  # columns of a LaTeX table that are set closer together
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """A place of a table as it is printed."""
+
+    text: str
+    bold: bool = False
+    marks: tuple[str, ...] = ()  # of footnotes
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Column:
+    """A column, as printed and as data."""
+
+    heading: str
+    cells: Sequence[Cell]
+    names: bool = False  # it tells what a line is, and is never left out
+    words: bool = False  # set to the left, as those that name are
+    over: str = ""  # a heading over it and its neighbours that have the same
+    turned: bool = False  # its heading stands upright in LaTeX, for it is longer than its cells
+    # What the lines are sorted by: numbers from high to low; none given: the text.
+    ranks: Sequence[float | None] | None = None
+    keys: tuple[str, ...] = ()  # the keys of the table's records that are left out with it
+    printed: bool = True  # else it is in the records alone
+
+    @property
+    def left(self) -> bool:
+        return self.names or self.words
+
+    @property
+    def label(self) -> str:
+        return f"{self.over} {self.heading}".strip()
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Columns to print and records to compute with; both have one entry for each line."""
+
+    title: str
+    columns: Sequence[Column]
+    records: Sequence[Mapping[str, Any]]
+    groups: Sequence[tuple[str, int]] = ()  # heading and number of lines, from the top
+    notes: Sequence[tuple[str, str]] = ()  # mark, or nothing, and text
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # more for JSON
+
+
+class Footnotes:
+    """Hands out the marks of notes in the order in which they are first needed."""
+
+    def __init__(self) -> None:
+        self._marks: dict[str, str] = {}
+
+    def marks(self, texts: Sequence[str]) -> tuple[str, ...]:
+        """A letter for each text; the same text has one letter."""
+        for text in texts:
+            turn, place = divmod(len(self._marks), 26)
+            self._marks.setdefault(text, string.ascii_lowercase[place] * (turn + 1))
+        return tuple(self._marks[text] for text in texts)
+
+    def listed(self) -> list[tuple[str, str]]:
+        return [(mark, text) for text, mark in self._marks.items()]
+
+
+def arrange(table: Table, sort: str | None = None, columns: Sequence[str] | None = None) -> Table:
+    """The table with its lines sorted by a column and with a choice of columns.
+
+    Args:
+      table: is left as it is.
+      sort: the heading of a column; within each group numbers go from high to low, texts
+        alphabetically, and what has no value last.
+      columns: headings; those that name the lines stay, then come these in this order.
+
+    Raises:
+      UserError: a heading that the table does not have.
+    """
+    if sort is not None:
+        table = _sorted(table, _found(table, sort)[0])
+    if columns is None:
+        return table
+    overs = [column.over for column in table.columns]
+    found = dict.fromkeys(column for heading in columns for column in _found(table, heading))
+    # Columns under one heading stay together.
+    chosen = sorted((c for c in found if not c.names), key=lambda column: overs.index(column.over))
+    kept = [column for column in table.columns if column.names] + chosen
+    gone = {key for column in table.columns for key in column.keys}
+    gone -= {key for column in kept for key in column.keys}
+    records = [
+        {key: value for key, value in record.items() if key not in gone} for record in table.records
+    ]
+    return dataclasses.replace(table, columns=kept, records=records)
+
+
+def _found(table: Table, heading: str) -> list[Column]:
+    exact = [column for column in table.columns if column.label == heading]
+    found = exact or [column for column in table.columns if column.heading == heading]
+    if not found:
+        known = dict.fromkeys(column.label for column in table.columns if column.printed)
+        raise UserError(f"no column {heading!r} in this table; it has {', '.join(known)}")
+    return found
+
+
+def _sorted(table: Table, column: Column) -> Table:
+    def key(line: int) -> tuple[bool, float, str]:
+        if column.ranks is None:
+            text = column.cells[line].text
+            return text in ("", "-", "n/a"), 0.0, text
+        rank = column.ranks[line]
+        return rank is None, 0.0 if rank is None else -rank, ""
+
+    order, start = [], 0
+    for _, count in table.groups or [("", len(table.records))]:
+        order += sorted(range(start, start + count), key=key)
+        start += count
+
+    def permuted(column: Column) -> Column:
+        ranks = None if column.ranks is None else [column.ranks[line] for line in order]
+        cells = [column.cells[line] for line in order]
+        return dataclasses.replace(column, cells=cells, ranks=ranks)
+
+    return dataclasses.replace(
+        table,
+        columns=[permuted(column) for column in table.columns],
+        records=[table.records[line] for line in order],
+    )
+
+
+def draw(table: Table, format: str = "markdown") -> str:
+    """The table as text.
+
+    Markdown and LaTeX print its columns; CSV and JSON give its records, and JSON with them the
+    title and the notes. LaTeX needs the packages booktabs and graphicx.
+
+    Raises:
+      UserError: an unknown format.
+    """
+    drawn = {"markdown": _markdown, "latex": _latex, "csv": _csv, "json": _json}
+    if format not in drawn:
+        raise UserError(f"table format {format!r}, expected markdown, latex, csv or json")
+    return drawn[format](table)
+
+
+def _lines(table: Table) -> Iterator[tuple[str | None, int]]:
+    """The heading of a group, or None and the number of a line."""
+    start = 0
+    for heading, count in table.groups or [("", len(table.records))]:
+        if heading:
+            yield heading, -1
+        for line in range(start, start + count):
+            yield None, line
+        start += count
+
+
+def _markdown(table: Table) -> str:
+    drawn = []
+    for place, column in enumerate(column for column in table.columns if column.printed):
+        texts = [column.label]
+        for heading, line in _lines(table):
+            if heading is not None:
+                texts.append(f"*{heading}*" if place == 0 else "")
+                continue
+            cell = column.cells[line]
+            text = f"**{cell.text}**" if cell.bold else cell.text
+            texts.append(text + (f" [{','.join(cell.marks)}]" if cell.marks else ""))
+        drawn.append(_justified(texts, str.ljust if column.left else str.rjust))
+    lines = ["| " + " | ".join(cells) + " |" for cells in zip(*drawn, strict=True)]
+    notes = [f"- [{mark}] {text}" if mark else f"- {text}" for mark, text in table.notes]
+    below = "\n" + "\n".join(notes) + "\n" if notes else ""
+    return table.title + "\n\n" + "\n".join(lines) + "\n" + below
+
+
+def _justified(texts: Sequence[str], justify: Any) -> list[str]:
+    """The heading, the rule below it and the cells of a Markdown column, all of one width."""
+    texts = [text.replace("|", r"\|") for text in texts]
+    width = max(3, *map(len, texts))
+    rule = "-" * width if justify is str.ljust else "-" * (width - 1) + ":"
+    first, *rest = [justify(text, width) for text in texts]
+    return [first, rule, *rest]
+
+
+def _latex(table: Table) -> str:
+    columns = [column for column in table.columns if column.printed]
+    head = [_heading(column) for column in columns]
+    lines = [rf"\begin{{tabular}}{{{''.join('l' if c.left else 'r' for c in columns)}}}"]
+    lines += [r"\toprule", *_heads_over(columns), " & ".join(head) + r" \\"]
+    for heading, line in _lines(table):
+        if heading is not None:
+            lines += [
+                r"\midrule",
+                rf"\multicolumn{{{len(columns)}}}{{l}}{{\textit{{{escape(heading)}}}}} \\",
+            ]
+            continue
+        if line == 0 and not table.groups:
+            lines.append(r"\midrule")
+        lines.append(" & ".join(_latex_cell(column.cells[line]) for column in columns) + r" \\")
+    lines += [r"\bottomrule", r"\end{tabular}%"]
+    notes = [
+        (rf"\textsuperscript{{{mark}}}~" if mark else "") + escape(text) + r"\par"
+        for mark, text in table.notes
+    ]
+    below = [r"\par\smallskip", r"\begin{minipage}{\textwidth}\footnotesize", *notes]
+    return "\n".join(
+        [
+            "% needs \\usepackage{booktabs,graphicx}",
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{escape(table.title)}}}\smallskip",
+            *([r"\setlength{\tabcolsep}{3pt}"] if len(columns) > _WIDE else []),
+            r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%",
+            *lines,
+            "}",
+            *([*below, r"\end{minipage}"] if notes else []),
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def _heading(column: Column) -> str:
+    text = escape(column.heading)
+    return rf"\rotatebox{{90}}{{{text}}}" if column.turned else text
+
+
+def _heads_over(columns: Sequence[Column]) -> list[str]:
+    """The line of headings that stand over several columns, and the rules below them."""
+    if not any(column.over for column in columns):
+        return []
+    cells, rules, start = [], [], 1
+    for over, run in itertools.groupby(columns, lambda column: column.over):
+        count = len(list(run))
+        if over:
+            cells.append(rf"\multicolumn{{{count}}}{{c}}{{{escape(over)}}}")
+            rules.append(rf"\cmidrule(lr){{{start}-{start + count - 1}}}")
+        else:
+            cells += [""] * count
+        start += count
+    return [" & ".join(cells) + r" \\", " ".join(rules)]
+
+
+def _latex_cell(cell: Cell) -> str:
+    text = escape(cell.text)
+    if cell.bold:
+        text = rf"\textbf{{{text}}}"
+    return text + (rf"\textsuperscript{{{','.join(cell.marks)}}}" if cell.marks else "")
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    **{character: "\\" + character for character in "&%$#_"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    # At the start of a line these are arguments of the \\ before it.
+    "[": "{[}",
+    "]": "{]}",
+    "*": "{*}",
+    "<": r"\ensuremath{<}",
+    ">": r"\ensuremath{>}",
+    "|": r"\ensuremath{|}",
+    "±": r"\ensuremath{\pm}",
+    '"': "''",
+}
+
+
+def escape(text: str) -> str:
+    """A plain text as LaTeX that prints it; a sign before a number becomes a minus."""
+    plain = "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
+    return re.sub(r"(?<![\w.-])-(?=\d)", r"\\ensuremath{-}", plain)
+
+
+def _csv(table: Table) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(table.records[0]), lineterminator="\n")
+    writer.writeheader()
+    for record in table.records:
+        writer.writerow({key: _flat(value) for key, value in record.items()})
+    return text.getvalue()
+
+
+def _flat(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return " ".join(map(str, value))
+    return json.dumps(value) if isinstance(value, list | dict | bool) else value
+
+
+def _json(table: Table) -> str:
+    notes = [text for _, text in table.notes]
+    whole = {"title": table.title, "rows": table.records, **table.facts, "notes": notes}
+    return json.dumps(whole, indent=1, ensure_ascii=False, default=float) + "\n"
