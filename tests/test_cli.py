@@ -9,7 +9,7 @@ from segjax.cli import main
 
 COMMANDS = (
     *("data", "train", "evaluate", "predict", "sweep", "table", "picture", "preview", "floors"),
-    "models",
+    *("models", "figures", "report"),
 )
 
 

@@ -120,6 +120,13 @@ def test_nothing_to_show_is_a_user_error():
         pictures.grid([[], []])
 
 
+def test_errors_are_marked_and_void_is_neither_right_nor_wrong():
+    prediction = np.array([[0, 2, 2], [1, 2, 0]], np.uint8)
+    right, wrong, void = pictures.RIGHT, pictures.WRONG, pictures.UNKNOWN
+    expected = np.array([[right, wrong, right], [void, right, wrong]], np.uint8)
+    np.testing.assert_array_equal(pictures.errors(LABEL, prediction), expected, strict=True)
+
+
 def test_heat_runs_from_black_by_red_and_yellow_to_white():
     values = np.array([[0, 1, 2, 3, 5]]) * 0.5
     colours = [(0, 0, 0), (255, 0, 0), (255, 255, 0), (255, 255, 255), (255, 255, 255)]

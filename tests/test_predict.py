@@ -1,5 +1,7 @@
 """Label maps of images of any size, by the real command on a real run."""
 
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -133,3 +135,36 @@ def test_a_folder_without_a_run_is_one_line(tmp_path, capsys):
     said = capsys.readouterr().err
     assert "is not the workdir of a run" in said
     assert said.count("\n") == 1
+
+
+def test_figures_and_report_of_a_run_show_its_course_and_what_it_predicts(
+    tmp_path, workdir, scenes_data_dir, capsys
+):
+    compared = predict.compare([workdir], 2, str(scenes_data_dir))
+    ((_, labels),) = compared.labels
+    assert labels.shape == (2, 24, 32)
+    for example, label in zip(compared.examples, labels, strict=True):
+        Image.fromarray(example["image"]).save(tmp_path / "image.png")
+        arguments = ["predict", str(tmp_path / "image.png"), "--workdir", str(workdir)]
+        assert main([*arguments, "--output", str(tmp_path / "out")]) == 0
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out" / "image.png")), label)
+
+    chosen = ["--results", str(workdir), "--data-dir", str(scenes_data_dir), "--count", "2"]
+    assert main(["figures", *chosen, "--output", str(tmp_path / "figures")]) == 0
+    drawn = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert {"learning_curves.svg", "predictions.png"} <= drawn
+    assert main(["report", *chosen, "--output", str(tmp_path / "report.html")]) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert page.count('class="cut"') == 2
+    assert "No learning curves" not in page
+
+    # A run without its checkpoints, such as one copied from a cluster, has everything else.
+    bare = tmp_path / "bare"
+    shutil.copytree(workdir, bare, ignore=shutil.ignore_patterns("checkpoints"))
+    chosen[1] = str(bare)
+    assert main(["report", *chosen, "--output", str(tmp_path / "report.html")]) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert 'class="cut"' not in page
+    assert page.count("Not shown: ") == 1
+    assert "No learning curves" not in page
+    assert not (bare / "checkpoints").exists()

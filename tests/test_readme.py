@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segjax import architectures, models, results, tables
+from segjax import architectures, models
 from segjax.cli import main
 
 ROOT = Path(__file__).parents[1]
@@ -72,16 +72,17 @@ def test_the_commands_run_in_their_order(
         ran.add(words[0])
     assert ran == {
         *("data", "train", "evaluate", "predict", "sweep"),
-        *("table", "picture", "preview", "floors"),
+        *("table", "compare", "picture", "figures", "report", "preview", "floors"),
     }
 
 
-def test_tables_are_those_of_the_committed_rows():
-    found = re.findall(r"<!-- segjax table --results (\S+) -->\n(.*?)\n<!-- end -->", README, re.S)
+def test_tables_are_those_of_the_committed_rows(monkeypatch, capsys):
+    found = re.findall(r"<!-- segjax (table .*?) -->\n(.*?)\n<!-- end -->", README, re.DOTALL)
     assert found
-    for path, table in found:
-        rows = results.read([ROOT / path])
-        assert table.strip() == tables.render(tables.summarise(rows)).strip(), path
+    monkeypatch.chdir(ROOT)
+    for command, table in found:
+        assert main(shlex.split(command)) == 0
+        assert table.strip() == capsys.readouterr().out.strip(), command
 
 
 def test_the_table_of_models_is_that_of_the_committed_rows():

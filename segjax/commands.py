@@ -1,0 +1,254 @@
+"""What each `segjax <command>` does with its options, parsed by `segjax.cli`.
+
+Each gives the exit status, or none for 0. What is heavy is imported in the functions, so that
+--help answers at once.
+"""
+
+import shlex
+import sys
+
+from segjax.errors import UserError
+
+
+def data(options):
+    """Prepares a data set."""
+    from segjax import datasets
+
+    info = datasets.prepare(
+        options.name,
+        data_dir=options.data_dir,
+        source=options.source,
+        resolution=options.resolution,
+    )
+    sizes = ", ".join(f"{split} {counts.num_images}" for split, counts in info.splits.items())
+    print(f"{info.name} is ready: {sizes} images of {info.resolution[0]}x{info.resolution[1]}")
+    if options.sheet:
+        from segjax import pictures, predict
+
+        sheet = predict.contact_sheet(options.name, options.resolution, options.data_dir)
+        pictures.save(options.sheet, sheet)
+
+
+def train(options):
+    """Trains and tests a run, or goes on with it."""
+    from segjax import config, train
+    from segjax.experiment import Description
+
+    overrides = config.parse_overrides(options.rest)
+    loaded = config.load(options.config, overrides)
+    name = config.experiment_name(options.config)
+    fields = config.flat(loaded)
+    kept = {name: fields[name] for name in overrides if not config.incidental(name)}
+    description = Description(name, options.name or name, kept, options.shell)
+    try:
+        row = train.train(loaded, options.workdir, description)
+    except train.Stopped as stopped:
+        print(f"segjax: {stopped}", file=sys.stderr)
+        return stopped.status
+    except train.Diverged as diverged:
+        print(f"segjax: {diverged}", file=sys.stderr)
+        return 1
+    print(
+        f"test G {row['global_accuracy']:.1%}  C {row['class_accuracy']:.1%}  "
+        f"mIoU {row['mean_iou']:.1%}, written to {options.workdir / 'result.json'}"
+    )
+    return 0
+
+
+def _crf(options):
+    """The parameters of the dense CRF that is asked for, or none."""
+    if options.crf is None:
+        return None
+    from segjax import crf
+
+    return crf.parse(options.crf)
+
+
+def evaluate(options):
+    """Scores runs on a split."""
+    from segjax import ensemble, evaluate, results, tables
+
+    path, row, counts = ensemble.evaluate_workdirs(
+        options.workdir,
+        options.split,
+        kind=options.checkpoint,
+        limit=options.limit,
+        data_dir=options.data_dir,
+        crf=_crf(options),
+        samples=options.samples,
+    )
+    evaluate.write_counts(path, counts)
+    results.write_row(path, row)
+    print(tables.render(tables.summarise([row])))
+    print(f"written to {path}")
+
+
+def predict(options):
+    """Labels images."""
+    from segjax import experiment, predict
+    from segjax.progress import Bar
+
+    parameters = _crf(options)
+    paths = predict.find_images(options.images)
+    run, _ = experiment.open_run(options.workdir, None)
+    variables, _ = experiment.load_variables(run, options.workdir, None)
+    with Bar("predict", len(paths), unit_per_step=1) as bar:
+        predict.predict_files(
+            run,
+            variables,
+            paths,
+            options.output,
+            native=options.native,
+            crf=parameters,
+            samples=options.samples,
+            progress=bar.advance,
+        )
+    print(f"{len(paths)} label maps and overlays in {options.output}")
+
+
+def sweep(options):
+    """Runs a grid, or says what is in it."""
+    from segjax import config, local, overview, status, sweep
+
+    overrides = config.parse_overrides(options.rest)
+    if options.seeds == [0]:
+        raise UserError("--seeds 0 asks for no run, expected how many or which")
+    seeds = range(options.seeds[0]) if len(options.seeds) == 1 else options.seeds
+    points = sweep.points(options.config, overrides, seeds)
+    points = sweep.select(points, options.only)
+    if options.commands:
+        for point in points:
+            print(shlex.join(sweep.command(options.config, point, options.workdir)))
+        return 0
+    if options.dry_run or options.status:
+        show = overview.plan if options.dry_run else overview.report
+        print(show(points, status.snapshot(points, options.workdir)))
+        return 0
+    return local.run(options.config, points, options.workdir, options.jobs)
+
+
+def table(options):
+    """Prints a table of rows or of published figures."""
+    from segjax import comparison, results, segnet_tables, tables, typesetting
+
+    name, interval = options.name, options.interval
+    if not name and not options.results:
+        raise UserError("segjax table wants --results, or the name of a table; see --help")
+    for flag, given, fits in (
+        ("--results", options.results, name != "cost"),
+        ("--split", options.split, name != "cost"),
+        ("--interval", interval, name != "cost"),
+        ("--per-class", options.per_class, name in (None, "camvid")),
+        ("--groups", options.groups, name == "camvid"),
+    ):
+        if given and not fits:
+            raise UserError(f"{flag} does nothing for {f'table {name}' if name else 'rows alone'}")
+    rows = results.read(options.results or [])
+    split = options.split or "test"
+    if rows and (name or options.split):
+        rows = [row for row in rows if row["split"] == split]
+        if not rows:
+            raise UserError(f"{', '.join(options.results)}: no rows of split {split!r}")
+    summaries = tables.summarise(rows)
+    if name == "cost":
+        table = segnet_tables.cost()
+    elif name == "table1":
+        table = segnet_tables.table1(summaries, split=split, interval=interval)
+    elif name == "table3":
+        table = segnet_tables.table3(summaries, split=split, interval=interval)
+    elif name == "camvid":
+        table = comparison.camvid(
+            summaries,
+            per_class=options.per_class or "accuracy",
+            groups=options.groups,
+            split=split,
+            interval=interval,
+        )
+    else:
+        table = tables.table(summaries, options.per_class or "iou", interval=interval)
+    print(
+        typesetting.draw(typesetting.arrange(table, options.sort, options.columns), options.format)
+    )
+
+
+def compare(options):
+    """Sets two runs side by side."""
+    from segjax import compare
+
+    differences = compare.compare(
+        options.first, options.second, samples=options.samples, seed=options.seed
+    )
+    print(compare.render(differences))
+
+
+def picture(options):
+    """Draws the labels of runs."""
+    from segjax import predict
+
+    parameters = _crf(options)
+    workdirs = sorted(path.parent for path in options.results.rglob("result.json"))
+    if not workdirs:
+        raise UserError(f"{options.results}: no finished run below, expected a result.json")
+    predict.comparison(workdirs, options.output, options.count, options.data_dir, parameters)
+    print(f"{len(workdirs)} runs drawn in {options.output}")
+
+
+def figures(options):
+    """Draws the figures of results."""
+    from segjax import gallery, gather
+
+    settings = gather.gather(options.results)
+    files = gallery.draw(settings, options.output, options.format)
+    if not options.no_predictions:
+        pictures, missing = gallery.draw_predictions(
+            settings, options.output, options.count, options.data_dir
+        )
+        files += pictures
+        for line in missing:
+            print(f"no predictions of {line}")
+    print(f"{len(files)} figures in {options.output}")
+
+
+def report(options):
+    """Writes the page of results."""
+    from segjax import report
+
+    count = 0 if options.no_predictions else options.count
+    rows = report.write(options.results, options.output, count=count, data_dir=options.data_dir)
+    print(f"{rows} rows in {options.output}")
+
+
+def preview(options):
+    """Draws what a config trains on."""
+    from segjax import config, pictures, preview
+
+    loaded = config.load(options.config, config.parse_overrides(options.rest))
+    pictures.save(options.output, preview.preview(loaded, options.count))
+    print(f"drawn in {options.output}")
+
+
+def models(options):
+    """Prints the table of architectures."""
+    from segjax import architectures, models
+    from segjax.progress import Bar
+
+    names = options.models or list(models.MODELS)
+    rows = []
+    with Bar("models", len(names)) as bar:
+        for name in names:
+            rows.append(architectures.describe(name))
+            bar.advance(len(rows))
+    print(architectures.render(rows, options.format))
+
+
+def floors(options):
+    """Scores guesses and ceilings."""
+    from segjax import floors, results, tables
+
+    rows = floors.rows(
+        options.dataset, options.split, options.data_dir, options.resolution, options.shell
+    )
+    print(tables.render(tables.summarise(rows)))
+    if options.output:
+        for row in rows:
+            results.append(options.output, row)
