@@ -105,6 +105,7 @@ def test_the_table_of_what_learns_is_that_of_the_committed_rows():
     rows = [json.loads(line) for line in lines]
     assert table == script["table"](rows)
     assert all(row["mean_iou"] > script["GOAL"] for row in rows)
+    assert [row["model"] for row in rows] == list(models.MODELS)
 
 
 def test_every_model_and_config_is_named():
