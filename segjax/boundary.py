@@ -41,21 +41,20 @@ def num_matched(ours: np.ndarray, theirs: np.ndarray, distance: float) -> int:
     number[theirs] = np.arange(places)
     reach = int(distance)
     number = np.pad(number, reach, constant_values=-1)
-    # A pixel that finds no partner takes a column of its own, which makes the matching a full one.
-    # No sum of distances is worth as much, so that as few as can be are left over.
+    # A pixel that finds no partner takes a column of its own, which makes the matching a full one,
+    # at the price of two pairs. All pairs have one price: so it takes a fraction of the time that
+    # SciPy's own matching of the greatest number takes, or one by distances.
     unmatched = np.arange(len(rows))
     mine, partner = [unmatched], [unmatched + places]
-    weights = [np.full(len(rows), (len(rows) + 1) * (reach + 2.0))]
     for dy in range(-reach, reach + 1):
         for dx in range(-reach, reach + 1):
             if dy**2 + dx**2 <= distance**2:
                 found = number[rows + dy + reach, columns + dx + reach]
                 mine.append(np.flatnonzero(found >= 0))
                 partner.append(found[found >= 0])
-                # A weight of 0 would be no edge.
-                weights.append(np.full(len(mine[-1]), np.hypot(dy, dx) + 1))
     ends = np.concatenate(mine), np.concatenate(partner)
-    graph = sparse.csr_array((np.concatenate(weights), ends))
+    prices = np.where(ends[1] < places, 1.0, 2.0)
+    graph = sparse.csr_array((prices, ends))
     _, chosen = min_weight_full_bipartite_matching(graph)
     return int(np.count_nonzero(chosen < places))
 

@@ -108,10 +108,14 @@ def _locked(workdir: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"workdir {workdir} cannot be written: {error.strerror}") from error
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"workdir {workdir} is in use by another process") from None
+        for wait in (0.1, None):  # seconds; who looks whether it is held holds it for an instant
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if wait is None:
+                    raise UserError(f"workdir {workdir} is in use by another process") from None
+                time.sleep(wait)
         yield
 
 
