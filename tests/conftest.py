@@ -20,6 +20,14 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+# The longest first, so that no worker is left with one of them when the others have ended.
+LONGEST = ("test_the_commands_run_in_their_order", "test_ten_kills_leave_no_trace")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: not item.name.startswith(LONGEST))
+
+
 TINY_RESOLUTION = (24, 32)
 TINY_SPLITS = {"train": range(10), "val": range(10, 15), "test": range(15, 20)}
 
