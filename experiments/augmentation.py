@@ -24,7 +24,6 @@ COLOUR = {
     "augment.contrast": 0.2,
     "augment.saturation": 0.2,
 }
-WARP = {**COLOUR, "augment.elastic": 3.0, "augment.rotation": 5.0}  # pixels, degrees
 
 
 def get_config(size: str = "full") -> ConfigDict:
@@ -38,8 +37,10 @@ def get_config(size: str = "full") -> ConfigDict:
     return config
 
 
-def sweep() -> Iterator[dict[str, Any]]:
+def sweep(size: str = "full") -> Iterator[dict[str, Any]]:
     """Each augmentation and those before it."""
+    pixels = 10.0 if size == "full" else 3.0  # U-Net's at 512x512
+    warp = {**COLOUR, "augment.elastic": pixels, "augment.rotation": 5.0}
     for seed in (0, 1, 2):
-        for augmentation in ({}, FLIP, SCALE, COLOUR, WARP):
+        for augmentation in ({}, FLIP, SCALE, COLOUR, warp):
             yield {**augmentation, "seed": seed}

@@ -4,10 +4,10 @@ segjax train --config experiments/camvid_table.py --workdir runs/camvid_table
 segjax sweep --config experiments/camvid_table.py --workdir runs/camvid_table
 segjax sweep --config experiments/camvid_table.py:small --workdir runs/camvid_table_small
 
-The first trains SegNet, the others all of them. Where a network has VGG-16's trunk it starts from
-its weights, which are fetched (550 MB, once), at a lower rate. The full form is for an accelerator;
-`small`, at 96x128, a width of 16 and from scratch, is for two CPU cores. Neither has been run to
-its end, so no figure stands here.
+The first trains SegNet from scratch, the others all of them. In the full grid a network with
+VGG-16's trunk starts from its weights, which are fetched (550 MB, once), at a lower rate. The full
+form is for an accelerator; `small`, at 96x128, a width of 16 and from scratch, is for two CPU
+cores. Neither has been run to its end, so no figure stands here.
 """
 
 from collections.abc import Iterator
@@ -53,7 +53,7 @@ def get_config(size: str = "full") -> ConfigDict:
 
 def sweep(size: str = "full") -> Iterator[dict[str, Any]]:
     """Every architecture, the same but for its own options."""
-    weights = {"model.pretrained": recipes.VGG16, "optimizer.learning_rate": 1e-4}
+    weights = {"model.pretrained": recipes.VGG16, "optimizer.learning_rate": recipes.VGG16_RATE}
     for seed in (0, 1, 2):
         for network, options in ON_VGG16.items():
             start = weights if size == "full" else {}

@@ -4,9 +4,10 @@ segjax train --config experiments/loss_weighting.py --workdir runs/loss_weightin
 segjax sweep --config experiments/loss_weighting.py --workdir runs/loss_weighting
 segjax sweep --config experiments/loss_weighting.py:small --workdir runs/loss_weighting_small
 
-Natural frequency, median frequency, ENet's weights, U-Net's border weights, Dice, Lovasz-softmax
-and focal. The full form is for an accelerator; `small`, at 96x128 and a width of 16, is for two CPU
-cores. Neither has been run to its end, so no figure stands here.
+Natural frequency, median frequency, ENet's weights, U-Net's border weights (Sky is what lies
+between its objects), Dice, Lovasz-softmax and focal. The full form is for an accelerator; `small`,
+at 96x128 and a width of 16, is for two CPU cores. Neither has been run to its end, so no figure
+stands here.
 """
 
 from collections.abc import Iterator

@@ -5,7 +5,8 @@ segjax sweep --config experiments/pretraining.py --workdir runs/pretraining
 segjax sweep --config experiments/pretraining.py:small --workdir runs/pretraining_small
 
 The weights are fetched (550 MB, once) where `model.pretrained` names them on the hub. The input is
-normalised as the weights have learnt it, in either case. The full form is for an accelerator;
+normalised as the weights have learnt it, and the rate is the low one of fine-tuning, in either
+case: a network from scratch may do better at another. The full form is for an accelerator;
 `small`, at 96x128 with narrow fully connected layers, is for two CPU cores. Neither has been run to
 its end, so no figure stands here.
 """

@@ -205,7 +205,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("first", type=Path, help="the workdir of a run, or the file of its row")
     compare.add_argument("second", type=Path, help="likewise")
     compare.add_argument("--samples", type=_count, default=10_000, help="(default: 10000)")
-    compare.add_argument("--seed", type=int, default=0, help="of the draw (default: 0)")
+    compare.add_argument("--seed", type=_seed, default=0, help="of the draw (default: 0)")
 
     picture = command(
         "picture", commands.picture, "Draw test images, their truth and each run's labels"

@@ -98,10 +98,7 @@ def _scores(counts, times):
     """{score: (S,)} of S sets of images, each there so many times: times (S, N)."""
     confusion = times @ counts.confusion.reshape(len(counts.confusion), -1).astype(np.int64)
     sets = [metrics.scores(each) for each in confusion.reshape(-1, *counts.confusion.shape[1:])]
-    found = {
-        name: np.array([getattr(each, name) for each in sets])
-        for name in ("global_accuracy", "class_accuracy", "mean_iou")
-    }
+    found = {name: np.array([getattr(each, name) for each in sets]) for name in metrics.SCORES}
     f = [boundary.mean(each[None]) for each in boundary.f_measure(counts.boundary)]
     measured = np.array([value is not None for value in f])
     if measured.any():

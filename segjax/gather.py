@@ -136,8 +136,7 @@ def _varied(each: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _said(name: str, value: Any) -> str:
-    shown = value if isinstance(value, str) else json.dumps(value)
-    return f"{name.rpartition('.')[2]}={shown}"
+    return f"{name.rpartition('.')[2]}={tables.text(value)}"
 
 
 def _facts(row: Row, fields: Mapping[str, Any]) -> dict[str, str]:

@@ -4,7 +4,6 @@ import base64
 import dataclasses
 import html
 import io
-import re
 from collections.abc import Sequence
 from xml.etree import ElementTree
 
@@ -132,8 +131,3 @@ def picture(pixels: np.ndarray, palette: Sequence[Sequence[int]] | None = None) 
     content = io.BytesIO()
     image.save(content, format="PNG", optimize=True, **options)
     return f"url(data:image/png;base64,{base64.b64encode(content.getvalue()).decode()})"
-
-
-def slug(text: str) -> str:
-    """A text as an id."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")

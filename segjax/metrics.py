@@ -33,6 +33,9 @@ def confusion_matrix(labels: jax.Array, predictions: jax.Array, num_classes: int
     return counts.astype(jnp.int32).reshape(num_classes, num_classes)
 
 
+SCORES = ("global_accuracy", "class_accuracy", "mean_iou")  # the numbers among Scores
+
+
 @dataclasses.dataclass(frozen=True)
 class Scores:
     """Scores of one confusion matrix, as fractions in [0, 1]; per-class arrays are (K,)."""

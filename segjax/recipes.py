@@ -5,6 +5,7 @@ from ml_collections import ConfigDict
 from segjax.config import default
 
 VGG16 = "timm/vgg16.tv_in1k"  # on the Hugging Face hub
+VGG16_RATE = 1e-4  # of learning, from those weights
 SIZES = ("full", "small", "smoke")
 
 
@@ -59,7 +60,7 @@ def from_vgg16(config: ConfigDict, size: str) -> None:
     layers are narrow, and it learns for 3 epochs.
     """
     config.model.pretrained = VGG16
-    config.optimizer.learning_rate = 1e-4
+    config.optimizer.learning_rate = VGG16_RATE
     if size != "full":
         config.model.options.fc_width = 256
         config.optimizer.warmup_steps = 20

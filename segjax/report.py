@@ -1,12 +1,10 @@
 """One self-contained HTML page of results: tables, figures, predictions, configs and provenance."""
 
 import datetime
-import json
 import string
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -130,8 +128,7 @@ def _setting(place, setting, compared, missing, styles):
 def _estimate(estimate: tables.Estimate | None) -> Cell:
     if estimate is None:
         return markup.score("-", None)
-    deviation = "" if estimate.sd is None else f" ± {100 * estimate.sd:.1f}"
-    return markup.score(f"{100 * estimate.mean:.1f}{deviation}", estimate.mean)
+    return markup.score(estimate.percent(), estimate.mean)
 
 
 def _measured(methods: Sequence[Method]) -> list[str]:
@@ -243,16 +240,12 @@ def _view(which: str, method: int, label: str, shape: tuple[int, ...], wrong: fl
     )
 
 
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
 def _configs(methods: Sequence[Method]) -> str:
     configs = [gather.config(method.runs[0]) for method in methods]
     fields = sorted(dict.fromkeys(name for each in configs for name in each))
 
     def shown(config, name):
-        return _text(config[name]) if name in config else ""
+        return tables.text(config[name]) if name in config else ""
 
     differing = [name for name in fields if len({shown(each, name) for each in configs}) > 1]
     parts = []

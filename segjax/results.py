@@ -134,7 +134,7 @@ def _check(row: Any, where: str) -> Row:
                 f"expected {len(names)}"
             )
     scores = metrics.scores(np.array(row["confusion"], np.int64))
-    for name in ("global_accuracy", "class_accuracy", "mean_iou"):
+    for name in metrics.SCORES:
         found, made = row[name], getattr(scores, name)
         if not abs(found - made) <= _TOLERANCE:
             raise UserError(f"{where}: {name} is {found}, its confusion matrix gives {made}")

@@ -169,7 +169,8 @@ def spread(interval: bool) -> str:
     return "mean ± sample standard deviation"
 
 
-def _text(value: Any) -> str:
+def text(value: Any) -> str:
+    """The value of an override as it is printed."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -194,7 +195,7 @@ def differing(summaries: Sequence[Summary]) -> dict[str, list[str]]:
     keys = dict.fromkeys(name for summary in summaries for name in summary.overrides)
     columns = {}
     for key in keys:
-        cells = [_text(s.overrides[key]) if key in s.overrides else "" for s in summaries]
+        cells = [text(s.overrides[key]) if key in s.overrides else "" for s in summaries]
         # A rule without a seed has no config that could differ from the others'.
         if len({cell for cell, s in zip(cells, summaries, strict=True) if s.seeds}) > 1:
             columns[key] = cells

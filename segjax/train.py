@@ -36,7 +36,6 @@ from segjax.experiment import Description, Experiment
 from segjax.models import pretrained
 from segjax.progress import Bar
 
-SCORES = ("global_accuracy", "class_accuracy", "mean_iou")
 SAMPLES = 4  # validation images that are shown with their predictions
 
 
@@ -298,7 +297,7 @@ class _Training:
             self.best_value, self.best_step = value, step
             if not self._save("best", step, state):
                 self.best_value, self.best_step = former
-        named = {f"val/{name}": getattr(scores, name) for name in SCORES}
+        named = {f"val/{name}": getattr(scores, name) for name in metrics.SCORES}
         for name, iou in zip(info.class_names, scores.per_class_iou, strict=True):
             named[f"val/iou/{name}"] = float(iou)
         named["seconds"] = time.monotonic() - self.start
@@ -373,6 +372,8 @@ class _Training:
         self.checkpoints.wait()
         write_counts(self.workdir / "result.json", counts)
         results.write_row(self.workdir / "result.json", row)
-        test = {name: row[name] for name in (*SCORES, "boundary_f") if row[name] is not None}
+        test = {
+            name: row[name] for name in (*metrics.SCORES, "boundary_f") if row[name] is not None
+        }
         self.wandb.scalars(config.steps, {f"test/{name}": value for name, value in test.items()})
         return row

@@ -140,3 +140,10 @@ def test_counts_that_are_kept_make_the_scores_of_the_row(two):
         assert scored[name] == row[name]
     assert scored["boundary_f"] == boundary.mean(boundary.f_measure(counts.boundary)) == 0.5
     assert json.loads((two[1] / "result.json").read_text())["confusion"] == counts.total.tolist()
+
+
+def test_a_seed_below_zero_is_refused(two, capsys):
+    assert cli.main(["compare", *map(str, two), "--seed", "-1"]) == 2
+    error = capsys.readouterr().err
+    assert "expected a number from 0 up, found '-1'" in error
+    assert error.count("\n") == 1

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from scipy.io import savemat
 
-from segjax import experiment, predict
+from segjax import experiment, metrics, predict
 from segjax.loader import evaluation_batches
 
 HERE = Path(__file__).parent
@@ -46,7 +46,7 @@ def main(workdir):
     )
     row = json.loads((workdir / "result.json").read_text())
     whole = octave(labels, predictions, len(row["class_names"]))
-    ours = [row[name] for name in ("global_accuracy", "class_accuracy", "mean_iou")]
+    ours = [row[name] for name in metrics.SCORES]
     ours += row["per_class_accuracy"] + row["per_class_iou"]
     apart = np.abs(whole - ours).max()
     sys.stdout.write(f"{len(labels)} images, greatest difference from the row: {apart:.2g}\n")
