@@ -57,14 +57,14 @@ def from_vgg16(config: ConfigDict, size: str) -> None:
     """Starts a network with that trunk from VGG-16's convolutions, at a lower rate.
 
     Cut down, its trunk stays whole, for there are no weights of another width; its fully connected
-    layers are narrow, and it learns for 3 epochs.
+    layers are narrow, and it learns from 600 images.
     """
     config.model.pretrained = VGG16
     config.optimizer.learning_rate = VGG16_RATE
     if size != "full":
         config.model.options.fc_width = 256
         config.optimizer.warmup_steps = 20
-        config.steps, config.eval_every, config.checkpoint_every = 300, 100, 100
+        config.steps, config.eval_every, config.checkpoint_every = 150, 50, 50
         config.log_every = 10
     if size == "smoke":
         config.model.pretrained = ""
