@@ -8,18 +8,12 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 import segjax
 from segjax import commands
-from segjax.errors import UserError
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse, but a mistake is one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see {self.prog} --help")
+from segjax.arguments import Parser, add_config, add_grid, count, number, size
+from segjax.errors import UserError, line
+from segjax.launchers import slurm_script
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,11 +26,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.rest = rest
         options.shell = shlex.join(["segjax", *arguments])
         return options.run(options) or 0
-    except UserError as error:
-        print(f"segjax: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:  # a full disk, a folder that may not be written
-        print(f"segjax: {error}", file=sys.stderr)
+    except (
+        UserError,
+        OSError,
+    ) as error:  # the latter: of a full disk
+        print(f"segjax: {line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("segjax: interrupted", file=sys.stderr)
@@ -44,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="segjax",
         description="Architecture ablations in semantic segmentation, in JAX and Flax.",
     )
@@ -69,12 +63,11 @@ def _parser() -> argparse.ArgumentParser:
     def sampled(sub):
         sub.add_argument(
             "--samples",
-            type=_count,
+            type=count,
             metavar="T",
             help="average T samples of a network with dropout, units dropped as in training",
         )
 
-    config_help = "a config file; ARG goes to its get_config, such as smoke"
     override_help = "Any field is overridden by --config.FIELD=VALUE, such as --config.seed=1."
 
     data = command(
@@ -84,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("--source", metavar="DIR", help="the published folder (none: download it)")
     data.add_argument("--data-dir", metavar="DIR", help="where prepared sets lie")
     data.add_argument(
-        "--resolution", type=_size, metavar="HxW", help="the size streetscenes are drawn at"
+        "--resolution", type=size, metavar="HxW", help="the size streetscenes are drawn at"
     )
 
     data.add_argument("--sheet", type=Path, metavar="FILE", help="draw a contact sheet of it")
@@ -92,9 +85,15 @@ def _parser() -> argparse.ArgumentParser:
     train = command(
         "train", commands.train, "Train and test one run, or go on with it", override_help
     )
-    train.add_argument("--config", required=True, metavar="FILE[:ARG]", help=config_help)
+    add_config(train)
     train.add_argument("--workdir", required=True, type=Path, help="where the run lives")
     train.add_argument("--name", help="of the run (default: the config's name)")
+    train.add_argument(
+        "--distributed",
+        action="store_true",
+        help="one process of several, as on a slice of TPU VMs; under Slurm, and from "
+        "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, known without it",
+    )
 
     evaluate = command("evaluate", commands.evaluate, "Score a trained run on a split")
     evaluate.add_argument(
@@ -110,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=("final", "best", "latest"),
         help="default: final where the run is finished, else best",
     )
-    evaluate.add_argument("--limit", type=_count, metavar="N", help="only the first N images")
+    evaluate.add_argument("--limit", type=count, metavar="N", help="only the first N images")
     evaluate.add_argument("--data-dir", metavar="DIR", help="where prepared sets lie, if elsewhere")
     refined(evaluate)
     sampled(evaluate)
@@ -136,38 +135,30 @@ def _parser() -> argparse.ArgumentParser:
         f"Runs that are finished are skipped and failed ones tried again, so it may be killed and "
         f"started again. {override_help}",
     )
-    sweep.add_argument("--config", required=True, metavar="FILE[:ARG]", help=config_help)
-    sweep.add_argument("--workdir", required=True, type=Path, help="its runs live below")
-    sweep.add_argument(
-        "--seeds",
-        nargs="+",
-        type=_seed,
-        default=(),
-        metavar="SEED",
-        help="each point with each of these; one number N: with the seeds 0 to N - 1",
-    )
-    sweep.add_argument(
-        "--only",
-        action="append",
-        default=[],
-        metavar="PATTERN",
-        help="runs whose name fits, such as '*,seed=0'; may be given again",
-    )
+    add_grid(sweep)
     sweep.add_argument(
         "--jobs",
-        type=_count,
-        default=1,
+        type=count,
         metavar="N",
-        help="runs at a time, each with its part of the cores, GPUs and JAX_NUM_CPU_DEVICES",
+        help="runs at a time, on one machine each with its part of the cores, GPUs and "
+        "JAX_NUM_CPU_DEVICES (default: 1; on Slurm as many as it gives)",
+    )
+    sweep.add_argument(
+        "--launcher",
+        choices=("local", "slurm"),
+        default="local",
+        help="where: on this machine (default), or submitted to Slurm as one job array",
     )
     instead = sweep.add_mutually_exclusive_group()
     instead.add_argument(
         "--dry-run",
         action="store_true",
-        help="print the runs, their parameters, multiply-adds of training and status, and stop",
+        help="print the runs, their parameters, multiply-adds of training and status, and the "
+        "script for Slurm, and stop",
     )
     instead.add_argument("--commands", action="store_true", help="print their commands and stop")
     instead.add_argument("--status", action="store_true", help="print how far they are and stop")
+    slurm_script.add_arguments(sweep)
 
     table = command(
         "table",
@@ -204,28 +195,28 @@ def _parser() -> argparse.ArgumentParser:
     )
     compare.add_argument("first", type=Path, help="the workdir of a run, or the file of its row")
     compare.add_argument("second", type=Path, help="likewise")
-    compare.add_argument("--samples", type=_count, default=10_000, help="(default: 10000)")
-    compare.add_argument("--seed", type=_seed, default=0, help="of the draw (default: 0)")
+    compare.add_argument("--samples", type=count, default=10_000, help="(default: 10000)")
+    compare.add_argument("--seed", type=number, default=0, help="of the draw (default: 0)")
 
     picture = command(
         "picture", commands.picture, "Draw test images, their truth and each run's labels"
     )
     picture.add_argument("--results", required=True, type=Path, metavar="DIR", help="of the runs")
     picture.add_argument("--output", required=True, type=Path, metavar="FILE.png")
-    picture.add_argument("--count", type=_count, default=4, metavar="N", help="images (default: 4)")
+    picture.add_argument("--count", type=count, default=4, metavar="N", help="images (default: 4)")
     picture.add_argument("--data-dir", metavar="DIR", help="where prepared sets lie, if elsewhere")
     refined(picture)
 
-    def reported(sub, count):
+    def reported(sub, images):
         sub.add_argument(
             "--results", required=True, nargs="+", metavar="PATH", help="workdirs or .jsonl files"
         )
         sub.add_argument(
             "--count",
-            type=_count,
-            default=count,
+            type=count,
+            default=images,
             metavar="N",
-            help=f"test images to predict (default: {count})",
+            help=f"test images to predict (default: {images})",
         )
         sub.add_argument("--no-predictions", action="store_true", help="ask no network")
         sub.add_argument("--data-dir", metavar="DIR", help="where prepared sets lie, if elsewhere")
@@ -256,9 +247,9 @@ def _parser() -> argparse.ArgumentParser:
         "Draw what a config trains on: images, labels and weights, plain and augmented",
         override_help,
     )
-    preview.add_argument("--config", required=True, metavar="FILE[:ARG]", help=config_help)
+    add_config(preview)
     preview.add_argument("--output", required=True, type=Path, metavar="FILE.png")
-    preview.add_argument("--count", type=_count, default=4, metavar="N", help="images (default: 4)")
+    preview.add_argument("--count", type=count, default=4, metavar="N", help="images (default: 4)")
 
     architectures = command(
         "models",
@@ -280,25 +271,6 @@ def _parser() -> argparse.ArgumentParser:
     floors.add_argument("--dataset", default="camvid", help="camvid, isbi2012 or streetscenes")
     floors.add_argument("--split", default="test", help="train, val or test (default: test)")
     floors.add_argument("--data-dir", metavar="DIR", help="where prepared sets lie")
-    floors.add_argument("--resolution", type=_size, metavar="HxW", help="of the images")
+    floors.add_argument("--resolution", type=size, metavar="HxW", help="of the images")
     floors.add_argument("--output", type=Path, metavar="FILE.jsonl", help="add the rows to a file")
     return parser
-
-
-def _size(text: str) -> tuple[int, int]:
-    sides = text.lower().split("x")
-    if len(sides) != 2 or not all(side.isdigit() and int(side) for side in sides):
-        raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH such as 96x128, found {text!r}")
-    return int(sides[0]), int(sides[1])
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or not int(text):
-        raise argparse.ArgumentTypeError(f"expected a positive number, found {text!r}")
-    return int(text)
-
-
-def _seed(text: str) -> int:
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"expected a number from 0 up, found {text!r}")
-    return int(text)

@@ -31,9 +31,10 @@ def data(options):
 
 def train(options):
     """Trains and tests a run, or goes on with it."""
-    from segjax import config, train
+    from segjax import config, hosts, train
     from segjax.experiment import Description
 
+    hosts.join(always=options.distributed)
     overrides = config.parse_overrides(options.rest)
     loaded = config.load(options.config, overrides)
     name = config.experiment_name(options.config)
@@ -43,15 +44,19 @@ def train(options):
     try:
         row = train.train(loaded, options.workdir, description)
     except train.Stopped as stopped:
-        print(f"segjax: {stopped}", file=sys.stderr)
+        if hosts.is_first():
+            print(f"segjax: {stopped}", file=sys.stderr)
         return stopped.status
     except train.Diverged as diverged:
         print(f"segjax: {diverged}", file=sys.stderr)
         return 1
-    print(
-        f"test G {row['global_accuracy']:.1%}  C {row['class_accuracy']:.1%}  "
-        f"mIoU {row['mean_iou']:.1%}, written to {options.workdir / 'result.json'}"
-    )
+    except (UserError, OSError) as error:
+        hosts.leave(error)
+    if hosts.is_first():
+        print(
+            f"test G {row['global_accuracy']:.1%}  C {row['class_accuracy']:.1%}  "
+            f"mIoU {row['mean_iou']:.1%}, written to {options.workdir / 'result.json'}"
+        )
     return 0
 
 
@@ -108,23 +113,36 @@ def predict(options):
 
 def sweep(options):
     """Runs a grid, or says what is in it."""
-    from segjax import config, local, overview, status, sweep
+    from segjax import config, overview, status, sweep
+    from segjax.launchers import local, slurm, slurm_script
 
+    wanted = slurm_script.given(options)
+    on_slurm = options.launcher == "slurm"
+    if wanted and not on_slurm:
+        flag = "--" + next(iter(wanted)).replace("_", "-")
+        raise UserError(f"{flag} does nothing without --launcher slurm")
     overrides = config.parse_overrides(options.rest)
-    if options.seeds == [0]:
-        raise UserError("--seeds 0 asks for no run, expected how many or which")
-    seeds = range(options.seeds[0]) if len(options.seeds) == 1 else options.seeds
-    points = sweep.points(options.config, overrides, seeds)
-    points = sweep.select(points, options.only)
+    points = sweep.asked(options.config, overrides, options.seeds, options.only)
     if options.commands:
         for point in points:
             print(shlex.join(sweep.command(options.config, point, options.workdir)))
+        return 0
+    if on_slurm:
+        asked = slurm_script.Options(**wanted)
+        what = options.config, points, options.workdir, asked, options.jobs
+        if options.status:
+            print(slurm.report(points, options.workdir))
+        elif options.dry_run:
+            print(overview.plan(points, status.snapshot(points, options.workdir)), end="\n\n")
+            print(slurm.script(*what))
+        else:
+            print(slurm.submit(*what))
         return 0
     if options.dry_run or options.status:
         show = overview.plan if options.dry_run else overview.report
         print(show(points, status.snapshot(points, options.workdir)))
         return 0
-    return local.run(options.config, points, options.workdir, options.jobs)
+    return local.run(options.config, points, options.workdir, options.jobs or 1)
 
 
 def table(options):

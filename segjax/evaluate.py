@@ -1,6 +1,5 @@
 """Scoring a split, and the recomputation of batch-normalisation statistics before it."""
 
-import contextlib
 import dataclasses
 import io
 import os
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from segjax import boundary, inference, loader, parallel, results, steps
+from segjax import boundary, hosts, inference, loader, parallel, results, steps
 from segjax import config as configs
 from segjax.experiment import Description, Experiment
 from segjax.files import write_whole
@@ -64,6 +63,8 @@ def build_evaluator(
     config, devices = experiment.config, experiment.devices
     num_classes, axis_name = len(experiment.info.class_names), experiment.axis_name
     output = output or inference.logits(experiment)
+    size = config.eval_batch_size
+    own = parallel.own(size, devices)
     step = parallel.parallelize(
         steps.build_output_step(output, axis_name=axis_name)
         if refine
@@ -73,25 +74,32 @@ def build_evaluator(
 
     def evaluate(variables, examples, title=None, between=lambda: None, boundaries=False):
         confusion, matched = [], []
-        size = config.eval_batch_size
         count = loader.num_examples(examples)
-        with Bar(title, count) if title else contextlib.nullcontext() as bar:
+        quiet = not (title and hosts.is_first())
+        with Bar(title or "", count, quiet=quiet) as bar:
             for number, raw in enumerate(loader.evaluation_batches(examples, size)):
                 done = min((number + 1) * size, count)
                 labels = raw["label"][: done - number * size]
                 raw["place"] = np.arange(number * size, (number + 1) * size, dtype=np.int32)
-                _, result = step((), variables, parallel.split(raw, devices))
+                part = {name: x[own] for name, x in raw.items()}
+                _, result = step((), variables, parallel.split(part, devices))
                 if refine:
                     result = _refined(refine, raw["image"], labels, result)
                 counts, classes = result
                 confusion.append(np.asarray(counts)[: len(labels)])
                 if boundaries:
-                    pairs = zip(labels, np.asarray(classes)[: len(labels)], strict=True)
-                    matched += [boundary.counts(*pair, num_classes) for pair in pairs]
-                if bar:
-                    bar.advance(done)
+                    found = np.zeros((own.stop - own.start, num_classes, 3), np.int64)
+                    pairs = zip(labels[own], np.asarray(classes)[own], strict=False)
+                    for place, pair in enumerate(pairs):
+                        found[place] = boundary.counts(*pair, num_classes)
+                    matched.append(found)
+                bar.advance(done)
                 between()
-        return Counts(np.concatenate(confusion), np.stack(matched) if boundaries else None)
+        if not boundaries:
+            return Counts(np.concatenate(confusion))
+        # Each process has matched its part of every batch, of which the last is filled up.
+        edges = hosts.gather(np.stack(matched)).swapaxes(0, 1).reshape(-1, num_classes, 3)
+        return Counts(np.concatenate(confusion), edges[:count])
 
     return evaluate
 
@@ -131,12 +139,13 @@ def recompute_batch_norm(
         devices,
     )
     size = config.batch_size
+    own = range(size)[parallel.own(size, devices)]
     count = loader.num_examples(examples)
     batches = count // size + count % size
     sums = parallel.place(jax.tree.map(jnp.zeros_like, variables["batch_stats"]), devices)
-    with Bar("batch normalisation", batches) as bar:
+    with Bar("batch normalisation", batches, quiet=not hosts.is_first()) as bar:
         for batch in range(batches):
-            places = [(batch * size + place) % count for place in range(size)]
+            places = [(batch * size + place) % count for place in own]
             raw = loader.pick(examples, places)
             sums, _ = step(sums, variables, parallel.split(raw, devices))
             bar.advance(batch + 1)

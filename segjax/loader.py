@@ -115,21 +115,28 @@ def fits(info: DatasetInfo, split: str, placement: str, weighed: bool = False) -
 
 
 def stream(
-    source: Source, seed: int, batch_size: int, first_step: int, steps: int
+    source: Source,
+    seed: int,
+    batch_size: int,
+    first_step: int,
+    steps: int,
+    part: slice = slice(None),
 ) -> Iterator[Raw]:
-    """The raw batches of `steps` steps from `first_step` on, read ahead by threads."""
+    """The raw batches of `steps` steps from `first_step` on, or of each a part, read by threads."""
     num_examples = len(source)
+    mine = range(batch_size)[part]
 
     @functools.lru_cache(maxsize=4)
     def order(epoch):
         return np.asarray(_epoch_order(seed, epoch, num_examples))
 
-    def read(place):
-        epoch, position = divmod(place, num_examples)
+    def read(number):
+        step, place = divmod(number, len(mine))
+        epoch, position = divmod(step * batch_size + mine[place], num_examples)
         return _arrays(source[int(order(epoch)[position])])
 
-    places = grain.MapDataset.range(first_step * batch_size, (first_step + steps) * batch_size)
-    batches = places.map(read).batch(batch_size)
+    numbers = grain.MapDataset.range(first_step * len(mine), (first_step + steps) * len(mine))
+    batches = numbers.map(read).batch(len(mine))
     return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=16)))
 
 

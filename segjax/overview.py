@@ -51,14 +51,22 @@ def plan(grid: Sequence[Point], statuses: Sequence[Status]) -> str:
     )
 
 
-def report(grid: Sequence[Point], statuses: Sequence[Status]) -> str:
-    """The table of `--status`: how far each run is, and when it will be done."""
+def report(grid: Sequence[Point], statuses: Sequence[Status], jobs: Sequence[str] = ()) -> str:
+    """The table of `--status`: how far each run is, and when it will be done.
+
+    Args:
+      grid, statuses: the runs.
+      jobs: of a cluster, a word on that of each run; (): there is no cluster.
+    """
     rows = [_progress_row(point, status) for point, status in zip(grid, statuses, strict=True)]
+    head = ["run", "status", "step", "images/s", "left"]
+    if jobs:
+        head, rows = [*head, "job"], [[*row, job] for row, job in zip(rows, jobs, strict=True)]
     running = sum(status.state == "running" for status in statuses)
     left = time_left(statuses, work(grid), running) if running else None
     return "\n".join(
         [
-            *aligned(["run", "status", "step", "images/s", "left"], rows, right=(2, 3, 4)),
+            *aligned(head, rows, right=(2, 3, 4)),
             *(
                 f"{status.state}: {point.name}: {status.cause}"
                 for point, status in zip(grid, statuses, strict=True)

@@ -4,6 +4,9 @@ A step is `step(state, shared, share) -> (state, outputs)`, written once for an 
 On one device it is jitted; on several it is pmapped, the state and what is shared un-replicated (no
 leading axis of devices anywhere outside) and the batch split. What comes out is the same on all
 devices, for the step averages or sums over the axis, so it is taken once.
+
+The devices are those of all processes. Each process has its own part of a batch and calls the step
+as often as the others; arrays that are not split lie on its own devices, whole.
 """
 
 import math
@@ -20,25 +23,30 @@ AXIS = "batch"
 
 
 def pick_devices(count: int, shares: Mapping[str, int]) -> list[jax.Device]:
-    """The first `count` local devices; for 0 as many as divide the batches.
+    """The first `count` devices, as many of each process; for 0 as many as divide the batches.
 
     Args:
-      count: how many, or 0.
+      count: how many in all, or 0.
       shares: by the name of a config field, what is divided among the devices.
 
     Raises:
       UserError: there are fewer, or they do not divide a batch.
     """
-    local = jax.local_devices()
-    if count > len(local):
-        raise UserError(f"num_devices={count}, but this host has {len(local)}")
+    processes, local = jax.process_count(), jax.local_device_count()
+    if count > processes * local or count % processes:
+        found = f"this host has {local}"
+        if processes > 1:
+            found = f"there are {processes} processes with {local} each"
+        raise UserError(f"num_devices={count}, but {found}")
     if not count:
         whole = math.gcd(*shares.values())
-        count = max(n for n in range(1, len(local) + 1) if whole % n == 0)
+        fitting = (n * processes for n in range(1, local + 1) if whole % (n * processes) == 0)
+        count = max(fitting, default=processes)
     for name, share in shares.items():
         if share % count:
             raise UserError(f"{name} is {share}, which {count} devices do not divide")
-    return local[:count]
+    by_process = [[d for d in jax.devices() if d.process_index == p] for p in range(processes)]
+    return [device for each in by_process for device in each[: count // processes]]
 
 
 def axis_name(devices: Sequence[jax.Device]) -> str | None:
@@ -51,7 +59,7 @@ def parallelize(step: Callable[..., Any], devices: Sequence[jax.Device]) -> Call
     if len(devices) == 1:
         return jax.jit(step, donate_argnums=0)
     # The share may be empty, and pmap wants something that is mapped.
-    places = np.arange(len(devices))
+    places = np.arange(len(_local(devices)))
     mapped = jax.pmap(
         lambda state, shared, share, _: step(state, shared, share),
         AXIS,
@@ -71,24 +79,38 @@ def parallelize(step: Callable[..., Any], devices: Sequence[jax.Device]) -> Call
 
 
 def place(tree: Any, devices: Sequence[jax.Device]) -> Any:
-    """Puts arrays on every device, once, so that no later call moves them."""
+    """Puts arrays on every device of this process, once, so that no later call moves them."""
     if len(devices) == 1:
         return jax.device_put(tree, devices[0])
-    mesh = Mesh(np.asarray(devices), (AXIS,))
+    mesh = Mesh(np.asarray(_local(devices)), (AXIS,))
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
+def own(size: int, devices: Sequence[jax.Device]) -> slice:
+    """The places of a batch of `size` that the devices of this process have."""
+    part = size * len(_local(devices)) // len(devices)
+    first = part * jax.process_index() if len(devices) > 1 else 0
+    return slice(first, first + part)
+
+
 def split(tree: Any, devices: Sequence[jax.Device], axis: int = 0) -> Any:
-    """Splits the batch axis of host arrays into the devices' shares, in a new leading axis."""
-    count = len(devices)
-    if count == 1:
+    """Splits this process's part of a batch, host arrays, into the shares of its devices.
+
+    They are in a new leading axis; on one device in all the arrays are left as they are.
+    """
+    if len(devices) == 1:
         return tree
+    count = len(_local(devices))
 
     def shares(x):
         sizes = (*x.shape[:axis], count, x.shape[axis] // count, *x.shape[axis + 1 :])
         return np.moveaxis(x.reshape(sizes), axis, 0)
 
     return jax.tree.map(shares, tree)
+
+
+def _local(devices):
+    return [device for device in devices if device.process_index == jax.process_index()]
 
 
 def pmean(tree: Any, name: str | None) -> Any:

@@ -16,9 +16,11 @@ from rich.progress import (
 class Bar:
     """A progress bar on a terminal, nothing where output goes to a file; lines print in both."""
 
-    def __init__(self, title: str, total: int, done: int = 0, unit_per_step: int = 0):
-        """unit_per_step: images in a step, to show images a second; 0: no rate."""
-        self._console = Console()
+    def __init__(
+        self, title: str, total: int, done: int = 0, unit_per_step: int = 0, quiet: bool = False
+    ):
+        """unit_per_step: images in a step, to show images a second; 0: no rate. quiet: nothing."""
+        self._console = Console(quiet=quiet)
         self._images = unit_per_step
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),

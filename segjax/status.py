@@ -7,6 +7,7 @@ import dataclasses
 import fcntl
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,15 @@ STATES = ("finished", "running", "failed", "to go on", "new", "another config")
 
 # Held by the sweep that runs a run, and by the run itself.
 LOCKS = (".sweep.lock", ".lock")
+
+# What Slurm's `srun` says of a process that was killed, and what follows a failure: the other
+# processes of the run, and `srun` once it ends them.
+_KILLED = re.compile(r"^srun: error: (.*: tasks? .*: (?!Exited with).*)$", re.MULTILINE)
+_ECHO = re.compile(
+    r"cannot go on, as it says$"
+    r"|^srun: (.*: Exited with exit code|Job step aborted|Force Terminated|launch/slurm: )"
+    r"|^slurmstepd.* CANCELLED AT "
+)
 
 _RATES = 20  # logged rates that are averaged
 _TAIL = 2**16  # bytes of a log that are looked at
@@ -90,8 +100,12 @@ def is_held(path: Path) -> bool:
 
 def cause(said: str) -> str:
     """The line of what a failed run said that tells why."""
-    own = [line for line in said.splitlines() if line.startswith("segjax: ")]
-    return own[-1].removeprefix("segjax: ") if own else last_line(said)
+    lines = [line for line in said.splitlines() if not _ECHO.search(line)]
+    own = [line for line in lines if line.startswith("segjax: ")]
+    if own:
+        return own[-1].removeprefix("segjax: ")
+    killed = _KILLED.search(said)
+    return killed[1] if killed else last_line("\n".join(lines))
 
 
 def last_line(said: str) -> str:

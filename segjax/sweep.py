@@ -1,7 +1,7 @@
 """A grid of runs: `sweep()` of a config file, times seeds.
 
 `sweep()` yields dicts of overrides. Each is a run with a config and a folder of its own, named by
-its overrides. `segjax.local` trains them, `segjax.overview` shows how far they are.
+its overrides. `segjax.launchers.local` trains them, `segjax.overview` shows how far they are.
 """
 
 import dataclasses
@@ -59,6 +59,20 @@ def points(spec: str, overrides: Mapping[str, Any], seeds: Sequence[int] = ()) -
     if not found:
         raise UserError(f"the grid of {spec} is empty")
     return list(found.values())
+
+
+def asked(
+    spec: str, overrides: Mapping[str, Any], seeds: Sequence[int], patterns: Sequence[str]
+) -> list[Point]:
+    """The runs that a command line names: one seed N is the seeds 0 to N - 1.
+
+    Raises:
+      UserError: as `points` and `select`, or no seed is asked for.
+    """
+    if list(seeds) == [0]:
+        raise UserError("--seeds 0 asks for no run, expected how many or which")
+    each = range(seeds[0]) if len(seeds) == 1 else seeds
+    return select(points(spec, overrides, each), patterns)
 
 
 def _grid(spec, seeds):

@@ -15,11 +15,12 @@ import numpy as np
 
 from segjax.datasets import VOID
 from segjax.errors import UserError
-from segjax.files import write_whole
+from segjax.files import naming, write_whole
 
 _log = logging.getLogger(__name__)
 
 LONGEST_TAG = 64  # characters; W&B refuses a run that has a longer one
+START_TIMEOUT = 30.0  # seconds that W&B may take to reach its server before it is left for later
 FINISH_TIMEOUT = 300.0  # seconds that W&B may upload at the end; the rest stays for `wandb sync`
 
 
@@ -38,14 +39,18 @@ class MetricsLog:
         again. At 0 all rows are. So that none is lost or doubled, the rows of a step are to be
         written before the checkpoint of that step.
         """
-        path = Path(path)
+        self._path = path = Path(path)
         lines = _whole_lines(path) if path.exists() and step > 0 else []
         kept = [line for line, row in _rows(path, lines) if row["step"] <= step]
         write_whole(path, "".join(line + "\n" for line in kept))
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
-        """Adds one row; integers stay integers, everything else becomes a float."""
+        """Adds one row; integers stay integers, everything else becomes a float.
+
+        Raises:
+          OSError: with the name of the file, such as of a full disk.
+        """
         row: dict[str, int | float | None] = {"step": step}
         for name, value in values.items():
             if isinstance(value, numbers.Integral):
@@ -53,11 +58,13 @@ class MetricsLog:
             else:
                 number = float(value)
                 row[name] = number if math.isfinite(number) else None
-        self._file.write(json.dumps(row, allow_nan=False) + "\n")
-        self._file.flush()
+        with naming(self._path):
+            self._file.write(json.dumps(row, allow_nan=False) + "\n")
+            self._file.flush()
 
     def close(self) -> None:
-        self._file.close()
+        with naming(self._path):
+            self._file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -172,9 +179,12 @@ class WandbRun:
             return call()
         except Exception as error:
             self._run = None
-            said = " ".join(str(error).split()) or "no message"
-            _log.warning("W&B is switched off for this run: %s: %s", type(error).__name__, said)
+            _log.warning("W&B is switched off for this run: %s", _said(error))
             return None
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split()) or 'no message'}"
 
 
 def tags(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> list[str]:
@@ -204,10 +214,27 @@ def start_wandb(
     Mode "disabled" gives an object that does nothing, and W&B is not imported. The run's id is made
     once and kept in `workdir/wandb_id.txt`, so a resumed training goes on in the same W&B run; its
     files lie in `workdir/wandb`. In mode "offline" each start has a folder of its own there, all of
-    one id, for `wandb sync`.
+    one id, for `wandb sync`; so has one in mode "online" that does not reach its server.
     """
 
     def start() -> Any:
+        try:
+            return begin(mode)
+        except Exception as error:
+            if mode != "online":
+                raise
+            fault = _said(error)
+        import wandb
+
+        wandb.teardown()  # what it started holds the run's id
+        run = begin("offline")
+        kept = Path(workdir) / "wandb"
+        _log.warning(
+            "W&B is out of reach, its record stays in %s for `wandb sync`: %s", kept, fault
+        )
+        return run
+
+    def begin(mode: str) -> Any:
         import wandb
 
         kept = Path(workdir) / "wandb_id.txt"
@@ -226,6 +253,7 @@ def start_wandb(
             settings=wandb.Settings(
                 # The terminal belongs to the progress bar, which W&B would wrap and record.
                 console="off",
+                init_timeout=START_TIMEOUT,
                 finish_timeout=FINISH_TIMEOUT,
             ),
         )

@@ -1,7 +1,6 @@
 """The training loop: restore, step, validate, save, and in the end test."""
 
 import contextlib
-import dataclasses
 import fcntl
 import functools
 import math
@@ -19,6 +18,7 @@ from ml_collections import ConfigDict
 from segjax import config as configs
 from segjax import (
     experiment,
+    hosts,
     loader,
     metrics,
     optimizers,
@@ -63,39 +63,20 @@ def train(config: ConfigDict, workdir: Path, description: Description) -> dict[s
       Stopped: SIGTERM or SIGINT came; the state is saved.
       Diverged: the loss or its gradient is not finite.
     """
-    with _locked(workdir):
-        experiment.refuse_other_config(config, workdir)
-        result = workdir / "result.json"
-        if result.exists():
+    result = workdir / "result.json"
+    with contextlib.ExitStack() as stack:
+
+        def claim():
+            stack.enter_context(_locked(workdir))
+            experiment.refuse_other_config(config, workdir)
+            return result.exists()
+
+        if hosts.on_first(claim):
             return results.read([result])[0]
-        run = experiment.create(config)
-        experiment.write_description(workdir, run, description)
-        with _signals() as stop:
-            return _Training(run, workdir, description, stop).run()
-
-
-@dataclasses.dataclass
-class _Stop:
-    """The number of the signal that came, if one did."""
-
-    number: int | None = None
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[_Stop]:
-    """Notes SIGTERM and SIGINT instead of dying of them; a second SIGINT kills."""
-    stop = _Stop()
-
-    def note(number, _):
-        stop.number = number
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    former = {n: signal.signal(n, note) for n in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
+        run = hosts.together(lambda: experiment.create(config))
+        stop = stack.enter_context(hosts.Stop())
+        training = hosts.together(lambda: _Training(run, workdir, description, stop))
+        return training.run()
 
 
 @contextlib.contextmanager
@@ -115,13 +96,15 @@ def _locked(workdir: Path) -> Iterator[None]:
                 if wait is None:
                     raise UserError(f"workdir {workdir} is in use by another process") from None
                 time.sleep(wait)
+            except OSError as error:
+                raise UserError(f"workdir {workdir} cannot be locked: {error.strerror}") from error
         yield
 
 
 class _Training:
-    """One run in one process: what the loop keeps between its steps."""
+    """One run, or one process's part of it: what the loop keeps between its steps."""
 
-    def __init__(self, run: Experiment, workdir: Path, description: Description, stop: _Stop):
+    def __init__(self, run: Experiment, workdir: Path, description: Description, stop: hosts.Stop):
         self.experiment, self.workdir, self.description, self.stop = run, workdir, description, stop
         config, info = run.config, run.info
 
@@ -138,6 +121,8 @@ class _Training:
         self.predictor = predict.build_predictor(run)
         self.compiled: dict[int, Any] = {}
         self.best_value, self.best_step = -math.inf, 0
+        self.identity = f"{configs.digest(config)}, seed {config.seed}"
+        self.writes = hosts.is_first()
 
     def run(self) -> dict[str, Any]:
         config = self.experiment.config
@@ -148,14 +133,17 @@ class _Training:
         with contextlib.ExitStack() as stack:
             self.checkpoints = stack.enter_context(Checkpoints(self.workdir))
             state, first, seconds = self._restore(state)
+            if self.writes:  # not before it is known that the checkpoints are of this config
+                experiment.write_description(self.workdir, self.experiment, self.description)
             self.start = time.monotonic() - seconds
             self.seen = time.monotonic(), first
-            self.metrics_log = stack.enter_context(
-                tracking.MetricsLog(self.workdir / "metrics.jsonl", first)
-            )
+            self.metrics_log = None
+            if self.writes:
+                log = tracking.MetricsLog(self.workdir / "metrics.jsonl", first)
+                self.metrics_log = stack.enter_context(log)
             self.wandb = tracking.start_wandb(
                 self.workdir,
-                mode=config.wandb.mode,
+                mode=config.wandb.mode if self.writes else "disabled",
                 project=config.wandb.project,
                 group=config.wandb.group,
                 name=title,
@@ -164,8 +152,10 @@ class _Training:
             )
             # Left on the way out, by whatever exception: W&B marks the run as failed then.
             stack.push(lambda kind, *_: self.wandb.finish(0 if kind is None else 1))
-            with Bar(title, config.steps, first, config.batch_size) as self.bar:
+            with Bar(title, config.steps, first, config.batch_size, not self.writes) as self.bar:
                 where = f"{self.experiment.devices[0].device_kind} x{len(self.experiment.devices)}"
+                if hosts.count() > 1:
+                    where += f" of {hosts.count()} processes"
                 self.bar.line(
                     f"{title}: {config.model.name}, {self.parameters:,} parameters, "
                     f"{config.data.dataset} {config.data.resolution[0]}x"
@@ -176,20 +166,21 @@ class _Training:
             return self._test(like)
 
     def _restore(self, state):
-        step = self.checkpoints.step("latest")
-        source = self.experiment.config.model.pretrained
-        if step is None and source:
-            variables = pretrained.fill(state.variables, source)
-            ema = jax.tree.map(jnp.copy, variables) if state.ema else {}
-            state = state.replace(variables=variables, ema=ema)
-        state = parallel.place(state, self.experiment.devices)
+        placed = parallel.place(state, self.experiment.devices)
+        found = self.checkpoints.resume(abstract(placed), self.identity)
         if self.checkpoints.step("best") is not None:
             facts = self.checkpoints.facts("best")
             self.best_value, self.best_step = facts["best_value"], facts["best_step"]
-        if step is None:
-            return state, 0, 0.0
-        seconds = self.checkpoints.facts("latest")["seconds"]
-        return self.checkpoints.restore("latest", abstract(state)), step, seconds
+        if found:
+            restored, facts = found
+            return restored, facts["steps"], facts["seconds"]
+        source = self.experiment.config.model.pretrained
+        if source:
+            variables = pretrained.fill(state.variables, source)
+            ema = jax.tree.map(jnp.copy, variables) if state.ema else {}
+            state = state.replace(variables=variables, ema=ema)
+            placed = parallel.place(state, self.experiment.devices)
+        return placed, 0, 0.0
 
     def _loop(self, state, step):
         config = self.experiment.config
@@ -206,24 +197,29 @@ class _Training:
             validate = step % config.eval_every == 0 or step == config.steps
             save = step % config.checkpoint_every == 0 or step == config.steps
             # Looked at once: a signal between two looks must not stop an unsaved run.
-            asked = self.stop.number
+            asked = self.stop.asked()
             if validate or save or asked:
                 # Nothing that is not finite gets evaluated or saved.
                 self._record(*pending)
                 pending = None
             if validate:
                 self._validate(state, step)
-                asked = self.stop.number
+                asked = self.stop.asked()
             if save or asked:
                 self._save("latest", step, state)
             if asked:
-                self._stop_if_asked(step)
+                self._stop(asked, step)
         return state
 
+    def _stop(self, asked, step):
+        # No process ends before all is on disk: where one ends, Slurm kills the others.
+        hosts.together(self.checkpoints.wait)
+        raise Stopped(asked, step)
+
     def _stop_if_asked(self, step):
-        if self.stop.number:
-            self.checkpoints.wait()
-            raise Stopped(self.stop.number, step)
+        asked = self.stop.asked()
+        if asked:
+            self._stop(asked, step)
 
     def _steps(self, count):
         if count not in self.compiled:
@@ -246,8 +242,9 @@ class _Training:
         if self.resident:
             while True:
                 yield {}
+        own = parallel.own(config.batch_size, self.experiment.devices)
         raw = loader.stream(
-            self.train_set, config.seed, config.batch_size, step, config.steps - step
+            self.train_set, config.seed, config.batch_size, step, config.steps - step, own
         )
         while step < config.steps:
             count = min(config.steps_per_dispatch, config.steps - step)
@@ -302,7 +299,8 @@ class _Training:
             named[f"val/iou/{name}"] = float(iou)
         named["seconds"] = time.monotonic() - self.start
         self._log(step, named)
-        self._show_samples(variables, step)
+        if self.writes:
+            self._show_samples(variables, step)
         self.bar.line(
             f"step {step}/{config.steps}  loss {self.loss:.3f}  val G {scores.global_accuracy:.1%} "
             f"C {scores.class_accuracy:.1%} mIoU {scores.mean_iou:.1%}  "
@@ -324,7 +322,8 @@ class _Training:
         self.wandb.masks(step, "val/examples", images, predictions, truths, names)
 
     def _log(self, step, values):
-        self.metrics_log.write(step, values)
+        if self.metrics_log:
+            self.metrics_log.write(step, values)
         self.wandb.scalars(step, values)
 
     def _save(self, kind, step, state):
@@ -332,6 +331,7 @@ class _Training:
             # A later start goes on from `latest`, and must find the best one that came before it.
             self.checkpoints.wait()
         facts = {
+            "config": self.identity,
             "steps": step,
             "seconds": time.monotonic() - self.start,
             "best_step": self.best_step,
@@ -369,9 +369,15 @@ class _Training:
             facts=facts,
             batch_norm=batch_norm,
         )
-        self.checkpoints.wait()
-        write_counts(self.workdir / "result.json", counts)
-        results.write_row(self.workdir / "result.json", row)
+
+        def finish():
+            self.checkpoints.wait()
+            if self.writes:
+                write_counts(self.workdir / "result.json", counts)
+                results.write_row(self.workdir / "result.json", row)
+
+        # None ends before: one that had to be started again would wait for those that are gone.
+        hosts.together(finish)
         test = {
             name: row[name] for name in (*metrics.SCORES, "boundary_f") if row[name] is not None
         }

@@ -9,6 +9,10 @@ from pathlib import Path
 # Before JAX is imported; inherited by the commands that tests start.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "2"
+# Compiling well takes many times longer than programs of such sizes run: this quarters it. What is
+# computed is the same but for the last bits, which tests of whole trainings (test_train.py) compare
+# as users get them.
+os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 
 import jax
 import pytest
@@ -21,7 +25,11 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 # The longest first, so that no worker is left with one of them when the others have ended.
-LONGEST = ("test_the_commands_run_in_their_order", "test_ten_kills_leave_no_trace")
+LONGEST = (
+    "test_the_commands_run_in_their_order",
+    "test_ten_kills_leave_no_trace",
+    "test_what_ends_a_start_of_two_processes",
+)
 
 
 def pytest_collection_modifyitems(items):

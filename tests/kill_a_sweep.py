@@ -2,7 +2,8 @@
 
 python tests/kill_a_sweep.py FOLDER DATA_DIR    twelve runs, five kills; some minutes
 
-DATA_DIR has streetscenes of 24x32. What must hold is asserted; test_local.py has a smaller form.
+DATA_DIR has streetscenes of 24x32. What must hold is asserted; a smaller form of it is in
+launchers/test_local.py.
 """
 
 import random

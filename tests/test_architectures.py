@@ -89,7 +89,7 @@ def test_a_field_is_measured_on_a_larger_image_where_it_fills_one(monkeypatch):
 def test_segnet_basics_field():
     # The deepest map sees 106 pixels, as the paper says, and the middle pixel six of its values,
     # 16 pixels apart: 106 + 5 * 16.
-    assert architectures.receptive_field("segnet_basic", 512) == (186, 186)
+    assert architectures.receptive_field("segnet_basic", 256) == (186, 186)
 
 
 @pytest.mark.parametrize("name", sorted(models.MODELS))

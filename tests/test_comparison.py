@@ -176,7 +176,7 @@ def test_the_command_prints_every_format(tmp_path, capsys, format):
         (["camvid", "--groups", "dogs"], "unknown group of methods 'dogs'"),
         (["table1", "--groups", "crf"], "--groups does nothing for table table1"),
         (["table3", "--per-class", "iou"], "--per-class does nothing for table table3"),
-        (["cost", "--results", "x"], "--results does nothing for table cost"),
+        (["cost", "--results", "x"], "x: no such file, expected rows of segjax benchmark"),
         (["--results", "{rows}", "--groups", "crf"], "--groups does nothing for rows alone"),
         (["--results", "{rows}", "--sort", "X"], "no column 'X'"),
         (["camvid", "--results", "{rows}"], "scored on 3 classes of camvid"),

@@ -8,7 +8,6 @@ import numpy as np
 import optax
 import pytest
 
-from compiling import jit_once
 from segjax.losses import LOSSES, count, cross_entropy, dice, focal, loss, lovasz
 
 VOID = 255
@@ -30,7 +29,7 @@ def batch():
 @functools.cache
 def compiled(name):
     """f(logits, labels, weights, normalizer=...) -> the loss and its gradient."""
-    return jit_once(jax.value_and_grad(functools.partial(loss, name)))
+    return jax.jit(jax.value_and_grad(functools.partial(loss, name)))
 
 
 def softmax(logits):
@@ -76,7 +75,7 @@ def lovasz_reference(logits, labels, weights):
 )
 def test_overlap_losses_are_their_formulas(function, reference, batch):
     logits, labels, weights = batch
-    found = jit_once(function)(logits, labels, weights)
+    found = jax.jit(function)(logits, labels, weights)
     expected = [reference(*each, weights) for each in zip(logits, labels, strict=True)]
     assert (found.shape, found.dtype) == (SHAPE[:1], jnp.float32)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
@@ -91,7 +90,7 @@ def test_focal_is_cross_entropy_of_what_is_not_known_yet(batch):
     pixels = np.random.default_rng(1).uniform(0, 2, SHAPE).astype(np.float32)
     expected = (pixels[valid] * weights[labels[valid]] * (1 - p) ** 2 * -np.log(p)).sum() / 7
     options = {"pixel_weights": pixels, "normalizer": jnp.float32(7)}
-    np.testing.assert_allclose(jit_once(focal)(*batch, **options), expected, rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(focal)(*batch, **options), expected, rtol=1e-5)
 
 
 def test_focal_of_two_classes_is_optaxs_of_one_logit():
@@ -99,7 +98,7 @@ def test_focal_of_two_classes_is_optaxs_of_one_logit():
     logits = jnp.stack([jnp.zeros_like(z), z], -1)[None, None]
     for truth in (0, 1):
         labels = jnp.full((1, 1, 41), truth, jnp.uint8)
-        expected = jit_once(optax.losses.sigmoid_focal_loss)(z, jnp.full(41, float(truth)))
+        expected = jax.jit(optax.losses.sigmoid_focal_loss)(z, jnp.full(41, float(truth)))
         found, _ = compiled("focal")(logits, labels, jnp.ones(2))
         np.testing.assert_allclose(found, np.mean(expected), rtol=1e-5)
 
@@ -118,7 +117,7 @@ def test_lovasz_of_hard_answers_is_one_minus_iou():
     labels = jnp.array([[[0, 0, 0, 1, 1, 1]], [[0, 0, 0, 1, 1, VOID]]], jnp.uint8)
     answers = jnp.array([[0, 0, 1, 1, 1, 0], [0, 0, 0, 1, 1, 0]])
     logits = 100 * jax.nn.one_hot(answers, 2)[:, None]
-    found = jit_once(lovasz)(logits, labels, jnp.ones(2))
+    found = jax.jit(lovasz)(logits, labels, jnp.ones(2))
     np.testing.assert_allclose(found, [0.5, 0], atol=1e-6)
 
 

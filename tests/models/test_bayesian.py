@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from compiling import jit_once
 from segjax import models, uncertainty
 from segjax.errors import UserError
 from segjax.models import segnet
@@ -107,7 +106,7 @@ def variables():
     )
 
 
-@jit_once
+@jax.jit
 def sample(images, keys):
     return uncertainty.sample(Dropping(), variables(), images, keys, SAMPLES)
 
@@ -127,7 +126,7 @@ def test_an_image_has_the_same_samples_in_any_batch_and_others_by_another_key():
 
 
 def test_mean_and_variance_are_those_of_single_samples_with_running_statistics():
-    @jit_once
+    @jax.jit
     def one(image, key):
         model = Dropping(active=True)
         logits = model.apply(variables(), image[None], train=False, rngs={"dropout": key})

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from compiling import jit_once
 from segjax import models
 from segjax.models import decoder_variants
 from segjax.ops.upsampling import conv_transpose
@@ -39,7 +38,7 @@ def golden(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_logits_are_those_of_an_independent_network(name):
     model, variables, expected = golden(name)
-    found = jit_once(functools.partial(model.apply, train=False))(variables, GOLDEN["image"])
+    found = jax.jit(functools.partial(model.apply, train=False))(variables, GOLDEN["image"])
     assert expected.std((0, 1, 2)).min() > 0.1
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
@@ -94,7 +93,7 @@ def gradient(name):
     def logit(variables, image):
         return model.apply(variables, image, train=False)[0, 14, 11, 0]
 
-    compiled = jit_once(jax.grad(logit, argnums=(0, 1)))
+    compiled = jax.jit(jax.grad(logit, argnums=(0, 1)))
     return lambda variables: compiled(variables, GOLDEN["image"])
 
 
@@ -163,7 +162,7 @@ def test_added_is_the_encoders_map_before_the_pool():
     model, *_ = golden("segnet_basic_encoder_addition")
     variables = cut("segnet_basic_encoder_addition", "conv_decode1")
     apply = functools.partial(model.apply, train=False, capture_intermediates=True)
-    logits, inner = jit_once(apply)(variables, GOLDEN["image"])
+    logits, inner = jax.jit(apply)(variables, GOLDEN["image"])
     encoded = inner["intermediates"]["conv1"]["__call__"][0]
     classifier = variables["params"]["conv_classifier"]
     expected = np.einsum("bhwc,ck->bhwk", encoded, classifier["kernel"][0, 0])
@@ -187,7 +186,7 @@ def test_single_channel_decoders_keep_channels_apart():
         )
         return jnp.sum(inner["intermediates"]["conv_decode1"]["__call__"][0], (0, 1, 2))
 
-    jacobian = jit_once(jax.jacobian(last))(
+    jacobian = jax.jit(jax.jacobian(last))(
         variables["params"]["conv_decode2"]["bn"]["bias"],
     )
     np.testing.assert_array_equal(jacobian != 0, np.eye(len(jacobian), dtype=bool))
@@ -207,5 +206,5 @@ def test_learnt_upsampling_starts_as_interpolation_within_channels():
         params = model.init(key, jnp.zeros((1, 16, 16, 3)), train=False)["params"]
         return [params[f"upsample{level}"]["kernel"] for level in range(1, 5)]
 
-    for found in jit_once(first)(jax.random.key(0)):
+    for found in jax.jit(first)(jax.random.key(0)):
         np.testing.assert_allclose(found, kernel, rtol=1e-6)

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from compiling import jit_once
 from golden.seeded import array
 from segjax import models
 from segjax.errors import UserError
@@ -135,7 +134,7 @@ def run():
 
     jax.eval_shape(logit, ())
     zeros = tuple(jnp.zeros(shape) for shape in shapes)
-    gradients, (logits, places, maps) = jit_once(jax.grad(logit, has_aux=True))(zeros)
+    gradients, (logits, places, maps) = jax.jit(jax.grad(logit, has_aux=True))(zeros)
     return [np.asarray(g) for g in gradients], np.asarray(logits), places, maps
 
 
@@ -172,7 +171,7 @@ def test_a_logit_depends_on_every_level_of_the_decoder():
 
 def test_initialisation():
     model = models.create("deconvnet", 3, width=4, fc_width=16, fc_kernel=1)
-    init = jit_once(functools.partial(model.init, train=False))
+    init = jax.jit(functools.partial(model.init, train=False))
     params = init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
     for name in ("fc6-deconv", "deconv5_2", "deconv4_1"):
         assert np.std(params[name]["deconv"]["kernel"]) == pytest.approx(0.01, rel=0.1)

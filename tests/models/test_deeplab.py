@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import variables
-from compiling import jit_once
 from segjax import models
 from segjax.errors import UserError
 
@@ -67,7 +66,7 @@ def test_batch_normalisation_is_an_option():
 def test_logits_are_those_of_pytorch(case):
     name, _, stride = case.rpartition("_")
     model = narrow(name, output_stride=int(stride))
-    apply = jit_once(functools.partial(model.apply, train=False))
+    apply = jax.jit(functools.partial(model.apply, train=False))
     logits = apply(variables.seeded(model), jnp.asarray(GOLDEN["image"]))
     assert np.abs(GOLDEN[case]).max() > 0.1
     np.testing.assert_allclose(logits, GOLDEN[case], atol=1e-4)
@@ -87,7 +86,7 @@ def test_the_field_of_view_survives_the_trade(output_stride, rate, side):
     after_pool5a = BEFORE_FC6[output_stride] + 2 * output_stride
     assert side == after_pool5a + 2 * rate * output_stride
     model = narrow("deeplab_largefov", output_stride=output_stride)
-    apply = jit_once(functools.partial(model.apply, train=False))
+    apply = jax.jit(functools.partial(model.apply, train=False))
     centre = 256
     image = lit(513, centre - side // 2, centre + side // 2)
     seen = np.asarray(apply(variables.positive(model), image))[:, centre, 0] > 0
@@ -97,7 +96,7 @@ def test_the_field_of_view_survives_the_trade(output_stride, rate, side):
 
 def test_each_branch_has_a_field_of_view_of_its_own():
     model = narrow("deeplab_aspp")
-    apply = jit_once(functools.partial(model.apply, train=False))
+    apply = jax.jit(functools.partial(model.apply, train=False))
     params = variables.positive(model)["params"]
     for branch, rate in enumerate((6, 12, 18, 24), start=1):
         others = {f"fc8_{n}" for n in range(1, 5)} - {f"fc8_{branch}"}
@@ -113,13 +112,13 @@ def test_dropout_is_of_training_alone_and_scores_start_small():
     image = jnp.asarray(GOLDEN["image"])
     state = variables.seeded(model)
 
-    @jit_once
+    @jax.jit
     def train(key):
         return model.apply(state, image, train=True, rngs={"dropout": key})
 
     one, other = train(jax.random.key(0)), train(jax.random.key(1))
     assert np.abs(one - other).max() > 1e-3
-    init = jit_once(functools.partial(narrow("deeplab_largefov", 500).init, train=False))
+    init = jax.jit(functools.partial(narrow("deeplab_largefov", 500).init, train=False))
     params = init(jax.random.key(0), image)["params"]
     assert np.std(params["fc8"]["kernel"]) == pytest.approx(0.01, rel=0.1)  # of 2,000 numbers
     np.testing.assert_array_equal(params["fc8"]["bias"], 0)

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import variables
-from compiling import jit_once
 from segjax import models
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "densenet.npz")
@@ -31,7 +30,7 @@ def gradient():
         logits = model.apply(state | {"params": params}, GOLDEN["image"], train=False)
         return jnp.sum(logits * weight)
 
-    return jit_once(jax.grad(loss))
+    return jax.jit(jax.grad(loss))
 
 
 def silenced(*names):
@@ -76,7 +75,7 @@ def test_the_depth_is_in_the_name():
 
 
 def test_logits_are_those_of_pytorch():
-    apply = jit_once(functools.partial(narrow().apply, train=False))
+    apply = jax.jit(functools.partial(narrow().apply, train=False))
     logits = apply(variables.seeded(narrow()), jnp.asarray(GOLDEN["image"]))
     assert np.abs(GOLDEN["logits"]).max() > 0.1
     np.testing.assert_allclose(logits, GOLDEN["logits"], atol=1e-4)

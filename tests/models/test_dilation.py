@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import variables
-from compiling import jit_once
 from segjax import models
 from segjax.errors import UserError
 from segjax.models.dilation import identity
@@ -33,7 +32,7 @@ def run(context):
         inner = state["intermediates"]
         return logits, {name: inner[name]["__call__"][0] for name in inner if "final" in name}
 
-    return jit_once(apply)
+    return jax.jit(apply)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +83,7 @@ def test_logits_are_those_of_pytorch(context):
 def test_the_context_module_starts_as_the_identity(context):
     model = narrow(context, noise=0.0)
     image = jnp.asarray(GOLDEN["image"])
-    initialised = jit_once(functools.partial(model.init, train=False))(jax.random.key(0), image)
+    initialised = jax.jit(functools.partial(model.init, train=False))(jax.random.key(0), image)
     front_end = variables.seeded(narrow("none"))["params"]
     front_end["final"]["bias"] = jnp.asarray([4.0, 5.0])  # ReLU must find nothing to take away
     logits, maps = run(context)({"params": initialised["params"] | front_end}, image)

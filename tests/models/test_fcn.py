@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from compiling import jit_once
 from golden.seeded import array
 from segjax import models
 from segjax.errors import UserError
@@ -171,7 +170,7 @@ def test_logits_are_those_of_an_independent_implementation(case):
     model = models.create(name, 3, **NARROW, **options)
     with np.load(GOLDEN) as golden:
         image, expected = golden[f"{case}/image"], golden[f"{case}/logits"]
-    logits = jit_once(functools.partial(model.apply, train=False))(drawn(model), image)
+    logits = jax.jit(functools.partial(model.apply, train=False))(drawn(model), image)
     assert np.abs(expected).max() > 0.5
     np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=1e-4)
 
@@ -186,7 +185,7 @@ def network(name, upsampling="bilinear", padding="same"):
         logits = model.apply({"params": params}, image, train=False)
         return logits[0, 17, 23, 1], logits
 
-    return jit_once(jax.grad(logit, has_aux=True)), drawn(model)["params"]
+    return jax.jit(jax.grad(logit, has_aux=True)), drawn(model)["params"]
 
 
 # The finest convolution whose output each score sees first hand.
@@ -219,7 +218,7 @@ def test_each_score_sees_its_own_pool_and_what_is_before(name):
 
 def test_scores_are_zero_at_first():
     model = models.create("fcn8s", 3, upsampling="learnt", **NARROW)
-    init = jit_once(functools.partial(model.init, train=False))
+    init = jax.jit(functools.partial(model.init, train=False))
     params = init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
     for score in ("score_fr", "score_pool4", "score_pool3"):
         jax.tree.map(lambda x: np.testing.assert_array_equal(x, 0), params[score])
@@ -263,7 +262,7 @@ def test_dropout_follows_from_its_key():
     variables = drawn(model)
     image = np.ones((1, 9, 9, 3), np.float32)
 
-    @jit_once
+    @jax.jit
     def apply(key, variables, image):
         return model.apply(variables, image, train=True, rngs={"dropout": key})
 

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from jax import lax
 
-from compiling import jit_once
 from segjax.models.layers import ConvBlock
 
 SHAPE, FEATURES = (4, 5, 7, 3), 6
@@ -43,7 +42,7 @@ def normalise(y, bn, mean, var):
 @pytest.mark.parametrize("kernel_size", [1, 3, 7])
 def test_convolution_then_running_statistics_then_relu(kernel_size, relu):
     x, variables = arrays(kernel_size)
-    found = jit_once(lambda v, x: ConvBlock(FEATURES, kernel_size, relu).apply(v, x, train=False))(
+    found = jax.jit(lambda v, x: ConvBlock(FEATURES, kernel_size, relu).apply(v, x, train=False))(
         variables, x
     )
     params, stats = variables["params"], variables["batch_stats"]["bn"]
@@ -56,7 +55,7 @@ def test_convolution_then_running_statistics_then_relu(kernel_size, relu):
 def test_training_uses_the_batchs_statistics_and_moves_the_running_ones_a_tenth():
     x, variables = arrays()
     block = ConvBlock(FEATURES, 3, relu=False)
-    found, updates = jit_once(lambda v, x: block.apply(v, x, train=True, mutable="batch_stats"))(
+    found, updates = jax.jit(lambda v, x: block.apply(v, x, train=True, mutable="batch_stats"))(
         variables, x
     )
     y = convolve(x, variables["params"]["conv"]).astype(np.float64)
@@ -71,14 +70,12 @@ def test_training_uses_the_batchs_statistics_and_moves_the_running_ones_a_tenth(
 def test_statistics_are_those_of_the_batch_on_all_devices():
     x, variables = arrays()
     options = {"train": True, "mutable": "batch_stats"}
-    whole, stats = jit_once(lambda v, x: ConvBlock(FEATURES, 3).apply(v, x, **options))(
-        variables, x
-    )
+    whole, stats = jax.jit(lambda v, x: ConvBlock(FEATURES, 3).apply(v, x, **options))(variables, x)
 
     def on_two(block):
         halves = jnp.reshape(x, (2, 2, *SHAPE[1:]))
         apply = jax.vmap(lambda x: block.apply(variables, x, **options), axis_name="devices")
-        return jit_once(apply)(halves)
+        return jax.jit(apply)(halves)
 
     found, found_stats = on_two(ConvBlock(FEATURES, 3, axis_name="devices"))
     np.testing.assert_allclose(found.reshape(whole.shape), whole, rtol=1e-4, atol=1e-5)

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from compiling import jit_once
 from segjax import models
 from segjax.errors import UserError
 
@@ -155,7 +154,7 @@ def infer(name):
         return jnp.mean(jnp.square(logits[0] - 1)), logits
 
     gradient = jax.grad(loss, argnums=(0, 1), has_aux=True)
-    gradients, logits = jit_once(gradient)(variables["params"], images())
+    gradients, logits = jax.jit(gradient)(variables["params"], images())
     return np.asarray(logits), *gradients
 
 
@@ -175,7 +174,7 @@ def train(name):
         )
         return jnp.sum(logits * weight), (logits, updates.get("batch_stats", {}))
 
-    return jit_once(jax.grad(loss, has_aux=True))(variables["params"])
+    return jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
 
 
 def leaves(tree):
@@ -238,7 +237,7 @@ def test_jit_is_eager_and_inference_changes_no_statistics():
 @pytest.mark.parametrize("name", COMPILED)
 def test_bfloat16_agrees_with_float32(name):
     model = narrow(name, dtype=jnp.bfloat16)
-    apply = jit_once(functools.partial(model.apply, train=False))
+    apply = jax.jit(functools.partial(model.apply, train=False))
     with jax.numpy_dtype_promotion("standard"):
         logits = np.asarray(apply(filled(name)[1], images()))
     expected, *_ = infer(name)

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import variables
-from compiling import jit_once
 from segjax import experiment, loader, models
 from segjax.config import default
 from segjax.errors import UserError
@@ -24,7 +23,7 @@ def narrow(kernel_sizes=(4, 3)):
 
 @functools.cache
 def label(kernel_sizes=(4, 3)):
-    return jit_once(functools.partial(narrow(kernel_sizes).apply, train=False))
+    return jax.jit(functools.partial(narrow(kernel_sizes).apply, train=False))
 
 
 def test_the_papers_network():

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from compiling import jit_once
 from runs import DESCRIPTION, arrays, small_config
 from segjax import config as configs
 from segjax import loader, models, train
@@ -306,7 +305,7 @@ def test_the_real_weights_see_as_an_independent_implementation_does(vgg16_path):
     variables = pretrained.fill(variables, vgg16_path)
     info = DatasetInfo("none", (), (), (0.0,) * 3, (1.0,) * 3, {}, image.shape[:2])
 
-    @jit_once
+    @jax.jit
     def features(variables, image):
         x = loader.normalize(image.astype(jnp.float32) / 255, "imagenet", info)
         apply = functools.partial(

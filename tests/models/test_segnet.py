@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from compiling import jit_once
 from segjax import models
 from segjax.models.segnet import Level, SegNetBasic
 from segjax.ops.pooling import max_pool_with_indices
@@ -131,7 +130,7 @@ def test_grey_images_and_width():
 
 def test_initialisation():
     model = models.create("segnet_basic", 11, width=16)
-    init = jit_once(functools.partial(model.init, train=False))
+    init = jax.jit(functools.partial(model.init, train=False))
     variables = init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
     params = variables["params"]
     for block in (f"conv_decode{level}" for level in range(1, 5)):

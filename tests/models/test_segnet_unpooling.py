@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from jax import lax
 
-from compiling import jit_once
 from segjax import models
 from segjax.models import segnet
 from segjax.ops.pooling import max_unpool
@@ -95,7 +94,7 @@ def argmax_mask(x):
 def output_moves_with_the_maximum(name):
     """Moves a maximum inside its window, the pooled map unchanged: the output moves likewise."""
     model, variables, _ = transparent(name)
-    apply = jit_once(functools.partial(model.apply, train=False))
+    apply = jax.jit(functools.partial(model.apply, train=False))
     window = [(6, 4), (6, 5), (7, 4), (7, 5)]
     image = scene()
     for row, column in window:
@@ -127,7 +126,7 @@ def gradient_lies_where_the_maxima_were(name):
         return model.apply(changed, image, train=False)[0]
 
     shift = jnp.full(WIDTH, OPEN, jnp.float32)
-    jacobian = np.asarray(jit_once(jax.jacfwd(logits))(shift))  # (H, W, K, C)
+    jacobian = np.asarray(jax.jit(jax.jacfwd(logits))(shift))  # (H, W, K, C)
     # The first level hands the image on, so the maxima are the image's own.
     maxima = argmax_mask(image[0])
     assert maxima.mean() < 0.31  # one in four, and more where windows are cut
@@ -156,7 +155,7 @@ def reach_is_the_kernel_around_each_maximum(name):
             )
         return logits[0, *pixel, 0], state["intermediates"][encoder]["__call__"][0]
 
-    gradient, encoded = jit_once(jax.grad(logit, has_aux=True))(jnp.zeros((1, *pooled)))
+    gradient, encoded = jax.jit(jax.grad(logit, has_aux=True))(jnp.zeros((1, *pooled)))
     maxima = argmax_mask(np.asarray(encoded)[0])
     rows, columns = np.ogrid[: SIZE[0], : SIZE[1]]
     near = (abs(rows - pixel[0]) <= reach) & (abs(columns - pixel[1]) <= reach)
@@ -226,7 +225,7 @@ def inside(name):
     apply = functools.partial(
         model.apply, train=False, mutable="intermediates", capture_intermediates=True
     )
-    return variables, jit_once(apply)(variables, image)[1]["intermediates"]
+    return variables, jax.jit(apply)(variables, image)[1]["intermediates"]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from compiling import jit_once
 from golden.make_unet import CLASSES, WIDTH, parameters
 from segjax import models
 from segjax.errors import UserError
@@ -116,7 +115,7 @@ def test_logits_are_those_of_pytorch(padding):
         "unet", CLASSES, width=WIDTH, padding=padding, batch_norm=padding == "same"
     )
     variables = variables_of(parameters(image.shape[-1], padding == "same"))
-    apply = jit_once(functools.partial(model.apply, train=False, method="unmirrored"))
+    apply = jax.jit(functools.partial(model.apply, train=False, method="unmirrored"))
     found = apply(variables, image)
     assert np.abs(logits).max() > 1
     np.testing.assert_allclose(found, logits, atol=1e-4, rtol=1e-4)
@@ -137,7 +136,7 @@ def noise(*shape):
 def test_borders_are_mirrored_and_cut_off_again(size):
     model, variables = grey()
     image = noise(1, *size, 1)
-    logits = jit_once(functools.partial(model.apply, train=False))(variables, image)
+    logits = jax.jit(functools.partial(model.apply, train=False))(variables, image)
     assert logits.shape == (1, *size, CLASSES)
     # Up to an output of 4 mod 16: 36 of 24, 32 or 40 -> 52, and 4 of a single row.
     outputs = [{24: 36, 32: 36, 40: 52, 1: 4}[side] for side in size]
@@ -145,7 +144,7 @@ def test_borders_are_mirrored_and_cut_off_again(size):
     margins = [(92 + extra // 2, 92 + extra - extra // 2) for extra in spare]
     padded = np.pad(image, [(0, 0), *margins, (0, 0)], mode="reflect")
     inner = functools.partial(model.apply, train=False, method="unmirrored")
-    whole = jit_once(inner)(variables, padded)
+    whole = jax.jit(inner)(variables, padded)
     assert whole.shape == (1, *outputs, CLASSES)
     top, left = (extra // 2 for extra in spare)
     expected = whole[:, top : top + size[0], left : left + size[1]]
@@ -155,7 +154,7 @@ def test_borders_are_mirrored_and_cut_off_again(size):
 def test_tiles_give_what_the_whole_gives():
     model, variables = grey()
     image = noise(1, 61, 90, 1)
-    whole = jit_once(functools.partial(model.apply, train=False))(variables, image)
+    whole = jax.jit(functools.partial(model.apply, train=False))(variables, image)
     tiled = apply_by_tiles(model, variables, image, 36)  # 2 x 3 tiles on 68 x 100
     assert tiled.shape == whole.shape
     assert np.abs(whole).max() > 1
@@ -183,7 +182,7 @@ def gradient():
         logits = model.apply({"params": params}, image, train=False, method="unmirrored")
         return logits[0, 1, 2, 0]
 
-    return jit_once(jax.grad(logit, argnums=(0, 1)))
+    return jax.jit(jax.grad(logit, argnums=(0, 1)))
 
 
 def positive():
@@ -256,7 +255,7 @@ def test_dropout_is_at_the_end_of_the_contracting_path():
     model = models.create("unet", CLASSES, width=WIDTH, padding="same")
     image = np.abs(noise(1, 32, 32, 1))
 
-    @jit_once
+    @jax.jit
     def logits(params, key):
         return model.apply({"params": params}, image, train=True, rngs={"dropout": key})
 
@@ -273,7 +272,7 @@ def test_dropout_is_at_the_end_of_the_contracting_path():
 
 def test_initialisation():
     model = models.create("unet", 2, width=4, padding="same")
-    init = jit_once(functools.partial(model.init, train=False))
+    init = jax.jit(functools.partial(model.init, train=False))
     params = init(jax.random.key(0), jnp.zeros((1, 16, 16, 1)))["params"]
     for kernel, fan_in in (
         (params["conv_d4b-c"]["conv"]["kernel"], 9 * 64),

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from compiling import jit_once
 from segjax.ops import upsampling
 from segjax.ops.convolution import conv
 
@@ -168,7 +167,7 @@ def test_bfloat16_stays_what_it_is():
         y = {name: operation(x) for name, operation in operations.items()}
         return sum(jnp.sum(value.astype(jnp.float32)) for value in y.values()), y
 
-    run = jit_once(jax.grad(value_and_gradient, has_aux=True))
+    run = jax.jit(jax.grad(value_and_gradient, has_aux=True))
     (gradient, low), (wide_gradient, wide) = run(x.astype(jnp.bfloat16)), run(x)
     assert gradient.dtype == jnp.bfloat16
     for name, found in (low | {"gradient": gradient}).items():

@@ -185,7 +185,7 @@ def shares(jobs: int, environment: Mapping[str, str]) -> list[Share]:
     """
     if jobs == 1:
         return [Share((), {})]
-    cores, gpus = _cores(), _gpus(environment)
+    cores, gpus = _cores(), visible_gpus(environment)
     if gpus and jobs > len(gpus):
         raise UserError(
             f"--jobs {jobs}, but there {'is 1 GPU' if len(gpus) == 1 else f'are {len(gpus)} GPUs'}"
@@ -209,7 +209,7 @@ def _cores():
     return tuple(range(os.cpu_count() or 1))
 
 
-def _gpus(environment):
+def visible_gpus(environment: Mapping[str, str]) -> list[str]:
     """The NVIDIA GPUs that runs would see, without taking hold of one."""
     if environment.get("JAX_PLATFORMS", "").startswith("cpu"):
         return []

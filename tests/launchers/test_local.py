@@ -13,9 +13,11 @@ from rich.console import Console
 
 import grids
 from kill_a_sweep import kill_and_finish
-from segjax import local, models, results, sweep, tables
+from launching import launch
+from segjax import cli, models, results, sweep, tables
 from segjax.cli import main
 from segjax.errors import UserError
+from segjax.launchers import local
 
 # Stands for `segjax train`: says its name, and does what the file `do` in its folder says.
 FAKE = """
@@ -262,3 +264,21 @@ def test_a_broken_run_is_recorded_and_the_rest_goes_on(
 
 def test_a_sweep_that_is_killed_loses_no_run_and_ends_none_twice(tmp_path, scenes_data_dir):
     kill_and_finish(tmp_path, scenes_data_dir, (0.1, 0.2), (0, 1), kills=2)
+
+
+@pytest.mark.parametrize(
+    ("variables", "given", "jobs"),
+    [
+        ({"CUDA_VISIBLE_DEVICES": "0,2,5"}, "", "--jobs 3"),
+        ({"CUDA_VISIBLE_DEVICES": "0,2,5"}, "--jobs=2", "--jobs=2"),
+        ({"CUDA_VISIBLE_DEVICES": "0,2,5", "JAX_PLATFORMS": "cpu"}, "", "--jobs 1"),
+    ],
+)
+def test_the_script_packs_one_run_a_gpu(variables, given, jobs, monkeypatch):
+    called = []
+    monkeypatch.setattr(cli, "main", lambda arguments: called.append(" ".join(arguments)) or 0)
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert launch("local.py", f"{given} --config grid.py --workdir runs") == 0
+    assert called == [f"sweep {jobs} --config grid.py --workdir runs"]
