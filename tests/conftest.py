@@ -17,7 +17,7 @@ os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_cpu_use_fusi
 import jax
 import pytest
 
-from segjax import datasets
+from segjax import datasets, models
 from segjax.datasets import streetscenes
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -34,6 +34,12 @@ LONGEST = (
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: not item.name.startswith(LONGEST))
+
+
+@pytest.fixture(autouse=True)
+def _known_models(monkeypatch):
+    """What a config file of a test adds to them ends with the test."""
+    monkeypatch.setattr(models, "MODELS", dict(models.MODELS))
 
 
 TINY_RESOLUTION = (24, 32)
