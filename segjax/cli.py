@@ -262,6 +262,55 @@ def _parser() -> argparse.ArgumentParser:
     )
     architectures.add_argument("--format", default="markdown", choices=("markdown", "csv", "json"))
 
+    benchmark = command(
+        "benchmark",
+        commands.benchmark,
+        "Measure time, memory and size of architectures",
+        "Each network at each batch and precision is one row; what the output has is not measured "
+        "again.",
+    )
+    benchmark.add_argument("--models", nargs="+", metavar="NAME", help="(default: one of each)")
+    benchmark.add_argument(
+        "--options",
+        nargs="+",
+        default=(),
+        metavar="[NAME.]OPTION=VALUE",
+        help="of one model, or of all that have it, such as width=16",
+    )
+    benchmark.add_argument(
+        "--resolution", type=size, default=(360, 480), metavar="HxW", help="(default: 360x480)"
+    )
+    benchmark.add_argument(
+        "--batch", nargs="+", type=count, default=(1, 4, 8, 16), help="images (default: 1 4 8 16)"
+    )
+    benchmark.add_argument(
+        "--precision",
+        nargs="+",
+        choices=("bfloat16", "float32"),
+        default=("bfloat16", "float32"),
+        help="of the computation (default: both)",
+    )
+    benchmark.add_argument(
+        "--against",
+        nargs="+",
+        choices=("torch", "torch.compile"),
+        default=(),
+        help="time PyTorch's, eager or compiled, in turn with ours",
+    )
+    benchmark.add_argument(
+        "--torch-python", metavar="PYTHON", help="one that has torch (default: this one)"
+    )
+    benchmark.add_argument(
+        "--repeats", type=count, default=20, metavar="N", help="samples of each (default: 20)"
+    )
+    benchmark.add_argument(
+        "--seconds", type=count, metavar="S", help="begin no other row after this time"
+    )
+    benchmark.add_argument("--output", type=Path, metavar="FILE.jsonl", help="add the rows to it")
+    benchmark.add_argument(
+        "--format", default="markdown", choices=("markdown", "latex", "csv", "json")
+    )
+
     floors = command(
         "floors",
         commands.floors,

@@ -147,13 +147,20 @@ def sweep(options):
 
 def table(options):
     """Prints a table of rows or of published figures."""
-    from segjax import comparison, results, segnet_tables, tables, typesetting
+    from segjax import (
+        comparison,
+        cost_tables,
+        measurements,
+        results,
+        segnet_tables,
+        tables,
+        typesetting,
+    )
 
     name, interval = options.name, options.interval
     if not name and not options.results:
         raise UserError("segjax table wants --results, or the name of a table; see --help")
     for flag, given, fits in (
-        ("--results", options.results, name != "cost"),
         ("--split", options.split, name != "cost"),
         ("--interval", interval, name != "cost"),
         ("--per-class", options.per_class, name in (None, "camvid")),
@@ -161,7 +168,8 @@ def table(options):
     ):
         if given and not fits:
             raise UserError(f"{flag} does nothing for {f'table {name}' if name else 'rows alone'}")
-    rows = results.read(options.results or [])
+    measured = measurements.read(options.results or []) if name == "cost" else []
+    rows = [] if name == "cost" else results.read(options.results or [])
     split = options.split or "test"
     if rows and (name or options.split):
         rows = [row for row in rows if row["split"] == split]
@@ -169,7 +177,7 @@ def table(options):
             raise UserError(f"{', '.join(options.results)}: no rows of split {split!r}")
     summaries = tables.summarise(rows)
     if name == "cost":
-        table = segnet_tables.cost()
+        table = cost_tables.paper(measured)
     elif name == "table1":
         table = segnet_tables.table1(summaries, split=split, interval=interval)
     elif name == "table3":
@@ -257,6 +265,27 @@ def models(options):
             rows.append(architectures.describe(name))
             bar.advance(len(rows))
     print(architectures.render(rows, options.format))
+
+
+def benchmark(options):
+    """Measures what networks cost."""
+    from segjax import benchmark, cost_tables, typesetting
+
+    plan = benchmark.Plan(
+        models=tuple(options.models or benchmark.NETWORKS),
+        options=benchmark.read_options(options.options),
+        resolution=options.resolution,
+        batches=tuple(sorted(set(options.batch))),
+        precisions=tuple(dict.fromkeys(options.precision)),
+        against=tuple(dict.fromkeys(options.against)),
+        repeats=options.repeats,
+        seconds=options.seconds,
+        torch_python=options.torch_python or sys.executable,
+    )
+    benchmark.check(plan)
+    rows = benchmark.run(plan, options.shell, options.output)
+    if rows:
+        print(typesetting.draw(cost_tables.listing(rows), options.format))
 
 
 def floors(options):

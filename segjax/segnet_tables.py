@@ -1,4 +1,4 @@
-"""Tables 1, 3 and 6 of the SegNet paper (arXiv 1511.00561v3), and ours beside them, in percent."""
+"""Tables 1 and 3 of the SegNet paper (arXiv 1511.00561v3), and ours beside them, in percent."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -104,33 +104,6 @@ def table3(
     )
 
 
-def cost() -> Table:
-    """The SegNet paper's Table 6, and the parameters of ours at 4 bytes each."""
-    records = _records("cost", None)
-    footnotes = Footnotes()
-    marks = [footnotes.marks(notes_of(record)) for record in records]
-    parameters = [_parameters(record) for record in records]
-    sheet = Sheet(len(records))
-    sheet.texts("network", [record.method for record in records], marks=marks)
-    for name in published.COSTS:
-        sheet.figures(
-            name.replace("_", " ").replace("mb", "MB"),
-            f"paper_{name}",
-            [record.cost[name] for record in records],
-            over="paper",
-            sic=[name in record.sic for record in records],
-        )
-    megabytes = [round(4e-6 * count) for count in parameters]
-    sheet.counts("parameters", parameters, over="ours")
-    sheet.counts("model MB", megabytes, over="ours")
-    sheet.data("notes", [" ".join(notes_of(record)) for record in records])
-    return sheet.table(
-        f"Cost at {by(records[0].resolution)}; paper: Caffe, memory at batch 4 in training, 1 "
-        "in inference; ours: parameters at 11 classes, and 4 bytes of each in millions of bytes.",
-        notes=footnotes.listed() + below(records),
-    )
-
-
 def _records(group: str, split: str | None) -> list[Record]:
     found = published.records(group, split)
     if not found:
@@ -173,17 +146,6 @@ def _option(summary: Summary, name: str) -> Any:
     model = models.MODELS[summary.row["model"]]
     defaults = {field.name: field.default for field in dataclasses.fields(model)}
     return summary.row["model_options"].get(name, defaults[name])
-
-
-def _parameters(record: Record) -> int:
-    """Of our network at 11 classes."""
-    import jax
-
-    from segjax import architectures, models
-
-    model = models.create(str(record.model), architectures.NUM_CLASSES, **record.model_options)
-    shapes = architectures.abstract(model, architectures.SIZES[0])
-    return sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
 
 
 def _side_by_side(sheet: Sheet, records: Sequence[Record], ours: Sequence[Summary | None]) -> None:

@@ -1,5 +1,6 @@
 """A table in the making that sets published figures and ours side by side, in percent."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
@@ -16,6 +17,16 @@ def percent(figure: Figure) -> float | None:
     if figure is None:
         return None
     return 100 * figure.mean if isinstance(figure, Estimate) else float(figure)
+
+
+def _digits(value: Decimal | float | int) -> str:
+    """Three significant digits, more where they are before the point; all of a printed number."""
+    if isinstance(value, float) and 0 < abs(value) < 1e-3:
+        return f"{value:.1e}"
+    if isinstance(value, float) and value:
+        decimals = max(0, 2 - math.floor(math.log10(abs(value))))
+        return f"{value:,.{decimals}f}"
+    return f"{value:,}"
 
 
 class Sheet:
@@ -66,6 +77,24 @@ class Sheet:
             Column(heading, cells, over=over, turned=turned, ranks=values, keys=(key,))
         )
         self.data(key, values)
+
+    def numbers(
+        self,
+        heading: str,
+        key: str,
+        values: Sequence[Decimal | float | int | None],
+        *,
+        over: str = "",
+        turned: bool = False,
+        absent: str = "",
+    ) -> None:
+        """Adds a column of numbers of any size: published ones as printed, ours to three digits."""
+        plain = [None if value is None else float(value) for value in values]
+        cells = [Cell(absent if value is None else _digits(value)) for value in values]
+        self._columns.append(
+            Column(heading, cells, over=over, turned=turned, ranks=plain, keys=(key,))
+        )
+        self.data(key, plain)
 
     def figures(
         self,

@@ -9,7 +9,7 @@ from segjax.cli import main
 
 COMMANDS = (
     *("data", "train", "evaluate", "predict", "sweep", "table", "picture", "preview", "floors"),
-    *("models", "figures", "report"),
+    *("models", "figures", "report", "benchmark"),
 )
 
 
@@ -26,7 +26,7 @@ def test_help_imports_nothing_heavy():
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
     for command in COMMANDS:
-        assert f"\n    {command} " in done.stdout
+        assert f"\n    {command}" in done.stdout
 
 
 @pytest.mark.parametrize("command", COMMANDS)

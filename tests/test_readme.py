@@ -79,7 +79,7 @@ def test_the_commands_run_in_their_order(
         ran.add(words[0])
     assert ran == {
         *("data", "train", "evaluate", "predict", "sweep"),
-        *("table", "compare", "picture", "figures", "report", "preview", "floors"),
+        *("table", "compare", "picture", "figures", "report", "preview", "floors", "benchmark"),
     }
 
 
