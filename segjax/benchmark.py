@@ -23,7 +23,8 @@ from segjax import config as configs
 from segjax import cost, cost_tables, experiment, measurements, models, workbench
 from segjax.architectures import NUM_CLASSES
 from segjax.errors import UserError
-from segjax.measurements import OURS, WHAT, Row
+from segjax.jsonrows import Row
+from segjax.measurements import OURS, WHAT
 from segjax.progress import Bar
 from segjax.sides import Failed, Side
 

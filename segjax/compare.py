@@ -11,6 +11,7 @@ import numpy as np
 from segjax import boundary, metrics, results
 from segjax.errors import UserError
 from segjax.evaluate import Counts
+from segjax.jsonrows import Row
 from segjax.tables import SCORES
 
 SAMPLES = 10_000
@@ -29,7 +30,7 @@ class Difference:
     better: float  # the share of the samples in which the second is better, equal ones by half
 
 
-def load(path: Path) -> tuple[results.Row, Counts]:
+def load(path: Path) -> tuple[Row, Counts]:
     """The row of a run's workdir, or of a row's own file, and the counts of each image beside it.
 
     Raises:

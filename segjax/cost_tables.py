@@ -8,7 +8,8 @@ from typing import Any
 from segjax import published
 from segjax.comparison import below, by, notes_of
 from segjax.errors import UserError
-from segjax.measurements import AGAINST, Facts, Row
+from segjax.jsonrows import Row
+from segjax.measurements import AGAINST, Facts
 from segjax.published import Record
 from segjax.sheet import Sheet
 from segjax.typesetting import Footnotes, Table

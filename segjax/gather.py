@@ -11,7 +11,7 @@ from typing import Any
 from segjax import config as configs
 from segjax import results, tables, tracking
 from segjax.errors import UserError
-from segjax.results import Row
+from segjax.jsonrows import Row
 
 Curve = dict[int, float]  # step -> value
 

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from segjax import jsonrows
 from segjax.errors import UserError
-from segjax.files import write_whole
+from segjax.jsonrows import Row, is_count, is_number, is_text
 
 SCHEMA = 1
 KIND = "benchmark"
@@ -20,19 +21,15 @@ OURS = "segjax"
 AGAINST = ("torch", "torch.compile")
 WHAT = ("forward", "training_step", "gradient")
 MEMORY = ("compiled", "device", "process")
-Row = dict[str, Any]
+_WHAT = "a benchmark row"
 
 
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 1 <= value < 2**53
+def _is_positive(value: Any) -> bool:
+    return is_count(value, 1)
 
 
 def _is_amount(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e30
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and value != ""
+    return is_number(value, 1e30)
 
 
 def _is_object(value: Any) -> bool:
@@ -50,27 +47,24 @@ def _of(
     )
 
 
-_Fields = dict[str, tuple[str, Callable[[Any], bool], bool]]
-
 _QUARTILES = ("median", "lower_quartile", "upper_quartile", "samples")
-# name -> (what is expected, its test, whether null is one of the values)
-_FIELDS: _Fields = {
+_FIELDS: jsonrows.Fields = {
     "schema": (str(SCHEMA), lambda v: type(v) is int and v == SCHEMA, False),
     "kind": (repr(KIND), lambda v: v == KIND, False),
-    "command": ("a command", _is_text, False),
-    "model": ("a name", _is_text, False),
+    "command": ("a command", is_text, False),
+    "model": ("a name", is_text, False),
     "model_options": ("an object", _is_object, False),
-    "num_classes": ("an integer >= 1", _is_count, False),
+    "num_classes": ("an integer >= 1", _is_positive, False),
     "resolution": (
         "[height, width]",
-        lambda v: isinstance(v, list) and len(v) == 2 and all(map(_is_count, v)),
+        lambda v: isinstance(v, list) and len(v) == 2 and all(map(_is_positive, v)),
         False,
     ),
-    "batch": ("an integer >= 1", _is_count, False),
+    "batch": ("an integer >= 1", _is_positive, False),
     "precision": ("float32 or bfloat16", lambda v: v in ("float32", "bfloat16"), False),
-    "parameters": ("an integer >= 1", _is_count, False),
+    "parameters": ("an integer >= 1", _is_positive, False),
     # Multiply-adds of convolutions and matrix products, of the batch.
-    "macs": ("counts of forward, training_step", _of(WHAT[:2], _is_count), True),
+    "macs": ("counts of forward, training_step", _of(WHAT[:2], _is_positive), True),
     # Of a large matrix product in this precision and a large copy, in the same run.
     "peaks": (
         "flops_per_second, bytes_per_second",
@@ -82,14 +76,14 @@ _FIELDS: _Fields = {
         lambda v: _is_object(v) and OURS in v and set(v) <= {OURS, *AGAINST},
         False,
     ),
-    "device": ("a name", _is_text, False),
+    "device": ("a name", is_text, False),
     "versions": ("an object", _is_object, False),
-    "finished": ("a time", _is_text, False),
+    "finished": ("a time", is_text, False),
 }
 # Where a side failed, its error alone is not null.
-_SIDE: _Fields = {
-    "error": ("a text", _is_text, True),
-    "device": ("a name", _is_text, True),
+_SIDE: jsonrows.Fields = {
+    "error": ("a text", is_text, True),
+    "device": ("a name", is_text, True),
     "versions": ("an object", _is_object, True),
     "ms": (
         f"{', '.join(_QUARTILES)} of {', '.join(WHAT)}",
@@ -117,23 +111,12 @@ _SIDE: _Fields = {
 
 def _check(row: Any, where: str) -> Row:
     """Gives the row back, or raises a UserError that names the place and the first fault."""
-    _check_fields(row, _FIELDS, where)
+    jsonrows.check_fields(row, _FIELDS, where, f"{_WHAT} (an object)")
     for name, side in row["sides"].items():
-        _check_fields(side, _SIDE, f"{where}: sides.{name}")
+        jsonrows.check_fields(side, _SIDE, f"{where}: sides.{name}")
         if (side["error"] is None) == (side["ms"] is None):
             raise UserError(f"{where}: sides.{name} has both or neither of error and ms")
     return row
-
-
-def _check_fields(found: Any, fields: _Fields, where: str) -> None:
-    if not isinstance(found, dict):
-        raise UserError(f"{where}: found {json.dumps(found)[:60]}, expected an object")
-    for name, (expected, holds, nullable) in fields.items():
-        if name not in found:
-            raise UserError(f"{where}: {name} is missing, expected {expected}")
-        value = found[name]
-        if not (holds(value) or (nullable and value is None)):
-            raise UserError(f"{where}: {name} is {json.dumps(value)[:60]}, expected {expected}")
 
 
 def read(paths: Iterable[str | Path]) -> list[Row]:
@@ -147,40 +130,17 @@ def read(paths: Iterable[str | Path]) -> list[Row]:
     for path in map(Path, paths):
         if not path.is_file():
             raise UserError(f"{path}: no such file, expected rows of segjax benchmark")
-        try:
-            lines = path.read_text(encoding="utf-8").split("\n")
-        except UnicodeDecodeError:
-            raise UserError(f"{path}: not UTF-8 text, expected rows of a benchmark") from None
-        found = [
-            _parse(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()
-        ]
+        found = [_check(row, where) for where, row in jsonrows.parse(path, _WHAT)]
         if not found:
             raise UserError(f"{path}: empty, expected rows of segjax benchmark")
         rows += found
     return rows
 
 
-def _parse(text: str, where: str) -> Row:
-    def refuse(token: str) -> None:
-        raise ValueError(f"found {token}, which is not JSON")
-
-    try:
-        row = json.loads(text, parse_constant=refuse)
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{where}: damaged at column {error.colno} ({error.msg}), expected a benchmark row"
-        ) from None
-    except ValueError as error:
-        raise UserError(f"{where}: {error}, expected a benchmark row") from None
-    return _check(row, where)
-
-
 def append(path: Path, row: Row) -> None:
     """Adds a checked row to a file, which is whole at any instant."""
     _check(row, str(path))
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    gap = "" if text.endswith("\n") or not text else "\n"
-    write_whole(path, text + gap + json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n")
+    jsonrows.append(path, row)
 
 
 def key(row: Mapping[str, Any]) -> str:

@@ -16,58 +16,46 @@ from typing import Any
 import numpy as np
 
 import segjax
-from segjax import boundary, metrics
+from segjax import boundary, jsonrows, metrics
 from segjax.errors import UserError
 from segjax.files import write_whole
+from segjax.jsonrows import Row, is_count, is_number, is_text
 
 SCHEMA = 1
-Row = dict[str, Any]
+_WHAT = "a result row"
 _TOLERANCE = 1e-9
 
 
-def _is_count(value: Any, least: int = 0) -> bool:
-    return type(value) is int and least <= value < 2**53  # what every JSON reader holds exactly
-
-
-def _is_number(value: Any, most: float) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= most
-
-
 def _is_fraction(value: Any) -> bool:
-    return _is_number(value, 1.0)
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and value != ""
+    return is_number(value, 1.0)
 
 
 def _is_list(value: Any, holds: Callable[[Any], bool]) -> bool:
     return isinstance(value, list) and value != [] and all(map(holds, value))
 
 
-# name -> (what is expected, its test, whether null is one of the values)
-_FIELDS: dict[str, tuple[str, Callable[[Any], bool], bool]] = {
+_FIELDS: jsonrows.Fields = {
     "schema": (str(SCHEMA), lambda v: type(v) is int and v == SCHEMA, False),
-    "experiment": ("a name", _is_text, False),
-    "name": ("a name", _is_text, False),
+    "experiment": ("a name", is_text, False),
+    "name": ("a name", is_text, False),
     "overrides": ("an object", lambda v: isinstance(v, dict), False),
-    "command": ("a command", _is_text, False),
-    "model": ("a name", _is_text, False),
+    "command": ("a command", is_text, False),
+    "model": ("a name", is_text, False),
     "model_options": ("an object", lambda v: isinstance(v, dict), False),
-    "parameters": ("an integer >= 0", _is_count, False),
-    "config_digest": ("a digest", _is_text, True),
+    "parameters": ("an integer >= 0", is_count, False),
+    "config_digest": ("a digest", is_text, True),
     "seed": ("an integer", lambda v: type(v) is int, True),
-    "dataset": ("a name", _is_text, False),
-    "split": ("a name", _is_text, False),
-    "num_images": ("an integer >= 1", lambda v: _is_count(v, 1), False),
+    "dataset": ("a name", is_text, False),
+    "split": ("a name", is_text, False),
+    "num_images": ("an integer >= 1", lambda v: is_count(v, 1), False),
     "resolution": (
         "[height, width]",
-        lambda v: _is_list(v, lambda x: _is_count(x, 1)) and len(v) == 2,
+        lambda v: _is_list(v, lambda x: is_count(x, 1)) and len(v) == 2,
         False,
     ),
     "class_names": (
         "a list of different names",
-        lambda v: _is_list(v, _is_text) and len(set(v)) == len(v),
+        lambda v: _is_list(v, is_text) and len(set(v)) == len(v),
         False,
     ),
     "global_accuracy": ("a fraction", _is_fraction, False),
@@ -83,21 +71,21 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], bool], bool]] = {
     ),
     "confusion": (
         "lists of integers >= 0",
-        lambda v: _is_list(v, lambda x: _is_list(x, _is_count)),
+        lambda v: _is_list(v, lambda x: _is_list(x, is_count)),
         False,
     ),
-    "steps": ("an integer >= 0", _is_count, True),
-    "best_step": ("an integer >= 0", _is_count, True),
-    "seconds": ("a number >= 0", lambda v: _is_number(v, 1e12), True),
-    "batch_norm": ("a name", _is_text, True),
-    "device": ("a name", _is_text, False),
+    "steps": ("an integer >= 0", is_count, True),
+    "best_step": ("an integer >= 0", is_count, True),
+    "seconds": ("a number >= 0", lambda v: is_number(v, 1e12), True),
+    "batch_norm": ("a name", is_text, True),
+    "device": ("a name", is_text, False),
     "versions": ("an object", lambda v: isinstance(v, dict), False),
-    "finished": ("a time", _is_text, False),
+    "finished": ("a time", is_text, False),
 }
 # Not there where there is nothing to say.
-_OPTIONAL: dict[str, tuple[str, Callable[[Any], bool], bool]] = {
+_OPTIONAL: jsonrows.Fields = {
     # How the labels were made, other than from one network's logits.
-    "inference": ("a text", _is_text, False),
+    "inference": ("a text", is_text, False),
     # BF over the classes with a boundary in the truth or in the prediction.
     "boundary_f_either": ("a fraction", _is_fraction, True),
     "per_class_boundary_f": (
@@ -112,15 +100,7 @@ _PER_CLASS = ("per_class_accuracy", "per_class_iou", "per_class_boundary_f", "pr
 
 def _check(row: Any, where: str) -> Row:
     """Gives the row back, or raises a UserError that names the place and the first fault."""
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: found {_short(row)}, expected a result row (an object)")
-    for name, (expected, holds, nullable) in {**_FIELDS, **_OPTIONAL}.items():
-        if name not in row:
-            if name in _OPTIONAL:
-                continue
-            raise UserError(f"{where}: {name} is missing, expected {expected}")
-        if not (holds(row[name]) or (nullable and row[name] is None)):
-            raise UserError(f"{where}: {name} is {_short(row[name])}, expected {expected}")
+    jsonrows.check_fields(row, _FIELDS, where, f"{_WHAT} (an object)", _OPTIONAL)
     names = row["class_names"]
     for name in _PER_CLASS:
         if name in row and len(row[name]) != len(names):
@@ -188,46 +168,8 @@ def provenance(device: str) -> Row:
     }
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _parse(text: str, where: str, line: int | None) -> Row:
-    """Parses and checks one row; `line` is its line in a .jsonl, None where the file is the row."""
-
-    def refuse(token: str) -> None:
-        raise ValueError(f"found {token}, which is not JSON")
-
-    def unique(pairs: list[tuple[str, Any]]) -> Row:
-        names = [name for name, _ in pairs]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"{name} is there twice")
-        return dict(pairs)
-
-    place = where if line is None else f"{where}:{line}"
-    try:
-        row = json.loads(text, parse_constant=refuse, object_pairs_hook=unique)
-    except json.JSONDecodeError as error:
-        place = f"{where}:{error.lineno if line is None else line}"
-        raise UserError(
-            f"{place}: damaged at column {error.colno} ({error.msg}), expected a result row"
-        ) from None
-    except ValueError as error:
-        raise UserError(f"{place}: {error}, expected a result row") from None
-    return _check(row, place)
-
-
 def _read_file(path: Path) -> list[Row]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8 text, expected result rows") from None
-    if path.suffix != ".jsonl":
-        return [_parse(text, str(path), None)]
-    lines = enumerate(text.split("\n"), 1)
-    return [_parse(line, str(path), number) for number, line in lines if line.strip()]
+    return [_check(row, where) for where, row in jsonrows.parse(path, _WHAT)]
 
 
 def read(paths: Iterable[str | os.PathLike[str]]) -> list[Row]:
@@ -270,7 +212,7 @@ def read(paths: Iterable[str | os.PathLike[str]]) -> list[Row]:
 def write_row(path: str | os.PathLike[str], row: Row) -> None:
     """Writes one checked row as a ``result.json``, one field a line, whole or not at all."""
     _check(row, str(path))
-    fields = [f"  {json.dumps(name)}: {_dump(value)}" for name, value in row.items()]
+    fields = [f"  {json.dumps(name)}: {jsonrows.dump(value)}" for name, value in row.items()]
     write_whole(path, "{\n" + ",\n".join(fields) + "\n}\n")
 
 
@@ -287,9 +229,7 @@ def append(path: str | os.PathLike[str], row: Row) -> bool:
             if old["confusion"] == row["confusion"]:
                 return False
             raise UserError(f"{path}: has another result of {title(row)}; take that line out first")
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    gap = "" if text.endswith("\n") or not text else "\n"
-    write_whole(path, text + gap + _dump(row) + "\n")
+    jsonrows.append(path, row)
     return True
 
 
@@ -312,7 +252,3 @@ def title(row: Row) -> str:
     """Names the run of a row in a message."""
     by = f" by {row['inference']}" if "inference" in row else ""
     return f"{row['experiment']} {row['name']}{by} on {row['dataset']} {row['split']}"
-
-
-def _dump(value: Any) -> str:
-    return json.dumps(value, allow_nan=False, ensure_ascii=False)

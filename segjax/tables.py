@@ -10,7 +10,7 @@ import numpy as np
 
 from segjax import results, typesetting
 from segjax.errors import UserError
-from segjax.results import Row
+from segjax.jsonrows import Row
 from segjax.typesetting import Cell, Column, Table
 
 SCORES = {

@@ -304,7 +304,7 @@ def test_a_process_answers_and_keeps_what_else_is_printed_to_itself():
     [
         ("cut", "rows.jsonl:1: damaged at column"),
         ("", "empty, expected rows of segjax benchmark"),
-        ("[]", "rows.jsonl:1: found [], expected an object"),
+        ("[]", "rows.jsonl:1: found [], expected a benchmark row (an object)"),
         ({"kind": "result"}, "kind is \"result\", expected 'benchmark'"),
         ({"batch": 0}, "batch is 0, expected an integer >= 1"),
         ({"macs": {"forward": 1}}, "macs is"),

@@ -10,7 +10,7 @@ from rich.console import Console
 import grids
 from runs import tiny_config
 from segjax import config as configs
-from segjax import models, overview, status, sweep
+from segjax import overview, status, sweep
 from segjax.errors import UserError
 from segjax.files import write_whole
 from segjax.status import Status
@@ -98,7 +98,6 @@ def test_the_time_left_follows_from_the_rate_and_the_work():
 
 @pytest.fixture
 def grid(tmp_path, monkeypatch):
-    monkeypatch.setattr(models, "MODELS", dict(models.MODELS))
     return sweep.points(grids.write(tmp_path, "", [0.1, 0.2]), {})
 
 

@@ -3,15 +3,9 @@
 import pytest
 
 import grids
-from segjax import models, sweep
+from segjax import sweep
 from segjax.cli import main
 from segjax.errors import UserError
-
-
-@pytest.fixture(autouse=True)
-def own_models(monkeypatch):
-    """The config of the grid adds a network to the known ones."""
-    monkeypatch.setattr(models, "MODELS", dict(models.MODELS))
 
 
 def names(points):

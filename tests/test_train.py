@@ -311,7 +311,13 @@ def test_streamed_batches_train_to_the_same_bits(scenes_data_dir, tmp_path, num_
     subprocess.run(
         [sys.executable, "-c", BOTH_PLACEMENTS]
         + [str(argument) for argument in (scenes_data_dir, tmp_path, num_devices, steps)],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent), "XLA_FLAGS": ""},
+        env=os.environ
+        | {
+            "PYTHONPATH": str(Path(__file__).parent),
+            "XLA_FLAGS": "",
+            "JAX_NUMPY_DTYPE_PROMOTION": "strict",
+            "JAX_NUMPY_RANK_PROMOTION": "raise",
+        },
         check=True,
     )
     assert_same_bits(arrays(tmp_path / "device", "latest"), arrays(tmp_path / "stream", "latest"))

@@ -14,7 +14,7 @@ from rich.console import Console
 import grids
 from kill_a_sweep import kill_and_finish
 from launching import launch
-from segjax import cli, models, results, sweep, tables
+from segjax import cli, results, sweep, tables
 from segjax.cli import main
 from segjax.errors import UserError
 from segjax.launchers import local
@@ -41,7 +41,6 @@ def stand_in(tmp_path, monkeypatch):
     """`local.run` on four stand-ins: its exit status and what it said; `do` says what one does."""
     monkeypatch.setattr(local, "_CHILD", FAKE)
     monkeypatch.setattr(local, "_LOOK_EVERY", 0.01)
-    monkeypatch.setattr(models, "MODELS", dict(models.MODELS))
     spec = grids.write(tmp_path, "", [1, 2])
     grid = sweep.points(spec, {})
     workdir = tmp_path / "runs"
@@ -254,7 +253,6 @@ def test_a_broken_run_is_recorded_and_the_rest_goes_on(
     assert row["overrides"] == {"optimizer.learning_rate": 0.1, "seed": 3}
 
     # What is there is no longer what is asked for: said, and not taken for finished.
-    monkeypatch.setattr(models, "MODELS", dict(models.MODELS))
     command = ["sweep", "--config", spec, "--workdir", str(tmp_path / "runs")]
     assert main([*command, "--config.log_every=2", "--config.batch_size=8"]) == 2
     assert "another config: batch_size is 8, was 4" in capsys.readouterr().err

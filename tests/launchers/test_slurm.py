@@ -14,7 +14,7 @@ import pytest
 import slurm_cluster
 from launching import launch
 from runs import arrays, assert_same_bits, saved_steps
-from segjax import models, results, status
+from segjax import results, status
 from segjax.cli import main
 from segjax.launchers import slurm, slurm_script
 
@@ -112,7 +112,6 @@ def cluster(tmp_path_factory):
         pytest.MonkeyPatch.context() as patch,
         slurm_cluster.cluster(tmp_path_factory.mktemp("slurm"), nodes=6, cpus=8) as started,
     ):
-        patch.setattr(models, "MODELS", dict(models.MODELS))
         for name, value in {
             **started.environment,
             "PYTHONPATH": str(Path(__file__).parents[1]),

@@ -9,7 +9,7 @@ import pytest
 
 import grids
 from launching import launch
-from segjax import models, status, sweep
+from segjax import status, sweep
 from segjax.cli import main
 from segjax.errors import UserError
 from segjax.files import write_whole
@@ -262,7 +262,6 @@ def test_lines_of_an_array():
 
 
 def test_submitting(bench, scenes_data_dir, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(models, "MODELS", dict(models.MODELS))
     monkeypatch.chdir(tmp_path)
     spec = grids.write(tmp_path, scenes_data_dir, [0.1, 0.2], [0])
     first, second = (point.name for point in sweep.points(spec, {}))
@@ -321,7 +320,6 @@ def test_submitting(bench, scenes_data_dir, tmp_path, monkeypatch, capsys):
 
 
 def test_what_a_command_line_cannot_mean_is_said(tmp_path, capsys, scenes_data_dir, monkeypatch):
-    monkeypatch.setattr(models, "MODELS", dict(models.MODELS))
     spec = grids.write(tmp_path, scenes_data_dir, [0.1], [0])
     own = ["sweep", "--config", spec, "--workdir", str(tmp_path / "runs")]
     assert main([*own, "--most-requeues", "3"]) == 2
