@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from segjax import config as configs
 from segjax import datasets, models
+from segjax.ops.kernel_gradient import shapes_alone
 
 # A backward pass does the work of about two forward ones: one for the gradients of the parameters,
 # one for those of the maps.
@@ -51,8 +52,9 @@ def _of_image(name, num_classes, options, shape, patches):
     model = models.create(name, num_classes, **dict(options))
     if patches:
         shape = (model.patch_size, model.patch_size, shape[-1])
-    operations = forward_operations(model, shape, train=True)
-    return Cost(parameters(model, shape), max(patches, 1) * operations)
+    with shapes_alone():
+        operations = forward_operations(model, shape, train=True)
+        return Cost(parameters(model, shape), max(patches, 1) * operations)
 
 
 def parameters(model: nn.Module, shape: tuple[int, int, int]) -> int:

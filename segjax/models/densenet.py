@@ -19,6 +19,7 @@ from flax import linen as nn
 
 from segjax.errors import UserError
 from segjax.models.layers import ConvTranspose, batch_norm
+from segjax.ops.kernel_gradient import conv_general_dilated
 
 he_uniform = nn.initializers.variance_scaling(2.0, "fan_in", "uniform")
 he_uniform_transposed = nn.initializers.variance_scaling(
@@ -122,6 +123,7 @@ class PreActivation(nn.Module):
             self.features,
             (self.kernel_size, self.kernel_size),
             kernel_init=he_uniform,
+            conv_general_dilated=conv_general_dilated,
             dtype=self.dtype,
             name="conv",
         )(x)

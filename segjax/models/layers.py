@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from segjax.ops.kernel_gradient import conv_general_dilated
 from segjax.ops.upsampling import bilinear_kernel, conv_transpose
 
 # He et al.: Gaussian with variance 2 / fan-in, which Caffe calls "msra".
@@ -46,6 +47,7 @@ class ConvBlock(nn.Module):
             padding="SAME" if self.padding is None else self.padding,
             feature_group_count=self.groups,
             kernel_init=he_normal,
+            conv_general_dilated=conv_general_dilated,
             dtype=self.dtype,
             name="conv",
         )(x)

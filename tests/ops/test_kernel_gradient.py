@@ -1,0 +1,140 @@
+"""The gradient of a kernel as one product, against XLA's own and against float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import lax
+
+from segjax.models.layers import ConvBlock
+from segjax.ops import kernel_gradient as own
+from segjax.ops.convolution import NHWC
+
+
+def convolved(function, x, kernel, padding, rates=(1, 1), **changes):
+    options = {
+        "lhs_dilation": (1, 1),
+        "rhs_dilation": rates,
+        "dimension_numbers": NHWC,
+        "feature_group_count": 1,
+        "precision": None,
+    }
+    return function(x, kernel, changes.pop("strides", (1, 1)), padding, **options | changes)
+
+
+def arrays(seed, *shapes):
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal(shape, np.float32) for shape in shapes]
+
+
+sides = st.tuples(st.integers(0, 5), st.integers(0, 5))
+
+
+@settings(deadline=None, max_examples=10)
+@given(
+    size=st.tuples(st.integers(6, 9), st.integers(6, 9)),
+    taps=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    rates=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    padding=st.tuples(sides, sides),
+    seed=st.integers(0, 99),
+)
+def test_the_gradient_is_the_sum_that_it_stands_for(size, taps, rates, padding, seed):
+    (x,) = arrays(seed, (2, *size, 3))
+    wide = np.pad(x.astype(np.float64), ((0, 0), *padding, (0, 0)))
+    height, width = (n - (k - 1) * r for n, k, r in zip(wide.shape[1:3], taps, rates, strict=True))
+    (dy,) = arrays(seed + 100, (2, height, width, 4))
+    truth = np.empty((*taps, 3, 4))
+    for i, j in np.ndindex(taps):
+        seen = wide[:, i * rates[0] :, j * rates[1] :][:, :height, :width]
+        truth[i, j] = np.einsum("bhwc,bhwd->cd", seen, dy.astype(np.float64))
+    found = own.kernel_gradient(jnp.asarray(x), jnp.asarray(dy), taps, padding, rates)
+    np.testing.assert_allclose(found, truth, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("padding", "rates", "taps"),
+    [
+        ("SAME", (1, 1), (3, 3)),
+        ("SAME", (2, 3), (3, 3)),
+        ("SAME", (1, 1), (4, 1)),
+        ("VALID", (1, 1), (7, 7)),
+        ([(0, 0), (0, 0)], (2, 2), (3, 3)),
+        ([(5, 1), (0, 9)], (1, 2), (3, 3)),
+        ([(12, 12), (12, 12)], (12, 12), (3, 3)),  # DeepLab's, wider than the map
+    ],
+)
+def test_values_and_gradients_are_those_of_lax(padding, rates, taps):
+    x, kernel = arrays(0, (2, 8, 11, 16), (*taps, 16, 17))
+    results = []
+    for function in (lax.conv_general_dilated, own.conv_general_dilated):
+        y, back = jax.vjp(
+            lambda x, k, f=function: convolved(f, x, k, padding, rates),
+            jnp.asarray(x),
+            jnp.asarray(kernel),
+        )
+        results.append((y, *back(jnp.sin(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))))
+    (y, dx, dk), found = results
+    np.testing.assert_array_equal(found[0], y)
+    np.testing.assert_array_equal(found[1], dx)
+    np.testing.assert_allclose(found[2], dk, rtol=1e-5, atol=1e-4)
+
+
+def convolutions_of_the_gradient(x, kernel, padding="SAME", **changes):
+    def loss(x, kernel):
+        return jnp.sum(convolved(own.conv_general_dilated, x, kernel, padding, **changes) ** 2)
+
+    text = str(jax.make_jaxpr(jax.grad(loss, (0, 1)))(x, kernel))
+    return text.count("conv_general_dilated[")
+
+
+def test_it_is_used_where_it_pays():
+    x, kernel = arrays(0, (1, 8, 8, 16), (3, 3, 16, 16))
+    count = convolutions_of_the_gradient
+    assert count(x, kernel) == 2  # forward, and of the map
+    assert count(x, kernel, strides=(2, 2)) == 3
+    assert count(x, kernel, [(1, 1), (1, 1)], lhs_dilation=(2, 2)) == 3
+    assert count(x, kernel[:, :, :8], feature_group_count=2) == 3
+    assert count(x, kernel[:1, :1]) == 3
+    assert count(x[..., :3], kernel[:, :, :3]) == 3
+    assert count(x, kernel[..., :11]) == 3
+    assert count(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)) == 3
+
+
+def test_an_accelerator_has_its_own(monkeypatch):
+    x, kernel = arrays(0, (1, 8, 8, 16), (3, 3, 16, 16))
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert convolutions_of_the_gradient(x, kernel) == 3
+
+
+def test_a_block_uses_it_and_its_gradients_are_those_of_flax(monkeypatch):
+    block = ConvBlock(16, 3, dilation=2)
+    (x,) = arrays(0, (2, 9, 7, 16))
+    variables = block.init(jax.random.key(0), x, train=False)
+
+    def gradients():
+        def loss(params):
+            y, _ = block.apply({**variables, "params": params}, x, train=True, mutable=True)
+            return jnp.sum(jnp.sin(y))
+
+        return jax.jit(jax.grad(loss))(variables["params"])
+
+    found = gradients()
+    monkeypatch.setattr(own, "LEAST_CHANNELS", 17)
+    expected = gradients()
+    assert np.any(np.asarray(found["conv"]["kernel"]) != np.asarray(expected["conv"]["kernel"]))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found, expected)
+
+
+def test_seeds_in_one_program():
+    x, kernels = arrays(0, (1, 6, 6, 16), (2, 3, 3, 16, 16))
+
+    def gradient(kernel):
+        return jax.grad(lambda k: jnp.sum(convolved(own.conv_general_dilated, x, k, "SAME") ** 2))(
+            kernel
+        )
+
+    found = jax.vmap(gradient)(jnp.asarray(kernels))
+    for one, kernel in zip(found, kernels, strict=True):
+        np.testing.assert_allclose(one, gradient(jnp.asarray(kernel)), rtol=1e-4, atol=1e-2)
