@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from segjax import config as configs
 from segjax import datasets, models
-from segjax.ops.kernel_gradient import shapes_alone
+from segjax.ops.platform import shapes_alone
 
 # A backward pass does the work of about two forward ones: one for the gradients of the parameters,
 # one for those of the maps.
@@ -52,9 +52,8 @@ def _of_image(name, num_classes, options, shape, patches):
     model = models.create(name, num_classes, **dict(options))
     if patches:
         shape = (model.patch_size, model.patch_size, shape[-1])
-    with shapes_alone():
-        operations = forward_operations(model, shape, train=True)
-        return Cost(parameters(model, shape), max(patches, 1) * operations)
+    operations = forward_operations(model, shape, train=True)
+    return Cost(parameters(model, shape), max(patches, 1) * operations)
 
 
 def parameters(model: nn.Module, shape: tuple[int, int, int]) -> int:
@@ -62,6 +61,7 @@ def parameters(model: nn.Module, shape: tuple[int, int, int]) -> int:
     return sum(x.size for x in jax.tree.leaves(_variables(model, shape)["params"]))
 
 
+@shapes_alone()
 def forward_operations(
     model: nn.Module, shape: tuple[int, int, int], *, train: bool = False
 ) -> int:
@@ -126,6 +126,7 @@ def _of_convolution(equation: Any) -> int:
     return batch * features * math.prod(positions) * math.prod(taps) * channels
 
 
+@shapes_alone()
 def _variables(model, shape):
     # The key is made inside, so that no device is taken hold of.
     return jax.eval_shape(

@@ -36,6 +36,7 @@ from ml_collections import ConfigDict
 from segjax import config as configs
 from segjax import cost, losses, models, optimizers, parallel, steps
 from segjax.datasets import VOID, DatasetInfo
+from segjax.ops.platform import shapes_alone
 from segjax.sides import forget_peak, resident, serve
 
 WHAT = ("forward", "training_step", "gradient")
@@ -112,7 +113,7 @@ class Bench:
             self.compiled[what] = compiled
             analysis = compiled.cost_analysis() or {}
             moved[what] = analysis.get("bytes accessed")
-            memory["compiled"][what] = _planned(compiled.memory_analysis())
+            memory["compiled"][what] = planned(compiled.memory_analysis())
             before = self._device_peak()
             forget_peak()
             calls[what] = self._warm_up(what)
@@ -201,10 +202,12 @@ class Bench:
 
     def _macs(self, batch):
         size = (*self.asked["resolution"], 3)
-        step = jax.make_jaxpr(self._step("training_step"))
+        with shapes_alone():
+            step = jax.make_jaxpr(self._step("training_step"))
+            traced = step(*self._arguments("training_step", 0))
         return {
             "forward": batch * cost.forward_operations(self.model, size),
-            "training_step": cost.operations(step(*self._arguments("training_step", 0)).jaxpr),
+            "training_step": cost.operations(traced.jaxpr),
         }
 
     def _device_peak(self):
@@ -244,7 +247,7 @@ def _seconds(run: Callable[[], jax.Array]) -> float:
     return time.perf_counter() - start
 
 
-def _planned(analysis: Any) -> int | None:
+def planned(analysis: Any) -> int | None:
     """Bytes that a compiled program takes: arguments, results and what is between them."""
     if analysis is None:
         return None

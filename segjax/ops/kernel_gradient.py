@@ -5,9 +5,7 @@ the time of the forward pass and of the map's gradient together, or more. What w
 and measured, is in experiments/speed/NOTES.md.
 """
 
-import contextlib
-from collections.abc import Iterator, Sequence
-from contextvars import ContextVar
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,22 +13,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from segjax.ops.convolution import NHWC
+from segjax.ops.platform import on_cpu
 
 LEAST_CHANNELS = 16  # in and out; below, the copies cost more than the product saves
 
-_shapes_alone = ContextVar("shapes alone", default=False)
-
 Sides = tuple[tuple[int, int], tuple[int, int]]  # above and below, left and right
-
-
-@contextlib.contextmanager
-def shapes_alone() -> Iterator[None]:
-    """What is traced within is `lax`'s own, so that no device is asked for, and none taken."""
-    token = _shapes_alone.set(True)
-    try:
-        yield
-    finally:
-        _shapes_alone.reset(token)
 
 
 def conv_general_dilated(
@@ -39,9 +26,10 @@ def conv_general_dilated(
     window_strides: Sequence[int],
     padding: str | Sequence[tuple[int, int]],
     *,
-    lhs_dilation: Sequence[int],
-    rhs_dilation: Sequence[int],
-    feature_group_count: int,
+    lhs_dilation: Sequence[int] = (1, 1),
+    rhs_dilation: Sequence[int] = (1, 1),
+    dimension_numbers: Any = NHWC,
+    feature_group_count: int = 1,
     **options: Any,
 ) -> jax.Array:
     """`lax.conv_general_dilated` of images, as Flax's convolutions call it, with that gradient.
@@ -57,6 +45,7 @@ def conv_general_dilated(
       padding: "SAME", "VALID", or zeros added above and below, left and right.
       lhs_dilation: pixels between those of x, of rows and columns.
       rhs_dilation: pixels between the taps of the kernel, of rows and columns.
+      dimension_numbers: NHWC, HWIO and NHWC, in any of the forms that `lax` knows.
       feature_group_count: groups of channels that are convolved apart.
       **options: what else `lax.conv_general_dilated` takes.
 
@@ -68,8 +57,7 @@ def conv_general_dilated(
         x.dtype == jnp.float32
         and max(kernel.shape[:2]) > 1
         and min(kernel.shape[2:]) >= LEAST_CHANNELS
-        and not _shapes_alone.get()
-        and jax.default_backend() == "cpu"
+        and on_cpu()
     )
     if not (plain and pays):
         return lax.conv_general_dilated(
@@ -79,6 +67,7 @@ def conv_general_dilated(
             padding,
             lhs_dilation=lhs_dilation,
             rhs_dilation=rhs_dilation,
+            dimension_numbers=dimension_numbers,
             feature_group_count=feature_group_count,
             **options,
         )
@@ -133,8 +122,8 @@ def kernel_gradient(
     (_, _, width, channels), (_, height, _, features) = x.shape, dy.shape
     (top, bottom), (left, right) = padding
     reach = (taps[1] - 1) * rates[1]
-    x = _pad(x, (top, bottom), (0, 0))
-    dy = _pad(dy, (0, 0), (reach - left, reach - right))
+    x = padded(x, (top, bottom), (0, 0))
+    dy = padded(dy, (0, 0), (reach - left, reach - right))
     rows = [x[:, i * rates[0] :][:, :height] for i in range(taps[0])]
     columns = [dy[:, :, reach - j * rates[1] :][:, :, :width] for j in range(taps[1])]
     product = lax.dot_general(
@@ -145,6 +134,6 @@ def kernel_gradient(
     return product.reshape(taps[0], channels, taps[1], features).swapaxes(1, 2)
 
 
-def _pad(x, rows, columns):
-    """Adds zeros, or takes away where there are fewer than none."""
+def padded(x: jax.Array, rows: tuple[int, int], columns: tuple[int, int]) -> jax.Array:
+    """Zeros before and after the rows and the columns; fewer than none take away."""
     return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), (*rows, 0), (*columns, 0), (0, 0, 0)])

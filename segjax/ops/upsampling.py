@@ -6,6 +6,8 @@ import numpy as np
 from jax import lax
 
 from segjax.ops.convolution import NHWC
+from segjax.ops.kernel_gradient import conv_general_dilated, padded
+from segjax.ops.platform import on_cpu
 
 
 def nearest(x: jax.Array, shape: tuple[int, int]) -> jax.Array:
@@ -89,6 +91,8 @@ def conv_transpose(
     Returns:
       (B, H, W, D).
     """
+    if rate == 1 and on_cpu():
+        return _by_phases(x, kernel, stride, padding, output_padding)
     reach = [(size - 1) * rate - padding for size in kernel.shape[:2]]
     return lax.conv_transpose(
         x,
@@ -99,6 +103,30 @@ def conv_transpose(
         dimension_numbers=NHWC,
         transpose_kernel=True,
     )
+
+
+def _by_phases(x, kernel, stride, padding, output_padding):
+    """Each pixel of a stride x stride block as features of one convolution of stride 1.
+
+    XLA convolves with zeros between the pixels, on a CPU without a library.
+    """
+    *taps, features, channels = kernel.shape
+    reach = [-(-k // stride) for k in taps]  # inputs that an output meets
+    extra = [(0, m * stride - k) for m, k in zip(reach, taps, strict=True)]
+    kernel = jnp.pad(kernel, [*extra, (0, 0), (0, 0)])
+    kernel = kernel.reshape(reach[0], stride, reach[1], stride, features, channels)
+    kernel = jnp.flip(kernel, (0, 2)).transpose(0, 2, 5, 1, 3, 4).reshape(*reach, channels, -1)
+    # Whole blocks are left out by the convolution, what is left of a block after it.
+    ends = [k - m * stride - padding + output_padding for m, k in zip(reach, taps, strict=True)]
+    sides = [
+        (m - 1 - padding // stride, m - 1 + -(-end // stride))
+        for m, end in zip(reach, ends, strict=True)
+    ]
+    blocks = conv_general_dilated(x, kernel, (1, 1), sides)
+    batch, *size, _ = blocks.shape
+    y = blocks.reshape(batch, *size, stride, stride, features).swapaxes(2, 3)
+    y = y.reshape(batch, size[0] * stride, size[1] * stride, features)
+    return padded(y, *((-(padding % stride), -(-end % stride)) for end in ends))
 
 
 def bilinear_conv_transpose(x: jax.Array, *, size: int, stride: int, padding: int = 0) -> jax.Array:
