@@ -8,8 +8,8 @@ The first trains FCN-8s, the others all four with three seeds. Each starts from 
 which it fetches (550 MB, once) unless `--config.model.pretrained` names a file. The full form is
 for an accelerator; `small`, at 96x128 with narrow fully connected layers, is for two CPU cores.
 
-`small` took 11 to 18 minutes a run on a busy core. One seed: test mIoU 0.189, 0.364, 0.381, 0.381
-from FCN-32s to the one from pool2, BF 0.09, 0.17, 0.21, 0.22. The full form has not been run to
+`small` took 11 to 18 minutes a run on a busy core. Two seeds: test mIoU 0.187, 0.365, 0.387, 0.388
+from FCN-32s to the one from pool2, BF 0.09, 0.16, 0.20, 0.21. The full form has not been run to
 its end.
 
 To see in the rows: each skip sharpens the borders (BF) more than it raises mean IoU, and the gain

@@ -18,7 +18,7 @@ GROUPS = tuple(dict.fromkeys(group for groups in _GROUPS.values() for group in g
 # The order of the papers' tables of methods.
 _SCORES = ("class_accuracy", "global_accuracy", "mean_iou", "boundary_f")
 # What tells our lines apart, and is said elsewhere in them.
-_SAID = ("model.name", "resolution", "images", "inference")
+_SAID = ("resolution", "images", "inference")
 _SECOND_HAND = "Read where it is quoted, not in its source."
 _PRINTED_SO = "(sic): printed so in the source, and suspect."
 

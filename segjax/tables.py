@@ -193,6 +193,7 @@ _SETTINGS: dict[str, Callable[[Summary], str]] = {
 def differing(summaries: Sequence[Summary]) -> dict[str, list[str]]:
     """Heading -> cells of the columns that tell the lines apart, but for the model's name."""
     keys = dict.fromkeys(name for summary in summaries for name in summary.overrides)
+    keys.pop("model.name", None)
     columns = {}
     for key in keys:
         cells = [text(s.overrides[key]) if key in s.overrides else "" for s in summaries]
