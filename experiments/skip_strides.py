@@ -12,8 +12,8 @@ for an accelerator; `small`, at 96x128 with narrow fully connected layers, is fo
 from FCN-32s to the one from pool2, BF 0.09, 0.16, 0.20, 0.21. The full form has not been run to
 its end.
 
-To see in the rows: each skip sharpens the borders (BF) more than it raises mean IoU, and the gain
-of the one from pool2 is the least.
+In these rows the skip from pool4 doubles both scores, the one from pool3 does more for the borders
+(BF) than for mean IoU, and the one from pool2 next to nothing.
 """
 
 from collections.abc import Iterator

@@ -19,6 +19,7 @@ import numpy as np
 from jax import lax
 
 from segjax.ops.convolution import NHWC
+from segjax.ops.kernel_gradient import kernel_gradient
 
 DEFAULT = ("4x48x64x64x64x7", "4x48x64x64x64x3", "4x96x128x32x32x7", "4x24x32x128x128x3")
 TORCH = """
@@ -83,10 +84,8 @@ def columns(x, dy, k):
 
 
 def both(x, dy, k):
-    height, wide = x.shape[1], padded(x, k // 2, 0)
-    shifts = jnp.concatenate([wide[:, i : i + height] for i in range(k)], -1)
-    found = product(shifts, against(dy, k))
-    return found.reshape(k, x.shape[-1], k, dy.shape[-1]).swapaxes(1, 2)
+    sides = (k // 2, k // 2)
+    return kernel_gradient(x, dy, (k, k), (sides, sides), (1, 1))
 
 
 def im2col(x, dy, k):
