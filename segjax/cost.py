@@ -115,15 +115,19 @@ def _of_convolution(equation: Any) -> int:
     places = equation.params["dimension_numbers"]
     batch, features, *_ = (output[axis] for axis in places.out_spec)
     _, channels, *taps = (kernel[axis] for axis in places.rhs_spec)
-    # The zeros between the pixels of a transposed convolution take no part: each pixel meets each
-    # tap once.
-    positions = [
-        image[inner] if dilation > 1 else output[outer]
-        for inner, outer, dilation in zip(
-            places.lhs_spec[2:], places.out_spec[2:], equation.params["lhs_dilation"], strict=True
+    # The zeros between the pixels of a transposed convolution take no part: a pixel meets each tap
+    # once and each output once, so the fewer of them. Outputs are fewer in the gradient of a kernel.
+    meetings = [
+        image[inner] * min(tap, output[outer]) if dilation > 1 else output[outer] * tap
+        for inner, outer, tap, dilation in zip(
+            places.lhs_spec[2:],
+            places.out_spec[2:],
+            taps,
+            equation.params["lhs_dilation"],
+            strict=True,
         )
     ]
-    return batch * features * math.prod(positions) * math.prod(taps) * channels
+    return batch * features * math.prod(meetings) * channels
 
 
 @shapes_alone()

@@ -60,6 +60,11 @@ def test_a_transposed_convolution_is_counted_by_its_inputs():
         up, *shapes
     )
 
+    def step(x, kernel):
+        return jax.grad(lambda *arguments: jnp.sum(up(*arguments)), (0, 1))(x, kernel)
+
+    assert count(step, *shapes) == 3 * count(up, *shapes)
+
 
 def test_products_of_matrices():
     assert count(lambda x, w: x @ w, (7, 20), (20, 30)) == 7 * 20 * 30
