@@ -116,7 +116,7 @@ def _of_convolution(equation: Any) -> int:
     batch, features, *_ = (output[axis] for axis in places.out_spec)
     _, channels, *taps = (kernel[axis] for axis in places.rhs_spec)
     # The zeros between the pixels of a transposed convolution take no part: a pixel meets each tap
-    # once and each output once, so the fewer of them. Outputs are fewer in the gradient of a kernel.
+    # once and each output once, so the fewer of them: outputs in a kernel's gradient.
     meetings = [
         image[inner] * min(tap, output[outer]) if dilation > 1 else output[outer] * tap
         for inner, outer, tap, dilation in zip(
