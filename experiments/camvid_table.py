@@ -3,11 +3,13 @@
 segjax train --config experiments/camvid_table.py --workdir runs/camvid_table
 segjax sweep --config experiments/camvid_table.py --workdir runs/camvid_table
 segjax sweep --config experiments/camvid_table.py:small --workdir runs/camvid_table_small
+segjax reproduce camvid --budget 600 --output runs/camvid_table
 
-The first trains SegNet from scratch, the others all of them. In the full grid a network with
-VGG-16's trunk starts from its weights, which are fetched (550 MB, once), at a lower rate. The full
-form is for an accelerator; `small`, at 96x128, a width of 16 and from scratch, is for two CPU
-cores. Neither has been run to its end, so no figure stands here.
+The first trains SegNet from scratch, the second and third all of them, the last as many as it can
+in ten minutes at a time. In the full grid a network with VGG-16's trunk starts from its weights,
+which are fetched (550 MB, once), at a lower rate. The full form is for an accelerator; `small`, at
+96x128, a width of 16 and from scratch, is for two CPU cores. Neither has been run to its end, so no
+figure stands here.
 """
 
 from collections.abc import Iterator
@@ -48,6 +50,8 @@ def get_config(size: str = "full") -> ConfigDict:
     config.loss.class_weights = "median_frequency"
     if size != "full":
         config.model.options.width = 16 if size == "small" else 2
+    if size == "smoke":
+        config.data.resolution = (32, 32)  # five pools leave a pixel
     return config
 
 
@@ -58,7 +62,7 @@ def sweep(size: str = "full") -> Iterator[dict[str, Any]]:
         for network, options in ON_VGG16.items():
             start = weights if size == "full" else {}
             if network == "deconvnet" and size != "full":  # 7 pixels of stride 32 are 193
-                start = {"model.options.fc_kernel": 3}
+                start = {"model.options.fc_kernel": 3 if size == "small" else 1}
             yield {"model.name": network, **options, **start, "seed": seed}
         for network, options in FROM_SCRATCH.items():
             yield {"model.name": network, **options, "seed": seed}

@@ -143,7 +143,7 @@ def overfit(name: str, setting: Setting, data_dir: str, most_steps: int) -> dict
     start, done, mean_iou = time.monotonic(), 0, 0.0
     while mean_iou <= GOAL and done < most_steps:
         for _ in range(min(EVALUATE_EVERY, most_steps - done)):
-            state, outputs = train(state, data, {})
+            state, outputs = train(state, (np.uint32(config.seed), data), {})
             done += 1
         scores = metrics.scores(evaluator(state.variables, data).total)
         mean_iou = float(scores.per_class_iou[scores.present].mean())

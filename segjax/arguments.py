@@ -59,6 +59,18 @@ def count(text: str) -> int:
     return int(text)
 
 
+def part(text: str) -> tuple[int, int]:
+    """K/N, such as 1/3."""
+    found = text.split("/")
+    if (
+        len(found) != 2
+        or not all(x.isdigit() for x in found)
+        or not 1 <= int(found[0]) <= int(found[1])
+    ):
+        raise argparse.ArgumentTypeError(f"expected K/N such as 1/3, found {text!r}")
+    return int(found[0]), int(found[1])
+
+
 def size(text: str) -> tuple[int, int]:
     """HEIGHTxWIDTH."""
     sides = text.lower().split("x")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import segjax
 from segjax import commands
-from segjax.arguments import Parser, add_config, add_grid, count, number, size
+from segjax.arguments import Parser, add_config, add_grid, count, number, part, size
 from segjax.errors import UserError, line
 from segjax.launchers import slurm_script
 
@@ -159,6 +159,60 @@ def _parser() -> argparse.ArgumentParser:
     instead.add_argument("--commands", action="store_true", help="print their commands and stop")
     instead.add_argument("--status", action="store_true", help="print how far they are and stop")
     slurm_script.add_arguments(sweep)
+
+    reproduce = command(
+        "reproduce",
+        commands.reproduce,
+        "Do the grid of a published table piece by piece, each within a budget",
+        f"One seed of every network comes before second ones, and what is begun before what is "
+        f"not. It saves before the time is over, and the same command goes on; exit status 75 "
+        f"where there is more to do. {override_help}",
+    )
+    reproduce.add_argument("table", choices=("camvid",))
+    reproduce.add_argument(
+        "--budget",
+        required=True,
+        type=count,
+        metavar="SECONDS",
+        help="nothing runs when it is over",
+    )
+    reproduce.add_argument(
+        "--output",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="its runs live below; results.jsonl has their rows",
+    )
+    which = reproduce.add_mutually_exclusive_group()
+    which.add_argument(
+        "--size", choices=("full", "small", "smoke"), help="of the grid (default: full)"
+    )
+    which.add_argument("--config", metavar="FILE[:ARG]", help="a config file with another grid")
+    reproduce.add_argument(
+        "--source",
+        metavar="DIR",
+        help="the published folder, to prepare the data set from where it is not yet",
+    )
+    reproduce.add_argument(
+        "--part",
+        type=part,
+        default=(1, 1),
+        metavar="K/N",
+        help="the K-th of N parts of the grid, for several machines",
+    )
+    reproduce.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="runs whose name fits, such as '*,seed=0'; may be given again",
+    )
+    reproduce.add_argument(
+        "--whole",
+        action="store_true",
+        help="begin no run that will not end in time, where the folder will not be kept",
+    )
+    reproduce.add_argument("--retry", action="store_true", help="try again what has failed twice")
 
     table = command(
         "table",

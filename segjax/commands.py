@@ -4,8 +4,11 @@ Each gives the exit status, or none for 0. What is heavy is imported in the func
 --help answers at once.
 """
 
+import os
 import shlex
 import sys
+import time
+from pathlib import Path
 
 from segjax.errors import UserError
 
@@ -31,9 +34,10 @@ def data(options):
 
 def train(options):
     """Trains and tests a run, or goes on with it."""
-    from segjax import config, hosts, train
+    from segjax import compilation_cache, config, hosts, train
     from segjax.experiment import Description
 
+    compilation_cache.turn_on()
     hosts.join(always=options.distributed)
     overrides = config.parse_overrides(options.rest)
     loaded = config.load(options.config, overrides)
@@ -71,8 +75,9 @@ def _crf(options):
 
 def evaluate(options):
     """Scores runs on a split."""
-    from segjax import ensemble, evaluate, results, tables
+    from segjax import compilation_cache, ensemble, evaluate, results, tables
 
+    compilation_cache.turn_on()
     path, row, counts = ensemble.evaluate_workdirs(
         options.workdir,
         options.split,
@@ -90,9 +95,10 @@ def evaluate(options):
 
 def predict(options):
     """Labels images."""
-    from segjax import experiment, predict
+    from segjax import compilation_cache, experiment, predict
     from segjax.progress import Bar
 
+    compilation_cache.turn_on()
     parameters = _crf(options)
     paths = predict.find_images(options.images)
     run, _ = experiment.open_run(options.workdir, None)
@@ -143,6 +149,39 @@ def sweep(options):
         print(show(points, status.snapshot(points, options.workdir)))
         return 0
     return local.run(options.config, points, options.workdir, options.jobs or 1)
+
+
+def reproduce(options):
+    """Does what fits into the budget of the grid of a table."""
+    began = time.monotonic() - _age()
+    from segjax import config, reproduce, sweep
+
+    spec = options.config
+    if spec is None:
+        size = options.size or "full"
+        spec = reproduce.config_file(options.table) + (f":{size}" if size != "full" else "")
+    overrides = config.parse_overrides(options.rest)
+    return reproduce.run(
+        spec,
+        sweep.asked(spec, overrides, (), options.only),
+        options.output,
+        seconds=options.budget,
+        began=began,
+        part=options.part,
+        whole_only=options.whole,
+        retry=options.retry,
+        source=options.source,
+    )
+
+
+def _age():
+    """Seconds since this process began, where Linux tells; they are of the budget."""
+    try:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        began = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+        return max(time.clock_gettime(time.CLOCK_BOOTTIME) - began, 0.0)
+    except (OSError, AttributeError):
+        return 0.0
 
 
 def table(options):

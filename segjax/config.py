@@ -6,6 +6,7 @@ from `default()`. `--config FILE[:ARG]` names it, `--config.a.b=value` overrides
 
 import ast
 import difflib
+import functools
 import hashlib
 import importlib.util
 import json
@@ -243,10 +244,15 @@ def flat(config: ConfigDict) -> dict[str, Any]:
 def digest(config: ConfigDict) -> str:
     """16 hex digits that say what was computed, whatever the seed, the place and the tracking."""
     fields = {k: v for k, v in flat(config).items() if k != "seed" and not incidental(k)}
-    neutral = flat(default())
+    neutral = _neutral()
     fields = {k: v for k, v in fields.items() if k not in LATER or v != neutral[k]}
     text = json.dumps(fields, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@functools.cache
+def _neutral():
+    return flat(default())
 
 
 def difference(ours: ConfigDict, theirs: ConfigDict) -> str | None:

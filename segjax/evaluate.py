@@ -194,7 +194,6 @@ def result_row(
 ) -> dict[str, Any]:
     """A result as data, as `segjax.results` reads it."""
     config, info = experiment.config, experiment.info
-    device = experiment.devices[0]
     return {
         "schema": results.SCHEMA,
         "experiment": description.experiment,
@@ -215,5 +214,5 @@ def result_row(
         "best_step": facts["best_step"],
         "seconds": round(facts["seconds"], 1),
         "batch_norm": batch_norm,
-        **results.provenance(f"{device.device_kind} x{len(experiment.devices)}"),
+        **results.provenance(experiment.device_name),
     }

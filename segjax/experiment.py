@@ -42,6 +42,11 @@ class Experiment:
     def axis_name(self) -> str | None:
         return parallel.axis_name(self.devices)
 
+    @property
+    def device_name(self) -> str:
+        """Of the devices, as rows have it: `cpu x2`."""
+        return f"{self.devices[0].device_kind} x{len(self.devices)}"
+
     def open_split(self, split: str) -> datasets.Source:
         data = self.config.data
         return datasets.open_split(

@@ -27,12 +27,12 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 FORMATS = ("svg", "png")
 INK = "#1b1b1f"  # of all text and lines that are not data; `segjax.report` draws it in the page's
 
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # one more than colours: 42 pairs before one repeats
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # one more than colours: 42 pairs before one repeats
 _HATCHES = ("", "//", "\\\\", "..", "xx", "--")
-_DASHES = ("-", (0, (5, 2)), (0, (1, 1)), (0, (6, 2, 1, 2)), (0, (3, 1)), (0, (8, 3)))
+DASHES = ("-", (0, (5, 2)), (0, (1, 1)), (0, (6, 2, 1, 2)), (0, (3, 1)), (0, (8, 3)))
 _GRID = "#8c8c94"
 _WIDTH = 10.0  # inches
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so that every machine draws the same
     "font.size": 10,
     "hatch.linewidth": 0.6,
@@ -66,7 +66,7 @@ def render(figure: Figure, format: str) -> bytes:
         raise UserError(f"figure format {format!r}, expected {' or '.join(FORMATS)}")
     content = io.BytesIO()
     unsaid = {"Date": None, "Creator": None} if format == "svg" else {"Software": None}
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure.savefig(
             content, format=format, dpi=150, metadata=unsaid, transparent=format == "svg"
         )
@@ -96,7 +96,7 @@ def per_class(methods: Sequence[Method], kind: str = "iou") -> Figure:
     names = methods[0].summary.row["class_names"]
     panels = _panels(methods)
     places = np.arange(len(names))
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(_WIDTH, 3.4 * len(panels)))
         parts = figure.subfigures(len(panels), squeeze=False)[:, 0]
         for part, shown in zip(parts, panels, strict=True):
@@ -148,7 +148,7 @@ def learning_curves(methods: Sequence[Method]) -> Figure | None:
         return None
     panels = _panels(methods)
     titles = ("validation mIoU, %", "training loss")
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(_WIDTH, 3.6 * len(panels)))
         parts = figure.subfigures(len(panels), squeeze=False)[:, 0]
         for part, shown in zip(parts, panels, strict=True):
@@ -170,8 +170,8 @@ def _band(axes: Axes, steps: Sequence[int], values: np.ndarray, style: int, labe
         steps,
         mean,
         color=COLOURS[style],
-        linestyle=_DASHES[style],
-        marker=_MARKERS[style],
+        linestyle=DASHES[style],
+        marker=MARKERS[style],
         markersize=4,
         linewidth=1.6,
         label=label,
@@ -195,7 +195,7 @@ def cost(methods: Sequence[Method]) -> Figure | None:
     ]
     if not trained:
         return None
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(_WIDTH, max(3.6, 1.6 + 0.2 * len(trained))))
         parameters, time = figure.subplots(1, 2, sharey=True)
         for k, (method, estimate) in enumerate(trained):
@@ -204,7 +204,7 @@ def cost(methods: Sequence[Method]) -> Figure | None:
             spread = minutes.std(ddof=1) if len(minutes) > 1 else None
             style = {
                 "color": COLOURS[k % len(COLOURS)],
-                "marker": _MARKERS[k % len(_MARKERS)],
+                "marker": MARKERS[k % len(MARKERS)],
                 "markersize": 8,
                 "markeredgecolor": INK,
                 "markeredgewidth": 0.5,
@@ -236,7 +236,7 @@ def confusion(method: Method) -> Figure:
     totals = counts.sum(1, keepdims=True)
     percent = 100 * counts / np.where(totals, totals, 1)
     side = 2.2 + 0.47 * len(names)
-    with matplotlib.rc_context(_STYLE | {"axes.grid": False}):
+    with matplotlib.rc_context(STYLE | {"axes.grid": False}):
         figure = Figure(figsize=(side + 0.6, side))
         axes = figure.subplots()
         # Squares and not an image: a browser would blur that.

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from segjax import loader
@@ -21,6 +22,8 @@ Output = Callable[[Any, jax.Array, jax.Array], jax.Array]
 
 # f(image uint8 (H, W, 3), probabilities float32 (H, W, K)) -> probabilities float32 (H, W, K)
 Refine = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+Predictor = Callable[[dict[str, Any], np.ndarray], np.ndarray]
 
 
 def logits(experiment: Experiment) -> Output:
@@ -66,3 +69,38 @@ def mean(members: Sequence[Output]) -> Output:
         return sum(outputs[1:], outputs[0]) / len(outputs)
 
     return output
+
+
+def build_predictor(
+    experiment: Experiment,
+    size: tuple[int, int] | None = None,
+    output: Output | None = None,
+    refine: Refine | None = None,
+) -> Predictor:
+    """f(variables, images uint8 (B, H, W, C)) -> labels uint8 (B, H, W), the most likely class.
+
+    With a size (h, w) the output is made at that size, of the resized image, and brought back to
+    the image's own bilinearly before the decision.
+
+    Args:
+      experiment: whose network is asked.
+      size: height and width in pixels.
+      output: whose greatest class is given; none: the logits of the experiment's own network.
+      refine: what is done to the output, probabilities, before that.
+    """
+    sized = resized(output or logits(experiment), size)
+
+    @jax.jit
+    def values(variables, raw):
+        places = jnp.arange(raw.shape[0], dtype=jnp.int32)
+        values = sized(variables, raw.astype(jnp.float32) / 255, places)
+        return values if refine else jnp.argmax(values, -1).astype(jnp.uint8)
+
+    def predict(variables, images):
+        result = np.asarray(values(variables, images))
+        if refine is None:
+            return result
+        refined = [refine(*each) for each in zip(images, result, strict=True)]
+        return np.stack([values.argmax(-1).astype(np.uint8) for values in refined])
+
+    return predict

@@ -10,7 +10,6 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,6 +25,8 @@ DEVICE_BYTES = 4 * 2**30  # a larger set streams
 
 # Mean and standard deviation of ImageNet, RGB in [0, 1]: what VGG-16's weights have learnt from.
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+Seed = jax.Array | int
 
 # What the one seed of an experiment is used for.
 INITIALISATION, ORDER, AUGMENTATION, DROPOUT, PATCHES, SAMPLING = range(6)
@@ -61,13 +62,13 @@ class Weighed:
         return {**example, "weight": self._weights[index]}
 
 
-def key(seed: int, use: int) -> jax.Array:
+def key(seed: Seed, use: int) -> jax.Array:
     """The random key of one use of an experiment's seed."""
     return jax.random.fold_in(jax.random.key(seed), use)
 
 
 def batch_indices(
-    seed: int, step: jax.Array | int, num_examples: int, batch_size: int
+    seed: Seed, step: jax.Array | int, num_examples: int, batch_size: int
 ) -> jax.Array:
     """Which examples step `step` trains on: int32 (batch_size,).
 
@@ -123,6 +124,8 @@ def stream(
     part: slice = slice(None),
 ) -> Iterator[Raw]:
     """The raw batches of `steps` steps from `first_step` on, or of each a part, read by threads."""
+    import grain  # what lies on the device does without it
+
     num_examples = len(source)
     mine = range(batch_size)[part]
 
@@ -142,7 +145,7 @@ def stream(
 
 def training_batch(
     raw: dict[str, jax.Array],
-    seed: int,
+    seed: Seed,
     step: jax.Array,
     first: jax.Array | int,
     config: ConfigDict,
@@ -180,7 +183,7 @@ def _image_keys(seed, use, step, first, count):
 
 def patch_batch(
     batch: Example,
-    seed: int,
+    seed: Seed,
     step: jax.Array,
     first: jax.Array | int,
     count: int,

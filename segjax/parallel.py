@@ -56,10 +56,31 @@ def axis_name(devices: Sequence[jax.Device]) -> str | None:
 
 def parallelize(step: Callable[..., Any], devices: Sequence[jax.Device]) -> Callable[..., Any]:
     """Compiles `step(state, shared, share)` for the devices, the memory of `state` given up."""
+    mapped, places = _mapped(step, devices)
+    if not places:
+        return mapped
+
+    def call(state, shared, share):
+        outputs = mapped(state, shared, share, *places)
+        # Virtual CPU devices share one pool of threads: calls that queue up in it can keep the
+        # threads which a collective of an earlier call waits for.
+        return jax.block_until_ready(outputs) if devices[0].platform == "cpu" else outputs
+
+    return call
+
+
+def lower(
+    step: Callable[..., Any], devices: Sequence[jax.Device], state: Any, shared: Any, share: Any
+) -> jax.stages.Lowered:
+    """What `parallelize` has compiled when it is called so, to be looked into."""
+    mapped, places = _mapped(step, devices)
+    return mapped.lower(state, shared, share, *places)
+
+
+def _mapped(step, devices):
+    """The step for the devices, and what it takes besides its own arguments."""
     if len(devices) == 1:
-        return jax.jit(step, donate_argnums=0)
-    # The share may be empty, and pmap wants something that is mapped.
-    places = np.arange(len(_local(devices)))
+        return jax.jit(step, donate_argnums=0), ()
     mapped = jax.pmap(
         lambda state, shared, share, _: step(state, shared, share),
         AXIS,
@@ -68,14 +89,8 @@ def parallelize(step: Callable[..., Any], devices: Sequence[jax.Device]) -> Call
         devices=devices,
         donate_argnums=0,
     )
-
-    def call(state, shared, share):
-        outputs = mapped(state, shared, share, places)
-        # Virtual CPU devices share one pool of threads: calls that queue up in it can keep the
-        # threads which a collective of an earlier call waits for.
-        return jax.block_until_ready(outputs) if devices[0].platform == "cpu" else outputs
-
-    return call
+    # The share may be empty, and pmap wants something that is mapped.
+    return mapped, (np.arange(len(_local(devices))),)
 
 
 def place(tree: Any, devices: Sequence[jax.Device]) -> Any:

@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageOps
 
@@ -17,43 +15,6 @@ from segjax.errors import UserError
 from segjax.experiment import Experiment, load_variables, open_run
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
-
-Predictor = Callable[[dict[str, Any], np.ndarray], np.ndarray]
-
-
-def build_predictor(
-    experiment: Experiment,
-    size: tuple[int, int] | None = None,
-    output: inference.Output | None = None,
-    refine: inference.Refine | None = None,
-) -> Predictor:
-    """f(variables, images uint8 (B, H, W, C)) -> labels uint8 (B, H, W), the most likely class.
-
-    With a size (h, w) the output is made at that size, of the resized image, and brought back to
-    the image's own bilinearly before the decision.
-
-    Args:
-      experiment: whose network is asked.
-      size: height and width in pixels.
-      output: whose greatest class is given; none: the logits of the experiment's own network.
-      refine: what is done to the output, probabilities, before that.
-    """
-    sized = inference.resized(output or inference.logits(experiment), size)
-
-    @jax.jit
-    def values(variables, raw):
-        places = jnp.arange(raw.shape[0], dtype=jnp.int32)
-        values = sized(variables, raw.astype(jnp.float32) / 255, places)
-        return values if refine else jnp.argmax(values, -1).astype(jnp.uint8)
-
-    def predict(variables, images):
-        result = np.asarray(values(variables, images))
-        if refine is None:
-            return result
-        refined = [refine(*each) for each in zip(images, result, strict=True)]
-        return np.stack([values.argmax(-1).astype(np.uint8) for values in refined])
-
-    return predict
 
 
 def find_images(names: Iterable[str]) -> list[Path]:
@@ -158,7 +119,7 @@ def _predictor(experiment, size, crf, samples):
     output, refine = _inference(experiment, crf)
     if samples:
         return uncertainty.build_predictor(experiment, samples, size, refine)
-    labels = build_predictor(experiment, size, output, refine)
+    labels = inference.build_predictor(experiment, size, output, refine)
     return lambda variables, images: (labels(variables, images),)
 
 
@@ -209,7 +170,7 @@ def compare(
         images = np.stack([e["image"] for e in examples])
         for refined in (None, crf) if crf else (None,):
             by = f", crf {dense_crf.describe(refined)}" if refined else ""
-            predictor = build_predictor(run, None, *_inference(run, refined))
+            predictor = inference.build_predictor(run, None, *_inference(run, refined))
             labels.append((description.name + by, predictor(variables, images)))
     return Compared(info, examples, labels)
 

@@ -22,6 +22,7 @@ from segjax.files import write_whole
 from segjax.jsonrows import Row, is_count, is_number, is_text
 
 SCHEMA = 1
+REPRODUCED = "results.jsonl"  # of all runs, in the folder of `segjax reproduce`
 _WHAT = "a result row"
 _TOLERANCE = 1e-9
 
@@ -176,7 +177,8 @@ def read(paths: Iterable[str | os.PathLike[str]]) -> list[Row]:
     """Reads and checks the result rows of files and directories.
 
     A directory gives every ``result.json`` below it or, where there is none, the ``.jsonl`` files
-    directly in it (not ``metrics.jsonl``, the log of a run). A file is read once, however many of
+    directly in it (not ``metrics.jsonl``, the log of a run); one of `segjax reproduce` gives its
+    ``results.jsonl``, which may have rows of other machines. A file is read once, however many of
     the paths lead to it.
 
     Raises:
@@ -187,7 +189,9 @@ def read(paths: Iterable[str | os.PathLike[str]]) -> list[Row]:
     rows: list[Row] = []
     seen: set[Path] = set()
     for path in map(Path, paths):
-        if path.is_dir():
+        if (path / REPRODUCED).is_file():
+            files = [path / REPRODUCED]
+        elif path.is_dir():
             files = sorted(path.rglob("result.json")) or sorted(
                 file for file in path.glob("*.jsonl") if file.name != "metrics.jsonl"
             )

@@ -59,7 +59,7 @@ def look(folder: Path, config: ConfigDict) -> Status:
     steps = config.steps
     if (folder / "result.json").exists():
         return Status("finished", steps, steps)
-    saved = _saved_step(folder)
+    saved = saved_step(folder)
     if in_use(folder):
         step, seconds = _progress(folder, config.batch_size)
         return Status("running", max(step, saved), steps, seconds)
@@ -113,7 +113,8 @@ def last_line(said: str) -> str:
     return ([line for line in said.splitlines() if line.strip()] or ["it said nothing"])[-1]
 
 
-def _saved_step(folder):
+def saved_step(folder: Path) -> int:
+    """The last step that a start of the run would go on from; 0: it would begin."""
     try:
         names = os.listdir(folder / "checkpoints" / "latest")
     except OSError:

@@ -88,29 +88,39 @@ def build_train_steps(
     """`num_steps` training steps in one call.
 
     Returns:
-      f(state, data, batches) -> (state, metrics). Where the set is `resident`, `data` is the whole
-      of it, uint8, and `batches` empty; else `data` is empty and `batches` has this device's share
-      of each step's raw batch, (num_steps, share, H, W, ...). The metrics are (num_steps,) arrays:
-      loss, global_accuracy (of the augmented batch, before the step) and gradient_norm.
+      f(state, (seed, data), batches) -> (state, metrics). The seed, uint32, is no constant of the
+      program, so that runs which differ by it alone share what is compiled. Where the set is
+      `resident`, `data` is the whole of it, uint8, and `batches` empty; else `data` is empty and
+      `batches` has this device's share of each step's raw batch, (num_steps, share, H, W, ...). The
+      metrics are (num_steps,) arrays: loss, global_accuracy (of the augmented batch, before the
+      step) and gradient_norm.
     """
 
-    def train_steps(state, data, batches):
+    def train_steps(state, shared, batches):
+        seed, data = shared
         share = config.batch_size // parallel.size(axis_name)
         first = parallel.index(axis_name) * share
 
         def body(state, raw):
             if resident:
                 count = data["label"].shape[0]
-                order = loader.batch_indices(config.seed, state.step, count, config.batch_size)
+                order = loader.batch_indices(seed, state.step, count, config.batch_size)
                 mine = jax.lax.dynamic_slice_in_dim(order, first, share)
                 raw = jax.tree.map(lambda x: x[mine], data)
-            batch = loader.training_batch(raw, config.seed, state.step, first, config, info)
+            batch = loader.training_batch(raw, seed, state.step, first, config, info)
             if config.data.patches:
                 batch = loader.patch_batch(
-                    batch, config.seed, state.step, first, config.data.patches, model.patch_size
+                    batch, seed, state.step, first, config.data.patches, model.patch_size
                 )
             return train_step(
-                state, batch, model, optimizer, config, class_weights, axis_name=axis_name
+                state,
+                batch,
+                model,
+                optimizer,
+                config,
+                class_weights,
+                seed=seed,
+                axis_name=axis_name,
             )
 
         return scan(body, state, batches, num_steps)
@@ -126,6 +136,7 @@ def train_step(
     config: ConfigDict,
     class_weights: jax.Array,
     *,
+    seed: loader.Seed,
     axis_name: str | None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One optimiser step on a device's share of the batch.
@@ -143,7 +154,7 @@ def train_step(
         ),
         axis_name,
     )
-    dropout = jax.random.fold_in(loader.key(config.seed, loader.DROPOUT), state.step)
+    dropout = jax.random.fold_in(loader.key(seed, loader.DROPOUT), state.step)
     dropout = jax.random.fold_in(dropout, parallel.index(axis_name))
 
     def loss_of(params, batch_stats, part, dropout_key):

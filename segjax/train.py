@@ -19,12 +19,11 @@ from segjax import config as configs
 from segjax import (
     experiment,
     hosts,
+    inference,
     loader,
     metrics,
     optimizers,
     parallel,
-    pictures,
-    predict,
     results,
     steps,
     tracking,
@@ -34,6 +33,7 @@ from segjax.errors import UserError
 from segjax.evaluate import build_evaluator, recompute_batch_norm, result_row, write_counts
 from segjax.experiment import Description, Experiment
 from segjax.models import pretrained
+from segjax.phases import Phases
 from segjax.progress import Bar
 
 SAMPLES = 4  # validation images that are shown with their predictions
@@ -107,22 +107,24 @@ class _Training:
     def __init__(self, run: Experiment, workdir: Path, description: Description, stop: hosts.Stop):
         self.experiment, self.workdir, self.description, self.stop = run, workdir, description, stop
         config, info = run.config, run.info
+        self.writes = hosts.is_first()
+        self.phases = Phases(workdir if self.writes else None, run.device_name)
 
         source, self.class_weights = run.open_training()
         weighed = config.loss.border_weight > 0
         self.resident = loader.fits(info, "train", config.data.placement, weighed)
         self.train_set: Any = loader.in_memory(source) if self.resident else source
         self.val_set = loader.in_memory(run.open_split("val"))
-        self.data = parallel.place(self.train_set, run.devices) if self.resident else {}
+        shared = np.uint32(config.seed), self.train_set if self.resident else {}
+        self.data = parallel.place(shared, run.devices)
 
         self.schedule = optimizers.create_schedule(config.optimizer, config.steps)
         self.optimizer = optimizers.create_optimizer(config.optimizer, self.schedule)
         self.evaluator = build_evaluator(run)
-        self.predictor = predict.build_predictor(run)
+        self.predictor = inference.build_predictor(run)
         self.compiled: dict[int, Any] = {}
         self.best_value, self.best_step = -math.inf, 0
         self.identity = f"{configs.digest(config)}, seed {config.seed}"
-        self.writes = hosts.is_first()
 
     def run(self) -> dict[str, Any]:
         config = self.experiment.config
@@ -153,7 +155,7 @@ class _Training:
             # Left on the way out, by whatever exception: W&B marks the run as failed then.
             stack.push(lambda kind, *_: self.wandb.finish(0 if kind is None else 1))
             with Bar(title, config.steps, first, config.batch_size, not self.writes) as self.bar:
-                where = f"{self.experiment.devices[0].device_kind} x{len(self.experiment.devices)}"
+                where = self.experiment.device_name
                 if hosts.count() > 1:
                     where += f" of {hosts.count()} processes"
                 self.bar.line(
@@ -162,6 +164,7 @@ class _Training:
                     f"{config.data.resolution[1]}, {where}"
                     + (f", going on from step {first}" if first else "")
                 )
+                self.phases.end("start")
                 like = abstract(self._loop(state, first))
             return self._test(like)
 
@@ -186,6 +189,7 @@ class _Training:
         config = self.experiment.config
         batches = self._batches(step)
         pending = None
+        first = marked = step  # the latter: where the stretch under way began
         while step < config.steps:
             count = min(config.steps_per_dispatch, config.steps - step)
             state, outputs = self._steps(count)(state, self.data, next(batches))
@@ -194,6 +198,10 @@ class _Training:
                 self._record(*pending)
             pending = (step, outputs)
             step += count
+            if marked == first:
+                jax.block_until_ready(outputs)
+                self.phases.end("first step", step - marked)
+                marked = step
             validate = step % config.eval_every == 0 or step == config.steps
             save = step % config.checkpoint_every == 0 or step == config.steps
             # Looked at once: a signal between two looks must not stop an unsaved run.
@@ -202,11 +210,15 @@ class _Training:
                 # Nothing that is not finite gets evaluated or saved.
                 self._record(*pending)
                 pending = None
+                self.phases.end("training", step - marked)
+                marked = step
             if validate:
                 self._validate(state, step)
+                self.phases.end("validation")
                 asked = self.stop.asked()
             if save or asked:
                 self._save("latest", step, state)
+                self.phases.end("saving")
             if asked:
                 self._stop(asked, step)
         return state
@@ -214,6 +226,7 @@ class _Training:
     def _stop(self, asked, step):
         # No process ends before all is on disk: where one ends, Slurm kills the others.
         hosts.together(self.checkpoints.wait)
+        self.phases.end("stopping")
         raise Stopped(asked, step)
 
     def _stop_if_asked(self, step):
@@ -308,6 +321,10 @@ class _Training:
         )
 
     def _show_samples(self, variables, step):
+        try:
+            from segjax import pictures
+        except ImportError:  # it draws with Pillow, which a training can do without
+            return
         count = len(self.val_set["label"])
         places = np.linspace(0, count - 1, min(SAMPLES, count)).round().astype(int)
         images, truths = self.val_set["image"][places], self.val_set["label"][places]
@@ -378,6 +395,7 @@ class _Training:
 
         # None ends before: one that had to be started again would wait for those that are gone.
         hosts.together(finish)
+        self.phases.end("test")
         test = {
             name: row[name] for name in (*metrics.SCORES, "boundary_f") if row[name] is not None
         }

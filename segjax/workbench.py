@@ -154,6 +154,7 @@ class Bench:
         optimized = jax.jit(self.optimizer.init)(variables["params"])
         self.state = steps.TrainState(jnp.zeros((), jnp.int32), variables, optimized, {})
         weights = losses.SEGNET_CLASS_WEIGHTS if num_classes == 11 else np.ones(num_classes)
+        self.shared = jax.device_put((np.uint32(self.config.seed), {}), self.device)
         self.class_weights = jnp.asarray(weights, jnp.float32)
         self.count = 0
 
@@ -162,14 +163,14 @@ class Bench:
             return jax.jit(lambda variables, image: self.model.apply(variables, image, train=False))
         return parallel.parallelize(self._step(what), [self.device])
 
-    def _step(self, what):
+    def _step(self, what, num_steps=1):
         return steps.build_train_steps(
             self.model,
             self.optimizer if what == "training_step" else optax.set_to_zero(),
             self.config,
             information(tuple(self.asked["resolution"]), self.asked["num_classes"]),
             self.class_weights,
-            num_steps=1,
+            num_steps=num_steps,
             resident=False,
             axis_name=None,
         )
@@ -179,7 +180,7 @@ class Bench:
         if what == "forward":
             return self.state.variables, inputs[number % DISTINCT]
         state = self.state if what == "training_step" else self.state.replace(opt_state=_NOTHING)
-        return state, {}, inputs[number % DISTINCT]
+        return state, self.shared, inputs[number % DISTINCT]
 
     def _run(self, what):
         arguments = self._arguments(what, self.count)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from runs import start
+import runs
 
 FILE = """
 from runs import OneLayer, small_config
@@ -27,13 +27,14 @@ def write(folder: Path, data_dir, rates, seeds=(0, 1)) -> str:
     return str(file)
 
 
+def start(arguments, **environment):
+    """Starts `segjax` in a process of its own, which finds what such a file imports."""
+    return runs.start(arguments, PYTHONPATH=str(Path(__file__).parent), **environment)
+
+
 def start_sweep(spec, workdir, *arguments, **environment):
     """Starts `segjax sweep` on such a grid in a process of its own."""
-    return start(
-        ["sweep", "--config", spec, "--workdir", workdir, *arguments],
-        PYTHONPATH=str(Path(__file__).parent),
-        **environment,
-    )
+    return start(["sweep", "--config", spec, "--workdir", workdir, *arguments], **environment)
 
 
 def sweep(spec, workdir, *arguments, **environment):

@@ -102,18 +102,22 @@ class Setup:
                 self.optimizer,
                 self.config,
                 self.class_weights,
+                seed=self.config.seed,
                 axis_name=self.run.axis_name,
             )
 
         return parallel.parallelize(step, self.devices)(state, (), batch)
 
+    def shared(self):
+        return np.uint32(self.config.seed), self.data
+
     def train(self, calls, num_steps=1, state=None):
         """The state after each call, on the host, and the metrics of all their steps."""
         step = parallel.parallelize(self.steps(num_steps), self.devices)
-        data = parallel.place(self.data, self.devices)
+        shared = parallel.place(self.shared(), self.devices)
         state, states, metrics = self.state() if state is None else state, [], []
         for _ in range(calls):
-            state, outputs = step(state, data, {})
+            state, outputs = step(state, shared, {})
             states.append(jax.tree.map(np.array, state))
             metrics.append(jax.device_get(outputs))
         return states, jax.tree.map(lambda *x: np.concatenate(x), *metrics)
@@ -138,7 +142,7 @@ def test_two_devices_train_as_one_and_as_vmap(scenes_data_dir):
 
     mapped = jax.jit(
         jax.vmap(
-            lambda state, data, _: two.steps()(state, data, {}),
+            lambda state, shared, _: two.steps()(state, shared, {}),
             axis_name=parallel.AXIS,
             axis_size=2,
             in_axes=(None, None, None),
@@ -146,7 +150,7 @@ def test_two_devices_train_as_one_and_as_vmap(scenes_data_dir):
     )
     state = one.state()
     for number in range(2):
-        both, _ = mapped(state, jax.tree.map(jnp.asarray, two.data), ())
+        both, _ = mapped(state, jax.tree.map(jnp.asarray, two.shared()), ())
         first, second = (jax.tree.map(lambda x, k=k: x[k], both) for k in range(2))
         assert_same_bits(leaves(first), leaves(second))
         assert_close(first, theirs[number], 1e-5)
@@ -344,7 +348,7 @@ def test_another_step_or_seed_has_another_batch(scenes_data_dir):
         setup.config.seed = seed
         step = jax.jit(setup.steps())
         for number in (0, 5):
-            _, metrics = step(state.replace(step=jnp.int32(number)), setup.data, {})
+            _, metrics = step(state.replace(step=jnp.int32(number)), setup.shared(), {})
             seen.append(float(metrics["loss"][0]))
     assert len(set(seen)) == 4
 
@@ -364,6 +368,7 @@ def test_dropout_follows_the_step_and_differs_between_devices(scenes_data_dir):
             setup.optimizer,
             setup.config,
             setup.class_weights,
+            seed=setup.config.seed,
             axis_name=axis_name,
         )
         return metrics["loss"]

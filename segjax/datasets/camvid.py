@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from segjax.datasets import records, statistics
+from segjax.datasets import png, records, statistics
 from segjax.errors import UserError
 
 CLASS_NAMES = (
@@ -211,7 +211,7 @@ class CamVid(tfds.core.GeneratorBasedBuilder):
         for index, name in enumerate(records.progress(names, f"writing {split}")):
             image = (folder / split / name).read_bytes()
             label = with_void(read_png(folder / f"{split}annot" / name, "L"))
-            yield index, records.record(image, records.encode_png(label), Path(name).stem)
+            yield index, records.record(image, png.encode(label), Path(name).stem)
 
 
 def builder(

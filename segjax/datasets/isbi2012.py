@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from segjax.datasets import records, statistics
+from segjax.datasets import png, records, statistics
 from segjax.errors import UserError
 
 # Membrane first: it is the background that U-Net's weight map wants between its objects.
@@ -116,7 +116,7 @@ class Isbi2012(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, folder: Path, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
         for index, number in enumerate(records.progress(SPLITS[split], f"writing {split}")):
             image, label = read_slice(folder, number)
-            image_png, label_png = records.encode_png(image[..., 0]), records.encode_png(label)
+            image_png, label_png = png.encode(image[..., 0]), png.encode(label)
             yield index, records.record(image_png, label_png, f"slice_{number:02d}")
 
 

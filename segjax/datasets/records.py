@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image, UnidentifiedImageError
 from rich.console import Console
 from rich.progress import track
 
+from segjax.datasets import png
 from segjax.errors import UserError
 
 Item = TypeVar("Item")
@@ -34,13 +34,6 @@ def record(image_png: bytes, label_png: bytes, name: str) -> dict[str, Any]:
     return {"image": io.BytesIO(image_png), "label": io.BytesIO(label_png), "id": name}
 
 
-def encode_png(array: np.ndarray) -> bytes:
-    """An image, uint8 (H, W, 3) or grey (H, W), or a label, uint8 (H, W), as the bytes of a PNG."""
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def read_png(path: Path | zipfile.Path, mode: str, height: int, width: int) -> np.ndarray:
     """The pixels of a published image or label, uint8.
 
@@ -54,15 +47,14 @@ def read_png(path: Path | zipfile.Path, mode: str, height: int, width: int) -> n
         UserError: the file is damaged, or not of that mode, or not of that size.
     """
     try:
-        with Image.open(io.BytesIO(path.read_bytes()), formats=["PNG"]) as image:
-            size, found_mode = image.size, image.mode
-            pixels = np.asarray(image) if size == (width, height) else None
-    except (OSError, SyntaxError, ValueError, zipfile.BadZipFile) as error:
-        reason = "not a PNG" if isinstance(error, UnidentifiedImageError) else error
-        raise UserError(f"{path}: cannot be read as an image ({reason})") from error
+        data = path.read_bytes()
+        *size, found_mode = png.header(data)
+        pixels = png.decode(data) if size == [height, width] and found_mode == mode else None
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: cannot be read as an image ({error})") from error
+    if pixels is None and size != [height, width]:
+        raise UserError(f"{path}: {size[1]}x{size[0]} pixels, expected {width}x{height}")
     if pixels is None:
-        raise UserError(f"{path}: {size[0]}x{size[1]} pixels, expected {width}x{height}")
-    if found_mode != mode:
         raise UserError(f"{path}: PNG of mode {found_mode}, expected {mode}")
     return pixels
 

@@ -1,11 +1,12 @@
 """Random access to the images and labels of a prepared split."""
 
-import io
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
+
+from segjax.datasets import png
+from segjax.errors import UserError
 
 
 class Source:
@@ -23,7 +24,7 @@ class Source:
         split: str,
         resolution: tuple[int, int] | None = None,
     ):
-        # Decoding is left to Pillow: TFDS decodes with OpenCV where that happens to be installed.
+        # TFDS decodes with OpenCV or Pillow, whichever happens to be installed.
         skip = tfds.decode.SkipDecoding()
         self._records = builder.as_data_source(split, decoders={"image": skip, "label": skip})
         self._size = None if resolution is None else (resolution[1], resolution[0])
@@ -34,15 +35,22 @@ class Source:
     def __getitem__(self, index: int) -> dict[str, Any]:
         index = range(len(self))[index]  # negative from the end; IndexError beyond, ending a `for`
         stored = self._records[index]
-        image = self._decode(stored["image"], Image.Resampling.BILINEAR)
+        image = self._decode(stored["image"], "BILINEAR")
         return {
             "image": image if image.ndim == 3 else image[..., None],
-            "label": self._decode(stored["label"], Image.Resampling.NEAREST),
+            "label": self._decode(stored["label"], "NEAREST"),
             "id": stored["id"].decode(),
         }
 
-    def _decode(self, png: bytes, resampling: Image.Resampling) -> np.ndarray:
-        with Image.open(io.BytesIO(png)) as image:
-            if self._size is not None and self._size != image.size:
-                return np.array(image.resize(self._size, resampling))
-            return np.array(image)
+    def _decode(self, data: bytes, resampling: str) -> np.ndarray:
+        pixels = png.decode(data)
+        height, width = pixels.shape[:2]
+        if self._size is None or self._size == (width, height):
+            return pixels
+        try:
+            from PIL import Image
+        except ImportError:
+            found = f"{height}x{width} to {self._size[1]}x{self._size[0]}"
+            raise UserError(f"images are resized, {found}, by Pillow, which is missing") from None
+        resized = Image.fromarray(pixels).resize(self._size, Image.Resampling[resampling])
+        return np.array(resized)

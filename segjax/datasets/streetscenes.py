@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from segjax.datasets import camvid, records, scenery, statistics
+from segjax.datasets import camvid, png, records, statistics
 from segjax.errors import UserError
 
 CLASS_NAMES = camvid.CLASS_NAMES
@@ -61,12 +61,14 @@ class StreetScenes(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(
         self, split: str, indices: range
     ) -> Iterator[tuple[int, dict[str, Any]]]:
+        from segjax.datasets import scenery  # it draws with Pillow, which nothing else here needs
+
         config = self.builder_config
         tally = statistics.Tally(len(CLASS_NAMES))
         for index in records.progress(indices, f"drawing {split}"):
             image, label = scenery.render(SEED, index, config.height, config.width)
             tally.add(image, label)
-            image_png, label_png = records.encode_png(image), records.encode_png(label)
+            image_png, label_png = png.encode(image), png.encode(label)
             yield index, records.record(image_png, label_png, f"scene_{index:05d}")
         self.info.metadata[split] = tally.to_metadata()
 

@@ -33,8 +33,8 @@ from typing import Any
 
 import yaml
 
+from segjax import compilation_cache, sweep
 from segjax import config as configs
-from segjax import sweep
 from segjax.errors import UserError
 
 PORT = 55527  # of the coordinator, process 0; the one that JAX takes for Kubernetes
@@ -82,6 +82,8 @@ def manifests(
     check(cluster)
     if not PurePosixPath(workdir).is_relative_to(cluster.mount):
         raise UserError(f"--workdir {workdir} is not below {cluster.mount}, where the claim is")
+    cache = compilation_cache.shared(workdir, cluster.environment)
+    cluster = dataclasses.replace(cluster, environment={**cache, **cluster.environment})
     found = []
     for point in grid:
         _check_batches(point, cluster.hosts)

@@ -19,7 +19,7 @@ from typing import IO
 
 from rich.console import Console
 
-from segjax import experiment, overview, sweep
+from segjax import compilation_cache, experiment, overview, sweep
 from segjax.errors import UserError
 from segjax.files import write_whole
 from segjax.status import LOCKS, cause, is_held, last_line
@@ -51,7 +51,7 @@ class Share:
 
 
 @dataclasses.dataclass
-class _Child:
+class Child:
     """A run under way."""
 
     title: str  # its place in the sweep
@@ -87,7 +87,7 @@ def run(
     free, cores = shares(jobs, os.environ), len(_cores())
     with (
         overview.Display(grid, workdir, jobs, console or Console()) as display,
-        _stopping() as (running, received),
+        stopping() as (running, received),
     ):
         if jobs > cores:
             display.line(f"{jobs} runs at a time share {cores} core{'s' * (cores != 1)}")
@@ -110,7 +110,7 @@ class _Sweep:
     workdir: Path
     display: overview.Display
     free: list[Share]
-    running: list[_Child]
+    running: list[Child]
     received: list[int]  # signals
     waiting: list[tuple[str, sweep.Point]] = dataclasses.field(default_factory=list)
     failed: list[str] = dataclasses.field(default_factory=list)
@@ -126,7 +126,7 @@ class _Sweep:
                     self._start_or_leave(title, point)
             for child in list(self.running):
                 if child.process.poll() is None:
-                    _follow(child, self.display)
+                    follow(child, self.display)
                 else:
                     self.running.remove(child)
                     self._settle(child)
@@ -142,24 +142,24 @@ class _Sweep:
             self.waiting.remove((title, point))
             self.display.log(f"{title} {point.name}: finished already")
             return
-        claim = _claim(folder)
-        if claim is None:
+        held = claim(folder)
+        if held is None:
             if title not in self.left_alone:
                 self.left_alone.add(title)
                 self.display.line(f"{title} {point.name}: in use by another process, left to it")
             return
         self.waiting.remove((title, point))
         self.display.log(f"{title} {point.name}")
-        child = _start(self.spec, title, point, self.workdir, self.free.pop(0), claim)
+        child = start(self.spec, title, point, self.workdir, self.free.pop(0), held)
         self.running.append(child)
         if self.received:  # before it was among those that are told
             child.process.send_signal(self.received[-1])
 
     def _settle(self, child):
-        _follow(child, self.display, over=True)
+        follow(child, self.display, over=True)
         status, said = child.process.returncode, child.said.decode(errors="replace")
         where = f"{child.title} {child.point.name}"
-        if _is_in_use(status, said):  # by a training that was quicker
+        if is_in_use(status, said):  # by a training that was quicker
             self.waiting.append((child.title, child.point))
         elif status == 0:
             self.display.end(f"{where}: {last_line(said)}")
@@ -219,7 +219,7 @@ def visible_gpus(environment: Mapping[str, str]) -> list[str]:
     return sorted((number for number in found if number.isdigit()), key=int)
 
 
-def _claim(folder):
+def claim(folder: Path) -> IO[str] | None:
     """A file whose lock says that this sweep runs this run, or none where another process does."""
     folder.mkdir(parents=True, exist_ok=True)
     sweeping, training = (folder / name for name in LOCKS)
@@ -236,29 +236,33 @@ def _claim(folder):
     return file
 
 
-def _start(spec, title, point, workdir, share, claim):
+def python(cores: Sequence[int] = ()) -> list[str]:
+    """What `segjax` is started by, so that it ends with this process, on these cores or any."""
+    return [sys.executable, "-c", _CHILD.format(parent=os.getpid(), cores=set(cores) or "()")]
+
+
+def start(
+    spec: str, title: str, point: sweep.Point, workdir: Path, share: Share, claim: IO[str]
+) -> Child:
+    """Starts a run that was claimed; what it says goes to `log.txt` of its folder."""
     folder = workdir / point.name
     (folder / "error.txt").unlink(missing_ok=True)
-    cores = set(share.cores) or "()"
     with (folder / "log.txt").open("ab") as log:
         begin = log.tell()
         process = subprocess.Popen(
-            [
-                *(sys.executable, "-c", _CHILD.format(parent=os.getpid(), cores=cores)),
-                *sweep.command(spec, point, workdir)[1:],
-            ],
+            [*python(share.cores), *sweep.command(spec, point, workdir)[1:]],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env={**os.environ, **share.environment},
-            start_new_session=True,  # what the terminal sends comes through `_stopping` alone
+            env={**os.environ, **compilation_cache.shared(workdir), **share.environment},
+            start_new_session=True,  # what the terminal sends comes through `stopping` alone
         )
     said = (folder / "log.txt").open("rb")
     said.seek(begin)
-    return _Child(title, point, folder, share, claim, process, said)
+    return Child(title, point, folder, share, claim, process, said)
 
 
-def _follow(child, display, over=False):
+def follow(child: Child, display: overview.Display, over: bool = False) -> None:
     """Shows the lines that a run has added to its log, and of one that is over all of them."""
     child.said += child.log.read()
     end = len(child.said) if over else child.said.rfind(b"\n") + 1
@@ -267,17 +271,18 @@ def _follow(child, display, over=False):
     child.shown = max(end, child.shown)
 
 
-def _is_in_use(status, said):
+def is_in_use(status: int, said: str) -> bool:
+    """Whether a run ended because another process has its workdir."""
     return status == 2 and "is in use by another process" in cause(said)
 
 
 @contextlib.contextmanager
-def _stopping() -> Iterator[tuple[list[_Child], list[int]]]:
+def stopping() -> Iterator[tuple[list[Child], list[int]]]:
     """Gives a list for the runs, which are handed SIGTERM and SIGINT, and one of those that came.
 
     Where the sweep itself fails, such as on a full disk, the runs save and end.
     """
-    running: list[_Child] = []
+    running: list[Child] = []
     received: list[int] = []
 
     def forward(number, _):

@@ -20,11 +20,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from segjax import compilation_cache
 from segjax.arguments import count, number
 from segjax.errors import UserError
 
 SCRIPT = Path("slurm", "sweep.sh")  # in the workdir
 RUNS = Path("slurm", "runs.txt")  # beside it: a line a run, its name, a tab, and its command
+
+_CACHE = compilation_cache.VARIABLE
 
 _BODY = r"""
 me=${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}
@@ -263,6 +266,8 @@ def render(
         f"python={shlex.quote(python)}",
         f"srun=({shlex.join(srun)})",
         f"most_requeues={options.most_requeues}",
+        # One for all runs of the sweep, unless it is set where this is submitted.
+        f"export {_CACHE}=${{{_CACHE}-$sweep/{compilation_cache.FOLDER}}}",
     ]
     setup = "\n".join(["", "set -e", *options.setup, "set +e", ""]) if options.setup else ""
     return "\n".join(head) + "\n" + _BODY + setup + _TRAIN

@@ -152,6 +152,14 @@ def test_odd_values_reach_the_training_as_they_are(bench):
     assert said == "".join(f"<{word}>" for word in words)
 
 
+def test_runs_share_what_they_compile(bench, monkeypatch):
+    bench.says(do='echo "in $JAX_COMPILATION_CACHE_DIR"')
+    for folder in (bench.workdir / "compiled", "/else where"):
+        assert bench.start() == 0
+        assert (bench.run / "log.txt").read_text().splitlines()[-1] == f"in {folder}"
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/else where")
+
+
 def test_a_run_that_saved_is_requeued_alone(bench):
     bench.says(do="echo stopped by SIGTERM; exit 143")
     assert bench.start(restarts=2, most_requeues=3) == 143

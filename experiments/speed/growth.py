@@ -1,0 +1,275 @@
+"""How the cost of a training step grows with batch, resolution and number of devices.
+
+python experiments/speed/growth.py --output experiments/results
+python experiments/speed/growth.py --output experiments/results --models segnet unet fcn8s \\
+    --precision bfloat16 --batch 1 4 16 --resolution 180x240 360x480 720x960 --devices 1
+
+The first for two CPU cores, under six minutes; the second for a GPU. What an output has is not
+measured again, so the same command goes on. It leaves
+
+- growth.jsonl, rows of `segjax benchmark`: the batches at the middle resolution, and the other
+  resolutions at the middle batch;
+- growth_devices.jsonl, rows of `timings.py`: the largest batch on more and more devices, of a CPU
+  virtual ones that share its cores. Their losses must agree.
+- growth.svg and growth.png, drawn of all rows there.
+"""
+
+import argparse
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import timings
+from matplotlib import ticker
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from segjax import arguments, benchmark, figures, measurements, results
+from segjax.errors import UserError
+from segjax.files import write_whole
+from segjax.jsonrows import Row
+from segjax.measurements import Facts
+from segjax.sides import Failed, Side
+
+STEP = "training_step"
+ROWS, OF_DEVICES, FIGURE = "growth.jsonl", "growth_devices.jsonl", "growth"
+WORKER = Path(__file__).with_name("devices.py")
+TOLERANCE = 1e-5  # of the losses, relative: sums of another order
+
+# x -> the things drawn against it
+Curves = dict[str, list[tuple[float, float]]]
+
+
+def measure(plans: Sequence[benchmark.Plan], command: str, folder: Path) -> None:
+    """Batches and resolutions, what is there left out."""
+    for plan in plans:
+        benchmark.check(plan)
+    for plan in plans:
+        benchmark.run(plan, command, folder / ROWS)
+
+
+def measure_devices(
+    plan: benchmark.Plan, batch: int, counts: Sequence[int], command: str, path: Path
+) -> None:
+    """One batch on so many devices, what is there left out.
+
+    Raises:
+      UserError: a step fails, or its loss is another one than on fewer devices.
+    """
+    rows = timings.read([path]) if path.exists() else []
+    start = time.monotonic()
+    for network in plan.networks():
+        network.pop("num_classes")
+        setting = {**network, "batch": batch, "dataset": "random", "placement": "stream"}
+        known = [row for row in rows if row["setting"] == setting]
+        for count in counts:
+            late = plan.seconds is not None and time.monotonic() - start > plan.seconds
+            if late or count in {row["devices"] for row in known}:
+                continue
+            found = _ask({**network, "batch": batch, "samples": plan.repeats}, count)
+            known.append(
+                {
+                    "schema": timings.SCHEMA,
+                    "kind": "devices",
+                    "command": command,
+                    "setting": setting,
+                    "unit": "ms",
+                    "samples": {"training_step": found["ms"]},
+                    "devices": count,
+                    "bytes": found["bytes"],
+                    "loss": found["loss"],
+                    **results.provenance(found["device"]),
+                }
+            )
+            if abs(found["loss"] / known[0]["loss"] - 1) > TOLERANCE:
+                losses = f"{found['loss']:.7f} on {count}, {known[0]['loss']:.7f}"
+                raise UserError(f"{network['model']}: loss {losses} on {known[0]['devices']}")
+            timings.append(path, known[-1])
+            _say(
+                f"{network['model']} x{batch} on {count}: {timings.median(known[-1], STEP):.1f} ms"
+            )
+
+
+def _ask(request, devices):
+    # JAX is not asked here what there is: this process would take memory of a GPU.
+    side = Side(["env", f"JAX_NUM_CPU_DEVICES={devices}", sys.executable, str(WORKER)])
+    try:
+        return side.ask("measure", devices=devices, **request)
+    except Failed as error:
+        raise UserError(f"{request['model']} on {devices} devices: {error}") from None
+    finally:
+        side.end()
+
+
+def _say(text):
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def _name(row: Row) -> str:
+    options = ", ".join(f"{name} {value}" for name, value in row["model_options"].items())
+    return f"{row['model']} ({options})" if options else row["model"]
+
+
+def _curves(rows: Sequence[Row], x: Callable[[Row], float], y: Callable[[Row], Any]) -> Curves:
+    found: Curves = {}
+    for row in rows:
+        value = y(row)
+        if value is not None:
+            found.setdefault(_name(row.get("setting", row)), []).append((x(row), value))
+    return {name: sorted(points) for name, points in found.items()}
+
+
+def draw(rows: Sequence[Row], of_devices: Sequence[Row]) -> Figure:
+    """Time and memory of a training step, by batch, by pixels of an image, by devices.
+
+    Args:
+      rows: of `segjax benchmark`; those of the batch that has the most resolutions, and of the
+        resolution that has the most batches, are drawn.
+      of_devices: of `timings`.
+    """
+    size = _commonest(tuple(row["resolution"]) for row in rows)
+    batch = _commonest(row["batch"] for row in rows)
+    by_batch = [row for row in rows if tuple(row["resolution"]) == size]
+    by_size = [row for row in rows if row["batch"] == batch]
+    where = f"{rows[0]['precision']}, {rows[0]['device']}"
+    last = of_devices[-1]["setting"]
+
+    def ms(row):
+        return Facts(row).ms(STEP)
+
+    def mb(row):
+        return Facts(row).memory_mb(STEP, "compiled")
+
+    columns: list[tuple[str, Sequence[Row], Callable[[Row], float]]] = [
+        (f"batch of {_sides(by_batch[0])}", by_batch, lambda row: row["batch"]),
+        (f"resolution, batch {batch}", by_size, lambda row: _pixels(row["resolution"])),
+        (f"devices, batch {last['batch']} of {_sides(last)}", of_devices, lambda r: r["devices"]),
+    ]
+    heights = (
+        ("training step, ms", ms, lambda row: timings.median(row, STEP)),
+        ("memory of one device, MB", mb, lambda row: row["bytes"] and row["bytes"] / 1e6),
+    )
+    with matplotlib.rc_context(figures.STYLE):
+        figure = Figure(figsize=(10.0, 6.2))
+        grid = figure.subplots(2, 3, sharex="col", sharey="row", squeeze=False)
+        for line, (label, of_row, of_device) in zip(grid, heights, strict=True):
+            line[0].set_ylabel(label)
+            for axes, (_, shown, x) in zip(line, columns, strict=True):
+                y = of_device if shown is of_devices else of_row
+                _lines(axes, _curves(shown, x, y), proportional=shown is not of_devices)
+        for axes, (label, shown, x) in zip(grid[1], columns, strict=True):
+            ticks = {x(row): _sides(row) if shown is by_size else f"{x(row):g}" for row in shown}
+            axes.set_xticks(list(ticks), list(ticks.values()))
+            axes.set_xlabel(label)
+        figure.legend(
+            *grid[0][0].get_legend_handles_labels(),
+            loc="outside upper left",
+            ncols=4,
+            title=where,
+            alignment="left",
+        )
+    return figure
+
+
+def _pixels(resolution):
+    return resolution[0] * resolution[1]
+
+
+def _sides(row):
+    return "x".join(map(str, row["resolution"]))
+
+
+def _commonest(values):
+    counted = list(values)
+    return max(dict.fromkeys(counted), key=counted.count)
+
+
+def _lines(axes: Axes, curves: Curves, proportional: bool) -> None:
+    """Curves on two logarithmic axes, and what grows in proportion from the first one's end."""
+    for k, (name, points) in enumerate(curves.items()):
+        axes.plot(
+            *zip(*points, strict=True),
+            color=figures.COLOURS[k % len(figures.COLOURS)],
+            marker=figures.MARKERS[k % len(figures.MARKERS)],
+            linestyle=figures.DASHES[k % len(figures.DASHES)],
+            linewidth=1.6,
+            label=name,
+        )
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.xaxis.set_minor_locator(ticker.NullLocator())
+    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(ticker.NullFormatter())
+    if proportional and curves:
+        (last, top) = max(points[-1] for points in curves.values())
+        first = min(points[0][0] for points in curves.values())
+        axes.plot(
+            [first, last],
+            [top * first / last, top],
+            color=figures.INK,
+            linewidth=0.8,
+            linestyle=(0, (1, 3)),
+            label="in proportion",
+        )
+
+
+def plans(options: argparse.Namespace) -> list[benchmark.Plan]:
+    """Of the batches at one resolution, and of the other resolutions at one batch."""
+    batches, sizes = sorted(set(options.batch)), sorted(set(options.resolution), key=_pixels)
+    middle = batches[len(batches) // 2], sizes[len(sizes) // 2]
+    return [
+        benchmark.Plan(
+            models=tuple(options.models),
+            options=benchmark.read_options(options.options),
+            resolution=size,
+            batches=tuple(batches) if size == middle[1] else (middle[0],),
+            precisions=(options.precision,),
+            repeats=options.repeats,
+            seconds=options.seconds,
+        )
+        for size in [middle[1], *(size for size in sizes if size != middle[1])]
+    ]
+
+
+def main(given: list[str] | None = None) -> int:
+    """Measures and draws, and gives the exit status: 2 for what the user can put right."""
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = arguments.Parser(description=__doc__, formatter_class=layout)
+    add = parser.add_argument
+    add("--models", nargs="+", default=("segnet_basic", "unet"), metavar="NAME")
+    add("--options", nargs="+", default=("width=16",), metavar="[NAME.]OPTION=VALUE")
+    add("--precision", choices=("float32", "bfloat16"), default="float32")
+    add("--batch", nargs="+", type=arguments.count, default=(2, 4, 8), metavar="N")
+    sizes = ((48, 64), (96, 128), (192, 256))
+    add("--resolution", nargs="+", type=arguments.size, default=sizes, metavar="HxW")
+    add("--devices", nargs="+", type=arguments.count, default=(1, 2, 4), metavar="N")
+    add("--repeats", type=arguments.count, default=5, metavar="N", help="(default: 5)")
+    add("--seconds", type=arguments.count, metavar="S", help="begin no row after, of each kind")
+    add("--output", type=Path, required=True, metavar="DIR")
+    given = sys.argv[1:] if given is None else given
+    try:
+        options = parser.parse_args(given)
+        command = shlex.join(["python", "experiments/speed/growth.py", *given])
+        wanted, folder = plans(options), options.output
+        measure(wanted, command, folder)
+        measure_devices(
+            wanted[0], max(options.batch), options.devices, command, folder / OF_DEVICES
+        )
+        figure = draw(measurements.read([folder / ROWS]), timings.read([folder / OF_DEVICES]))
+        for format in figures.FORMATS:
+            write_whole(folder / f"{FIGURE}.{format}", figures.render(figure, format))
+        _say(f"drawn in {folder / FIGURE}.svg and .png")
+    except (UserError, OSError) as error:
+        sys.stderr.write(f"growth.py: {error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,156 @@
+"""What a training step gains by ways of running it that change no network, in turns.
+
+python experiments/speed/levers.py --output levers.jsonl --resolution 48x64 --options width=16
+python experiments/speed/levers.py --output levers.jsonl --resolution 360x480 \\
+    --models segnet unet deeplab_largefov --precision bfloat16
+
+The first for two CPU cores, the second for a GPU; a few minutes each. Of each network a row of
+`timings.py`: milliseconds of a step of one network, and the bytes that XLA plans for the program.
+
+- plain: the step of `segjax.steps`.
+- recompute: normalisation, ReLU, pooling and unpooling are computed again in the backward pass;
+  what convolutions give is kept.
+- recompute_all: the whole forward pass is computed again.
+- dispatch: eight steps in one call.
+- seeds: a step of four networks of different seeds in one program, as a quarter of its time.
+"""
+
+import argparse
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import timings
+from flax import linen as nn
+
+from segjax import arguments, benchmark, results, workbench
+from segjax.errors import UserError
+
+STEPS, SEEDS = 8, 4
+MIXED = ("conv_general_dilated", "custom_vjp_call", "dot_general")  # what is dear to do again
+
+
+class Checkpointed:
+    """A model whose backward pass computes again what `policy` does not have it keep."""
+
+    def __init__(self, model: nn.Module, policy: Callable[..., bool] | None):
+        self.model, self.policy = model, policy
+
+    def apply(self, variables: Any, image: jax.Array, **options: Any) -> Any:
+        def forward(variables, image):
+            return self.model.apply(variables, image, **options)
+
+        return jax.checkpoint(forward, policy=self.policy)(variables, image)
+
+
+def _keeps_convolutions(primitive: Any, *_: Any, **__: Any) -> bool:
+    return primitive.name in MIXED
+
+
+class Lever(workbench.Bench):
+    """A network on the bench, its training step run in each of the ways."""
+
+    def place(self, batch: int) -> dict[str, int | None]:
+        """Compiles every way; gives the bytes that each takes."""
+        self._place(batch)
+        self.programs: dict[str, tuple[Any, tuple[Any, ...], int]] = {}
+        raw = self.inputs["training_step"][0]
+        model = self.model
+        for name, kept in (
+            ("plain", model),
+            ("recompute", Checkpointed(model, _keeps_convolutions)),
+            ("recompute_all", Checkpointed(model, None)),
+        ):
+            self.model = kept
+            self._compile(name, self._step("training_step"), (self.state, self.shared, raw), 1)
+        self.model = model
+        many = jax.tree.map(lambda x: jnp.repeat(x, STEPS, 0), raw)
+        self._compile(
+            "dispatch", self._step("training_step", STEPS), (self.state, self.shared, many), STEPS
+        )
+        seeds = jax.tree.map(lambda x: jnp.stack([x] * SEEDS), (self.state, raw))
+        step = self._step("training_step")
+        each = jax.vmap(lambda state, raw: step(state, self.shared, raw))
+        self._compile("seeds", each, seeds, SEEDS)
+        return {
+            name: workbench.planned(program.memory_analysis())
+            for name, (program, _, _) in self.programs.items()
+        }
+
+    def _compile(self, name, function, given, count):
+        program = jax.jit(function).lower(*given).compile()
+        jax.block_until_ready(program(*given))
+        self.programs[name] = program, given, count
+
+    def samples(self, turns: int) -> dict[str, list[float]]:
+        """Milliseconds of a step, way by way, turn by turn."""
+        found: dict[str, list[float]] = {name: [] for name in self.programs}
+        for _ in range(turns):
+            for name, (program, given, count) in self.programs.items():
+                start = time.perf_counter()
+                jax.block_until_ready(program(*given))
+                found[name].append(1e3 * (time.perf_counter() - start) / count)
+        return found
+
+
+def main(given: list[str] | None = None) -> int:
+    """Measures, and gives the exit status: 2 for what the user can put right."""
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = arguments.Parser(description=__doc__, formatter_class=layout)
+    add = parser.add_argument
+    add("--models", nargs="+", default=("segnet_basic",), metavar="NAME")
+    add("--options", nargs="+", default=(), metavar="[NAME.]OPTION=VALUE")
+    add("--precision", choices=("float32", "bfloat16"), default="float32")
+    add("--batch", type=arguments.count, default=4, metavar="N", help="(default: 4)")
+    add("--resolution", type=arguments.size, default=(96, 128), metavar="HxW")
+    add("--turns", type=arguments.count, default=5, metavar="N", help="(default: 5)")
+    add("--output", type=Path, required=True, metavar="FILE.jsonl")
+    given = sys.argv[1:] if given is None else given
+    try:
+        options = parser.parse_args(given)
+        plan = benchmark.Plan(
+            models=tuple(options.models),
+            options=benchmark.read_options(options.options),
+            resolution=options.resolution,
+            batches=(options.batch,),
+            precisions=(options.precision,),
+        )
+        benchmark.check(plan)
+        command = shlex.join(["python", "experiments/speed/levers.py", *given])
+        for network in plan.networks():
+            _measure(network, options, command)
+    except (UserError, OSError) as error:
+        sys.stderr.write(f"levers.py: {error}\n")
+        return 2
+    return 0
+
+
+def _measure(network, options, command):
+    bench = Lever()
+    about = bench.network(None, **network)
+    planned, samples = bench.place(options.batch), bench.samples(options.turns)
+    setting = {key: network[key] for key in ("model", "model_options", "resolution", "precision")}
+    row = {
+        "schema": timings.SCHEMA,
+        "kind": "levers",
+        "command": command,
+        "setting": setting | {"batch": options.batch, "dataset": "random", "placement": "stream"},
+        "unit": "ms",
+        "samples": samples,
+        "bytes": planned,
+        **results.provenance(about["device"]),
+    }
+    timings.append(options.output, row)
+    for name in samples:
+        part, size = timings.ratio(row, name, "plain"), (planned[name] or 0) / 1e6
+        sys.stdout.write(f"{network['model']} {name}: {part:.2f} of plain, {size:.0f} MB\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

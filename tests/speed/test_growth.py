@@ -1,0 +1,109 @@
+"""How cost grows: the points that are measured, the same loss on any devices, the figure."""
+
+import copy
+
+import devices
+import growth
+import pytest
+import timings
+
+from runs import OneLayer
+from segjax import benchmark, figures, measurements, models
+
+NETWORK = {
+    "model": "one_layer",
+    "model_options": {},
+    "resolution": [24, 32],
+    "precision": "float32",
+}
+ARGUMENTS = ["--models", "segnet_basic", "--options", "width=2", "--batch", "1", "2", "4"]
+SIZES = ["--resolution", "24x32", "48x64", "96x128", "--devices", "1", "2"]
+
+
+def test_a_step_has_the_same_loss_on_any_number_of_devices(monkeypatch):
+    monkeypatch.setitem(models.MODELS, "one_layer", OneLayer)
+    one, two = (devices.measure(count, 2, batch=4, **NETWORK) for count in (1, 2))
+    assert two["loss"] == pytest.approx(one["loss"], rel=growth.TOLERANCE)
+    assert len(one["ms"]) == len(two["ms"]) == 2
+    # Each holds half of the images, and the weights.
+    assert one["bytes"] / 4 < two["bytes"] < one["bytes"]
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """What was measured, of stand-ins for the processes that measure: (kind, what) each."""
+    asked = []
+
+    class Side:
+        def __init__(self, command):
+            pass
+
+        def ask(self, do, **request):
+            if do == "batch":
+                asked.append(("batch", request["batch"]))
+            elif do == "network":
+                asked.append(("resolution", tuple(request["resolution"])))
+            of_all = dict.fromkeys(benchmark.WHAT, 8)
+            return {
+                "network": {"device": "abacus", "versions": {}, "parameters": 5, "idle": None},
+                "batch": {
+                    "compile_seconds": of_all,
+                    "memory": dict.fromkeys(measurements.MEMORY, of_all),
+                    "macs": {"forward": 1, "training_step": 3},
+                    "bytes": of_all,
+                },
+                "time": {"ms": 4.0 * request.get("batch", 1)},
+                "peaks": {"flops_per_second": 1e9, "bytes_per_second": 1e9},
+            }[do]
+
+        def end(self):
+            pass
+
+    def ask(request, count):
+        asked.append(("devices", count))
+        return {"ms": [9.0 / count], "bytes": 64, "loss": 2.5 + 1e-3 * (count > 2), "device": "cpu"}
+
+    monkeypatch.setattr(benchmark, "check", lambda plan: None)  # it traces the networks
+    monkeypatch.setattr(benchmark, "Side", Side)
+    monkeypatch.setattr(growth, "_ask", ask)
+    return asked
+
+
+def test_each_point_is_measured_once_and_all_are_drawn(measured, tmp_path, capsys):
+    command = [*ARGUMENTS, *SIZES, "--repeats", "1", "--output", str(tmp_path)]
+    assert growth.main(command) == 0
+    rows = measurements.read([tmp_path / growth.ROWS])
+    points = [(row["resolution"], row["batch"]) for row in rows]
+    assert points == [*(([48, 64], n) for n in (1, 2, 4)), ([24, 32], 2), ([96, 128], 2)]
+    shown = timings.read([tmp_path / growth.OF_DEVICES])
+    assert [(row["devices"], row["setting"]["batch"]) for row in shown] == [(1, 4), (2, 4)]
+    assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
+    drawn = (tmp_path / "growth.svg").read_text()
+    for text in ("segnet_basic (width 2)", "batch of 48x64", "96x128", "devices, batch 4 of 48x64"):
+        assert f">{text}<" in drawn
+
+    # Again: nothing is measured, and the same is drawn.
+    measured.clear()
+    assert growth.main(command) == 0
+    assert {kind for kind, _ in measured} == {"resolution"}  # for the name of the device
+    assert (tmp_path / "growth.svg").read_text() == drawn
+
+    # A loss that hangs on the devices is a fault, and no row.
+    capsys.readouterr()
+    assert growth.main([*command, "--devices", "4"]) == 2
+    assert "growth.py: segnet_basic: loss 2.5010000 on 4, 2.5000000 on 1" in capsys.readouterr().err
+    assert timings.read([tmp_path / growth.OF_DEVICES]) == shown
+
+
+def test_networks_are_told_apart(measured, tmp_path):
+    command = [*ARGUMENTS, *SIZES, "--repeats", "1", "--output", str(tmp_path)]
+    assert growth.main(command) == 0
+    rows = measurements.read([tmp_path / growth.ROWS])
+    others = copy.deepcopy(rows)
+    for row in others:
+        row["model"] = "unet"
+    figure = growth.draw([*rows, *others], timings.read([tmp_path / growth.OF_DEVICES]))
+    first, second, _ = figure.axes[0].get_lines()
+    assert (first.get_color(), second.get_color()) == figures.COLOURS[:2]
+    assert first.get_marker() != second.get_marker()
+    assert first.get_linestyle() != second.get_linestyle()

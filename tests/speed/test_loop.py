@@ -1,0 +1,102 @@
+"""What is around the bare step, measured at the tiniest size; and rows of timings."""
+
+import json
+import os
+
+import loop
+import pytest
+import timings
+
+import grids
+from segjax import parallel
+from segjax.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory, scenes_data_dir):
+    return grids.write(tmp_path_factory.mktemp("config"), scenes_data_dir, [0.1])
+
+
+def run(spec, output, kind, *rest):
+    """The one row that the command adds for the config."""
+    size = ["--resolution", "24x32", "--output", str(output), "--only", kind]
+    assert loop.main(["--config", spec, *size, "--repeats", "2", *rest]) == 0
+    (row,) = timings.read([output])
+    assert row["kind"] == kind
+    return row
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_the_loop_its_program_and_the_bare_step_take_turns(spec, tmp_path, devices, capsys):
+    steps = []
+    former = loop.Turns.__call__
+
+    def count(self, state, shared, share):
+        steps.append(int(state.step))
+        return former(self, state, shared, share)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.Turns, "__call__", count)
+        turns = ["--turns", "2", "--calls", "3", f"--config.num_devices={devices}"]
+        row = run(spec, tmp_path / "rows.jsonl", "loop", *turns)
+    # The loop has trained on, its state untouched by the others.
+    assert steps == list(range(10))
+    assert {name: len(found) for name, found in row["samples"].items()} == {
+        "loop": 2,
+        "program": 2,
+        "bare": 2,
+    }
+    assert row["device"] == f"cpu x{devices}"
+    assert row["setting"]["resolution"] == [24, 32]
+    assert "of bare" in capsys.readouterr().out
+    assert parallel.parallelize.__module__ == "segjax.parallel"  # and not the stand-in
+
+
+def test_the_first_step_is_told_from_the_command_on(spec, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.path.dirname(grids.__file__))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    row = run(spec, tmp_path / "rows.jsonl", "first_step")
+    assert all(seconds[0] > 0.1 for seconds in row["samples"].values())
+
+
+def test_evaluation_boundaries_and_prediction(spec, tmp_path):
+    row = run(spec, tmp_path / "rows.jsonl", "throughput")
+    assert all(len(found) == 2 and min(found) > 0 for found in row["samples"].values())
+
+
+def test_the_start_of_commands(spec, tmp_path):
+    row = run(spec, tmp_path / "rows.jsonl", "start")
+    assert row["setting"] is None
+    assert timings.ratio(row, "segjax --help", "python") > 1
+
+
+def test_a_mistake_is_one_line_and_status_2(spec, capsys):
+    for arguments in (["--config", "nowhere.py"], ["--config", spec, "--config.stepz=3"]):
+        assert loop.main([*arguments, "--only", "loop", "--resolution", "24x32"]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"kind": "race"}, 'kind is "race", expected one of loop, first_step'),
+        ({"samples": {"cold": [1.0], "warm": []}}, "samples is"),
+        ({"samples": {"cold": [1.0]}}, "['cold'] in s, expected ['cold', 'warm'] in s"),
+        ({"setting": {"model": "unet"}}, "expected an object that names model"),
+        (
+            {"kind": "devices", "unit": "ms", "samples": {"training_step": [1]}},
+            "devices is missing",
+        ),
+    ],
+)
+def test_a_row_that_is_not_whole_is_refused(tmp_path, changed, said):
+    row = loop.make_row("first_step", "loop.py", {"cold": [9.0, 7.0], "warm": [1.0, 2.0]}, None)
+    path = tmp_path / "rows.jsonl"
+    timings.append(path, row)
+    assert timings.read([path]) == [row]
+    assert timings.median(row, "cold") == 8
+    assert timings.ratio(row, "cold", "warm") == pytest.approx((9 + 3.5) / 2)
+    path.write_text(json.dumps(row | changed) + "\n")
+    with pytest.raises(UserError) as error:
+        timings.read([path])
+    assert said in str(error.value)
