@@ -180,7 +180,7 @@ def test_a_full_disk_is_named_and_nothing_is_lost(
 
     with monkeypatch.context() as patch:
         patch.setattr(tracking, "MetricsLog", FullLog)
-        assert command(workdir) == (2, f"segjax: {workdir}/metrics.jsonl: {full}")
+        assert command(workdir) == (2, f"segjax: {workdir}/phases.jsonl: {full}")
     assert not list(workdir.glob("checkpoints/*/*"))
     (disk / "ballast").unlink()
 

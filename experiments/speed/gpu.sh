@@ -5,7 +5,7 @@
 # suffice for is measured when it is run again. Arguments go to `segjax benchmark`, and win.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-output=${OUTPUT:-experiments/results/benchmark_gpu.jsonl}
+output=${OUTPUT:-experiments/speed/results/benchmark_gpu.jsonl}
 read -ra against <<< "${AGAINST-torch torch.compile}"
 ((${#against[@]} == 0)) || against=(--against "${against[@]}" --torch-python "${TORCH_PYTHON:-python3}")
 end=$((SECONDS + ${BUDGET:-520})) # seconds; what is begun by then is measured

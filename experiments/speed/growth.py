@@ -1,7 +1,7 @@
 """How the cost of a training step grows with batch, resolution and number of devices.
 
-python experiments/speed/growth.py --output experiments/results
-python experiments/speed/growth.py --output experiments/results --models segnet unet fcn8s \\
+python experiments/speed/growth.py --output experiments/speed/results
+python experiments/speed/growth.py --output experiments/speed/results --models segnet unet fcn8s \\
     --precision bfloat16 --batch 1 4 16 --resolution 180x240 360x480 720x960 --devices 1
 
 The first for two CPU cores, under six minutes; the second for a GPU. What an output has is not
