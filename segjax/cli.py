@@ -219,9 +219,11 @@ def _parser() -> argparse.ArgumentParser:
         commands.table,
         "Render result rows as a table, mean and sd over seeds, or beside published figures",
         "camvid: the published methods; table1, table3, cost: Tables 1, 3 and 6 of the SegNet "
-        "paper; without a name: the rows alone.",
+        "paper; benchmark: the rows of `segjax benchmark`; without a name: the rows alone.",
     )
-    table.add_argument("name", nargs="?", choices=("camvid", "table1", "table3", "cost"))
+    table.add_argument(
+        "name", nargs="?", choices=("camvid", "table1", "table3", "cost", "benchmark")
+    )
     table.add_argument("--results", nargs="+", metavar="PATH", help="workdirs or .jsonl files")
     table.add_argument("--format", default="markdown", choices=("markdown", "latex", "csv", "json"))
     table.add_argument(

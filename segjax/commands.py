@@ -197,18 +197,19 @@ def table(options):
     )
 
     name, interval = options.name, options.interval
-    if not name and not options.results:
-        raise UserError("segjax table wants --results, or the name of a table; see --help")
+    timed = name in ("cost", "benchmark")  # its rows are of `segjax benchmark`
+    if name in (None, "benchmark") and not options.results:
+        raise UserError("segjax table wants --results, or the name of another table; see --help")
     for flag, given, fits in (
-        ("--split", options.split, name != "cost"),
-        ("--interval", interval, name != "cost"),
+        ("--split", options.split, not timed),
+        ("--interval", interval, not timed),
         ("--per-class", options.per_class, name in (None, "camvid")),
         ("--groups", options.groups, name == "camvid"),
     ):
         if given and not fits:
             raise UserError(f"{flag} does nothing for {f'table {name}' if name else 'rows alone'}")
-    measured = measurements.read(options.results or []) if name == "cost" else []
-    rows = [] if name == "cost" else results.read(options.results or [])
+    measured = measurements.read(options.results or []) if timed else []
+    rows = [] if timed else results.read(options.results or [])
     split = options.split or "test"
     if rows and (name or options.split):
         rows = [row for row in rows if row["split"] == split]
@@ -217,6 +218,8 @@ def table(options):
     summaries = tables.summarise(rows)
     if name == "cost":
         table = cost_tables.paper(measured)
+    elif name == "benchmark":
+        table = cost_tables.listing(measured)
     elif name == "table1":
         table = segnet_tables.table1(summaries, split=split, interval=interval)
     elif name == "table3":

@@ -82,6 +82,7 @@ class _Line:
     """A network of the paper, of ours, or of both; or the sum of those of both."""
 
     name: str
+    comparable: bool  # ours is of images of the paper's size
     notes: Sequence[str]
     paper: Mapping[str, Number]  # by published.COSTS
     ours: Mapping[str, Number]  # likewise, and training_step_ms
@@ -102,6 +103,7 @@ def _settings(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 def _lines(records: Sequence[Record], rows: Sequence[Row]) -> list[_Line]:
     found: dict[str, dict[int, Row]] = {}
+    comparable = by(rows[0]["resolution"]) == by(records[0].resolution)
     for row in rows:
         of_batch = found.setdefault(_named(row, {}), {})
         if row["batch"] in of_batch:
@@ -119,9 +121,10 @@ def _lines(records: Sequence[Record], rows: Sequence[Row]) -> list[_Line]:
         some_row = next(iter(of_batch.values()), None)
         other = f" ({_options(some_row, record.model_options)})" if some_row else ""
         name = record.method + (other if other != " ()" else "")
-        lines.append(_Line(name, notes_of(record), record.cost, _ours(of_batch), _ratios(of_batch)))
+        ours = _ours(of_batch), _ratios(of_batch)
+        lines.append(_Line(name, comparable, notes_of(record), record.cost, *ours))
     for name, of_batch in found.items():
-        lines.append(_Line(name, (), {}, _ours(of_batch), _ratios(of_batch)))
+        lines.append(_Line(name, comparable, (), {}, _ours(of_batch), _ratios(of_batch)))
     return lines
 
 
@@ -197,7 +200,7 @@ def _total(lines: Sequence[_Line]) -> _Line:
 
     paper = {name: total(name, lambda line: line.paper) for name in published.COSTS}
     ours = {name: total(name, lambda line: line.ours) for name in published.COSTS}
-    return _Line("total of both", (), paper, ours, {})
+    return _Line("total of both", lines[0].comparable, (), paper, ours, {})
 
 
 def _both(line: _Line, name: str) -> bool:
@@ -218,7 +221,10 @@ def _beside(
         values = [line.ours.get(name) for line in lines]
         sheet.numbers(_heading(name), f"ours_{name}", values, over="ours")
     for name in published.COSTS[:-1]:
-        ratios = [_ratio(line.paper.get(name), line.ours.get(name)) for line in lines]
+        ratios = [
+            _ratio(line.paper.get(name), line.ours.get(name)) if line.comparable else None
+            for line in lines
+        ]
         sheet.numbers(_heading(name), f"ratio_{name}", ratios, over="paper / ours")
     for side in AGAINST:
         for what in ("forward", "training step", "training memory"):
@@ -230,7 +236,8 @@ def _beside(
         f"Cost; paper: Caffe at {by(records[0].resolution)}; forward and backward at batch "
         f"{_TIMED}, in milliseconds; memory at batch {_TRAINED} in training, {_TIMED} in "
         "inference, in millions of bytes; ours: medians; backward is loss and gradient less the "
-        "forward pass; memory as the compiled program plans it; a ratio above 1 is in our favour.",
+        "forward pass; memory as the compiled program plans it; a ratio above 1 is in our favour, "
+        "and to the paper only where the resolution is its own.",
         groups=groups,
         notes=footnotes.listed() + below(records),
     )

@@ -334,7 +334,7 @@ def test_a_side_has_an_error_or_times():
 
 def test_the_papers_table_has_ours_beside_it_and_sums(tmp_path, capsys):
     rows = [
-        make_row(model=model, model_options=options, batch=batch)
+        make_row(model=model, model_options=options, batch=batch, resolution=[360, 480])
         for model, options in (
             ("segnet", {}),
             ("deconvnet", {"fc_width": 1024}),
@@ -365,7 +365,28 @@ def test_the_papers_table_has_ours_beside_it_and_sums(tmp_path, capsys):
     assert [line["network"] for line in text] == list(lines)
     for format in ("markdown", "latex"):
         assert main([*arguments, format]) == 0
-        assert "float32 on abacus at 24x32" in capsys.readouterr().out
+        assert "float32 on abacus at 360x480" in capsys.readouterr().out
+
+
+def test_what_was_measured_on_other_images_has_no_ratio_to_the_paper(tmp_path, capsys):
+    path = tmp_path / "rows.jsonl"
+    measurements.append(path, make_row(model="segnet", batch=1))
+    assert main(["table", "cost", "--results", str(path), "--format", "json"]) == 0
+    lines = {row["network"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
+    assert lines["SegNet"]["ours_forward_ms"] == 4.0
+    for name in ("SegNet", "total of both"):
+        assert lines[name].get("ratio_forward_ms") is None
+
+
+def test_all_that_was_measured_is_listed(tmp_path, capsys):
+    path = tmp_path / "rows.jsonl"
+    for batch in (1, 4):
+        measurements.append(path, make_row(batch=batch))
+    columns = ["--columns", "batch", "forward ms"]
+    assert main(["table", "benchmark", "--results", str(path), *columns]) == 0
+    assert capsys.readouterr().out.count("segnet_basic") == 2
+    assert main(["table", "benchmark"]) == 2
+    assert "wants --results" in capsys.readouterr().err
 
 
 def test_two_rows_for_one_place_are_refused(tmp_path):

@@ -169,7 +169,7 @@ def test_the_command_prints_every_format(tmp_path, capsys, format):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "wants --results, or the name of a table"),
+        ([], "wants --results, or the name of another table"),
         (["table9"], "invalid choice: 'table9'"),
         (["camvid", "--sort", "X"], "no column 'X' in this table; it has method, "),
         (["camvid", "--columns", "Dog"], "no column 'Dog'"),
