@@ -370,7 +370,7 @@ def test_the_papers_table_has_ours_beside_it_and_sums(tmp_path, capsys):
 
 def test_what_was_measured_on_other_images_has_no_ratio_to_the_paper(tmp_path, capsys):
     path = tmp_path / "rows.jsonl"
-    measurements.append(path, make_row(model="segnet", batch=1))
+    measurements.append(path, make_row(model="segnet", model_options={}, batch=1))
     assert main(["table", "cost", "--results", str(path), "--format", "json"]) == 0
     lines = {row["network"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
     assert lines["SegNet"]["ours_forward_ms"] == 4.0
