@@ -10,7 +10,8 @@ measured again, so the same command goes on. It leaves
 - growth.jsonl, rows of `segjax benchmark`: the batches at the middle resolution, and the other
   resolutions at the middle batch;
 - growth_devices.jsonl, rows of `timings.py`: the largest batch on more and more devices, of a CPU
-  virtual ones that share its cores. Their losses must agree.
+  virtual ones that share its cores. Their losses must agree, so that a network with dropout, which
+  differs between devices, is to be measured without it.
 - growth.svg and growth.png, drawn of all rows there.
 """
 
@@ -242,7 +243,7 @@ def main(given: list[str] | None = None) -> int:
     layout = argparse.RawDescriptionHelpFormatter
     parser = arguments.Parser(description=__doc__, formatter_class=layout)
     add = parser.add_argument
-    add("--models", nargs="+", default=("segnet_basic", "unet"), metavar="NAME")
+    add("--models", nargs="+", default=("segnet_basic", "segnet"), metavar="NAME")
     add("--options", nargs="+", default=("width=16",), metavar="[NAME.]OPTION=VALUE")
     add("--precision", choices=("float32", "bfloat16"), default="float32")
     add("--batch", nargs="+", type=arguments.count, default=(2, 4, 8), metavar="N")
