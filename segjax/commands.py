@@ -325,7 +325,10 @@ def benchmark(options):
         torch_python=options.torch_python or sys.executable,
     )
     benchmark.check(plan)
-    rows = benchmark.run(plan, options.shell, options.output)
+    command, other = options.shell, options.torch_python
+    if other:  # where one machine has it says nothing on another
+        command = command.replace(other, Path(other).name)
+    rows = benchmark.run(plan, command, options.output)
     if rows:
         print(typesetting.draw(cost_tables.listing(rows), options.format))
 

@@ -378,6 +378,20 @@ def test_what_was_measured_on_other_images_has_no_ratio_to_the_paper(tmp_path, c
         assert lines[name].get("ratio_forward_ms") is None
 
 
+def test_the_command_of_a_row_names_no_folder_of_one_machine(monkeypatch, capsys):
+    commands = []
+
+    def run(plan, command, output):
+        commands.append((command, plan.torch_python))
+        raise UserError("enough")
+
+    monkeypatch.setattr(benchmark, "check", lambda plan: None)
+    monkeypatch.setattr(benchmark, "run", run)
+    assert main(["benchmark", "--against", "torch", "--torch-python", "/opt/torch/python3"]) == 2
+    command = "segjax benchmark --against torch --torch-python python3"
+    assert commands == [(command, "/opt/torch/python3")]
+
+
 def test_all_that_was_measured_is_listed(tmp_path, capsys):
     path = tmp_path / "rows.jsonl"
     for batch in (1, 4):

@@ -32,7 +32,7 @@ from segjax import arguments, benchmark, results, workbench
 from segjax.errors import UserError
 
 STEPS, SEEDS = 8, 4
-MIXED = ("conv_general_dilated", "custom_vjp_call", "dot_general")  # what is dear to do again
+KEPT = ("conv_general_dilated", "custom_vjp_call", "dot_general")  # what is dear to do again
 
 
 class Checkpointed:
@@ -49,7 +49,7 @@ class Checkpointed:
 
 
 def _keeps_convolutions(primitive: Any, *_: Any, **__: Any) -> bool:
-    return primitive.name in MIXED
+    return primitive.name in KEPT
 
 
 class Lever(workbench.Bench):

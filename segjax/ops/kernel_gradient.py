@@ -1,8 +1,8 @@
 """Convolution whose gradient with respect to its kernel is one matrix product, for the CPU.
 
-XLA computes that gradient as a convolution whose window is a whole map, which on a CPU takes twice
-the time of the forward pass and of the map's gradient together, or more. What was tried instead,
-and measured, is in experiments/speed/NOTES.md.
+XLA computes that gradient as a convolution whose window is a whole map, which on a CPU can take
+longer than the forward pass and the map's gradient together. What was tried instead, and measured,
+is in experiments/speed/NOTES.md.
 """
 
 from collections.abc import Sequence
