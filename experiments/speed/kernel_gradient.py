@@ -19,7 +19,7 @@ import numpy as np
 from jax import lax
 
 from segjax.ops.convolution import NHWC
-from segjax.ops.kernel_gradient import kernel_gradient
+from segjax.ops.cpu_convolution import kernel_gradient
 
 DEFAULT = ("4x48x64x64x64x7", "4x48x64x64x64x3", "4x96x128x32x32x7", "4x24x32x128x128x3")
 TORCH = """

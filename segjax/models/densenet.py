@@ -19,7 +19,7 @@ from flax import linen as nn
 
 from segjax.errors import UserError
 from segjax.models.layers import ConvTranspose, batch_norm
-from segjax.ops.kernel_gradient import conv_general_dilated
+from segjax.ops.cpu_convolution import conv_general_dilated
 
 he_uniform = nn.initializers.variance_scaling(2.0, "fan_in", "uniform")
 he_uniform_transposed = nn.initializers.variance_scaling(

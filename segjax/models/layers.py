@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from segjax.ops.kernel_gradient import conv_general_dilated
+from segjax.ops.cpu_convolution import conv_general_dilated
 from segjax.ops.upsampling import bilinear_kernel, conv_transpose
 
 # He et al.: Gaussian with variance 2 / fan-in, which Caffe calls "msra".

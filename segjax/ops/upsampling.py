@@ -6,7 +6,7 @@ import numpy as np
 from jax import lax
 
 from segjax.ops.convolution import NHWC
-from segjax.ops.kernel_gradient import conv_general_dilated, padded
+from segjax.ops.cpu_convolution import conv_general_dilated, padded
 from segjax.ops.platform import on_cpu
 
 

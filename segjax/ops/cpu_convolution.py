@@ -1,8 +1,13 @@
-"""Convolution whose gradient with respect to its kernel is one matrix product, for the CPU.
+"""Convolution as a CPU does it best: the same sums, in the form that XLA has a quick way for there.
 
-XLA computes that gradient as a convolution whose window is a whole map, which on a CPU can take
-longer than the forward pass and the map's gradient together. What was tried instead, and measured,
-is in experiments/speed/NOTES.md.
+- The gradient of a kernel is one product of matrices. XLA computes it as a convolution whose window
+  is a whole map, which can take longer than the forward pass and the map's gradient together.
+- Where a kernel has more taps than its map has pixels, in rows or columns, XLA leaves its library:
+  one product with gathered pixels takes a twentieth of the time.
+- Taps that see nothing but the zeros around the map are left out, as those of a rate that is wider
+  than the map.
+
+What was tried instead, and measured, is in experiments/speed/NOTES.md.
 """
 
 from collections.abc import Sequence
@@ -10,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from segjax.ops.convolution import NHWC
@@ -32,11 +38,11 @@ def conv_general_dilated(
     feature_group_count: int = 1,
     **options: Any,
 ) -> jax.Array:
-    """`lax.conv_general_dilated` of images, as Flax's convolutions call it, with that gradient.
+    """`lax.conv_general_dilated` of images, as Flax's convolutions call it, in that form.
 
-    The values are those of `lax`, and so is the gradient wherever the product does not pay: on
-    accelerators, and for strides, groups, kernels of one pixel, few channels, and dtypes other than
-    float32. Where it does, only reverse-mode differentiation is there.
+    It is that of `lax` wherever this does not pay: on accelerators, and for strides, groups,
+    kernels of one pixel, few channels, and dtypes other than float32. Elsewhere values agree with
+    it to rounding, and only reverse-mode differentiation is there.
 
     Args:
       x: (B, H, W, C).
@@ -75,17 +81,40 @@ def conv_general_dilated(
     if isinstance(padding, str):
         extent = [(taps - 1) * rate + 1 for taps, rate in zip(kernel.shape[:2], rates, strict=True)]
         padding = lax.padtype_to_pads(x.shape[1:3], extent, (1, 1), padding)
-    rows, columns = padding
-    return _conv(x, kernel, (tuple(rows), tuple(columns)), rates)
+    rows, above, below = _seen_taps(x.shape[1], kernel.shape[0], *padding[0], rates[0])
+    columns, left, right = _seen_taps(x.shape[2], kernel.shape[1], *padding[1], rates[1])
+    return _conv(x, kernel[rows, columns], ((above, below), (left, right)), rates)
 
 
-def _plain(x, kernel, padding, rates):
-    return lax.conv_general_dilated(
-        x, kernel, (1, 1), padding, rhs_dilation=rates, dimension_numbers=NHWC
+def _seen_taps(size, taps, before, after, rate):
+    """The taps that see a pixel of the map somewhere, and the zeros that they need around it."""
+    reach = (taps - 1) * rate
+    outputs = size + before + after - reach
+    places = range(taps)
+    seen = [tap for tap in places if before - outputs < tap * rate < before + size] or places
+    first, last = seen[0], seen[-1]
+    return slice(first, last + 1), before - first * rate, after - reach + last * rate
+
+
+def _quick(x, kernel, padding, rates):
+    taps = kernel.shape[:2]
+    if all(tap <= side for tap, side in zip(taps, x.shape[1:3], strict=True)):
+        return lax.conv_general_dilated(
+            x, kernel, (1, 1), padding, rhs_dilation=rates, dimension_numbers=NHWC
+        )
+    x = padded(x, *padding)
+    height, width = (
+        side - (tap - 1) * rate for side, tap, rate in zip(x.shape[1:3], taps, rates, strict=True)
     )
+    pixels = [
+        x[:, i * rates[0] :][:, :height][:, :, j * rates[1] :][:, :, :width]
+        for i, j in np.ndindex(taps)
+    ]
+    flat = kernel.reshape(-1, kernel.shape[3])
+    return lax.dot_general(jnp.concatenate(pixels, -1), flat, (((3,), (0,)), ((), ())))
 
 
-_conv = jax.custom_vjp(_plain, nondiff_argnums=(2, 3))
+_conv = jax.custom_vjp(_quick, nondiff_argnums=(2, 3))
 
 
 def _forward(x, kernel, padding, rates):
@@ -94,8 +123,11 @@ def _forward(x, kernel, padding, rates):
 
 def _backward(padding, rates, saved, dy):
     x, kernel = saved
-    of_map = jax.linear_transpose(lambda x: _plain(x, kernel, padding, rates), x)
-    return *of_map(dy), kernel_gradient(x, dy, kernel.shape[:2], padding, rates)
+    taps = kernel.shape[:2]
+    reach = [(tap - 1) * rate for tap, rate in zip(taps, rates, strict=True)]
+    around = tuple((r - a, r - b) for r, (a, b) in zip(reach, padding, strict=True))
+    dx = _quick(dy, lax.rev(kernel, (0, 1)).swapaxes(2, 3), around, rates)
+    return dx, kernel_gradient(x, dy, taps, padding, rates)
 
 
 _conv.defvjp(_forward, _backward)

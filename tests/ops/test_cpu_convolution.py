@@ -1,4 +1,4 @@
-"""The gradient of a kernel as one product, against XLA's own and against float64."""
+"""Convolution as a CPU does it best, against XLA's own; the kernel's gradient against float64."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from jax import lax
 
 from segjax.models.layers import ConvBlock
-from segjax.ops import kernel_gradient as own
+from segjax.ops import cpu_convolution as own
 from segjax.ops.convolution import NHWC
 
 
@@ -65,6 +65,13 @@ def test_the_gradient_is_the_sum_that_it_stands_for(size, taps, rates, padding, 
         ([(0, 0), (0, 0)], (2, 2), (3, 3)),
         ([(5, 1), (0, 9)], (1, 2), (3, 3)),
         ([(12, 12), (12, 12)], (12, 12), (3, 3)),  # DeepLab's, wider than the map
+        ([(9, 9), (9, 9)], (9, 9), (3, 3)),  # than its rows alone
+        ([(24, 12), (12, 6)], (12, 12), (3, 3)),
+        ([(0, 30), (20, 0)], (1, 1), (3, 3)),
+        ([(30, -9), (0, 0)], (1, 1), (3, 3)),  # sees nothing
+        ("SAME", (1, 1), (9, 3)),  # more taps than the map has rows
+        ("SAME", (2, 1), (9, 13)),
+        ("VALID", (1, 1), (6, 7)),  # than its gradient has
     ],
 )
 def test_values_and_gradients_are_those_of_lax(padding, rates, taps):
@@ -78,9 +85,8 @@ def test_values_and_gradients_are_those_of_lax(padding, rates, taps):
         )
         results.append((y, *back(jnp.sin(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))))
     (y, dx, dk), found = results
-    np.testing.assert_array_equal(found[0], y)
-    np.testing.assert_array_equal(found[1], dx)
-    np.testing.assert_allclose(found[2], dk, rtol=1e-5, atol=1e-4)
+    for own_value, value in zip(found, (y, dx, dk), strict=True):
+        np.testing.assert_allclose(own_value, value, rtol=1e-5, atol=1e-4)
 
 
 def convolutions_of_the_gradient(x, kernel, padding="SAME", **changes):
@@ -102,6 +108,31 @@ def test_it_is_used_where_it_pays():
     assert count(x[..., :3], kernel[:, :, :3]) == 3
     assert count(x, kernel[..., :11]) == 3
     assert count(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)) == 3
+
+
+def test_where_a_kernel_is_larger_than_its_map_it_is_a_product():
+    x, kernel = arrays(0, (1, 6, 6, 16), (7, 3, 16, 16))
+    count = convolutions_of_the_gradient
+    assert count(x, kernel) == 0
+    assert count(x, kernel[:6]) == 2
+    assert count(x, kernel[:5], "VALID") == 1  # the gradient of the map has two rows
+
+
+def test_taps_that_see_no_pixel_are_left_out():
+    x, kernel = arrays(0, (2, 6, 9, 16), (3, 3, 16, 17))
+    kernel[0], kernel[2] = np.inf, np.inf  # six rows away from the centre's
+
+    def loss(kernel):
+        y = convolved(own.conv_general_dilated, x, kernel, [(6, 6), (6, 6)], (6, 6))
+        return jnp.sum(y**2)
+
+    value, gradient = jax.value_and_grad(loss)(jnp.asarray(kernel))
+    kernel[0], kernel[2] = 0, 0
+    np.testing.assert_allclose(value, loss(kernel), rtol=1e-6)
+    np.testing.assert_array_equal(gradient[0], 0)
+    np.testing.assert_array_equal(gradient[2], 0)
+    assert np.all(np.isfinite(gradient))
+    assert np.any(gradient[1] != 0)
 
 
 def test_an_accelerator_has_its_own(monkeypatch):
