@@ -115,6 +115,17 @@ def test_the_table_of_what_learns_is_that_of_the_committed_rows():
     assert [row["model"] for row in rows] == list(models.MODELS)
 
 
+def test_tables_of_timings_are_those_of_the_committed_rows():
+    script = runpy.run_path(str(ROOT / "experiments" / "speed" / "timings.py"))
+    notes = (ROOT / "experiments" / "speed" / "NOTES.md").read_text()
+    block = r"<!-- python experiments/speed/timings.py (.*?) -->\n(.*?)\n<!-- end -->"
+    found = re.findall(block, notes, re.DOTALL)
+    assert found
+    for files, table in found:
+        rows = script["read"](ROOT / name for name in files.split())
+        assert table == typesetting.draw(script["table"](rows)).strip(), files
+
+
 def test_every_model_and_config_is_named():
     said = set(re.findall(r"`(\w+)`", README))
     assert set(models.MODELS) <= said

@@ -1,18 +1,23 @@
-"""Rows of what `loop.py` and `growth.py` measure: checked, read, and added to a file.
+"""Rows of what `loop.py`, `growth.py` and `levers.py` measure: checked, read, added, and as a table.
+
+python experiments/speed/timings.py experiments/speed/results/loop_cpu.jsonl
 
 A row has the samples that were taken, of several things in turn; medians and ratios are worked out
 when they are asked for.
 """
 
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from segjax import jsonrows
+from segjax import arguments, jsonrows, typesetting
 from segjax.errors import UserError
 from segjax.jsonrows import Row, is_count, is_number, is_text
+from segjax.sheet import Sheet
+from segjax.typesetting import Table
 
 SCHEMA = 1
 # kind -> the unit of its samples, and what they are of
@@ -24,6 +29,8 @@ KINDS = {
     "devices": ("ms", ("training_step",)),
     "levers": ("ms", ("plain", "recompute", "recompute_all", "dispatch", "seeds")),
 }
+# kind -> what the others of a turn are compared with
+REFERENCES = {"loop": "bare", "first_step": "cold", "levers": "plain"}
 _WHAT = "a row of timings"
 
 
@@ -104,3 +111,75 @@ def median(row: Row, name: str) -> float:
 def ratio(row: Row, name: str, other: str) -> float:
     """The median, over the turns, of one thing by another of the same turn."""
     return float(np.median(np.divide(row["samples"][name], row["samples"][other])))
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """A line for each thing that was measured."""
+    lines = [(row, name) for row in rows for name in row["samples"]]
+    sheet = Sheet(len(lines))
+    sheet.texts("measured", [f"{row['kind']}: {name}".replace("_", " ") for row, name in lines])
+    sheet.texts("of", [_setting(row) for row, _ in lines], absent="")
+    sheet.texts("devices", [_devices(row) for row, _ in lines])
+    sheet.texts("unit", [row["unit"] for row, _ in lines])
+    for heading, of in (("median", np.median), ("least", np.min), ("most", np.max)):
+        values = [float(of(row["samples"][name])) for row, name in lines]
+        sheet.numbers(heading, heading, values)
+    sheet.counts("samples", [len(row["samples"][name]) for row, name in lines])
+    sheet.numbers("ratio", "ratio", [_against(row, name) for row, name in lines])
+    megabytes = [_megabytes(row, name) for row, name in lines]
+    if any(megabytes):
+        sheet.numbers("MB", "mb", megabytes)
+    compared = "; ".join(
+        f"{kind.replace('_', ' ')}: to {other}"
+        for kind, other in REFERENCES.items()
+        if any(row["kind"] == kind for row in rows)
+    )
+    title = "Medians"
+    if compared:
+        title += f"; ratio: the median of those of single turns ({compared})"
+    if any(megabytes):
+        title += "; MB: millions of bytes, as XLA plans them"
+    return sheet.table(f"{title}.")
+
+
+def _setting(row: Row) -> str | None:
+    setting = row["setting"]
+    if setting is None:
+        return None
+    options = [f"{name} {value}" for name, value in setting["model_options"].items()]
+    size = "x".join(map(str, setting["resolution"]))
+    return ", ".join(
+        [setting["model"], *options, size, f"batch {setting['batch']}", setting["precision"]]
+    )
+
+
+def _devices(row: Row) -> str:
+    return f"{row['device']} x{row['devices']}" if "devices" in row else row["device"]
+
+
+def _against(row: Row, name: str) -> float | None:
+    other = REFERENCES.get(row["kind"], name)
+    return None if other == name else ratio(row, name, other)
+
+
+def _megabytes(row: Row, name: str) -> float | None:
+    found = row.get("bytes")
+    found = found[name] if isinstance(found, dict) else found
+    return None if found is None else found / 1e6
+
+
+def main(given: list[str] | None = None) -> int:
+    """Prints the table; gives the exit status: 2 for what the user can put right."""
+    parser = arguments.Parser(description="Medians of measured times, as a table.")
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE.jsonl")
+    try:
+        rows = read(parser.parse_args(given).files)
+    except UserError as error:
+        sys.stderr.write(f"timings.py: {error}\n")
+        return 2
+    sys.stdout.write(typesetting.draw(table(rows)) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
