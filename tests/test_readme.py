@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segjax import architectures, models
+from segjax import architectures, models, typesetting
 from segjax.cli import main
 
 ROOT = Path(__file__).parents[1]

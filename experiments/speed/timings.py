@@ -1,4 +1,4 @@
-"""Rows of what `loop.py`, `growth.py` and `levers.py` measure: checked, read, added, and as a table.
+"""Rows of what `loop.py`, `growth.py` and `levers.py` measure: checked, read, added, tabulated.
 
 python experiments/speed/timings.py experiments/speed/results/loop_cpu.jsonl
 

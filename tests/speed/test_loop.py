@@ -100,3 +100,45 @@ def test_a_row_that_is_not_whole_is_refused(tmp_path, changed, said):
     with pytest.raises(UserError) as error:
         timings.read([path])
     assert said in str(error.value)
+
+
+def test_rows_as_a_table(tmp_path, capsys):
+    path, samples = tmp_path / "rows.jsonl", {"loop": [6.0, 8.0], "program": [8, 8], "bare": [8, 8]}
+    setting = {
+        "model": "segnet",
+        "model_options": {"width": 16},
+        "dataset": "camvid",
+        "resolution": [24, 32],
+        "batch": 4,
+        "precision": "float32",
+        "placement": "auto",
+    }
+    row = {
+        "schema": 1,
+        "kind": "loop",
+        "command": "python loop.py",
+        "setting": setting,
+        "unit": "images/s",
+        "samples": samples,
+        "device": "cpu x1",
+        "versions": {},
+        "finished": "2026-01-01T00:00:00+00:00",
+    }
+    timings.append(path, row)
+    assert timings.main([str(path)]) == 0
+    cells = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()]
+    (loop_line,) = [[cell.strip() for cell in line] for line in cells if "loop: loop" in line[0]]
+    what = "segnet, width 16, 24x32, batch 4, float32"
+    assert loop_line == [
+        "loop: loop",
+        what,
+        "cpu x1",
+        "images/s",
+        *("7.00", "6.00", "8.00", "2", "0.875"),
+    ]
+
+    assert timings.main([str(tmp_path / "none.jsonl")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("timings.py: ")
+    assert "none.jsonl" in error
+    assert error.count("\n") == 1
