@@ -28,6 +28,11 @@ def add_grid(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that name the runs of a grid, which `segjax.sweep.asked` takes."""
     add_config(parser)
     parser.add_argument("--workdir", required=True, type=Path, help="its runs live below")
+    add_choice(parser)
+
+
+def add_choice(parser: argparse.ArgumentParser) -> None:
+    """Adds those that choose among the runs of a grid."""
     parser.add_argument(
         "--seeds",
         nargs="+",
@@ -69,6 +74,17 @@ def part(text: str) -> tuple[int, int]:
     ):
         raise argparse.ArgumentTypeError(f"expected K/N such as 1/3, found {text!r}")
     return int(found[0]), int(found[1])
+
+
+def factor(text: str) -> float:
+    """A factor from 1/10 to 10."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0.0
+    if not 0.1 <= found <= 10:
+        raise argparse.ArgumentTypeError(f"expected a factor from 0.1 to 10, found {text!r}")
+    return found
 
 
 def size(text: str) -> tuple[int, int]:

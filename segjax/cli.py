@@ -11,7 +11,17 @@ from pathlib import Path
 
 import segjax
 from segjax import commands
-from segjax.arguments import Parser, add_config, add_grid, count, number, part, size
+from segjax.arguments import (
+    Parser,
+    add_choice,
+    add_config,
+    add_grid,
+    count,
+    factor,
+    number,
+    part,
+    size,
+)
 from segjax.errors import UserError, line
 from segjax.launchers import slurm_script
 
@@ -68,6 +78,18 @@ def _parser() -> argparse.ArgumentParser:
             help="average T samples of a network with dropout, units dropped as in training",
         )
 
+    def viewed(sub):
+        sub.add_argument(
+            "--flip", action="store_true", help="average what is said of each image and its mirror"
+        )
+        sub.add_argument(
+            "--scales",
+            nargs="+",
+            type=factor,
+            metavar="S",
+            help="average what is said of each image resized by these, such as 0.75 1 1.25",
+        )
+
     override_help = "Any field is overridden by --config.FIELD=VALUE, such as --config.seed=1."
 
     data = command(
@@ -113,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--data-dir", metavar="DIR", help="where prepared sets lie, if elsewhere")
     refined(evaluate)
     sampled(evaluate)
+    viewed(evaluate)
 
     predict = command(
         "predict", commands.predict, "Write label maps and overlays for images of any size"
@@ -127,6 +150,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     refined(predict)
     sampled(predict)
+    viewed(predict)
 
     sweep = command(
         "sweep",
@@ -200,13 +224,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="K/N",
         help="the K-th of N parts of the grid, for several machines",
     )
-    reproduce.add_argument(
-        "--only",
-        action="append",
-        default=[],
-        metavar="PATTERN",
-        help="runs whose name fits, such as '*,seed=0'; may be given again",
-    )
+    add_choice(reproduce)
     reproduce.add_argument(
         "--whole",
         action="store_true",

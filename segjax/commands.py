@@ -58,7 +58,7 @@ def train(options):
         hosts.leave(error)
     if hosts.is_first():
         print(
-            f"test G {row['global_accuracy']:.1%}  C {row['class_accuracy']:.1%}  "
+            f"{row['split']} G {row['global_accuracy']:.1%}  C {row['class_accuracy']:.1%}  "
             f"mIoU {row['mean_iou']:.1%}, written to {options.workdir / 'result.json'}"
         )
     return 0
@@ -71,6 +71,15 @@ def _crf(options):
     from segjax import crf
 
     return crf.parse(options.crf)
+
+
+def _views(options):
+    """How each image is to be shown to a network, or none: as it is."""
+    if not (options.flip or options.scales):
+        return None
+    from segjax import inference
+
+    return inference.Views(tuple(options.scales or (1.0,)), options.flip)
 
 
 def evaluate(options):
@@ -86,6 +95,7 @@ def evaluate(options):
         data_dir=options.data_dir,
         crf=_crf(options),
         samples=options.samples,
+        views=_views(options),
     )
     evaluate.write_counts(path, counts)
     results.write_row(path, row)
@@ -99,7 +109,9 @@ def predict(options):
     from segjax.progress import Bar
 
     compilation_cache.turn_on()
-    parameters = _crf(options)
+    parameters, views = _crf(options), _views(options)
+    if views and options.samples:
+        raise UserError("--samples draws maps of its own, expected neither --flip nor --scales")
     paths = predict.find_images(options.images)
     run, _ = experiment.open_run(options.workdir, None)
     variables, _ = experiment.load_variables(run, options.workdir, None)
@@ -112,6 +124,7 @@ def predict(options):
             native=options.native,
             crf=parameters,
             samples=options.samples,
+            views=views,
             progress=bar.advance,
         )
     print(f"{len(paths)} label maps and overlays in {options.output}")
@@ -163,7 +176,7 @@ def reproduce(options):
     overrides = config.parse_overrides(options.rest)
     return reproduce.run(
         spec,
-        sweep.asked(spec, overrides, (), options.only),
+        sweep.asked(spec, overrides, options.seeds, options.only),
         options.output,
         seconds=options.budget,
         began=began,

@@ -31,6 +31,7 @@ LATER = (
     "data.patches",
     *("augment.elastic", "augment.rotation", "augment.shift", "augment.outside"),
     *("loss.name", "loss.border_weight", "loss.border_sigma"),
+    "test_split",
 )
 
 # Fields that say one of a few words, but for names of models and the like, which their own modules
@@ -41,6 +42,7 @@ CHOICES = {
     "data.normalization": ("mean_std", "local_response", "none", "imagenet"),
     "augment.outside": ("void", "mirror"),
     "best_metric": ("mean_iou", "class_accuracy", "global_accuracy"),
+    "test_split": ("test", "val"),
     "wandb.mode": ("disabled", "offline", "online"),
 }
 NOT_NEGATIVE = (
@@ -111,6 +113,7 @@ def default() -> ConfigDict:
     config.eval_batch_size = 8  # images over all devices
     config.best_metric = "mean_iou"  # on validation: mean_iou, class_accuracy, global_accuracy
     config.recompute_batch_norm = True  # over the training set, before the test
+    config.test_split = "test"  # what the test is of; val: a run that tunes, and never sees test
     config.checkpoint_every = 100  # steps
     config.log_every = 10  # steps
 

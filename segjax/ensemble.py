@@ -25,6 +25,7 @@ def evaluate_workdirs(
     data_dir: str | None = None,
     crf: dense_crf.Parameters | None = None,
     samples: int | None = None,
+    views: inference.Views | None = None,
 ) -> tuple[Path, dict[str, Any], Counts]:
     """Scores a checkpoint of a workdir, or the mean probabilities of several, on a split.
 
@@ -37,6 +38,7 @@ def evaluate_workdirs(
       data_dir: where prepared sets lie, if elsewhere than in training.
       crf: parameters of the dense CRF that refines the probabilities; none: as they are.
       samples: of each network with units dropped, to be averaged; none: the network itself.
+      views: of each image, to be averaged; none: the image itself.
 
     Returns:
       Where the row belongs (the first workdir), the row, and the counts that it is made of.
@@ -54,7 +56,10 @@ def evaluate_workdirs(
         uncertainty.probabilities(run, samples) if samples else inference.probabilities(run)
         for run, _ in runs
     ]
+    if views:
+        outputs = [inference.viewed(output, views) for output in outputs]
     done = [f"mean of {samples} samples"] if samples else []
+    done += [f"views {views}"] if views else []
     if len(runs) > 1:
         output, shared = inference.mean(outputs), variables
         done.append(f"mean of {len(runs)} networks")
@@ -85,6 +90,7 @@ def evaluate_workdirs(
     names = [f"evaluation_{split}" + (f"_first{limit}" if limit else "")]
     names += [_agreed([facts["kind"] for _, facts in loaded], "mixed")]
     names += [f"samples_{samples}"] if samples else []
+    names += [f"views {views}".replace(" ", "_")] if views else []
     names += [f"with_{workdir.resolve().name}" for workdir in workdirs[1:]]
     if crf:
         names += ["crf", dense_crf.describe(crf)]

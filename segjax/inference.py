@@ -4,6 +4,7 @@ The seam between networks and the commands that use them: an `Output` runs on th
 the jitted or pmapped step; a `Refine` takes one image's probabilities on from there, on the host.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -69,6 +70,40 @@ def mean(members: Sequence[Output]) -> Output:
         return sum(outputs[1:], outputs[0]) / len(outputs)
 
     return output
+
+
+@dataclasses.dataclass(frozen=True)
+class Views:
+    """How an image is shown to a network, several times, for the mean of what it says."""
+
+    scales: tuple[float, ...] = (1.0,)  # factors of height and width
+    flip: bool = False  # each also left and right
+
+    def __str__(self) -> str:
+        scales = [f"{scale:g}" for scale in self.scales]
+        return " ".join([*scales, *["mirrored"] * self.flip])
+
+
+def viewed(output: Output, views: Views) -> Output:
+    """The mean, over the views of an image, of what `output` says of them, brought back.
+
+    Resizing is bilinear and rounds to whole pixels; `output` is to give probabilities.
+    """
+
+    def output_of(scale, variables, image, places):
+        size = tuple(max(1, round(scale * side)) for side in image.shape[1:3])
+        at_scale = resized(output, None if size == image.shape[1:3] else size)
+        values = at_scale(variables, image, places)
+        if views.flip:
+            mirrored = at_scale(variables, image[:, :, ::-1], places)
+            values = (values + mirrored[:, :, ::-1]) / 2
+        return values
+
+    def mean_output(variables, image, places):
+        each = [output_of(scale, variables, image, places) for scale in views.scales]
+        return sum(each[1:], each[0]) / len(each)
+
+    return mean_output
 
 
 def build_predictor(

@@ -46,7 +46,7 @@ class Ledger:
         self._folder = folder
         self._digests: dict[str, str] = {}
         rows = results.read([folder / RESULTS]) if (folder / RESULTS).exists() else []
-        self._done = {(row["config_digest"], row["seed"]) for row in rows if row["split"] == "test"}
+        self._done = {(row["config_digest"], row["seed"]) for row in rows}
         self._timings = self._read(TIMINGS, _TIMING)
         if retry:
             (folder / FAILURES).unlink(missing_ok=True)

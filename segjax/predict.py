@@ -79,6 +79,7 @@ def predict_files(
     native: bool,
     crf: dense_crf.Parameters | None,
     samples: int | None,
+    views: inference.Views | None,
     progress: Callable[[int], None],
 ) -> None:
     """Writes NAME.png, an indexed label map, and NAME_overlay.png for each image.
@@ -103,7 +104,7 @@ def predict_files(
             trained_height = experiment.config.data.resolution[0]
             size = (trained_height, max(1, round(width * trained_height / height)))
         if size not in predictors:
-            predictors[size] = _predictor(experiment, size, crf, samples)
+            predictors[size] = _predictor(experiment, size, crf, samples, views)
         label, *maps = (x[0] for x in predictors[size](variables, image[None]))
         palette = experiment.info.palette
         pictures.save_label(target[0], label, palette)
@@ -114,20 +115,23 @@ def predict_files(
         progress(done)
 
 
-def _predictor(experiment, size, crf, samples):
+def _predictor(experiment, size, crf, samples, views):
     """f(variables, images) -> (labels, and where it samples the confidence and the deviation)."""
-    output, refine = _inference(experiment, crf)
+    output, refine = _inference(experiment, crf, views)
     if samples:
         return uncertainty.build_predictor(experiment, samples, size, refine)
     labels = inference.build_predictor(experiment, size, output, refine)
     return lambda variables, images: (labels(variables, images),)
 
 
-def _inference(experiment, crf):
-    """The output and its refinement, where there is a CRF."""
-    if crf is None:
+def _inference(experiment, crf, views=None):
+    """The output, where it is not the network's own, and its refinement where there is a CRF."""
+    if crf is None and views is None:
         return None, None
-    return inference.probabilities(experiment), functools.partial(dense_crf.refine, crf)
+    output = inference.probabilities(experiment)
+    if views:
+        output = inference.viewed(output, views)
+    return output, functools.partial(dense_crf.refine, crf) if crf else None
 
 
 @dataclasses.dataclass(frozen=True)

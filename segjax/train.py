@@ -374,13 +374,14 @@ class _Training:
             "batch_norm": batch_norm,
         }
         self.checkpoints.save("final", config.steps, best, facts)
-        test_set = self.experiment.open_split("test")
-        counts = self.evaluator(best, test_set, "test", stop_if_asked, boundaries=True)
+        split = config.test_split
+        test_set = self.experiment.open_split(split)
+        counts = self.evaluator(best, test_set, split, stop_if_asked, boundaries=True)
         row = result_row(
             self.experiment,
             self.description,
             counts,
-            split="test",
+            split=split,
             num_images=len(test_set),
             parameters=self.parameters,
             facts=facts,
@@ -396,8 +397,11 @@ class _Training:
         # None ends before: one that had to be started again would wait for those that are gone.
         hosts.together(finish)
         self.phases.end("test")
+        kind = "test" if split == "test" else f"test_on_{split}"
         test = {
-            name: row[name] for name in (*metrics.SCORES, "boundary_f") if row[name] is not None
+            f"{kind}/{name}": row[name]
+            for name in (*metrics.SCORES, "boundary_f")
+            if row[name] is not None
         }
-        self.wandb.scalars(config.steps, {f"test/{name}": value for name, value in test.items()})
+        self.wandb.scalars(config.steps, test)
         return row

@@ -3,11 +3,23 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from runs import DESCRIPTION, OneLayer, small_config
-from segjax import cli, crf, ensemble, experiment, models, parallel, results, tables, train
+from segjax import (
+    cli,
+    crf,
+    ensemble,
+    experiment,
+    inference,
+    models,
+    parallel,
+    results,
+    tables,
+    train,
+)
 from segjax.errors import UserError
 from segjax.experiment import Description
 
@@ -101,6 +113,37 @@ def test_probabilities_are_averaged_then_refined(runs, counted, names, arguments
     np.testing.assert_array_equal(made.sum(1), expected.sum(1))
     assert np.abs(made - expected).sum() <= 4
     alone = json.loads((runs / names[0] / "result.json").read_text())
+    assert np.abs(made - alone["confusion"]).sum() > 40
+
+
+def test_views_of_an_image_are_averaged(runs):
+    flags = ("--scales", "0.5", "1", "--flip")
+    row, name = evaluated(runs, "a", *flags)
+    assert name == "evaluation_test_final_views_0.5_1_mirrored.json"
+    assert row["inference"] == "views 0.5 1 mirrored"
+
+    run, _ = experiment.open_run(runs / "a", None)
+    variables, _ = experiment.load_variables(run, runs / "a", None)
+    network = inference.probabilities(run)
+    counts = np.zeros((11, 11), int)
+    source = run.open_split("test")
+    for example in (source[k] for k in range(len(source))):
+        image = jnp.asarray(example["image"], jnp.float32)[None] / 255
+        height, width = image.shape[1:3]
+        views = []
+        for size in ((height // 2, width // 2), (height, width)):
+            shown = jax.image.resize(image, (1, *size, 3), "linear")
+            for mirrored in (False, True):
+                said = network(variables, shown[:, :, ::-1] if mirrored else shown, jnp.zeros(1))
+                said = said[:, :, ::-1] if mirrored else said
+                views.append(jax.image.resize(said, (1, height, width, 11), "linear"))
+        guess = np.mean(views, 0)[0].argmax(-1)
+        seen = example["label"] != 255
+        np.add.at(counts, (example["label"][seen], guess[seen]), 1)
+    made = np.array(row["confusion"])
+    np.testing.assert_array_equal(made.sum(1), counts.sum(1))
+    assert np.abs(made - counts).sum() <= 4
+    alone = json.loads((runs / "a" / "result.json").read_text())
     assert np.abs(made - alone["confusion"]).sum() > 40
 
 

@@ -63,6 +63,28 @@ def test_at_the_training_size_both_ways_agree(tmp_path, workdir):
     np.testing.assert_array_equal(*labels)
 
 
+def test_views_make_a_mirrored_image_have_mirrored_labels(tmp_path, workdir, capsys):
+    pixels = save(tmp_path / "image.png", 24, 32)
+    Image.fromarray(pixels[:, ::-1]).save(tmp_path / "mirrored.png")
+    images = [str(tmp_path / name) for name in ("image.png", "mirrored.png")]
+    found = {}
+    for name, flags in (("plain", []), ("views", ["--flip", "--scales", "0.5", "1"])):
+        output = tmp_path / name
+        arguments = ["predict", *images, "--workdir", str(workdir), "--output", str(output)]
+        assert main([*arguments, *flags]) == 0
+        found[name] = [np.asarray(Image.open(output / f"{x}.png")) for x in ("image", "mirrored")]
+    label, mirrored = found["views"]
+    assert np.mean(label != mirrored[:, ::-1]) < 0.01  # sums in another order
+    label, mirrored = found["plain"]
+    assert np.mean(label != mirrored[:, ::-1]) > 0.05
+
+    capsys.readouterr()
+    assert main([*arguments, "--flip", "--samples", "2"]) == 2
+    assert capsys.readouterr().err.startswith("segjax: --samples draws maps of its own")
+    assert main([*arguments, "--scales", "1", "0"]) == 2
+    assert "expected a factor from 0.1 to 10, found '0'" in capsys.readouterr().err
+
+
 def test_a_picture_compares_the_runs(tmp_path, workdir):
     output = tmp_path / "picture.png"
     arguments = ["picture", "--results", str(workdir.parent), "--output", str(output)]

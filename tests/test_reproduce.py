@@ -613,12 +613,27 @@ def test_a_call_that_is_killed_loses_no_row_with_nothing_but_what_training_needs
 
 
 def test_the_page_of_the_launch_folder_gives_commands_that_are_taken():
-    page = (Path(TABLE).parents[1] / "launch" / "reproduce_camvid.md").read_text()
-    lines = re.findall(r"^python -m segjax (.*)$", page, re.MULTILINE)
-    assert len(lines) == 4
+    root = Path(TABLE).parents[1]
+    page = (root / "launch" / "reproduce_camvid.md").read_text()
+    (networks,) = re.findall(r"^for network in (.*); do$", page, re.MULTILINE)
+    lines = [
+        line.replace("$network", network)
+        for line in re.findall(r"^ *python -m segjax (.*)$", page, re.MULTILINE)
+        for network in (networks.split() if "$network" in line else [""])
+    ]
+    commands = []
     for line in lines:
         options, rest = cli._parser().parse_known_args(shlex.split(line))
-        assert (options.command in ("reproduce", "table"), rest) == (True, [])
+        assert rest == []
+        commands.append(options.command)
+        if options.command == "reproduce" and options.config:
+            grid = sweep.asked(str(root / options.config), {}, options.seeds, options.only)
+            assert all(point.config.data.dataset == "camvid" for point in grid)
+    assert Counter(commands) == {
+        "reproduce": 3 + 1 + len(networks.split()) + 1,
+        "table": 2,
+        "evaluate": 2,
+    }
 
 
 @pytest.mark.parametrize(
