@@ -88,10 +88,12 @@ class Lever(workbench.Bench):
         self.programs[name] = program, given, count
 
     def samples(self, turns: int) -> dict[str, list[float]]:
-        """Milliseconds of a step, way by way, turn by turn."""
+        """Milliseconds of a step, way by way, turn by turn; each turn begins with the next way."""
         found: dict[str, list[float]] = {name: [] for name in self.programs}
-        for _ in range(turns):
-            for name, (program, given, count) in self.programs.items():
+        programs = list(self.programs.items())
+        for turn in range(turns):
+            first = turn % len(programs)
+            for name, (program, given, count) in programs[first:] + programs[:first]:
                 start = time.perf_counter()
                 jax.block_until_ready(program(*given))
                 found[name].append(1e3 * (time.perf_counter() - start) / count)

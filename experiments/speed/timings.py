@@ -37,14 +37,27 @@ _WHAT = "a row of timings"
 def _is_setting(value: Any) -> bool:
     """What was run: null where nothing is trained."""
     names = ("model", "model_options", "dataset", "resolution", "batch", "precision", "placement")
-    return isinstance(value, dict) and all(name in value for name in names)
+    return (
+        isinstance(value, dict)
+        and all(name in value for name in names)
+        and isinstance(value["model_options"], dict)
+    )
 
 
 def _is_samples(value: Any) -> bool:
-    return isinstance(value, dict) and all(
-        isinstance(found, list) and found and all(is_number(x, 1e12) for x in found)
-        for found in value.values()
+    """Lists of positive numbers, of the same length as they are of turns."""
+    return (
+        isinstance(value, dict)
+        and all(
+            isinstance(found, list) and found and all(is_number(x, 1e12) and x > 0 for x in found)
+            for found in value.values()
+        )
+        and len({len(found) for found in value.values()}) == 1
     )
+
+
+def _is_bytes_by_name(value: Any) -> bool:
+    return isinstance(value, dict) and all(x is None or is_number(x, 1e15) for x in value.values())
 
 
 _FIELDS: jsonrows.Fields = {
@@ -53,11 +66,12 @@ _FIELDS: jsonrows.Fields = {
     "command": ("a command", is_text, False),
     "setting": ("an object that names model, dataset, resolution, batch", _is_setting, True),
     "unit": ("a unit", is_text, False),
-    "samples": ("lists of numbers by name", _is_samples, False),
+    "samples": ("lists of positive numbers, one of each turn, by name", _is_samples, False),
     "device": ("a name", is_text, False),
     "versions": ("an object", lambda v: isinstance(v, dict), False),
     "finished": ("a time", is_text, False),
 }
+_OF_LEVERS: jsonrows.Fields = {"bytes": ("bytes by name", _is_bytes_by_name, False)}
 _OF_DEVICES: jsonrows.Fields = {
     "devices": ("an integer >= 1", lambda v: is_count(v, 1), False),
     # Of one device: arguments, results and what is between, as XLA plans it.
@@ -79,6 +93,8 @@ def check(row: Any, where: str) -> Row:
         raise UserError(f"{where}: samples are {found}, expected {sorted(names)} in {unit}")
     if row["kind"] == "devices":
         jsonrows.check_fields(row, _OF_DEVICES, where)
+    if row["kind"] == "levers":
+        jsonrows.check_fields(row, _OF_LEVERS, where)
     return row
 
 
@@ -118,8 +134,8 @@ def table(rows: Sequence[Row]) -> Table:
     lines = [(row, name) for row in rows for name in row["samples"]]
     sheet = Sheet(len(lines))
     sheet.texts("measured", [f"{row['kind']}: {name}".replace("_", " ") for row, name in lines])
-    sheet.texts("of", [_setting(row) for row, _ in lines], absent="")
-    sheet.texts("devices", [_devices(row) for row, _ in lines])
+    sheet.texts("setting", [_setting(row) for row, _ in lines], absent="")
+    sheet.texts("device", [_devices(row) for row, _ in lines])
     sheet.texts("unit", [row["unit"] for row, _ in lines])
     for heading, of in (("median", np.median), ("least", np.min), ("most", np.max)):
         values = [float(of(row["samples"][name])) for row, name in lines]
@@ -148,9 +164,10 @@ def _setting(row: Row) -> str | None:
         return None
     options = [f"{name} {value}" for name, value in setting["model_options"].items()]
     size = "x".join(map(str, setting["resolution"]))
-    return ", ".join(
-        [setting["model"], *options, size, f"batch {setting['batch']}", setting["precision"]]
-    )
+    parts = [setting["model"], *options, f"{setting['dataset']} {size}"]
+    parts += [f"batch {setting['batch']}", setting["precision"]]
+    steps = setting.get("steps_per_dispatch", 1)
+    return ", ".join([*parts, *[f"{steps} steps a dispatch"] * (steps > 1)])
 
 
 def _devices(row: Row) -> str:
@@ -164,7 +181,7 @@ def _against(row: Row, name: str) -> float | None:
 
 def _megabytes(row: Row, name: str) -> float | None:
     found = row.get("bytes")
-    found = found[name] if isinstance(found, dict) else found
+    found = found.get(name) if isinstance(found, dict) else found
     return None if found is None else found / 1e6
 
 

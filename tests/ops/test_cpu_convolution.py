@@ -64,14 +64,18 @@ def test_the_gradient_is_the_sum_that_it_stands_for(size, taps, rates, padding, 
         ("VALID", (1, 1), (7, 7)),
         ([(0, 0), (0, 0)], (2, 2), (3, 3)),
         ([(5, 1), (0, 9)], (1, 2), (3, 3)),
-        ([(12, 12), (12, 12)], (12, 12), (3, 3)),  # DeepLab's, wider than the map
-        ([(9, 9), (9, 9)], (9, 9), (3, 3)),  # than its rows alone
+        ("SAME_LOWER", (1, 1), (4, 2)),
+        ([(12, 12), (12, 12)], (12, 12), (3, 3)),  # a rate above both sides of the map
+        ([(9, 9), (9, 9)], (9, 9), (3, 3)),  # a rate above its rows alone
         ([(24, 12), (12, 6)], (12, 12), (3, 3)),
         ([(0, 30), (20, 0)], (1, 1), (3, 3)),
         ([(30, -9), (0, 0)], (1, 1), (3, 3)),  # sees nothing
         ("SAME", (1, 1), (9, 3)),  # more taps than the map has rows
         ("SAME", (2, 1), (9, 13)),
-        ("VALID", (1, 1), (6, 7)),  # than its gradient has
+        ("VALID", (1, 1), (6, 7)),  # more taps than the gradient has rows
+        ("VALID", (1, 1), (9, 3)),  # nothing comes out
+        ("VALID", (5, 1), (3, 3)),
+        ([(-3, 0), (0, -9)], (2, 1), (3, 3)),
     ],
 )
 def test_values_and_gradients_are_those_of_lax(padding, rates, taps):
@@ -108,6 +112,19 @@ def test_it_is_used_where_it_pays():
     assert count(x[..., :3], kernel[:, :, :3]) == 3
     assert count(x, kernel[..., :11]) == 3
     assert count(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)) == 3
+    other = ("NHWC", "HWOI", "NHWC")
+    assert count(x, kernel, dimension_numbers=other) == 3
+    assert count(x, kernel, precision=jax.lax.Precision.HIGHEST) == 3
+
+
+def test_what_does_not_fit_is_refused_as_by_lax():
+    x, kernel = arrays(0, (1, 8, 8, 16), (3, 3, 16, 16))
+    with pytest.raises(TypeError):
+        convolved(own.conv_general_dilated, x, kernel.astype(jnp.bfloat16), "SAME")
+    with pytest.raises(ValueError, match="feature dimension"):
+        convolved(own.conv_general_dilated, x[:, :2, :2], kernel[:, :, :15], "SAME")
+    with pytest.raises(ValueError, match="expected 2"):
+        convolved(own.conv_general_dilated, x, kernel, [(1, 1)] * 3)
 
 
 def test_where_a_kernel_is_larger_than_its_map_it_is_a_product():
@@ -160,14 +177,17 @@ def test_a_block_uses_it_and_its_gradients_are_those_of_flax(monkeypatch):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found, expected)
 
 
-def test_seeds_in_one_program():
-    x, kernels = arrays(0, (1, 6, 6, 16), (2, 3, 3, 16, 16))
+@pytest.mark.parametrize(("side", "rate"), [(6, 1), (2, 1), (6, 6)])  # usual, gathered, left out
+def test_seeds_in_one_program(side, rate):
+    x, kernels = arrays(0, (1, side, side, 16), (2, 3, 3, 16, 16))
 
     def gradient(kernel):
-        return jax.grad(lambda k: jnp.sum(convolved(own.conv_general_dilated, x, k, "SAME") ** 2))(
-            kernel
-        )
+        def loss(kernel):
+            y = convolved(own.conv_general_dilated, x, kernel, "SAME", (rate, rate))
+            return jnp.mean(y**2)
+
+        return jax.grad(loss)(kernel)
 
     found = jax.vmap(gradient)(jnp.asarray(kernels))
     for one, kernel in zip(found, kernels, strict=True):
-        np.testing.assert_allclose(one, gradient(jnp.asarray(kernel)), rtol=1e-4, atol=1e-2)
+        np.testing.assert_allclose(one, gradient(jnp.asarray(kernel)), rtol=1e-5, atol=1e-4)

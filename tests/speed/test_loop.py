@@ -87,6 +87,16 @@ def test_a_mistake_is_one_line_and_status_2(spec, capsys):
             {"kind": "devices", "unit": "ms", "samples": {"training_step": [1]}},
             "devices is missing",
         ),
+        (
+            {
+                "kind": "levers",
+                "unit": "ms",
+                "samples": {name: [1] for name in timings.KINDS["levers"][1]},
+            },
+            "bytes is missing",
+        ),
+        ({"samples": {"cold": [1.0, 2.0], "warm": [1.0]}}, "one of each turn"),
+        ({"samples": {"cold": [1.0], "warm": [0.0]}}, "positive numbers"),
     ],
 )
 def test_a_row_that_is_not_whole_is_refused(tmp_path, changed, said):
@@ -128,7 +138,7 @@ def test_rows_as_a_table(tmp_path, capsys):
     assert timings.main([str(path)]) == 0
     cells = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()]
     (loop_line,) = [[cell.strip() for cell in line] for line in cells if "loop: loop" in line[0]]
-    what = "segnet, width 16, 24x32, batch 4, float32"
+    what = "segnet, width 16, camvid 24x32, batch 4, float32"
     assert loop_line == [
         "loop: loop",
         what,
@@ -136,6 +146,19 @@ def test_rows_as_a_table(tmp_path, capsys):
         "images/s",
         *("7.00", "6.00", "8.00", "2", "0.875"),
     ]
+
+    names = timings.KINDS["levers"][1]
+    of_levers = row | {
+        "kind": "levers",
+        "unit": "ms",
+        "samples": {name: [2.0, 4.0, 3.0 * (name != "plain") + 3] for name in names},
+        "bytes": dict.fromkeys(names, 5_000_000) | {"plain": None},
+    }
+    table = timings.table([of_levers])
+    assert "to plain" in table.title
+    assert "MB" in table.title
+    assert [line["ratio"] for line in table.records] == [None, 1.0, 1.0, 1.0, 1.0]
+    assert [line["mb"] for line in table.records] == [None, 5.0, 5.0, 5.0, 5.0]
 
     assert timings.main([str(tmp_path / "none.jsonl")]) == 2
     error = capsys.readouterr().err
