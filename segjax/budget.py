@@ -35,7 +35,7 @@ class Pace:
     saving: float | None = None
     test: float | None = None
     stopping: float | None = None  # from the last step's saving to the end of the process
-    # What a start has taken in which it did not get on: the next must have more.
+    # What starts have taken that did not get on, since one that did: the next must have more.
     vain: float = 0.0
 
 
@@ -88,10 +88,12 @@ def pace(timings: Iterable[Timing]) -> Pace:
     found = {
         name: [timing[name] for timing in timings if timing[name] is not None] for name in MEASURED
     }
-    vain = [t["seconds"] for t in timings if t["end"] == "stopped" and not t["steps"]]
+    got_on = [place for place, t in enumerate(timings) if t["steps"] or t["end"] == "finished"]
+    since = timings[got_on[-1] + 1 :] if got_on else timings
+    vain = [t["seconds"] for t in since if t["end"] == "stopped"]
     return Pace(
         **{
-            name: (values[-1] if name in ("start", "step") else max(values))
+            name: (values[-1] if name in ("start", "compiling", "step") else max(values))
             for name, values in found.items()
             if values
         },

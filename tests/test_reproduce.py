@@ -123,6 +123,22 @@ def test_what_fits_comes_first_among_equals_and_only_among_them(table):
     assert chosen(60, unknown, first=True) is a
 
 
+def test_what_was_in_vain_counts_until_a_start_gets_on():
+    nothing = dict.fromkeys(budget.MEASURED)
+
+    def timing(end, seconds, steps=0, **known):
+        return {**nothing, "end": end, "seconds": seconds, "steps": steps, **known}
+
+    cold = timing("stopped", 500, steps=2, compiling=400, validation=9)
+    warm = timing("finished", 150, steps=2, compiling=70, validation=7)
+    vain = timing("stopped", 390, compiling=3)
+    assert budget.pace([vain, timing("stopped", 70)]).vain == 390
+    assert budget.pace([vain, cold]) == Pace(compiling=400, validation=9)
+    # Once it is compiled it need not be again, but a validation may take as long as it once did.
+    assert budget.pace([vain, cold, warm]) == Pace(compiling=70, validation=9)
+    assert budget.pace([cold, timing("finished", 60), vain]).vain == 390
+
+
 class Clock:
     """Time that goes on as it is waited for."""
 

@@ -16,6 +16,7 @@ The first for two CPU cores, the second for a GPU; a few minutes each. Of each n
 """
 
 import argparse
+import random
 import shlex
 import sys
 import time
@@ -88,12 +89,16 @@ class Lever(workbench.Bench):
         self.programs[name] = program, given, count
 
     def samples(self, turns: int) -> dict[str, list[float]]:
-        """Milliseconds of a step, way by way, turn by turn; each turn begins with the next way."""
+        """Milliseconds of a step, way by way, turn by turn.
+
+        What runs first leaves caches and memory behind, so each turn has an order of its own.
+        """
         found: dict[str, list[float]] = {name: [] for name in self.programs}
         programs = list(self.programs.items())
         for turn in range(turns):
-            first = turn % len(programs)
-            for name, (program, given, count) in programs[first:] + programs[:first]:
+            for name, (program, given, count) in random.Random(turn).sample(
+                programs, len(programs)
+            ):
                 start = time.perf_counter()
                 jax.block_until_ready(program(*given))
                 found[name].append(1e3 * (time.perf_counter() - start) / count)
