@@ -165,7 +165,8 @@ def _compiling(timings):
     """Seconds that a start has compiled for without the cache, and with it; none: not seen."""
     known = [timing for timing in timings if timing["compiling"] is not None]
     cold = [timing["compiling"] + max(timing["saved_by_cache"], 0) for timing in known]
-    warm = [timing["compiling"] for timing in known if timing["saved_by_cache"] > 0]
+    # One that was cut short, or had but the test to do, has not compiled all.
+    warm = [t["compiling"] for t in known if t["saved_by_cache"] > 0 and t["steps"]]
     return max(cold, default=None), min(warm, default=None)
 
 
