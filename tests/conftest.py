@@ -1,6 +1,7 @@
 """Two virtual CPU devices, JAX at its strictest, and the data sets that tests share."""
 
 import fcntl
+import gc
 import os
 import subprocess
 import sys
@@ -34,6 +35,13 @@ LONGEST = (
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: not item.name.startswith(LONGEST))
+
+
+@pytest.fixture
+def collected():
+    """What a test leaves behind is collected while its own filters of warnings still hold."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,5 @@
 """Checkpoints: what was saved comes back to the bit, whatever happened meanwhile."""
 
-import gc
 import shutil
 
 import jax
@@ -17,13 +16,10 @@ from segjax.steps import TrainState
 
 # Where a restore fails Orbax leaves coroutines behind, and what they say when they are collected is
 # not of the test that is then running.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
-
-@pytest.fixture(autouse=True)
-def _collected():
-    yield
-    gc.collect()
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.usefixtures("collected"),
+]
 
 
 FACTS = {"best_value": 0.1 + 0.2, "best_step": 3, "seconds": 1.5}

@@ -38,8 +38,11 @@ from test_tracking import history
 from test_train import assert_same_run
 
 # What Orbax leaves behind where a save or a restore fails complains when it is collected, which in
-# a process of our own nobody hears.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+# a process of our own nobody hears, and in a later test would be heard.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.usefixtures("collected"),
+]
 
 CONFIG = """
 from runs import OneLayer, small_config
