@@ -10,14 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
 from segjax import boundary, hosts, inference, loader, parallel, results, steps
 from segjax import config as configs
 from segjax.experiment import Description, Experiment
 from segjax.files import write_whole
 from segjax.metrics import confusion_matrix
-from segjax.models.layers import BATCH_NORM_MOMENTUM
+from segjax.models.layers import BATCH_NORM_MOMENTUM, BatchNorm
 from segjax.progress import Bar
 
 Variables = dict[str, Any]
@@ -171,7 +170,7 @@ def _unbiased(experiment, variables, batch_size):
             variables,
             image,
             train=False,
-            capture_intermediates=lambda module, _: isinstance(module, nn.BatchNorm),
+            capture_intermediates=lambda module, _: isinstance(module, BatchNorm),
         )[1]["intermediates"]
 
     factors = {}

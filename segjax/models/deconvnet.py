@@ -25,7 +25,7 @@ from flax import linen as nn
 
 from segjax.errors import UserError
 from segjax.models import vgg
-from segjax.models.layers import ConvBlock, ConvTranspose, batch_norm
+from segjax.models.layers import BatchNorm, Conv, ConvBlock, ConvTranspose
 from segjax.ops.pooling import max_pool_with_indices, max_unpool
 
 gaussian = nn.initializers.normal(0.01)
@@ -54,7 +54,7 @@ class DeconvBlock(nn.Module):
             dtype=self.dtype,
             name="deconv",
         )(x)
-        return nn.relu(batch_norm(train, self.dtype, self.axis_name)(x))
+        return BatchNorm(self.dtype, self.axis_name, name="bn")(x, train=train, relu=True)
 
 
 class DeconvNet(nn.Module):
@@ -112,7 +112,7 @@ class DeconvNet(nn.Module):
                 x = deconv(x, multiple, f"deconv{number}_{n}")
             # The last of a stage narrows to the stage above it.
             x = deconv(x, vgg.STAGES[max(number - 2, 0)][1], f"deconv{number}_{depth}")
-        x = nn.Conv(
-            self.num_classes, (1, 1), kernel_init=gaussian, dtype=self.dtype, name="seg-score"
+        x = Conv(
+            self.num_classes, 1, kernel_init=gaussian, dtype=self.dtype, name="seg-score"
         )(x)
         return x.astype(jnp.float32)

@@ -35,7 +35,8 @@ from flax import linen as nn
 from jax import lax
 
 from segjax.models import vgg
-from segjax.models.layers import ConvBlock
+from segjax.models.layers import Conv, ConvBlock
+from segjax.ops.pooling import max_pool
 from segjax.ops.upsampling import bilinear_conv_transpose
 
 
@@ -121,8 +122,8 @@ def _trunk(model, image, train):
 def _max_pool(x, stride):
     """3x3 around every stride-th pixel, the first among them and a last at or beyond the border."""
     # Caffe rounds up: an even side takes one window more, whose first row alone is inside.
-    padding = [(1, 1 + (stride == 2 and side % 2 == 0)) for side in x.shape[1:3]]
-    return nn.max_pool(x, (3, 3), (stride, stride), padding)
+    rows, columns = ((1, 1 + (stride == 2 and side % 2 == 0)) for side in x.shape[1:3])
+    return max_pool(x, 3, stride, (rows, columns))
 
 
 def _scores(model, x, rate, branch, train):
@@ -143,9 +144,9 @@ def _scores(model, x, rate, branch, train):
     dilation = max(1, (2 * rate * 8 + model.output_stride) // (2 * model.output_stride))
     x = block(x, 3, dilation, f"fc6{branch}")
     x = block(x, 1, 1, f"fc7{branch}")
-    x = nn.Conv(
+    x = Conv(
         model.num_classes,
-        (1, 1),
+        1,
         kernel_init=nn.initializers.normal(0.01),
         dtype=model.dtype,
         name=f"fc8{branch}",

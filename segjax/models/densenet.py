@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from segjax.errors import UserError
-from segjax.models.layers import ConvTranspose, batch_norm
-from segjax.ops.cpu_convolution import conv_general_dilated
+from segjax.models.layers import BatchNorm, Conv, ConvTranspose
+from segjax.ops.pooling import max_pool
 
 he_uniform = nn.initializers.variance_scaling(2.0, "fan_in", "uniform")
 he_uniform_transposed = nn.initializers.variance_scaling(
@@ -67,13 +67,13 @@ class FCDenseNet56(nn.Module):
             return x, jnp.concatenate(new, -1)
 
         x = image.astype(self.dtype)
-        x = nn.Conv(self.width, (3, 3), kernel_init=he_uniform, dtype=self.dtype, name="conv1")(x)
+        x = Conv(self.width, 3, kernel_init=he_uniform, dtype=self.dtype, name="conv1")(x)
         skips = []
         for block, count in enumerate(self.layers[:-1], start=1):
             x, _ = dense(x, count, f"down{block}")
             skips.append(x)
             x = layer(x, x.shape[-1], 1, f"transition_down{block}")
-            x = nn.max_pool(x, (2, 2), (2, 2))
+            x = max_pool(x, 2, 2)
         _, new = dense(x, self.layers[-1], "bottleneck")
         for block in range(depth, 0, -1):
             skip = skips[block - 1]
@@ -87,8 +87,8 @@ class FCDenseNet56(nn.Module):
             )(new)
             up = up[:, : skip.shape[1], : skip.shape[2]]  # a row more than twice as many
             x, new = dense(jnp.concatenate([up, skip], -1), self.layers[block - 1], f"up{block}")
-        x = nn.Conv(
-            self.num_classes, (1, 1), kernel_init=he_uniform, dtype=self.dtype, name="classifier"
+        x = Conv(
+            self.num_classes, 1, kernel_init=he_uniform, dtype=self.dtype, name="classifier"
         )(x)
         return x.astype(jnp.float32)
 
@@ -118,12 +118,11 @@ class PreActivation(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        x = nn.relu(batch_norm(train, self.dtype, self.axis_name)(x))
-        x = nn.Conv(
+        x = BatchNorm(self.dtype, self.axis_name, name="bn")(x, train=train, relu=True)
+        x = Conv(
             self.features,
-            (self.kernel_size, self.kernel_size),
+            self.kernel_size,
             kernel_init=he_uniform,
-            conv_general_dilated=conv_general_dilated,
             dtype=self.dtype,
             name="conv",
         )(x)

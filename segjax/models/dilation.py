@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from segjax.models import vgg
-from segjax.models.layers import ConvBlock
+from segjax.models.layers import Conv, ConvBlock
 from segjax.ops.padding import mirror
 from segjax.ops.pooling import max_pool_with_indices
 from segjax.ops.upsampling import bilinear_conv_transpose
@@ -106,14 +106,16 @@ class Dilation8(nn.Module):
         large = self.context == "large"
         init = identity(self.num_classes, self.noise)
         for name, dilation, multiple in CONTEXT:
-            x = nn.relu(self._conv(x, multiple if large else 1, 3, dilation, init, name))
+            features = multiple if large else 1
+            x = self._conv(x, features, 3, dilation, init, name, relu=True)
         return self._conv(x, 1, 1, 1, init, "ctx_final")
 
-    def _conv(self, x, multiple, kernel_size, dilation, init, name):
-        return nn.Conv(
+    def _conv(self, x, multiple, kernel_size, dilation, init, name, relu=False):
+        return Conv(
             multiple * self.num_classes,
-            (kernel_size, kernel_size),
-            kernel_dilation=dilation,
+            kernel_size,
+            dilation=dilation,
+            relu=relu,
             kernel_init=init,
             dtype=self.dtype,
             name=name,

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from segjax.models import vgg
-from segjax.models.layers import ConvBlock, ConvTranspose, bilinear_diagonal
+from segjax.models.layers import Conv, ConvBlock, ConvTranspose, bilinear_diagonal
 from segjax.ops.pooling import max_pool_with_indices
 from segjax.ops.upsampling import (
     bed_of_nails,
@@ -91,8 +91,7 @@ class FCN(nn.Module):
 
         def score(x, name):
             zeros = nn.initializers.zeros
-            classes = self.num_classes
-            return nn.Conv(classes, (1, 1), kernel_init=zeros, dtype=self.dtype, name=name)(x)
+            return Conv(self.num_classes, 1, kernel_init=zeros, dtype=self.dtype, name=name)(x)
 
         x, pools = image.astype(self.dtype), {}
         for number in range(1, 6):
@@ -132,9 +131,9 @@ class FCN(nn.Module):
             x = nearest(x, (factor * x.shape[1], factor * x.shape[2]))
         else:
             for step in range(1, factor.bit_length()):
-                x = nn.Conv(
+                x = Conv(
                     self.num_classes,
-                    (3, 3),
+                    3,
                     use_bias=False,
                     kernel_init=bilinear_diagonal,
                     dtype=self.dtype,

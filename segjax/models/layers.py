@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from segjax.ops.cpu_convolution import conv_general_dilated
+from segjax.ops.convolution import conv
+from segjax.ops.normalization import batch_norm, normalize
 from segjax.ops.upsampling import bilinear_kernel, conv_transpose
 
 # He et al.: Gaussian with variance 2 / fan-in, which Caffe calls "msra".
@@ -18,14 +19,78 @@ he_normal_transposed = nn.initializers.variance_scaling(
 )
 
 BATCH_NORM_MOMENTUM = 0.9  # of the running averages
+BATCH_NORM_EPSILON = 1e-5
+
+
+class Conv(nn.Module):
+    """Convolution of stride 1: (..., H, W, C) to (..., h, w, features) of the compute dtype.
+
+    Parameters: kernel (k, k, C / groups, features) and bias, those of `flax.linen.Conv`.
+    """
+
+    features: int
+    kernel_size: int  # pixels
+    dilation: int = 1  # pixels between the taps of the kernel
+    padding: int | None = None  # zeros on each side; none: as many as keep the size
+    groups: int = 1  # of channels that are convolved apart; divides them
+    use_bias: bool = True
+    relu: bool = False  # whether it ends in a ReLU
+    kernel_init: Any = he_normal
+    dtype: Any = jnp.float32  # of the computation; parameters are float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        side, (*lead, height, width, channels) = self.kernel_size, x.shape
+        shape = (side, side, channels // self.groups, self.features)
+        kernel = self.param("kernel", self.kernel_init, shape)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
+        y = conv(
+            x.astype(self.dtype).reshape(-1, height, width, channels),
+            kernel,
+            bias,
+            padding="SAME" if self.padding is None else self.padding,
+            rate=self.dilation,
+            groups=self.groups,
+            relu=self.relu,
+        )
+        return y.reshape(*lead, *y.shape[1:])
+
+
+class BatchNorm(nn.Module):
+    """Batch normalization of (..., C) with running averages, and perhaps a ReLU.
+
+    In training by the statistics of the batch, of all devices where `axis_name` is set; else by
+    the running averages. Statistics are float32 whatever the compute dtype. Parameters and
+    statistics are those of `flax.linen.BatchNorm`: scale and bias, mean and var.
+    """
+
+    dtype: Any = jnp.float32  # of the result
+    axis_name: str | None = None  # the mapped axis over devices
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool, relu: bool = False) -> jax.Array:
+        shape = x.shape[-1:]
+        mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
+        var = self.variable("batch_stats", "var", jnp.ones, shape)
+        scale = self.param("scale", nn.initializers.ones, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        x, epsilon = x.astype(self.dtype), BATCH_NORM_EPSILON
+        if not train:
+            return normalize(x, mean.value, var.value, scale, bias, epsilon=epsilon, relu=relu)
+        y, *found = batch_norm(
+            x, scale, bias, epsilon=epsilon, axis_name=self.axis_name, relu=relu
+        )
+        for average, new in zip((mean, var), found, strict=True):
+            kept = BATCH_NORM_MOMENTUM * average.value
+            average.value = kept + (1 - BATCH_NORM_MOMENTUM) * new
+        return y
 
 
 class ConvBlock(nn.Module):
-    """Convolution and, mostly, batch normalisation and a ReLU.
+    """Convolution and, mostly, batch normalization and a ReLU.
 
     (..., H, W, C) to (..., h, w, features) of the compute dtype; the map's own size unless padding
-    is given. The statistics of the normalisation are float32 whatever the compute dtype, and those
-    of the whole batch over all devices when `axis_name` is set. Parameters: conv and bn.
+    is given. Parameters: conv and bn.
     """
 
     features: int
@@ -40,31 +105,19 @@ class ConvBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        x = nn.Conv(
+        x = Conv(
             self.features,
-            (self.kernel_size, self.kernel_size),
-            kernel_dilation=self.dilation,
-            padding="SAME" if self.padding is None else self.padding,
-            feature_group_count=self.groups,
-            kernel_init=he_normal,
-            conv_general_dilated=conv_general_dilated,
+            self.kernel_size,
+            dilation=self.dilation,
+            padding=self.padding,
+            groups=self.groups,
+            relu=self.relu and not self.batch_norm,
             dtype=self.dtype,
             name="conv",
         )(x)
-        if self.batch_norm:
-            x = batch_norm(train, self.dtype, self.axis_name)(x)
-        return nn.relu(x) if self.relu else x
-
-
-def batch_norm(train: bool, dtype: Any, axis_name: str | None, name: str = "bn") -> nn.BatchNorm:
-    """Flax's batch normalisation as all architectures here have it: epsilon 1e-5."""
-    return nn.BatchNorm(
-        use_running_average=not train,
-        momentum=BATCH_NORM_MOMENTUM,
-        dtype=dtype,
-        axis_name=axis_name,
-        name=name,
-    )
+        if not self.batch_norm:
+            return x
+        return BatchNorm(self.dtype, self.axis_name, name="bn")(x, train=train, relu=self.relu)
 
 
 def bilinear_diagonal(
@@ -95,13 +148,7 @@ class ConvTranspose(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.kernel_size, self.kernel_size, self.features, x.shape[-1])
         kernel = self.param("kernel", self.kernel_init, shape)
-        y = conv_transpose(
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
-            stride=self.stride,
-            padding=self.padding,
+        bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
+        return conv_transpose(
+            x.astype(self.dtype), kernel, bias, stride=self.stride, padding=self.padding
         )
-        if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
-            y = y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
-        return y

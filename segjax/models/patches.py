@@ -29,8 +29,9 @@ import numpy as np
 from flax import linen as nn
 
 from segjax.errors import UserError
-from segjax.models.layers import ConvBlock, he_normal
+from segjax.models.layers import Conv, ConvBlock
 from segjax.ops.padding import mirror
+from segjax.ops.pooling import max_pool
 
 LAST = 3  # side of the maps that the first fully connected layer sees
 
@@ -99,11 +100,9 @@ class PatchCNN(nn.Module):
                 x = _max_of_neighbours(x, dilation)
                 dilation *= 2
             else:
-                x = nn.max_pool(x, (2, 2), (2, 2))
+                x = max_pool(x, 2, 2)
         x = block(x, self.fc_width, LAST, dilation, "fc1")
-        x = nn.Conv(self.num_classes, (1, 1), kernel_init=he_normal, dtype=self.dtype, name="fc2")(
-            x
-        )
+        x = Conv(self.num_classes, 1, dtype=self.dtype, name="fc2")(x)
         return x.astype(jnp.float32)
 
 

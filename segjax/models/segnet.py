@@ -31,7 +31,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from segjax.models import vgg
-from segjax.models.layers import ConvBlock, ConvTranspose, bilinear_diagonal, he_normal
+from segjax.models.layers import Conv, ConvBlock, ConvTranspose, bilinear_diagonal
 from segjax.ops.pooling import max_pool_with_indices, max_unpool
 from segjax.ops.upsampling import bed_of_nails, bilinear, nearest
 
@@ -74,9 +74,7 @@ class SegNet(nn.Module):
                 x = block(x, vgg.STAGES[number - 2][1], f"conv{number}_1_D")
             if number >= 3:
                 x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        x = nn.Conv(
-            self.num_classes, (3, 3), kernel_init=he_normal, dtype=self.dtype, name="conv1_1_D"
-        )(x)
+        x = Conv(self.num_classes, 3, dtype=self.dtype, name="conv1_1_D")(x)
         return x.astype(jnp.float32)
 
 
@@ -134,9 +132,7 @@ class Basic(nn.Module):
 
     def classify(self, x: jax.Array, name: str = "conv_classifier") -> jax.Array:
         """A 1x1 convolution to the classes."""
-        return nn.Conv(
-            self.num_classes, (1, 1), kernel_init=he_normal, dtype=self.dtype, name=name
-        )(x)
+        return Conv(self.num_classes, 1, dtype=self.dtype, name=name)(x)
 
 
 class SegNetBasic(Basic):

@@ -28,8 +28,9 @@ import numpy as np
 from flax import linen as nn
 
 from segjax.errors import UserError
-from segjax.models.layers import ConvBlock, ConvTranspose, he_normal
+from segjax.models.layers import Conv, ConvBlock, ConvTranspose
 from segjax.ops.padding import mirror
+from segjax.ops.pooling import max_pool
 
 LEVELS = 4  # of pooling
 MARGIN = 92  # pixels that convolutions without padding take from each side
@@ -90,7 +91,7 @@ class UNet(nn.Module):
         for level in range(LEVELS + 1):
             if level:
                 skips.append(x)
-                x = nn.max_pool(x, (2, 2), (2, 2))
+                x = max_pool(x, 2, 2)
             x = block(x, level, f"conv_d{level}a-b")
             x = block(x, level, f"conv_d{level}b-c")
             if level >= LEVELS - 1:
@@ -105,9 +106,7 @@ class UNet(nn.Module):
             x = block(x, level, f"conv_u{level}b-c")
             x = block(x, level, f"conv_u{level}c-d")
             source = f"u{level}d"
-        x = nn.Conv(
-            self.num_classes, (1, 1), kernel_init=he_normal, dtype=self.dtype, name="conv_u0d-score"
-        )(x)
+        x = Conv(self.num_classes, 1, dtype=self.dtype, name="conv_u0d-score")(x)
         return x.astype(jnp.float32)
 
 

@@ -3,39 +3,88 @@
 Convolution here is what networks call so: the kernel is not flipped.
 """
 
+from collections.abc import Sequence
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-NHWC = ("NHWC", "HWIO", "NHWC")
+from segjax.ops import onednn
+from segjax.ops.cpu_convolution import Sides, conv_general_dilated
 
 
 def conv(
-    x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int = 0, rate: int = 1
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None = None,
+    *,
+    stride: int = 1,
+    padding: str | int | Sides = 0,
+    rate: int = 1,
+    groups: int = 1,
+    relu: bool = False,
 ) -> jax.Array:
-    """Convolution, dilated where rate > 1: y[i] = sum_t a[t] x[stride i + rate t - padding].
+    """Convolution, dilated where rate > 1: y[i] = sum_t a[t] x[stride i + rate t - padding] + bias.
 
     A kernel of side k at rate r sees (k - 1) r + 1 pixels with the weights of k (DeepLab, arXiv
-    1606.00915, calls it atrous; Yu and Koltun, arXiv 1511.07122, dilated).
+    1606.00915, calls it atrous; Yu and Koltun, arXiv 1511.07122, dilated). On a CPU it is computed
+    by oneDNN where that is there (`segjax.ops.onednn`), else as XLA is quick at
+    (`segjax.ops.cpu_convolution`).
 
     Args:
-      x: (B, H, W, C).
-      kernel: (k, k, C, D), dtype of x.
+      x: (B, H, W, C), float32 or bfloat16.
+      kernel: (kh, kw, C / groups, D), rounded to the dtype of x.
+      bias: (D,), added to each feature.
       stride: pixels between outputs.
-      padding: zeros added on each side.
+      padding: zeros added on each side; or above and below, left and right, negative to crop; or
+        "SAME": as many as keep the size at stride 1.
       rate: pixels between the taps of the kernel.
+      groups: of channels that are convolved apart; divides C and D.
+      relu: cut off what is below zero.
 
     Returns:
-      (B, h, w, D), h = (H + 2 padding - (k - 1) rate - 1) // stride + 1 and w alike.
+      (B, h, w, D), dtype of x; h = (H + padding - (kh - 1) rate - 1) // stride + 1 and w alike.
     """
-    return lax.conv_general_dilated(
+    sides = _sides(padding, kernel.shape[:2], rate)
+    if onednn.in_use(x, kernel):
+        x, kept = _cropped(x, sides)
+        window = onednn.Window((stride, stride), (rate, rate), kept, groups)
+        if min(window.output(x.shape[1:3], kernel.shape[:2])) > 0:
+            offset = jnp.zeros((0,)) if bias is None else bias.astype(jnp.float32)
+            return onednn.convolution(x, kernel, offset, window, relu)
+        sides = kept
+    y = conv_general_dilated(
         x,
-        kernel,
-        window_strides=(stride, stride),
-        padding=[(padding, padding)] * 2,
+        kernel.astype(x.dtype),
+        (stride, stride),
+        sides,
         rhs_dilation=(rate, rate),
-        dimension_numbers=NHWC,
+        feature_group_count=groups,
     )
+    if bias is not None:
+        y = y + bias.astype(x.dtype).reshape(1, 1, 1, -1)
+    return jnp.maximum(y, 0) if relu else y
+
+
+def _sides(padding: str | int | Sides, taps: Sequence[int], rate: int) -> Sides:
+    if isinstance(padding, int):
+        return (padding, padding), (padding, padding)
+    if isinstance(padding, str):
+        if padding != "SAME":
+            raise ValueError(f"padding is {padding!r}, expected 'SAME' or numbers")
+        rows, columns = ((k - 1) * rate for k in taps)
+        return (rows // 2, rows - rows // 2), (columns // 2, columns - columns // 2)
+    return padding
+
+
+def _cropped(x: jax.Array, sides: Sides) -> tuple[jax.Array, Sides]:
+    """The map less what negative padding takes away, and the padding that is left."""
+    rows, columns = (tuple(min(n, 0) for n in side) for side in sides)
+    if (*rows, *columns) != (0, 0, 0, 0):
+        x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), (*rows, 0), (*columns, 0), (0, 0, 0)])
+    (top, bottom), (left, right) = (tuple(max(n, 0) for n in side) for side in sides)
+    return x, ((top, bottom), (left, right))
 
 
 def conv_matrix(

@@ -1,4 +1,4 @@
-"""Convolution for the CPU: the same sums, arranged as XLA's CPU backend is quick at.
+"""Convolution for a CPU without oneDNN: the same sums, arranged as XLA's CPU backend is quick at.
 
 - The gradient of a kernel is one product of matrices. XLA computes it as a convolution whose window
   is a whole map, which can take longer than the forward pass and the map's gradient together.
@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from segjax.ops.convolution import NHWC
 from segjax.ops.platform import on_cpu
 
+NHWC = ("NHWC", "HWIO", "NHWC")
 LEAST_CHANNELS = 16  # in and out; below, the copies cost more than the product saves
 
 Sides = tuple[tuple[int, int], tuple[int, int]]  # above and below, left and right

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from segjax.ops.convolution import NHWC
-from segjax.ops.cpu_convolution import conv_general_dilated, padded
+from segjax.ops import onednn
+from segjax.ops.cpu_convolution import NHWC, conv_general_dilated, padded
 from segjax.ops.platform import on_cpu
 
 
@@ -69,6 +69,7 @@ def _tent(size):
 def conv_transpose(
     x: jax.Array,
     kernel: jax.Array,
+    bias: jax.Array | None = None,
     *,
     stride: int,
     padding: int = 0,
@@ -82,7 +83,9 @@ def conv_transpose(
 
     Args:
       x: (B, h, w, C).
-      kernel: (k, k, D, C), dtype of x: the kernel of a convolution from D channels to C.
+      kernel: (k, k, D, C), the kernel of a convolution from D channels to C; rounded to the dtype
+        of x.
+      bias: (D,), added to each feature.
       stride: pixels between the places of two inputs.
       padding: rows and columns taken from each side of the result.
       output_padding: rows and columns added at the bottom and the right, for an exact size.
@@ -91,8 +94,19 @@ def conv_transpose(
     Returns:
       (B, H, W, D).
     """
+    if onednn.in_use(x, kernel):
+        y = _by_onednn(x, kernel, bias, stride, padding, output_padding, rate)
+        if y is not None:
+            return y
+    kernel = kernel.astype(x.dtype)
     if rate == 1 and on_cpu():
-        return _by_phases(x, kernel, stride, padding, output_padding)
+        y = _by_phases(x, kernel, stride, padding, output_padding)
+    else:
+        y = _by_lax(x, kernel, stride, padding, output_padding, rate)
+    return y if bias is None else y + bias.astype(x.dtype).reshape(1, 1, 1, -1)
+
+
+def _by_lax(x, kernel, stride, padding, output_padding, rate):
     reach = [(size - 1) * rate - padding for size in kernel.shape[:2]]
     return lax.conv_transpose(
         x,
@@ -103,6 +117,27 @@ def conv_transpose(
         dimension_numbers=NHWC,
         transpose_kernel=True,
     )
+
+
+def _by_onednn(x, kernel, bias, stride, padding, output_padding, rate):
+    """None where a side comes out empty or takes negative padding."""
+    reach = [(k - 1) * rate for k in kernel.shape[:2]]
+    sizes = [
+        (n - 1) * stride - 2 * padding + far + 1 + output_padding
+        for n, far in zip(x.shape[1:3], reach, strict=True)
+    ]
+    if min(sizes) < 1 or output_padding > padding:
+        return None
+    if stride == 1 and min(reach) >= padding:
+        # As a convolution it takes the bias along.
+        rows, columns = ((far - padding, far - padding + output_padding) for far in reach)
+        window = onednn.Window((1, 1), (rate, rate), (rows, columns), swapped=True)
+        offset = jnp.zeros((0,)) if bias is None else bias.astype(jnp.float32)
+        return onednn.convolution(x, lax.rev(kernel, (0, 1)), offset, window, False)
+    sides = (padding, padding - output_padding)
+    window = onednn.Window((stride, stride), (rate, rate), (sides, sides))
+    y = onednn.transposed_convolution(x, kernel, window, (sizes[0], sizes[1]))
+    return y if bias is None else y + bias.astype(x.dtype).reshape(1, 1, 1, -1)
 
 
 def _by_phases(x, kernel, stride, padding, output_padding):

@@ -1,0 +1,204 @@
+"""Build the kernels beside this file once, keep them in a cache, and load them into XLA.
+
+They want a C++ compiler and oneDNN 3 with its headers, from `pip install segjax[onednn]` (Linux,
+x86-64), the system, or the folder that SEGJAX_ONEDNN_DIR names (with include/ and lib/). Where
+anything is missing, one log line says so and XLA computes instead. SEGJAX_ONEDNN=off never uses
+them; SEGJAX_ONEDNN=on makes it an error that they cannot be used.
+"""
+
+import ctypes
+import dataclasses
+import fcntl
+import functools
+import hashlib
+import logging
+import os
+import platform
+import re
+import shutil
+import site
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import jax
+import jaxlib
+
+SOURCE = Path(__file__).with_name("kernels.cc")
+FLAGS = ("-std=c++17", "-O3", "-DNDEBUG", "-march=native", "-fopenmp", "-fPIC", "-shared")
+KERNELS = (
+    *("convolution", "convolution_input_gradient", "convolution_kernel_gradient"),
+    *("relu_gradient", "moments", "affine", "affine_sums", "affine_gradient"),
+    *("max_pool", "spread", "gather"),
+)
+
+_log = logging.getLogger(__name__)
+
+
+class Unavailable(OSError):
+    """The kernels cannot be used; the message says what is missing and how to get it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Library:
+    """Kernels that are loaded and known to XLA."""
+
+    version: str  # of oneDNN, such as "3.2.0"
+    key: str  # of the build
+
+    def target(self, kernel: str) -> str:
+        """Return the name by which XLA knows a kernel of this build."""
+        # With the key, so that a program from the compilation cache finds the same kernels or none.
+        return f"segjax_{kernel}_{self.key}"
+
+
+@functools.cache
+def library() -> Library | None:
+    """Return the kernels, built and loaded on the first call; None where they are not used.
+
+    Raises:
+      Unavailable: SEGJAX_ONEDNN=on and they cannot be used, or it is another word.
+    """
+    wanted = os.environ.get("SEGJAX_ONEDNN", "")
+    if wanted not in ("", "auto", "on", "off"):
+        raise Unavailable(f"SEGJAX_ONEDNN is {wanted!r}, expected auto, on or off")
+    if wanted == "off":
+        return None
+    try:
+        return _load()
+    except Unavailable as error:
+        if wanted == "on":
+            raise Unavailable(f"SEGJAX_ONEDNN=on, but {error}") from None
+        _log.warning("convolutions by XLA, which is slower than oneDNN on a CPU: %s", error)
+        return None
+
+
+def _load():
+    root, version = _find_onednn()
+    compiler = _find_compiler()
+    key = _key(root, version, compiler)
+    path = _cache() / f"{key}.so"
+    if not path.exists():
+        _build(path, root, compiler)
+    # Threads that wait for the next call by spinning would take the cores from XLA's own.
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    try:
+        loaded = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise Unavailable(f"oneDNN cannot be loaded: {error}") from None
+    found = Library(version, key)
+    for kernel in KERNELS:
+        handler = jax.ffi.pycapsule(getattr(loaded, kernel))
+        jax.ffi.register_ffi_target(found.target(kernel), handler, platform="cpu")
+    return found
+
+
+def _find_onednn():
+    """The folder that has include/ and lib/, and the version of what is there."""
+    named = os.environ.get("SEGJAX_ONEDNN_DIR")
+    places = [Path(named)] if named else [Path(sys.prefix), Path(site.USER_BASE or sys.prefix)]
+    if not named:
+        places += [Path("/usr/local"), Path("/usr")]
+    others = []
+    for place in places:
+        header = place / "include" / "oneapi" / "dnnl" / "dnnl_version.h"
+        if not header.is_file() or not _shared_object(place):
+            continue
+        text = header.read_text(errors="replace")
+        numbers = [
+            re.search(rf"DNNL_VERSION_{part}\s+(\d+)", text) for part in ("MAJOR", "MINOR", "PATCH")
+        ]
+        version = ".".join(number[1] for number in numbers if number)
+        if version.startswith("3."):
+            return place, version
+        others.append(f"{place} has version {version or 'unknown'}")
+    if named or others:
+        found = "; ".join(others) or f"SEGJAX_ONEDNN_DIR={named} has no include/ and lib/ of it"
+        raise Unavailable(f"oneDNN 3 is needed: {found}")
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        where = f"{sys.platform} on {platform.machine()}"
+        raise Unavailable(f"oneDNN 3 is not there (name its folder in SEGJAX_ONEDNN_DIR; {where})")
+    raise Unavailable("oneDNN 3 is not there: pip install 'segjax[onednn]'")
+
+
+def _shared_object(root):
+    folders = [root / "lib", root / "lib64", *root.glob("lib/*-linux-gnu")]
+    found = (folder / "libdnnl.so.3" for folder in folders)
+    return next((path for path in found if path.exists()), None)
+
+
+def _find_compiler():
+    for name in (os.environ.get("CXX"), "c++", "g++", "clang++"):
+        if name and (found := shutil.which(name)):
+            return found
+    raise Unavailable("there is no C++ compiler: install g++ (apt-get install g++)")
+
+
+def _key(root, version, compiler):
+    """What the build depends on; the instructions of this CPU too, for the cache may be shared."""
+    shared = _shared_object(root).resolve()
+    said = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
+    text = "\n".join(
+        [
+            SOURCE.read_text(),
+            *(jaxlib.__version__, version, str(shared), str(shared.stat().st_size)),
+            *(said.partition("\n")[0], " ".join(FLAGS), _instructions()),
+        ]
+    )
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _instructions():
+    try:
+        flags = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        flags = None
+    return flags[1] if flags else platform.processor()
+
+
+def _cache():
+    base = os.environ.get("XDG_CACHE_HOME")
+    if not base:
+        try:
+            base = Path.home() / ".cache"
+        except RuntimeError:  # no home
+            base = Path(tempfile.gettempdir()) / f"cache-{os.getuid()}"
+    return Path(base) / "segjax" / "onednn"
+
+
+def _build(path, root, compiler):
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.exists():  # another process may have built it meanwhile
+                _compile(path, root, compiler)
+    except OSError as error:
+        if isinstance(error, Unavailable):
+            raise
+        raise Unavailable(f"{error.filename or path}: {error.strerror}") from None
+
+
+def _compile(path, root, compiler):
+    shared = _shared_object(root)
+    beside = path.with_suffix(".tmp")
+    command = [
+        *(compiler, *FLAGS, "-isystem", jax.ffi.include_dir(), "-isystem", str(root / "include")),
+        *(str(SOURCE), "-o", str(beside), str(shared), f"-Wl,-rpath,{shared.parent}"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        errors = [text for text in done.stderr.splitlines() if "error" in text]
+        raise Unavailable(f"{compiler} failed: {(errors or ['no word'])[0].strip()}")
+    os.replace(beside, path)
+
+
+def describe() -> str:
+    """Return in one line what convolutions on a CPU are computed by, and if not oneDNN, why."""
+    try:
+        if os.environ.get("SEGJAX_ONEDNN") == "off":
+            return "XLA (SEGJAX_ONEDNN=off)"
+        return f"oneDNN {_load().version}"
+    except Unavailable as error:
+        return f"XLA ({error})"

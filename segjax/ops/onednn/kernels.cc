@@ -1,0 +1,711 @@
+// Operations on NHWC images for the CPU: convolutions by oneDNN, and what XLA's CPU backend is slow
+// at, batch normalization and pooling with indices. Called by XLA through its typed FFI; the shapes
+// and meanings of arguments are in the Python modules beside this file.
+//
+// All sums are float32 and are added in an order that depends on shapes and the number of threads
+// alone, so that a call repeated gives the same bits.
+
+#include <omp.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <string>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "oneapi/dnnl/dnnl.hpp"
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+
+namespace {
+
+using Dims = dnnl::memory::dims;
+using Numbers = ffi::Span<const int64_t>;
+
+// One call at a time: each caller's OpenMP threads would fight with the others' for the same cores.
+// A call waits for nothing but this lock, so several devices cannot block each other.
+std::mutex running;
+
+template <class Call>
+ffi::Error Run(Call call) {
+  std::lock_guard<std::mutex> lock(running);
+  try {
+    call();
+    return ffi::Error::Success();
+  } catch (const dnnl::error& error) {
+    return ffi::Error::Internal(std::string("oneDNN: ") + (error.message ? error.message : "?"));
+  } catch (const std::bad_alloc&) {
+    return ffi::Error(ffi::ErrorCode::kResourceExhausted, "out of memory in a convolution");
+  }
+}
+
+// Memory for the time of one call, on huge pages where it is large: page faults of small ones take
+// as long as a layer.
+class Scratch {
+ public:
+  explicit Scratch(size_t bytes) {
+    const size_t page = bytes < (size_t{4} << 20) ? 64 : size_t{2} << 20;
+    const size_t rounded = (bytes + page - 1) / page * page;
+    if (rounded == 0) return;
+    data_ = std::aligned_alloc(page, rounded);
+    if (data_ == nullptr) throw std::bad_alloc();
+    if (page > 64) madvise(data_, rounded, MADV_HUGEPAGE);
+  }
+  ~Scratch() { std::free(data_); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  void* get() const { return data_; }
+
+ private:
+  void* data_ = nullptr;
+};
+
+// ---------------------------------------------------------------------------- convolution
+
+enum class Kind { kForward, kInput, kKernel };
+
+struct Primitive {
+  dnnl::primitive compute;
+  dnnl::memory::desc map, kernel, result, scratch;  // as the primitive wants them
+  dnnl::memory::desc given_kernel;                  // as the caller has it
+  dnnl::reorder reorder;                            // between the two, if they differ
+  bool reorders = false;
+};
+
+dnnl::engine& Engine() {
+  static auto* engine = new dnnl::engine(dnnl::engine::kind::cpu, 0);
+  return *engine;
+}
+
+dnnl::memory::data_type TypeOf(ffi::DataType type) {
+  return type == ffi::DataType::BF16 ? dnnl::memory::data_type::bf16
+                                     : dnnl::memory::data_type::f32;
+}
+
+dnnl::memory::desc Map(Numbers shape, ffi::DataType type) {
+  return {{shape[0], shape[3], shape[1], shape[2]}, TypeOf(type), dnnl::memory::format_tag::nhwc};
+}
+
+struct Window {
+  Dims strides, rates, before, after;
+  int64_t groups;
+  bool relu;
+  bool swapped;  // the kernel is (h, w, features, channels)
+  explicit Window(Numbers w)
+      : strides{w[0], w[1]}, rates{w[2] - 1, w[3] - 1}, before{w[4], w[6]}, after{w[5], w[7]},
+        groups(w[8]), relu(w[9] != 0), swapped(w[10] != 0) {}
+};
+
+// A kernel (h, w, channels of a group, all features) as oneDNN counts its dimensions.
+std::pair<Dims, Dims> KernelDims(Numbers k, int64_t groups, bool swapped) {
+  const int64_t features = k[3] / groups, row = k[2] * k[3];
+  if (swapped) return {{k[2], k[3], k[0], k[1]}, {k[3], 1, k[1] * row, row}};
+  if (groups == 1) return {{k[3], k[2], k[0], k[1]}, {1, k[3], k[1] * row, row}};
+  return {{groups, features, k[2], k[0], k[1]}, {features, 1, k[3], k[1] * row, row}};
+}
+
+std::shared_ptr<Primitive> Make(Kind kind, Numbers map, Numbers kernel, Numbers result,
+                                ffi::DataType type, ffi::DataType kernel_type, bool bias,
+                                Numbers numbers) {
+  const Window window(numbers);
+  auto made = std::make_shared<Primitive>();
+  made->map = Map(map, type);
+  made->result = Map(result, type);
+  const auto [dims, strides] = KernelDims(kernel, window.groups, window.swapped);
+  made->given_kernel = dnnl::memory::desc(dims, TypeOf(kernel_type), strides);
+  const dnnl::memory::desc free_kernel(dims, TypeOf(type), dnnl::memory::format_tag::any);
+  const dnnl::memory::desc offsets = bias
+      ? dnnl::memory::desc({result[3]}, dnnl::memory::data_type::f32, dnnl::memory::format_tag::a)
+      : dnnl::memory::desc();
+  dnnl::primitive_attr options;
+  options.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+  const auto direct = dnnl::algorithm::convolution_direct;
+  if (window.relu && kind == Kind::kForward) {
+    dnnl::post_ops after;
+    after.append_eltwise(dnnl::algorithm::eltwise_relu, 0.f, 0.f);
+    options.set_post_ops(after);
+  }
+  const dnnl::convolution_forward::primitive_desc forward(
+      Engine(), dnnl::prop_kind::forward_training, direct, made->map, free_kernel, offsets,
+      made->result, window.strides, window.rates, window.before, window.after,
+      kind == Kind::kForward ? options : dnnl::primitive_attr());
+  if (kind == Kind::kForward) {
+    made->kernel = forward.weights_desc();
+    made->scratch = forward.scratchpad_desc();
+    made->compute = dnnl::convolution_forward(forward);
+  } else if (kind == Kind::kInput) {
+    const dnnl::convolution_backward_data::primitive_desc backward(
+        Engine(), direct, made->map, free_kernel, made->result, window.strides, window.rates,
+        window.before, window.after, forward, options);
+    made->kernel = backward.weights_desc();
+    made->scratch = backward.scratchpad_desc();
+    made->compute = dnnl::convolution_backward_data(backward);
+  } else {
+    const dnnl::memory::desc sums(dims, dnnl::memory::data_type::f32,
+                                  dnnl::memory::format_tag::any);
+    const dnnl::convolution_backward_weights::primitive_desc backward(
+        Engine(), direct, made->map, sums, offsets, made->result, window.strides, window.rates,
+        window.before, window.after, forward, options);
+    made->kernel = backward.diff_weights_desc();
+    made->scratch = backward.scratchpad_desc();
+    made->compute = dnnl::convolution_backward_weights(backward);
+  }
+  made->reorders = made->kernel != made->given_kernel;
+  if (made->reorders) {
+    dnnl::primitive_attr plain;
+    const bool out = kind == Kind::kKernel;
+    made->reorder = dnnl::reorder(dnnl::reorder::primitive_desc(
+        Engine(), out ? made->kernel : made->given_kernel, Engine(),
+        out ? made->given_kernel : made->kernel, plain));
+  }
+  return made;
+}
+
+// A primitive takes milliseconds to make; a network has some tens, a process a few hundred.
+std::shared_ptr<Primitive> Get(Kind kind, Numbers map, Numbers kernel, Numbers result,
+                               ffi::DataType type, ffi::DataType kernel_type, bool bias,
+                               Numbers window) {
+  static auto* kept = new std::map<std::vector<int64_t>, std::shared_ptr<Primitive>>();
+  std::vector<int64_t> key{static_cast<int64_t>(kind), static_cast<int64_t>(type),
+                           static_cast<int64_t>(kernel_type), bias};
+  for (Numbers numbers : {map, kernel, result, window}) {
+    key.insert(key.end(), numbers.begin(), numbers.end());
+  }
+  auto& place = (*kept)[key];
+  if (!place) place = Make(kind, map, kernel, result, type, kernel_type, bias, window);
+  return place;
+}
+
+void Execute(const Primitive& primitive, Kind kind, void* map, void* kernel, void* bias,
+             void* result) {
+  static thread_local dnnl::stream stream(Engine());
+  const Scratch scratch(primitive.scratch.get_size());
+  const Scratch ordered(primitive.reorders ? primitive.kernel.get_size() : 0);
+  dnnl::memory given(primitive.given_kernel, Engine(), kernel);
+  dnnl::memory wanted(primitive.kernel, Engine(), primitive.reorders ? ordered.get() : kernel);
+  std::unordered_map<int, dnnl::memory> arguments;
+  arguments[DNNL_ARG_SCRATCHPAD] = dnnl::memory(primitive.scratch, Engine(), scratch.get());
+  const auto put = [&](int name, const dnnl::memory::desc& what, void* data) {
+    arguments[name] = dnnl::memory(what, Engine(), data);
+  };
+  put(kind == Kind::kInput ? DNNL_ARG_DIFF_SRC : DNNL_ARG_SRC, primitive.map, map);
+  put(kind == Kind::kForward ? DNNL_ARG_DST : DNNL_ARG_DIFF_DST, primitive.result, result);
+  arguments[kind == Kind::kKernel ? DNNL_ARG_DIFF_WEIGHTS : DNNL_ARG_WEIGHTS] = wanted;
+  if (bias != nullptr) {
+    const int64_t features = primitive.result.get_dims()[1];
+    put(kind == Kind::kKernel ? DNNL_ARG_DIFF_BIAS : DNNL_ARG_BIAS,
+        {{features}, dnnl::memory::data_type::f32, dnnl::memory::format_tag::a}, bias);
+  }
+  if (primitive.reorders && kind != Kind::kKernel) {
+    primitive.reorder.execute(stream, {{DNNL_ARG_FROM, given}, {DNNL_ARG_TO, wanted}});
+  }
+  primitive.compute.execute(stream, arguments);
+  if (primitive.reorders && kind == Kind::kKernel) {
+    primitive.reorder.execute(stream, {{DNNL_ARG_FROM, wanted}, {DNNL_ARG_TO, given}});
+  }
+  stream.wait();
+}
+
+void* DataOrNull(ffi::AnyBuffer buffer) {
+  return buffer.element_count() == 0 ? nullptr : buffer.untyped_data();
+}
+
+ffi::Error Forward(ffi::AnyBuffer x, ffi::AnyBuffer kernel, ffi::AnyBuffer bias,
+                   ffi::Result<ffi::AnyBuffer> y, Numbers window) {
+  return Run([&] {
+    void* offsets = DataOrNull(bias);
+    const auto primitive = Get(Kind::kForward, x.dimensions(), kernel.dimensions(),
+                               y->dimensions(), x.element_type(), kernel.element_type(),
+                               offsets != nullptr, window);
+    Execute(*primitive, Kind::kForward, x.untyped_data(), kernel.untyped_data(), offsets,
+            y->untyped_data());
+  });
+}
+
+ffi::Error InputGradient(ffi::AnyBuffer dy, ffi::AnyBuffer kernel, ffi::Result<ffi::AnyBuffer> dx,
+                         Numbers window) {
+  return Run([&] {
+    const auto primitive =
+        Get(Kind::kInput, dx->dimensions(), kernel.dimensions(), dy.dimensions(),
+            dy.element_type(), kernel.element_type(), false, window);
+    Execute(*primitive, Kind::kInput, dx->untyped_data(), kernel.untyped_data(), nullptr,
+            dy.untyped_data());
+  });
+}
+
+ffi::Error KernelGradient(ffi::AnyBuffer x, ffi::AnyBuffer dy, ffi::Result<ffi::AnyBuffer> dk,
+                          ffi::Result<ffi::AnyBuffer> db, Numbers window) {
+  return Run([&] {
+    void* offsets = DataOrNull(*db);
+    const auto primitive = Get(Kind::kKernel, x.dimensions(), dk->dimensions(), dy.dimensions(),
+                               x.element_type(), dk->element_type(), offsets != nullptr, window);
+    Execute(*primitive, Kind::kKernel, x.untyped_data(), dk->untyped_data(), offsets,
+            dy.untyped_data());
+  });
+}
+
+// ---------------------------------------------------------------------------- numbers
+
+struct Bfloat16 {
+  uint16_t bits;
+};
+
+inline float Load(float value) { return value; }
+inline float Load(Bfloat16 value) {
+  const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
+  float result;
+  std::memcpy(&result, &bits, sizeof result);
+  return result;
+}
+
+inline void Store(float value, float* place) { *place = value; }
+// To the nearest, ties to even; not-a-number stays one.
+inline void Store(float value, Bfloat16* place) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  place->bits = static_cast<uint16_t>(value != value ? 0x7fc0 : rounded);
+}
+
+template <class T>
+T* Data(ffi::AnyBuffer buffer) {
+  return static_cast<T*>(buffer.untyped_data());
+}
+
+template <class Call>
+void ByType(ffi::DataType type, Call call) {
+  if (type == ffi::DataType::BF16) {
+    call(Bfloat16{});
+  } else {
+    call(float{});
+  }
+}
+
+// dy where y > 0, and 0 elsewhere.
+ffi::Error ReluGradient(ffi::AnyBuffer y, ffi::AnyBuffer dy, ffi::Result<ffi::AnyBuffer> dz) {
+  return Run([&] {
+    const auto count = static_cast<int64_t>(y.element_count());
+    ByType(y.element_type(), [&](auto type) {
+      using T = decltype(type);
+      const T* value = Data<T>(y);
+      const T* in = Data<T>(dy);
+      T* out = Data<T>(*dz);
+#pragma omp parallel for simd
+      for (int64_t i = 0; i < count; ++i) out[i] = Load(value[i]) > 0.f ? in[i] : T{};
+    });
+  });
+}
+
+// ---------------------------------------------------------------------------- batch normalization
+
+constexpr int64_t kBlock = 256;  // pixels whose sums are taken together, in the cache
+
+// Mean and variance of each channel over all pixels: of each block of pixels the mean and the sum
+// of squares around it, merged pairwise (Chan, Golub, LeVeque 1979).
+template <class T>
+void Moments(const T* x, int64_t pixels, int64_t channels, float* mean, float* variance) {
+  const int threads = omp_get_max_threads();
+  std::vector<std::vector<float>> means(threads), squares(threads);
+  std::vector<int64_t> counts(threads, 0);
+  const int64_t blocks = (pixels + kBlock - 1) / kBlock;
+#pragma omp parallel num_threads(threads)
+  {
+    const int thread = omp_get_thread_num();
+    std::vector<float> m(channels, 0.f), s(channels, 0.f), bm(channels), bs(channels);
+    int64_t count = 0;
+    const int64_t first = blocks * thread / threads, last = blocks * (thread + 1) / threads;
+    for (int64_t block = first; block < last; ++block) {
+      const int64_t start = block * kBlock, end = std::min(pixels, start + kBlock);
+      std::fill(bm.begin(), bm.end(), 0.f);
+      std::fill(bs.begin(), bs.end(), 0.f);
+      float* __restrict block_mean = bm.data();
+      float* __restrict block_squares = bs.data();
+      for (int64_t i = start; i < end; ++i) {
+        const T* row = x + i * channels;
+#pragma omp simd
+        for (int64_t c = 0; c < channels; ++c) block_mean[c] += Load(row[c]);
+      }
+      const float n = static_cast<float>(end - start);
+#pragma omp simd
+      for (int64_t c = 0; c < channels; ++c) block_mean[c] /= n;
+      for (int64_t i = start; i < end; ++i) {
+        const T* row = x + i * channels;
+#pragma omp simd
+        for (int64_t c = 0; c < channels; ++c) {
+          const float d = Load(row[c]) - block_mean[c];
+          block_squares[c] += d * d;
+        }
+      }
+      const float before = static_cast<float>(count), share = n / (before + n);
+      for (int64_t c = 0; c < channels; ++c) {
+        const float d = block_mean[c] - m[c];
+        m[c] += d * share;
+        s[c] += block_squares[c] + d * d * before * share;
+      }
+      count += end - start;
+    }
+    means[thread] = std::move(m);
+    squares[thread] = std::move(s);
+    counts[thread] = count;
+  }
+  for (int64_t c = 0; c < channels; ++c) {
+    double m = 0, s = 0, count = 0;
+    for (int t = 0; t < threads; ++t) {
+      if (counts[t] == 0) continue;
+      const double n = static_cast<double>(counts[t]), d = means[t][c] - m;
+      m += d * n / (count + n);
+      s += squares[t][c] + d * d * count * n / (count + n);
+      count += n;
+    }
+    mean[c] = static_cast<float>(m);
+    variance[c] = static_cast<float>(s / count);
+  }
+}
+
+ffi::Error BatchMoments(ffi::AnyBuffer x, ffi::Result<ffi::AnyBuffer> mean,
+                        ffi::Result<ffi::AnyBuffer> variance) {
+  return Run([&] {
+    const int64_t channels = x.dimensions().back();
+    ByType(x.element_type(), [&](auto type) {
+      using T = decltype(type);
+      Moments(Data<T>(x), static_cast<int64_t>(x.element_count()) / channels, channels,
+              Data<float>(*mean), Data<float>(*variance));
+    });
+  });
+}
+
+// y = (x - mean) a + b by channel, below zero cut off if asked.
+ffi::Error Affine(ffi::AnyBuffer x, ffi::AnyBuffer mean, ffi::AnyBuffer a, ffi::AnyBuffer b,
+                  ffi::Result<ffi::AnyBuffer> y, bool relu) {
+  return Run([&] {
+    const int64_t channels = x.dimensions().back();
+    const int64_t pixels = static_cast<int64_t>(x.element_count()) / channels;
+    const float* __restrict factor = Data<float>(a);
+    const float* __restrict offset = Data<float>(b);
+    const float* __restrict center = Data<float>(mean);
+    ByType(x.element_type(), [&](auto type) {
+      using T = decltype(type);
+      const T* from = Data<T>(x);
+      T* to = Data<T>(*y);
+#pragma omp parallel for
+      for (int64_t i = 0; i < pixels; ++i) {
+        const T* __restrict in = from + i * channels;
+        T* __restrict out = to + i * channels;
+        if (relu) {
+#pragma omp simd
+          for (int64_t c = 0; c < channels; ++c) {
+            const float value = std::fma(Load(in[c]) - center[c], factor[c], offset[c]);
+            Store(value < 0.f ? 0.f : value, &out[c]);
+          }
+        } else {
+#pragma omp simd
+          for (int64_t c = 0; c < channels; ++c) {
+            Store(std::fma(Load(in[c]) - center[c], factor[c], offset[c]), &out[c]);
+          }
+        }
+      }
+    });
+  });
+}
+
+// The sums over all pixels of dz and of dz (x - mean), dz being dy where y of `Affine` is above
+// zero, or all of dy.
+ffi::Error AffineSums(ffi::AnyBuffer x, ffi::AnyBuffer dy, ffi::AnyBuffer mean, ffi::AnyBuffer a,
+                      ffi::AnyBuffer b, ffi::Result<ffi::AnyBuffer> plain,
+                      ffi::Result<ffi::AnyBuffer> centered, bool relu) {
+  return Run([&] {
+    const int64_t channels = x.dimensions().back();
+    const int64_t pixels = static_cast<int64_t>(x.element_count()) / channels;
+    const float* __restrict factor = Data<float>(a);
+    const float* __restrict offset = Data<float>(b);
+    const float* __restrict center = Data<float>(mean);
+    const int threads = omp_get_max_threads();
+    std::vector<std::vector<double>> first(threads), second(threads);
+    const int64_t blocks = (pixels + kBlock - 1) / kBlock;
+    ByType(x.element_type(), [&](auto type) {
+      using T = decltype(type);
+      const T* xs = Data<T>(x);
+      const T* dys = Data<T>(dy);
+#pragma omp parallel num_threads(threads)
+      {
+        const int thread = omp_get_thread_num();
+        std::vector<double> sum(channels, 0.), sum_x(channels, 0.);
+        std::vector<float> block_sum(channels), block_sum_x(channels);
+        float* __restrict s = block_sum.data();
+        float* __restrict sx = block_sum_x.data();
+        for (int64_t block = blocks * thread / threads; block < blocks * (thread + 1) / threads;
+             ++block) {
+          std::fill(block_sum.begin(), block_sum.end(), 0.f);
+          std::fill(block_sum_x.begin(), block_sum_x.end(), 0.f);
+          const int64_t end = std::min(pixels, (block + 1) * kBlock);
+          for (int64_t i = block * kBlock; i < end; ++i) {
+            const T* row = xs + i * channels;
+            const T* gradient = dys + i * channels;
+#pragma omp simd
+            for (int64_t c = 0; c < channels; ++c) {
+              const float value = Load(row[c]) - center[c];
+              const bool open = !relu || std::fma(value, factor[c], offset[c]) > 0.f;
+              const float dz = open ? Load(gradient[c]) : 0.f;
+              s[c] += dz;
+              sx[c] += dz * value;
+            }
+          }
+          for (int64_t c = 0; c < channels; ++c) {
+            sum[c] += s[c];
+            sum_x[c] += sx[c];
+          }
+        }
+        first[thread] = std::move(sum);
+        second[thread] = std::move(sum_x);
+      }
+    });
+    for (int64_t c = 0; c < channels; ++c) {
+      double s = 0, sx = 0;
+      for (int t = 0; t < threads; ++t) {
+        s += first[t][c];
+        sx += second[t][c];
+      }
+      Data<float>(*plain)[c] = static_cast<float>(s);
+      Data<float>(*centered)[c] = static_cast<float>(sx);
+    }
+  });
+}
+
+// dx = a dz + p (x - mean) + q by channel, dz as above.
+ffi::Error AffineGradient(ffi::AnyBuffer x, ffi::AnyBuffer dy, ffi::AnyBuffer mean,
+                          ffi::AnyBuffer a, ffi::AnyBuffer b, ffi::AnyBuffer p, ffi::AnyBuffer q,
+                          ffi::Result<ffi::AnyBuffer> dx, bool relu) {
+  return Run([&] {
+    const int64_t channels = x.dimensions().back();
+    const int64_t pixels = static_cast<int64_t>(x.element_count()) / channels;
+    const float* __restrict factor = Data<float>(a);
+    const float* __restrict offset = Data<float>(b);
+    const float* __restrict center = Data<float>(mean);
+    const float* __restrict slope = Data<float>(p);
+    const float* __restrict constant = Data<float>(q);
+    ByType(x.element_type(), [&](auto type) {
+      using T = decltype(type);
+      const T* xs = Data<T>(x);
+      const T* dys = Data<T>(dy);
+      T* dxs = Data<T>(*dx);
+#pragma omp parallel for
+      for (int64_t i = 0; i < pixels; ++i) {
+        const T* row = xs + i * channels;
+        const T* gradient = dys + i * channels;
+        T* out = dxs + i * channels;  // may be where dy is
+#pragma omp simd
+        for (int64_t c = 0; c < channels; ++c) {
+          const float value = Load(row[c]) - center[c];
+          const bool open = !relu || std::fma(value, factor[c], offset[c]) > 0.f;
+          const float dz = open ? Load(gradient[c]) : 0.f;
+          Store(factor[c] * dz + slope[c] * value + constant[c], &out[c]);
+        }
+      }
+    });
+  });
+}
+
+// ---------------------------------------------------------------------------- pooling
+
+// numbers: window, stride, rows and columns before the first pixel.
+struct Pool {
+  int64_t window, stride, top, left;
+  explicit Pool(Numbers numbers)
+      : window(numbers[0]), stride(numbers[1]), top(numbers[2]), left(numbers[3]) {}
+};
+
+// The first maximum of each window, a not-a-number being the greatest, and its place in the window.
+ffi::Error MaxPool(ffi::AnyBuffer x, ffi::Result<ffi::AnyBuffer> y,
+                   ffi::Result<ffi::AnyBuffer> indices, Numbers numbers) {
+  return Run([&] {
+    const Pool pool(numbers);
+    const auto in = x.dimensions(), out = y->dimensions();
+    const int64_t height = in[1], width = in[2], channels = in[3];
+    ByType(x.element_type(), [&](auto type) {
+      using T = decltype(type);
+      const T* from = Data<T>(x);
+      T* to = Data<T>(*y);
+      uint8_t* places = Data<uint8_t>(*indices);
+#pragma omp parallel
+      {
+        std::vector<float> kept(channels);
+        float* __restrict best = kept.data();
+#pragma omp for collapse(2)
+        for (int64_t image = 0; image < out[0]; ++image) {
+          for (int64_t row = 0; row < out[1]; ++row) {
+            for (int64_t column = 0; column < out[2]; ++column) {
+              const int64_t place = ((image * out[1] + row) * out[2] + column) * channels;
+              uint8_t* __restrict index = places + place;
+              bool begun = false;
+              for (int64_t i = 0; i < pool.window; ++i) {
+                const int64_t h = row * pool.stride + i - pool.top;
+                if (h < 0 || h >= height) continue;
+                for (int64_t j = 0; j < pool.window; ++j) {
+                  const int64_t w = column * pool.stride + j - pool.left;
+                  if (w < 0 || w >= width) continue;
+                  const T* pixel = from + ((image * height + h) * width + w) * channels;
+                  const auto position = static_cast<uint8_t>(i * pool.window + j);
+                  if (!begun) {
+#pragma omp simd
+                    for (int64_t c = 0; c < channels; ++c) {
+                      best[c] = Load(pixel[c]);
+                      index[c] = position;
+                    }
+                    begun = true;
+                  } else {
+#pragma omp simd
+                    for (int64_t c = 0; c < channels; ++c) {
+                      const float value = Load(pixel[c]), former = best[c];
+                      const bool greater =
+                          (value > former) | ((value != value) & (former == former));
+                      best[c] = greater ? value : former;
+                      index[c] = greater ? position : index[c];
+                    }
+                  }
+                }
+              }
+              for (int64_t c = 0; c < channels; ++c) Store(best[c], &to[place + c]);
+            }
+          }
+        }
+      }
+    });
+  });
+}
+
+// Each value put, or added where windows overlap, at the place of its window that its index names.
+ffi::Error Spread(ffi::AnyBuffer y, ffi::AnyBuffer indices, ffi::Result<ffi::AnyBuffer> x,
+                  Numbers numbers) {
+  return Run([&] {
+    const Pool pool(numbers);
+    const auto in = y.dimensions(), out = x->dimensions();
+    const int64_t channels = in[3];
+    ByType(y.element_type(), [&](auto type) {
+      using T = decltype(type);
+      const T* from = Data<T>(y);
+      T* to = Data<T>(*x);
+      const uint8_t* places = Data<uint8_t>(indices);
+#pragma omp parallel
+      {
+        std::vector<float> sums(channels);
+        float* __restrict sum = sums.data();
+#pragma omp for collapse(2)
+        for (int64_t image = 0; image < out[0]; ++image) {
+          for (int64_t h = 0; h < out[1]; ++h) {
+            for (int64_t w = 0; w < out[2]; ++w) {
+              std::fill(sums.begin(), sums.end(), 0.f);
+              // The windows that see this pixel.
+              const int64_t below = h + pool.top, right = w + pool.left;
+              const int64_t last_row = std::min(below / pool.stride, in[1] - 1);
+              const int64_t last_column = std::min(right / pool.stride, in[2] - 1);
+              for (int64_t row = std::max<int64_t>(
+                       0, (below - pool.window + pool.stride) / pool.stride);
+                   row <= last_row; ++row) {
+                for (int64_t column = std::max<int64_t>(
+                         0, (right - pool.window + pool.stride) / pool.stride);
+                     column <= last_column; ++column) {
+                  const auto position = static_cast<uint8_t>(
+                      (below - row * pool.stride) * pool.window + right - column * pool.stride);
+                  const int64_t place = ((image * in[1] + row) * in[2] + column) * channels;
+#pragma omp simd
+                  for (int64_t c = 0; c < channels; ++c) {
+                    sum[c] += places[place + c] == position ? Load(from[place + c]) : 0.f;
+                  }
+                }
+              }
+              T* pixel = to + ((image * out[1] + h) * out[2] + w) * channels;
+              for (int64_t c = 0; c < channels; ++c) Store(sum[c], &pixel[c]);
+            }
+          }
+        }
+      }
+    });
+  });
+}
+
+// The value at the place of each window that its index names.
+ffi::Error Gather(ffi::AnyBuffer x, ffi::AnyBuffer indices, ffi::Result<ffi::AnyBuffer> y,
+                  Numbers numbers) {
+  return Run([&] {
+    const Pool pool(numbers);
+    const auto in = x.dimensions(), out = y->dimensions();
+    const int64_t height = in[1], width = in[2], channels = in[3];
+    ByType(x.element_type(), [&](auto type) {
+      using T = decltype(type);
+      const T* from = Data<T>(x);
+      T* to = Data<T>(*y);
+      const uint8_t* places = Data<uint8_t>(indices);
+#pragma omp parallel for collapse(2)
+      for (int64_t image = 0; image < out[0]; ++image) {
+        for (int64_t row = 0; row < out[1]; ++row) {
+          for (int64_t column = 0; column < out[2]; ++column) {
+            const int64_t place = ((image * out[1] + row) * out[2] + column) * channels;
+            const uint8_t* __restrict index = places + place;
+            T* __restrict result = to + place;
+            std::memset(result, 0, sizeof(T) * channels);
+            for (int64_t i = 0; i < pool.window; ++i) {
+              const int64_t h = row * pool.stride + i - pool.top;
+              if (h < 0 || h >= height) continue;
+              for (int64_t j = 0; j < pool.window; ++j) {
+                const int64_t w = column * pool.stride + j - pool.left;
+                if (w < 0 || w >= width) continue;
+                const T* __restrict pixel = from + ((image * height + h) * width + w) * channels;
+                const auto position = static_cast<uint8_t>(i * pool.window + j);
+#pragma omp simd
+                for (int64_t c = 0; c < channels; ++c) {
+                  result[c] = index[c] == position ? pixel[c] : result[c];
+                }
+              }
+            }
+          }
+        }
+      }
+    });
+  });
+}
+
+}  // namespace
+
+using Any = ffi::AnyBuffer;
+#define WINDOW Attr<Numbers>("window")
+#define RELU Attr<bool>("relu")
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    convolution, Forward, ffi::Ffi::Bind().Arg<Any>().Arg<Any>().Arg<Any>().Ret<Any>().WINDOW);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    convolution_input_gradient, InputGradient,
+    ffi::Ffi::Bind().Arg<Any>().Arg<Any>().Ret<Any>().WINDOW);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    convolution_kernel_gradient, KernelGradient,
+    ffi::Ffi::Bind().Arg<Any>().Arg<Any>().Ret<Any>().Ret<Any>().WINDOW);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(relu_gradient, ReluGradient,
+                              ffi::Ffi::Bind().Arg<Any>().Arg<Any>().Ret<Any>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(moments, BatchMoments,
+                              ffi::Ffi::Bind().Arg<Any>().Ret<Any>().Ret<Any>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    affine, Affine, ffi::Ffi::Bind().Arg<Any>().Arg<Any>().Arg<Any>().Arg<Any>().Ret<Any>().RELU);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    affine_sums, AffineSums,
+    ffi::Ffi::Bind().Arg<Any>().Arg<Any>().Arg<Any>().Arg<Any>().Arg<Any>().Ret<Any>().Ret<Any>()
+        .RELU);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    affine_gradient, AffineGradient,
+    ffi::Ffi::Bind().Arg<Any>().Arg<Any>().Arg<Any>().Arg<Any>().Arg<Any>().Arg<Any>().Arg<Any>()
+        .Ret<Any>().RELU);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(max_pool, MaxPool,
+                              ffi::Ffi::Bind().Arg<Any>().Ret<Any>().Ret<Any>().WINDOW);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(spread, Spread,
+                              ffi::Ffi::Bind().Arg<Any>().Arg<Any>().Ret<Any>().WINDOW);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(gather, Gather,
+                              ffi::Ffi::Bind().Arg<Any>().Arg<Any>().Ret<Any>().WINDOW);
