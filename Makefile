@@ -42,8 +42,9 @@ clean:  ## remove .venv and caches; runs/ stays
 	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || { \
 	  echo "$(PYTHON) cannot make virtual environments: apt-get install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
-	@extras=dev; \
+	@extras=dev,onednn; \
 	if nvidia-smi --list-gpus 2> /dev/null | grep -q '^GPU'; then extras=dev,cuda12; fi; \
 	echo "installing segjax[$$extras] into .venv, which takes a minute or more"; \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$$extras]"
+	@$(BIN)/python -m segjax.ops.onednn
 	@touch $@

@@ -10,6 +10,7 @@ from pathlib import Path
 # Before JAX is imported; inherited by the commands that tests start.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "2"
+os.environ["OMP_NUM_THREADS"] = "1"  # for two test workers, or processes of one test
 # Compiling well takes many times longer than programs of such sizes run: this quarters it. What is
 # computed is the same but for the last bits, which tests of whole trainings (test_train.py) compare
 # as users get them.

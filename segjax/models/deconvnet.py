@@ -112,7 +112,5 @@ class DeconvNet(nn.Module):
                 x = deconv(x, multiple, f"deconv{number}_{n}")
             # The last of a stage narrows to the stage above it.
             x = deconv(x, vgg.STAGES[max(number - 2, 0)][1], f"deconv{number}_{depth}")
-        x = Conv(
-            self.num_classes, 1, kernel_init=gaussian, dtype=self.dtype, name="seg-score"
-        )(x)
+        x = Conv(self.num_classes, 1, kernel_init=gaussian, dtype=self.dtype, name="seg-score")(x)
         return x.astype(jnp.float32)

@@ -87,9 +87,9 @@ class FCDenseNet56(nn.Module):
             )(new)
             up = up[:, : skip.shape[1], : skip.shape[2]]  # a row more than twice as many
             x, new = dense(jnp.concatenate([up, skip], -1), self.layers[block - 1], f"up{block}")
-        x = Conv(
-            self.num_classes, 1, kernel_init=he_uniform, dtype=self.dtype, name="classifier"
-        )(x)
+        x = Conv(self.num_classes, 1, kernel_init=he_uniform, dtype=self.dtype, name="classifier")(
+            x
+        )
         return x.astype(jnp.float32)
 
 

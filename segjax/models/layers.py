@@ -43,7 +43,9 @@ class Conv(nn.Module):
         side, (*lead, height, width, channels) = self.kernel_size, x.shape
         shape = (side, side, channels // self.groups, self.features)
         kernel = self.param("kernel", self.kernel_init, shape)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
+        bias = (
+            self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
+        )
         y = conv(
             x.astype(self.dtype).reshape(-1, height, width, channels),
             kernel,
@@ -77,9 +79,7 @@ class BatchNorm(nn.Module):
         x, epsilon = x.astype(self.dtype), BATCH_NORM_EPSILON
         if not train:
             return normalize(x, mean.value, var.value, scale, bias, epsilon=epsilon, relu=relu)
-        y, *found = batch_norm(
-            x, scale, bias, epsilon=epsilon, axis_name=self.axis_name, relu=relu
-        )
+        y, *found = batch_norm(x, scale, bias, epsilon=epsilon, axis_name=self.axis_name, relu=relu)
         for average, new in zip((mean, var), found, strict=True):
             kept = BATCH_NORM_MOMENTUM * average.value
             average.value = kept + (1 - BATCH_NORM_MOMENTUM) * new
@@ -148,7 +148,9 @@ class ConvTranspose(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.kernel_size, self.kernel_size, self.features, x.shape[-1])
         kernel = self.param("kernel", self.kernel_init, shape)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
+        bias = (
+            self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
+        )
         return conv_transpose(
             x.astype(self.dtype), kernel, bias, stride=self.stride, padding=self.padding
         )

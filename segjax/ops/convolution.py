@@ -8,10 +8,9 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from segjax.ops import onednn
-from segjax.ops.cpu_convolution import Sides, conv_general_dilated
+from segjax.ops.cpu_convolution import Sides, conv_general_dilated, padded
 
 
 def conv(
@@ -48,12 +47,13 @@ def conv(
     """
     sides = _sides(padding, kernel.shape[:2], rate)
     if onednn.in_use(x, kernel):
-        x, kept = _cropped(x, sides)
-        window = onednn.Window((stride, stride), (rate, rate), kept, groups)
-        if min(window.output(x.shape[1:3], kernel.shape[:2])) > 0:
+        # oneDNN takes no negative padding, and is slow where windows lie beyond the border.
+        reach = [(k - 1) * rate for k in kernel.shape[:2]]
+        x, sides = _moved_into_the_map(x, sides, reach)
+        window = onednn.Window((stride, stride), (rate, rate), sides, groups)
+        if onednn.supported(x, kernel, window):
             offset = jnp.zeros((0,)) if bias is None else bias.astype(jnp.float32)
             return onednn.convolution(x, kernel, offset, window, relu)
-        sides = kept
     y = conv_general_dilated(
         x,
         kernel.astype(x.dtype),
@@ -78,13 +78,18 @@ def _sides(padding: str | int | Sides, taps: Sequence[int], rate: int) -> Sides:
     return padding
 
 
-def _cropped(x: jax.Array, sides: Sides) -> tuple[jax.Array, Sides]:
-    """The map less what negative padding takes away, and the padding that is left."""
-    rows, columns = (tuple(min(n, 0) for n in side) for side in sides)
-    if (*rows, *columns) != (0, 0, 0, 0):
-        x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), (*rows, 0), (*columns, 0), (0, 0, 0)])
-    (top, bottom), (left, right) = (tuple(max(n, 0) for n in side) for side in sides)
-    return x, ((top, bottom), (left, right))
+def _moved_into_the_map(
+    x: jax.Array, sides: Sides, reach: Sequence[int]
+) -> tuple[jax.Array, Sides]:
+    """The map with negative padding and what goes beyond the reach done, and the rest of it."""
+    kept, moved = [], []
+    for (before, after), far in zip(sides, reach, strict=True):
+        inside = min(max(before, 0), far), min(max(after, 0), far)
+        kept.append(inside)
+        moved.append((before - inside[0], after - inside[1]))
+    if any(map(any, moved)):
+        x = padded(x, *moved)
+    return x, (kept[0], kept[1])
 
 
 def conv_matrix(

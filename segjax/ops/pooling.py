@@ -46,7 +46,9 @@ def max_pool_with_indices(x: jax.Array, window: int = 2) -> tuple[jax.Array, jax
     return _max_pool(x, window)
 
 
-def max_pool(x: jax.Array, window: int, stride: int, padding: Sides = ((0, 0), (0, 0))) -> jax.Array:
+def max_pool(
+    x: jax.Array, window: int, stride: int, padding: Sides = ((0, 0), (0, 0))
+) -> jax.Array:
     """Max pooling with any stride, windows that overlap and padding that is never the greatest.
 
     Args:

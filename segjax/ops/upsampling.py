@@ -132,10 +132,15 @@ def _by_onednn(x, kernel, bias, stride, padding, output_padding, rate):
         # As a convolution it takes the bias along.
         rows, columns = ((far - padding, far - padding + output_padding) for far in reach)
         window = onednn.Window((1, 1), (rate, rate), (rows, columns), swapped=True)
+        if not onednn.supported(x, kernel, window):
+            return None
         offset = jnp.zeros((0,)) if bias is None else bias.astype(jnp.float32)
         return onednn.convolution(x, lax.rev(kernel, (0, 1)), offset, window, False)
     sides = (padding, padding - output_padding)
     window = onednn.Window((stride, stride), (rate, rate), (sides, sides))
+    full = jax.ShapeDtypeStruct((x.shape[0], *sizes, kernel.shape[2]), x.dtype)
+    if not onednn.supported(full, kernel, window):
+        return None
     y = onednn.transposed_convolution(x, kernel, window, (sizes[0], sizes[1]))
     return y if bias is None else y + bias.astype(x.dtype).reshape(1, 1, 1, -1)
 

@@ -7,6 +7,7 @@ is summed is summed in float32. They work under jit, vmap (one call an example),
 differentiation and pmap, and repeat the same bits for the same number of OpenMP threads.
 """
 
+import ctypes
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,11 +25,7 @@ Sides = tuple[tuple[int, int], tuple[int, int]]  # above and below, left and rig
 
 def in_use(*arrays: jax.Array) -> bool:
     """Return whether operations on these arrays, traced now, are computed by the kernels here."""
-    return (
-        all(x.dtype in DTYPES and x.size for x in arrays)
-        and on_cpu()
-        and library() is not None
-    )
+    return all(x.dtype in DTYPES and x.size for x in arrays) and on_cpu() and library() is not None
 
 
 def _call(kernel: str, results: Any, *arrays: jax.Array, **attributes: Any) -> Any:
@@ -64,6 +61,40 @@ class Window(NamedTuple):
         return height, width
 
 
+def supported(x: jax.Array | jax.ShapeDtypeStruct, kernel: jax.Array, window: Window) -> bool:
+    """Return whether something comes out of a convolution, and oneDNN has it and its gradients."""
+    y = _result(x, kernel, window)
+    return min(y.shape) > 0 and all(_scratch(k, x, kernel, y, window, False) for k in range(3))
+
+
+def _result(x, kernel, window):
+    height, width = window.output(x.shape[1:3], kernel.shape[:2])
+    features = kernel.shape[2 if window.swapped else 3]
+    return jax.ShapeDtypeStruct((x.shape[0], height, width, features), x.dtype)
+
+
+def _scratch(kind, x, kernel, y, window, bias, relu=False):
+    """Memory for one call, which XLA plans with all others; None where oneDNN has no such thing.
+
+    kind: 0 for a convolution, 1 for the gradient of its input, 2 for that of its kernel.
+    """
+    found = library()
+    assert found is not None  # `in_use` was asked
+    shapes = (np.asarray(each.shape, np.int64) for each in (x, kernel, y))
+    halves = (each.dtype == jnp.bfloat16 for each in (x, kernel))
+    size = _scratch_bytes(found.loaded)(kind, *shapes, *halves, bias, window.numbers(relu))
+    return None if size < 0 else jax.ShapeDtypeStruct((size,), jnp.uint8)
+
+
+def _scratch_bytes(loaded):
+    numbers = np.ctypeslib.ndpointer(np.int64, flags="C_CONTIGUOUS")
+    function = loaded.scratch_bytes
+    flags = (ctypes.c_bool,) * 3
+    function.argtypes = (ctypes.c_int64, numbers, numbers, numbers, *flags, numbers)
+    function.restype = ctypes.c_int64
+    return function
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def convolution(
     x: jax.Array, kernel: jax.Array, bias: jax.Array, window: Window, relu: bool
@@ -74,13 +105,13 @@ def convolution(
       x: (B, H, W, C); the result has its dtype, and the kernel is rounded to it.
       kernel: (kh, kw, C / groups, D), float32 or bfloat16; (kh, kw, D, C) where it is swapped.
       bias: float32 (D,), or (0,) for none.
-      window: something must come out.
+      window: one that is `supported`.
       relu: whether it ends in a ReLU.
     """
-    height, width = window.output(x.shape[1:3], kernel.shape[:2])
-    features = kernel.shape[2 if window.swapped else 3]
-    result = jax.ShapeDtypeStruct((x.shape[0], height, width, features), x.dtype)
-    return _call("convolution", result, x, kernel, bias, window=window.numbers(relu))
+    result = _result(x, kernel, window)
+    scratch = _scratch(0, x, kernel, result, window, bias.size > 0, relu)
+    numbers = window.numbers(relu)
+    return _call("convolution", (result, scratch), x, kernel, bias, window=numbers)[0]
 
 
 def _convolution_forward(x, kernel, bias, window, relu):
@@ -106,15 +137,21 @@ def input_gradient(
 ) -> jax.Array:
     """Return dL/dx of a convolution, of the dtype of dL/dy and a shape (B, H, W, C)."""
     result = jax.ShapeDtypeStruct(shape, dy.dtype)
-    return _call("convolution_input_gradient", result, dy, kernel, window=window.numbers())
+    scratch = _scratch(1, result, kernel, dy, window, False)
+    numbers = window.numbers()
+    name = "convolution_input_gradient"
+    return _call(name, (result, scratch), dy, kernel, window=numbers)[0]
 
 
 def kernel_gradient(
     x: jax.Array, dy: jax.Array, window: Window, kernel: Any, bias: Any
 ) -> tuple[jax.Array, jax.Array]:
     """Return dL/dkernel and dL/dbias; of these only shapes and dtypes are looked at."""
-    results = tuple(jax.ShapeDtypeStruct(like.shape, like.dtype) for like in (kernel, bias))
-    return _call("convolution_kernel_gradient", results, x, dy, window=window.numbers())
+    results = [jax.ShapeDtypeStruct(like.shape, like.dtype) for like in (kernel, bias)]
+    scratch = _scratch(2, x, kernel, dy, window, bias.size > 0)
+    numbers = window.numbers()
+    dk, db, _ = _call("convolution_kernel_gradient", (*results, scratch), x, dy, window=numbers)
+    return dk, db
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))

@@ -1,4 +1,4 @@
-"""`python -m segjax.ops.onednn`: build the kernels, as an installation does, and say what is used."""
+"""`python -m segjax.ops.onednn`: build the kernels as an installation does, and print the engine."""
 
 import sys
 

@@ -23,7 +23,7 @@ import tempfile
 from pathlib import Path
 
 import jax
-import jaxlib
+import jaxlib.version
 
 SOURCE = Path(__file__).with_name("kernels.cc")
 FLAGS = ("-std=c++17", "-O3", "-DNDEBUG", "-march=native", "-fopenmp", "-fPIC", "-shared")
@@ -46,6 +46,7 @@ class Library:
 
     version: str  # of oneDNN, such as "3.2.0"
     key: str  # of the build
+    loaded: ctypes.CDLL = dataclasses.field(repr=False, compare=False)
 
     def target(self, kernel: str) -> str:
         """Return the name by which XLA knows a kernel of this build."""
@@ -87,7 +88,7 @@ def _load():
         loaded = ctypes.CDLL(str(path))
     except OSError as error:
         raise Unavailable(f"oneDNN cannot be loaded: {error}") from None
-    found = Library(version, key)
+    found = Library(version, key, loaded)
     for kernel in KERNELS:
         handler = jax.ffi.pycapsule(getattr(loaded, kernel))
         jax.ffi.register_ffi_target(found.target(kernel), handler, platform="cpu")
@@ -142,7 +143,7 @@ def _key(root, version, compiler):
     text = "\n".join(
         [
             SOURCE.read_text(),
-            *(jaxlib.__version__, version, str(shared), str(shared.stat().st_size)),
+            *(jaxlib.version.__version__, version, str(shared), str(shared.stat().st_size)),
             *(said.partition("\n")[0], " ".join(FLAGS), _instructions()),
         ]
     )
@@ -158,13 +159,14 @@ def _instructions():
 
 
 def _cache():
-    base = os.environ.get("XDG_CACHE_HOME")
-    if not base:
+    if named := os.environ.get("XDG_CACHE_HOME"):
+        base = Path(named)
+    else:
         try:
             base = Path.home() / ".cache"
         except RuntimeError:  # no home
             base = Path(tempfile.gettempdir()) / f"cache-{os.getuid()}"
-    return Path(base) / "segjax" / "onednn"
+    return base / "segjax" / "onednn"
 
 
 def _build(path, root, compiler):

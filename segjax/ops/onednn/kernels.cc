@@ -6,7 +6,6 @@
 // alone, so that a call repeated gives the same bits.
 
 #include <omp.h>
-#include <sys/mman.h>
 
 #include <algorithm>
 #include <cmath>
@@ -50,26 +49,54 @@ ffi::Error Run(Call call) {
   }
 }
 
-// Memory for the time of one call, on huge pages where it is large: page faults of small ones take
-// as long as a layer.
-class Scratch {
- public:
-  explicit Scratch(size_t bytes) {
-    const size_t page = bytes < (size_t{4} << 20) ? 64 : size_t{2} << 20;
-    const size_t rounded = (bytes + page - 1) / page * page;
-    if (rounded == 0) return;
-    data_ = std::aligned_alloc(page, rounded);
-    if (data_ == nullptr) throw std::bad_alloc();
-    if (page > 64) madvise(data_, rounded, MADV_HUGEPAGE);
-  }
-  ~Scratch() { std::free(data_); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  void* get() const { return data_; }
+// ---------------------------------------------------------------------------- numbers
 
- private:
-  void* data_ = nullptr;
+struct Bfloat16 {
+  uint16_t bits;
 };
+
+// Numbers as bits, for what only moves them: compilers select between these in vectors.
+template <class T>
+struct AsBits;
+template <>
+struct AsBits<float> {
+  using type = uint32_t;
+};
+template <>
+struct AsBits<Bfloat16> {
+  using type = uint16_t;
+};
+
+inline float Load(float value) { return value; }
+inline float Load(Bfloat16 value) {
+  const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
+  float result;
+  std::memcpy(&result, &bits, sizeof result);
+  return result;
+}
+
+inline void Store(float value, float* place) { *place = value; }
+// To the nearest, ties to even; not-a-number stays one.
+inline void Store(float value, Bfloat16* place) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  place->bits = static_cast<uint16_t>(value != value ? 0x7fc0 : rounded);
+}
+
+template <class T>
+T* Data(ffi::AnyBuffer buffer) {
+  return static_cast<T*>(buffer.untyped_data());
+}
+
+template <class Call>
+void ByType(ffi::DataType type, Call call) {
+  if (type == ffi::DataType::BF16) {
+    call(Bfloat16{});
+  } else {
+    call(float{});
+  }
+}
 
 // ---------------------------------------------------------------------------- convolution
 
@@ -172,6 +199,15 @@ std::shared_ptr<Primitive> Make(Kind kind, Numbers map, Numbers kernel, Numbers 
   return made;
 }
 
+size_t Aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
+
+// Memory that a call needs besides its arguments and results: that of the primitive, and the kernel
+// in the order that the primitive wants.
+size_t ScratchBytes(const Primitive& primitive) {
+  return Aligned(primitive.scratch.get_size()) +
+         (primitive.reorders ? primitive.kernel.get_size() : 0);
+}
+
 // A primitive takes milliseconds to make; a network has some tens, a process a few hundred.
 std::shared_ptr<Primitive> Get(Kind kind, Numbers map, Numbers kernel, Numbers result,
                                ffi::DataType type, ffi::DataType kernel_type, bool bias,
@@ -188,14 +224,15 @@ std::shared_ptr<Primitive> Get(Kind kind, Numbers map, Numbers kernel, Numbers r
 }
 
 void Execute(const Primitive& primitive, Kind kind, void* map, void* kernel, void* bias,
-             void* result) {
+             void* result, ffi::AnyBuffer scratch) {
+  if (scratch.size_bytes() < ScratchBytes(primitive)) throw std::bad_alloc();
   static thread_local dnnl::stream stream(Engine());
-  const Scratch scratch(primitive.scratch.get_size());
-  const Scratch ordered(primitive.reorders ? primitive.kernel.get_size() : 0);
+  auto* own = static_cast<char*>(scratch.untyped_data());
+  void* ordered = own + Aligned(primitive.scratch.get_size());
   dnnl::memory given(primitive.given_kernel, Engine(), kernel);
-  dnnl::memory wanted(primitive.kernel, Engine(), primitive.reorders ? ordered.get() : kernel);
+  dnnl::memory wanted(primitive.kernel, Engine(), primitive.reorders ? ordered : kernel);
   std::unordered_map<int, dnnl::memory> arguments;
-  arguments[DNNL_ARG_SCRATCHPAD] = dnnl::memory(primitive.scratch, Engine(), scratch.get());
+  arguments[DNNL_ARG_SCRATCHPAD] = dnnl::memory(primitive.scratch, Engine(), own);
   const auto put = [&](int name, const dnnl::memory::desc& what, void* data) {
     arguments[name] = dnnl::memory(what, Engine(), data);
   };
@@ -222,74 +259,39 @@ void* DataOrNull(ffi::AnyBuffer buffer) {
 }
 
 ffi::Error Forward(ffi::AnyBuffer x, ffi::AnyBuffer kernel, ffi::AnyBuffer bias,
-                   ffi::Result<ffi::AnyBuffer> y, Numbers window) {
+                   ffi::Result<ffi::AnyBuffer> y, ffi::Result<ffi::AnyBuffer> scratch,
+                   Numbers window) {
   return Run([&] {
     void* offsets = DataOrNull(bias);
     const auto primitive = Get(Kind::kForward, x.dimensions(), kernel.dimensions(),
                                y->dimensions(), x.element_type(), kernel.element_type(),
                                offsets != nullptr, window);
     Execute(*primitive, Kind::kForward, x.untyped_data(), kernel.untyped_data(), offsets,
-            y->untyped_data());
+            y->untyped_data(), *scratch);
   });
 }
 
 ffi::Error InputGradient(ffi::AnyBuffer dy, ffi::AnyBuffer kernel, ffi::Result<ffi::AnyBuffer> dx,
-                         Numbers window) {
+                         ffi::Result<ffi::AnyBuffer> scratch, Numbers window) {
   return Run([&] {
     const auto primitive =
         Get(Kind::kInput, dx->dimensions(), kernel.dimensions(), dy.dimensions(),
             dy.element_type(), kernel.element_type(), false, window);
     Execute(*primitive, Kind::kInput, dx->untyped_data(), kernel.untyped_data(), nullptr,
-            dy.untyped_data());
+            dy.untyped_data(), *scratch);
   });
 }
 
 ffi::Error KernelGradient(ffi::AnyBuffer x, ffi::AnyBuffer dy, ffi::Result<ffi::AnyBuffer> dk,
-                          ffi::Result<ffi::AnyBuffer> db, Numbers window) {
+                          ffi::Result<ffi::AnyBuffer> db, ffi::Result<ffi::AnyBuffer> scratch,
+                          Numbers window) {
   return Run([&] {
     void* offsets = DataOrNull(*db);
     const auto primitive = Get(Kind::kKernel, x.dimensions(), dk->dimensions(), dy.dimensions(),
                                x.element_type(), dk->element_type(), offsets != nullptr, window);
     Execute(*primitive, Kind::kKernel, x.untyped_data(), dk->untyped_data(), offsets,
-            dy.untyped_data());
+            dy.untyped_data(), *scratch);
   });
-}
-
-// ---------------------------------------------------------------------------- numbers
-
-struct Bfloat16 {
-  uint16_t bits;
-};
-
-inline float Load(float value) { return value; }
-inline float Load(Bfloat16 value) {
-  const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
-  float result;
-  std::memcpy(&result, &bits, sizeof result);
-  return result;
-}
-
-inline void Store(float value, float* place) { *place = value; }
-// To the nearest, ties to even; not-a-number stays one.
-inline void Store(float value, Bfloat16* place) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  place->bits = static_cast<uint16_t>(value != value ? 0x7fc0 : rounded);
-}
-
-template <class T>
-T* Data(ffi::AnyBuffer buffer) {
-  return static_cast<T*>(buffer.untyped_data());
-}
-
-template <class Call>
-void ByType(ffi::DataType type, Call call) {
-  if (type == ffi::DataType::BF16) {
-    call(Bfloat16{});
-  } else {
-    call(float{});
-  }
 }
 
 // dy where y > 0, and 0 elsewhere.
@@ -298,11 +300,15 @@ ffi::Error ReluGradient(ffi::AnyBuffer y, ffi::AnyBuffer dy, ffi::Result<ffi::An
     const auto count = static_cast<int64_t>(y.element_count());
     ByType(y.element_type(), [&](auto type) {
       using T = decltype(type);
+      using Bits = typename AsBits<T>::type;
       const T* value = Data<T>(y);
-      const T* in = Data<T>(dy);
-      T* out = Data<T>(*dz);
+      const Bits* in = Data<Bits>(dy);
+      Bits* out = Data<Bits>(*dz);
 #pragma omp parallel for simd
-      for (int64_t i = 0; i < count; ++i) out[i] = Load(value[i]) > 0.f ? in[i] : T{};
+      for (int64_t i = 0; i < count; ++i) {
+        const Bits bits = in[i];
+        out[i] = Load(value[i]) > 0.f ? bits : Bits{0};
+      }
     });
   });
 }
@@ -642,7 +648,7 @@ ffi::Error Gather(ffi::AnyBuffer x, ffi::AnyBuffer indices, ffi::Result<ffi::Any
     const auto in = x.dimensions(), out = y->dimensions();
     const int64_t height = in[1], width = in[2], channels = in[3];
     ByType(x.element_type(), [&](auto type) {
-      using T = decltype(type);
+      using T = typename AsBits<decltype(type)>::type;
       const T* from = Data<T>(x);
       T* to = Data<T>(*y);
       const uint8_t* places = Data<uint8_t>(indices);
@@ -664,7 +670,8 @@ ffi::Error Gather(ffi::AnyBuffer x, ffi::AnyBuffer indices, ffi::Result<ffi::Any
                 const auto position = static_cast<uint8_t>(i * pool.window + j);
 #pragma omp simd
                 for (int64_t c = 0; c < channels; ++c) {
-                  result[c] = index[c] == position ? pixel[c] : result[c];
+                  const T value = pixel[c], former = result[c];
+                  result[c] = index[c] == position ? value : former;
                 }
               }
             }
@@ -682,13 +689,29 @@ using Any = ffi::AnyBuffer;
 #define RELU Attr<bool>("relu")
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    convolution, Forward, ffi::Ffi::Bind().Arg<Any>().Arg<Any>().Arg<Any>().Ret<Any>().WINDOW);
+    convolution, Forward, ffi::Ffi::Bind().Arg<Any>().Arg<Any>().Arg<Any>().Ret<Any>().Ret<Any>().WINDOW);
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     convolution_input_gradient, InputGradient,
-    ffi::Ffi::Bind().Arg<Any>().Arg<Any>().Ret<Any>().WINDOW);
+    ffi::Ffi::Bind().Arg<Any>().Arg<Any>().Ret<Any>().Ret<Any>().WINDOW);
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     convolution_kernel_gradient, KernelGradient,
-    ffi::Ffi::Bind().Arg<Any>().Arg<Any>().Ret<Any>().Ret<Any>().WINDOW);
+    ffi::Ffi::Bind().Arg<Any>().Arg<Any>().Ret<Any>().Ret<Any>().Ret<Any>().WINDOW);
+
+// Bytes of scratch memory that a convolution (kind 0) or its gradients (1: input, 2: kernel) take,
+// or -1 where oneDNN has no such convolution. Called while a program is traced.
+extern "C" int64_t scratch_bytes(int64_t kind, const int64_t* map, const int64_t* kernel,
+                                 const int64_t* result, bool bfloat16, bool bfloat16_kernel,
+                                 bool bias, const int64_t* window) {
+  const auto type_of = [](bool half) { return half ? ffi::DataType::BF16 : ffi::DataType::F32; };
+  std::lock_guard<std::mutex> lock(running);
+  try {
+    return static_cast<int64_t>(ScratchBytes(
+        *Get(static_cast<Kind>(kind), Numbers(map, 4), Numbers(kernel, 4), Numbers(result, 4),
+             type_of(bfloat16), type_of(bfloat16_kernel), bias, Numbers(window, 11))));
+  } catch (const dnnl::error&) {
+    return -1;
+  }
+}
 XLA_FFI_DEFINE_HANDLER_SYMBOL(relu_gradient, ReluGradient,
                               ffi::Ffi::Bind().Arg<Any>().Arg<Any>().Ret<Any>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(moments, BatchMoments,
