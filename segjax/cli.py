@@ -7,7 +7,9 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
+from typing import Any, NoReturn
 
 import segjax
 from segjax import commands
@@ -24,6 +26,7 @@ from segjax.arguments import (
 )
 from segjax.errors import UserError, line
 from segjax.launchers import slurm_script
+from segjax.ops.onednn import build
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,12 +50,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+class _Version(argparse.Action):
+    """Print the versions of segjax and JAX, and what convolutions on a CPU are computed by."""
+
+    def __call__(self, *_: Any) -> NoReturn:
+        jax = metadata.version("jax")
+        engine = build.describe()
+        print(f"segjax {segjax.__version__}\njax {jax}\nconvolutions on a CPU: {engine}")
+        raise SystemExit
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="segjax",
         description="Architecture ablations in semantic segmentation, in JAX and Flax.",
     )
-    parser.add_argument("--version", action="version", version=f"segjax {segjax.__version__}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print versions and exit")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name, run, summary, details=""):

@@ -213,5 +213,5 @@ def result_row(
         "best_step": facts["best_step"],
         "seconds": round(facts["seconds"], 1),
         "batch_norm": batch_norm,
-        **results.provenance(experiment.device_name),
+        **results.provenance(experiment.device_name, experiment.devices[0].platform),
     }

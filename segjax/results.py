@@ -20,6 +20,7 @@ from segjax import boundary, jsonrows, metrics
 from segjax.errors import UserError
 from segjax.files import write_whole
 from segjax.jsonrows import Row, is_count, is_number, is_text
+from segjax.ops.onednn import build
 
 SCHEMA = 1
 REPRODUCED = "results.jsonl"  # of all runs, in the folder of `segjax reproduce`
@@ -159,9 +160,15 @@ def scored(
     return row
 
 
-def provenance(device: str) -> Row:
-    """The fields of a row that say on what and when it was made."""
+def provenance(device: str, platform: str = "") -> Row:
+    """The fields of a row that say on what and when it was made.
+
+    Args:
+      device: by its name.
+      platform: of JAX, such as "cpu"; on that oneDNN's version is noted where it is used.
+    """
     versions = {name: metadata.version(name) for name in ("jax", "flax", "optax")}
+    versions |= build.versions(platform)
     return {
         "device": device,
         "versions": {"segjax": segjax.__version__, **versions},

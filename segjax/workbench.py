@@ -36,6 +36,7 @@ from ml_collections import ConfigDict
 from segjax import config as configs
 from segjax import cost, losses, models, optimizers, parallel, steps
 from segjax.datasets import VOID, DatasetInfo
+from segjax.ops.onednn import build
 from segjax.ops.platform import shapes_alone
 from segjax.sides import forget_peak, resident, serve
 
@@ -78,6 +79,7 @@ class Bench:
         if folder:
             self._share(Path(folder), models.create(asked["model"], num_classes, **options))
         versions = {name: metadata.version(name) for name in ("jax", "flax", "optax")}
+        versions |= build.versions(self.device.platform)
         if self.device.platform == "gpu":
             versions["platform"] = " ".join(self.device.client.platform_version.split())
         return {

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from segjax.ops import onednn
 from segjax.ops.cpu_convolution import Sides, conv_general_dilated, padded
+from segjax.ops.onednn import kernels
 
 
 def conv(
@@ -46,14 +46,14 @@ def conv(
       (B, h, w, D), dtype of x; h = (H + padding - (kh - 1) rate - 1) // stride + 1 and w alike.
     """
     sides = _sides(padding, kernel.shape[:2], rate)
-    if onednn.in_use(x, kernel):
+    if kernels.in_use(x, kernel):
         # oneDNN takes no negative padding, and is slow where windows lie beyond the border.
         reach = [(k - 1) * rate for k in kernel.shape[:2]]
         x, sides = _moved_into_the_map(x, sides, reach)
-        window = onednn.Window((stride, stride), (rate, rate), sides, groups)
-        if onednn.supported(x, kernel, window):
+        window = kernels.Window((stride, stride), (rate, rate), sides, groups)
+        if kernels.supported(x, kernel, window):
             offset = jnp.zeros((0,)) if bias is None else bias.astype(jnp.float32)
-            return onednn.convolution(x, kernel, offset, window, relu)
+            return kernels.convolution(x, kernel, offset, window, relu)
     y = conv_general_dilated(
         x,
         kernel.astype(x.dtype),

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from segjax.ops import onednn
+from segjax.ops.onednn import kernels
 
 
 def batch_norm(
@@ -36,7 +36,7 @@ def batch_norm(
       mean: float32 (C,); no gradient goes through it, nor through var.
       var: float32 (C,), the sum of squares divided by their number.
     """
-    if onednn.in_use(x):
+    if kernels.in_use(x):
         y, mean, var = _batch_norm(x, scale, bias, epsilon, axis_name, relu)
         return y, lax.stop_gradient(mean), lax.stop_gradient(var)
     axes = tuple(range(x.ndim - 1))
@@ -78,11 +78,11 @@ def _batch_norm(x, scale, bias, epsilon, axis_name, relu):
 
 
 def _batch_norm_forward(x, scale, bias, epsilon, axis_name, relu):
-    own_mean, own_var = onednn.moments(x)
+    own_mean, own_var = kernels.moments(x)
     mean = _mean(own_mean, axis_name)
     var = _mean(own_var + jnp.square(own_mean - mean), axis_name)
     deviation = lax.rsqrt(var + epsilon)
-    y = onednn.affine(x, mean, scale * deviation, bias, relu)
+    y = kernels.affine(x, mean, scale * deviation, bias, relu)
     return (y, mean, var), (x, mean, deviation, scale, bias)
 
 
@@ -90,11 +90,11 @@ def _batch_norm_backward(epsilon, axis_name, relu, saved, gradients):
     x, mean, deviation, scale, bias = saved
     dy, _, _ = gradients
     factor = scale * deviation
-    plain, centered = onednn.affine_sums(x, dy, mean, factor, bias, relu)
+    plain, centered = kernels.affine_sums(x, dy, mean, factor, bias, relu)
     share = 1 / (x.size // x.shape[-1])
     slope = -factor * jnp.square(deviation) * _mean(centered, axis_name) * share
     constant = -factor * _mean(plain, axis_name) * share
-    dx = onednn.affine_gradient(x, dy, mean, factor, bias, slope, constant, relu)
+    dx = kernels.affine_gradient(x, dy, mean, factor, bias, slope, constant, relu)
     return dx, centered * deviation, plain
 
 

@@ -17,8 +17,8 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
-from segjax.ops import onednn
-from segjax.ops.onednn import Sides
+from segjax.ops.onednn import kernels
+from segjax.ops.onednn.kernels import Sides
 
 
 def max_pool_with_indices(x: jax.Array, window: int = 2) -> tuple[jax.Array, jax.Array]:
@@ -37,11 +37,11 @@ def max_pool_with_indices(x: jax.Array, window: int = 2) -> tuple[jax.Array, jax
     """
     if not 1 <= window <= 16:
         raise ValueError(f"window must be from 1 to 16, found {window}")
-    if onednn.in_use(x):
+    if kernels.in_use(x):
         *lead, height, width, channels = x.shape
         size = -(-height // window), -(-width // window)
         images = x.reshape(-1, height, width, channels)
-        y, indices = _pool(images, onednn.Pool(window, window, (0, 0)), size, (height, width))
+        y, indices = _pool(images, kernels.Pool(window, window, (0, 0)), size, (height, width))
         return y.reshape(*lead, *size, channels), indices.reshape(*lead, *size, channels)
     return _max_pool(x, window)
 
@@ -61,29 +61,29 @@ def max_pool(
       (B, h, w, C), dtype of x; h = (H + padding - window) // stride + 1 and w alike. The gradient
       of each value reaches the first maximum of its window.
     """
-    if onednn.in_use(x):
+    if kernels.in_use(x):
         before, after = zip(*padding, strict=True)
         size = tuple(
             (n + a + b - window) // stride + 1
             for n, a, b in zip(x.shape[1:3], before, after, strict=True)
         )
-        pooled, _ = _pool(x, onednn.Pool(window, stride, before), size, x.shape[1:3])
+        pooled, _ = _pool(x, kernels.Pool(window, stride, before), size, x.shape[1:3])
         return pooled
     return nn.max_pool(x, (window, window), (stride, stride), padding)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def _pool(x, pool, size, shape):
-    return onednn.max_pool(x, pool, size)
+    return kernels.max_pool(x, pool, size)
 
 
 def _pool_forward(x, pool, size, shape):
-    y, indices = onednn.max_pool(x, pool, size)
+    y, indices = kernels.max_pool(x, pool, size)
     return (y, indices), indices
 
 
 def _pool_backward(pool, size, shape, indices, gradients):
-    return (onednn.spread(gradients[0], indices, pool, shape),)
+    return (kernels.spread(gradients[0], indices, pool, shape),)
 
 
 _pool.defvjp(_pool_forward, _pool_backward)
@@ -91,15 +91,15 @@ _pool.defvjp(_pool_forward, _pool_backward)
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _unpool(y, indices, pool, size):
-    return onednn.spread(y, indices, pool, size)
+    return kernels.spread(y, indices, pool, size)
 
 
 def _unpool_forward(y, indices, pool, size):
-    return onednn.spread(y, indices, pool, size), indices
+    return kernels.spread(y, indices, pool, size), indices
 
 
 def _unpool_backward(pool, size, indices, dx):
-    return onednn.gather(dx, indices, pool), np.zeros(indices.shape, jax.dtypes.float0)
+    return kernels.gather(dx, indices, pool), np.zeros(indices.shape, jax.dtypes.float0)
 
 
 _unpool.defvjp(_unpool_forward, _unpool_backward)
@@ -165,9 +165,9 @@ def max_unpool(
             f"with window {window}, but the map to unpool is {h}x{w}"
         )
     lead = y.shape[:-3]
-    if onednn.in_use(y):
+    if kernels.in_use(y):
         images, places = (x.reshape(-1, h, w, channels) for x in (y, indices))
-        pool = onednn.Pool(window, window, (0, 0))
+        pool = kernels.Pool(window, window, (0, 0))
         return _unpool(images, places, pool, (height, width)).reshape(
             *lead, height, width, channels
         )

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from segjax.ops import onednn
 from segjax.ops.cpu_convolution import NHWC, conv_general_dilated, padded
+from segjax.ops.onednn import kernels
 from segjax.ops.platform import on_cpu
 
 
@@ -94,7 +94,7 @@ def conv_transpose(
     Returns:
       (B, H, W, D).
     """
-    if onednn.in_use(x, kernel):
+    if kernels.in_use(x, kernel):
         y = _by_onednn(x, kernel, bias, stride, padding, output_padding, rate)
         if y is not None:
             return y
@@ -131,17 +131,17 @@ def _by_onednn(x, kernel, bias, stride, padding, output_padding, rate):
     if stride == 1 and min(reach) >= padding:
         # As a convolution it takes the bias along.
         rows, columns = ((far - padding, far - padding + output_padding) for far in reach)
-        window = onednn.Window((1, 1), (rate, rate), (rows, columns), swapped=True)
-        if not onednn.supported(x, kernel, window):
+        window = kernels.Window((1, 1), (rate, rate), (rows, columns), swapped=True)
+        if not kernels.supported(x, kernel, window):
             return None
         offset = jnp.zeros((0,)) if bias is None else bias.astype(jnp.float32)
-        return onednn.convolution(x, lax.rev(kernel, (0, 1)), offset, window, False)
+        return kernels.convolution(x, lax.rev(kernel, (0, 1)), offset, window, False)
     sides = (padding, padding - output_padding)
-    window = onednn.Window((stride, stride), (rate, rate), (sides, sides))
+    window = kernels.Window((stride, stride), (rate, rate), (sides, sides))
     full = jax.ShapeDtypeStruct((x.shape[0], *sizes, kernel.shape[2]), x.dtype)
-    if not onednn.supported(full, kernel, window):
+    if not kernels.supported(full, kernel, window):
         return None
-    y = onednn.transposed_convolution(x, kernel, window, (sizes[0], sizes[1]))
+    y = kernels.transposed_convolution(x, kernel, window, (sizes[0], sizes[1]))
     return y if bias is None else y + bias.astype(x.dtype).reshape(1, 1, 1, -1)
 
 

@@ -1,7 +1,9 @@
-"""`python -m segjax.ops.onednn`: build the kernels as an installation does, and print the engine."""
+"""`python -m segjax.ops.onednn`: build the kernels, as an installation does, and print it."""
 
 import sys
 
-from segjax.ops.onednn.build import describe
+from segjax.ops.onednn.build import library
 
-sys.stdout.write(f"convolutions on a CPU: {describe()}\n")
+found = library()  # says itself what is missing
+if found:
+    sys.stdout.write(f"convolutions on a CPU: oneDNN {found.version}\n")

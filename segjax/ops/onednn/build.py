@@ -4,6 +4,8 @@ They want a C++ compiler and oneDNN 3 with its headers, from `pip install segjax
 x86-64), the system, or the folder that SEGJAX_ONEDNN_DIR names (with include/ and lib/). Where
 anything is missing, one log line says so and XLA computes instead. SEGJAX_ONEDNN=off never uses
 them; SEGJAX_ONEDNN=on makes it an error that they cannot be used.
+
+Importing this module is light: JAX is imported where it is needed.
 """
 
 import ctypes
@@ -20,10 +22,8 @@ import site
 import subprocess
 import sys
 import tempfile
+from importlib import metadata
 from pathlib import Path
-
-import jax
-import jaxlib.version
 
 SOURCE = Path(__file__).with_name("kernels.cc")
 FLAGS = ("-std=c++17", "-O3", "-DNDEBUG", "-march=native", "-fopenmp", "-fPIC", "-shared")
@@ -76,6 +76,8 @@ def library() -> Library | None:
 
 
 def _load():
+    import jax
+
     root, version = _find_onednn()
     compiler = _find_compiler()
     key = _key(root, version, compiler)
@@ -143,7 +145,7 @@ def _key(root, version, compiler):
     text = "\n".join(
         [
             SOURCE.read_text(),
-            *(jaxlib.version.__version__, version, str(shared), str(shared.stat().st_size)),
+            *(metadata.version("jaxlib"), version, str(shared), str(shared.stat().st_size)),
             *(said.partition("\n")[0], " ".join(FLAGS), _instructions()),
         ]
     )
@@ -183,6 +185,8 @@ def _build(path, root, compiler):
 
 
 def _compile(path, root, compiler):
+    import jax
+
     shared = _shared_object(root)
     beside = path.with_suffix(".tmp")
     command = [
@@ -196,11 +200,22 @@ def _compile(path, root, compiler):
     os.replace(beside, path)
 
 
+def versions(platform: str) -> dict[str, str]:
+    """Return {"onednn": version} for a platform whose convolutions the kernels compute, else {}."""
+    found = library() if platform == "cpu" else None
+    return {"onednn": found.version} if found else {}
+
+
 def describe() -> str:
-    """Return in one line what convolutions on a CPU are computed by, and if not oneDNN, why."""
+    """Return in a few words what convolutions on a CPU are computed by, and if by XLA, why.
+
+    Nothing is built or loaded, nor JAX imported.
+    """
+    if os.environ.get("SEGJAX_ONEDNN") == "off":
+        return "XLA (SEGJAX_ONEDNN=off)"
     try:
-        if os.environ.get("SEGJAX_ONEDNN") == "off":
-            return "XLA (SEGJAX_ONEDNN=off)"
-        return f"oneDNN {_load().version}"
+        _, version = _find_onednn()
+        _find_compiler()
     except Unavailable as error:
         return f"XLA ({error})"
+    return f"oneDNN {version}"

@@ -1,0 +1,259 @@
+"""Convolution, batch normalization and pooling on a CPU by oneDNN and kernels of our own.
+
+XLA's CPU backend computes convolutions in bfloat16 as float32, their kernels' gradients slowly, and
+elementwise work in bfloat16 slower still. The functions here are called by those of `segjax.ops`
+where `in_use()`, mean the same, and are tested against them. Arrays are float32 or bfloat16; what
+is summed is summed in float32. They work under jit, vmap (one call an example), reverse-mode
+differentiation and pmap, and repeat the same bits for the same number of OpenMP threads.
+"""
+
+import ctypes
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from segjax.ops.onednn.build import library
+from segjax.ops.platform import on_cpu
+
+DTYPES = (jnp.float32, jnp.bfloat16)
+
+Sides = tuple[tuple[int, int], tuple[int, int]]  # above and below, left and right
+
+
+def in_use(*arrays: jax.Array) -> bool:
+    """Return whether operations on these arrays, traced now, are computed by the kernels here."""
+    return all(x.dtype in DTYPES and x.size for x in arrays) and on_cpu() and library() is not None
+
+
+def _call(kernel: str, results: Any, *arrays: jax.Array, **attributes: Any) -> Any:
+    found = library()
+    assert found is not None  # `in_use` was asked
+    call = jax.ffi.ffi_call(found.target(kernel), results, vmap_method="sequential")
+    return call(*arrays, **attributes)
+
+
+class Window(NamedTuple):
+    """How a convolution moves over its map."""
+
+    strides: tuple[int, int]
+    rates: tuple[int, int]
+    padding: Sides  # zeros; none negative
+    groups: int = 1
+    swapped: bool = False  # the kernel is (kh, kw, D, C); one group
+
+    def numbers(self, relu: bool = False) -> np.ndarray:
+        """Return the numbers that the kernels read."""
+        rows, columns = self.padding
+        values = (*self.strides, *self.rates, *rows, *columns, self.groups, relu, self.swapped)
+        return np.asarray(values, np.int64)
+
+    def output(self, size: tuple[int, ...], taps: tuple[int, ...]) -> tuple[int, int]:
+        """Return (h, w) of the result for a map and a kernel of these sides."""
+        height, width = (
+            (n + sum(side) - (k - 1) * rate - 1) // stride + 1
+            for n, side, k, rate, stride in zip(
+                size, self.padding, taps, self.rates, self.strides, strict=True
+            )
+        )
+        return height, width
+
+
+def supported(x: jax.Array | jax.ShapeDtypeStruct, kernel: jax.Array, window: Window) -> bool:
+    """Return whether something comes out of a convolution, and oneDNN has it and its gradients."""
+    y = _result(x, kernel, window)
+    return min(y.shape) > 0 and all(_scratch(k, x, kernel, y, window, False) for k in range(3))
+
+
+def _result(x, kernel, window):
+    height, width = window.output(x.shape[1:3], kernel.shape[:2])
+    features = kernel.shape[2 if window.swapped else 3]
+    return jax.ShapeDtypeStruct((x.shape[0], height, width, features), x.dtype)
+
+
+def _scratch(kind, x, kernel, y, window, bias, relu=False):
+    """Memory for one call, which XLA plans with all others; None where oneDNN has no such thing.
+
+    kind: 0 for a convolution, 1 for the gradient of its input, 2 for that of its kernel.
+    """
+    found = library()
+    assert found is not None  # `in_use` was asked
+    shapes = (np.asarray(each.shape, np.int64) for each in (x, kernel, y))
+    halves = (each.dtype == jnp.bfloat16 for each in (x, kernel))
+    size = _scratch_bytes(found.loaded)(kind, *shapes, *halves, bias, window.numbers(relu))
+    return None if size < 0 else jax.ShapeDtypeStruct((size,), jnp.uint8)
+
+
+def _scratch_bytes(loaded):
+    numbers = np.ctypeslib.ndpointer(np.int64, flags="C_CONTIGUOUS")
+    function = loaded.scratch_bytes
+    flags = (ctypes.c_bool,) * 3
+    function.argtypes = (ctypes.c_int64, numbers, numbers, numbers, *flags, numbers)
+    function.restype = ctypes.c_int64
+    return function
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def convolution(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array, window: Window, relu: bool
+) -> jax.Array:
+    """Return x convolved with a kernel, plus a bias, below zero cut off if `relu`.
+
+    Args:
+      x: (B, H, W, C); the result has its dtype, and the kernel is rounded to it.
+      kernel: (kh, kw, C / groups, D), float32 or bfloat16; (kh, kw, D, C) where it is swapped.
+      bias: float32 (D,), or (0,) for none.
+      window: one that is `supported`.
+      relu: whether it ends in a ReLU.
+    """
+    result = _result(x, kernel, window)
+    scratch = _scratch(0, x, kernel, result, window, bias.size > 0, relu)
+    numbers = window.numbers(relu)
+    return _call("convolution", (result, scratch), x, kernel, bias, window=numbers)[0]
+
+
+def _convolution_forward(x, kernel, bias, window, relu):
+    y = convolution(x, kernel, bias, window, relu)
+    return y, (x, kernel, bias, y if relu else None)
+
+
+def _convolution_backward(window, relu, saved, dy):
+    x, kernel, bias, y = saved
+    if relu:
+        dy = relu_gradient(y, dy)
+    return (
+        input_gradient(dy, kernel, window, x.shape),
+        *kernel_gradient(x, dy, window, kernel, bias),
+    )
+
+
+convolution.defvjp(_convolution_forward, _convolution_backward)
+
+
+def input_gradient(
+    dy: jax.Array, kernel: jax.Array, window: Window, shape: tuple[int, ...]
+) -> jax.Array:
+    """Return dL/dx of a convolution, of the dtype of dL/dy and a shape (B, H, W, C)."""
+    result = jax.ShapeDtypeStruct(shape, dy.dtype)
+    scratch = _scratch(1, result, kernel, dy, window, False)
+    numbers = window.numbers()
+    name = "convolution_input_gradient"
+    return _call(name, (result, scratch), dy, kernel, window=numbers)[0]
+
+
+def kernel_gradient(
+    x: jax.Array, dy: jax.Array, window: Window, kernel: Any, bias: Any
+) -> tuple[jax.Array, jax.Array]:
+    """Return dL/dkernel and dL/dbias; of these only shapes and dtypes are looked at."""
+    results = [jax.ShapeDtypeStruct(like.shape, like.dtype) for like in (kernel, bias)]
+    scratch = _scratch(2, x, kernel, dy, window, bias.size > 0)
+    numbers = window.numbers()
+    dk, db, _ = _call("convolution_kernel_gradient", (*results, scratch), x, dy, window=numbers)
+    return dk, db
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def transposed_convolution(
+    x: jax.Array, kernel: jax.Array, window: Window, shape: tuple[int, int]
+) -> jax.Array:
+    """Return what the gradient of a convolution with this kernel and window does to x.
+
+    Args:
+      x: (B, h, w, C), what the convolution gives.
+      kernel: (kh, kw, D, C).
+      window: of the convolution.
+      shape: (H, W) of what is convolved.
+
+    Returns:
+      (B, H, W, D), dtype of x.
+    """
+    return input_gradient(x, kernel, window, (x.shape[0], *shape, kernel.shape[2]))
+
+
+def _transposed_forward(x, kernel, window, shape):
+    return transposed_convolution(x, kernel, window, shape), (x, kernel)
+
+
+def _transposed_backward(window, shape, saved, dy):
+    x, kernel = saved
+    none = jax.ShapeDtypeStruct((0,), jnp.float32)
+    dk, _ = kernel_gradient(dy, x, window, kernel, none)
+    return convolution(dy, kernel, jnp.zeros((0,)), window, False), dk
+
+
+transposed_convolution.defvjp(_transposed_forward, _transposed_backward)
+
+
+def relu_gradient(y: jax.Array, dy: jax.Array) -> jax.Array:
+    """Return dy where y > 0, and 0 elsewhere."""
+    return _call("relu_gradient", jax.ShapeDtypeStruct(dy.shape, dy.dtype), y, dy)
+
+
+def moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return mean and variance of each channel of (..., C), float32 (C,).
+
+    The variance is that around the mean, E[(x - E[x])^2], and not E[x^2] - E[x]^2.
+    """
+    one = jax.ShapeDtypeStruct(x.shape[-1:], jnp.float32)
+    return _call("moments", (one, one), x)
+
+
+def affine(x: jax.Array, mean: jax.Array, a: jax.Array, b: jax.Array, relu: bool) -> jax.Array:
+    """Return (x - mean) a + b by channel, below zero cut off if `relu`, dtype of x."""
+    return _call("affine", jax.ShapeDtypeStruct(x.shape, x.dtype), x, mean, a, b, relu=relu)
+
+
+def affine_sums(
+    x: jax.Array, dy: jax.Array, mean: jax.Array, a: jax.Array, b: jax.Array, relu: bool
+) -> tuple[jax.Array, jax.Array]:
+    """Return the sums by channel of dz and dz (x - mean), dz the gradient before the ReLU."""
+    one = jax.ShapeDtypeStruct(mean.shape, jnp.float32)
+    return _call("affine_sums", (one, one), x, dy, mean, a, b, relu=relu)
+
+
+def affine_gradient(
+    x: jax.Array,
+    dy: jax.Array,
+    mean: jax.Array,
+    a: jax.Array,
+    b: jax.Array,
+    p: jax.Array,
+    q: jax.Array,
+    relu: bool,
+) -> jax.Array:
+    """Return a dz + p (x - mean) + q by channel, dz as in `affine_sums`, dtype of x."""
+    result = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    return _call("affine_gradient", result, x, dy, mean, a, b, p, q, relu=relu)
+
+
+class Pool(NamedTuple):
+    """A square window of max pooling; what is beyond the border is never the greatest."""
+
+    window: int  # side, at most 16: a place in it is one byte
+    stride: int
+    before: tuple[int, int]  # rows and columns above and left of the map
+
+    def numbers(self) -> np.ndarray:
+        """Return the numbers that the kernels read."""
+        return np.asarray((self.window, self.stride, *self.before), np.int64)
+
+
+def max_pool(x: jax.Array, pool: Pool, size: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
+    """Return the first maximum of each window, (B, *size, C), and its place in it, uint8."""
+    shape = (x.shape[0], *size, x.shape[3])
+    results = jax.ShapeDtypeStruct(shape, x.dtype), jax.ShapeDtypeStruct(shape, jnp.uint8)
+    return _call("max_pool", results, x, window=pool.numbers())
+
+
+def spread(y: jax.Array, indices: jax.Array, pool: Pool, size: tuple[int, int]) -> jax.Array:
+    """Return (B, *size, C) with each value at its place; where windows overlap they add up."""
+    result = jax.ShapeDtypeStruct((y.shape[0], *size, y.shape[3]), y.dtype)
+    return _call("spread", result, y, indices, window=pool.numbers())
+
+
+def gather(x: jax.Array, indices: jax.Array, pool: Pool) -> jax.Array:
+    """Return the value at the place of each window, shaped as the indices."""
+    result = jax.ShapeDtypeStruct(indices.shape, x.dtype)
+    return _call("gather", result, x, indices, window=pool.numbers())
