@@ -74,10 +74,11 @@ class Bench:
         self.config = config_of(1, **asked)
         options, dtype = self.config.model.options, jnp.dtype(asked["precision"])
         self.model = models.create(asked["model"], num_classes, dtype=dtype, **options)
-        self.host_variables = seeded_variables(self.model, size)
+        variables = seeded_variables(self.model, size)
         idle = resident()
         if folder:
-            self._share(Path(folder), models.create(asked["model"], num_classes, **options))
+            exact = models.create(asked["model"], num_classes, **options)
+            self._share(Path(folder), variables, exact)
         versions = {name: metadata.version(name) for name in ("jax", "flax", "optax")}
         versions |= build.versions(self.device.platform)
         if self.device.platform == "gpu":
@@ -85,17 +86,17 @@ class Bench:
         return {
             "device": self.device.device_kind,
             "versions": versions,
-            "parameters": sum(x.size for x in jax.tree.leaves(self.host_variables["params"])),
+            "parameters": sum(x.size for x in jax.tree.leaves(variables["params"])),
             "idle": idle[0] if idle else None,
         }
 
-    def _share(self, folder, model):
-        paths = jax.tree.leaves_with_path(self.host_variables)
+    def _share(self, folder, variables, model):
+        paths = jax.tree.leaves_with_path(variables)
         arrays = {"/".join(key.key for key in path): x for path, x in paths}
         image = images(1, tuple(self.asked["resolution"]))[0]
         with jax.default_matmul_precision("highest"):
             forward = jax.jit(lambda variables, x: model.apply(variables, x, train=False))
-            logits = forward(self.host_variables, image)
+            logits = forward(variables, image)
         np.savez(folder / "weights.npz", **arrays)
         np.save(folder / "image.npy", image)
         np.save(folder / "logits.npy", logits)
@@ -108,6 +109,8 @@ class Bench:
         seconds, moved, calls = {}, {}, {}
         memory: dict[str, Any] = {"compiled": {}, "device": {}, "process": {}}
         for what in WHAT:
+            if what == "training_step":
+                self._place_optimizer()
             function = self._function(what)
             start = time.perf_counter()
             compiled = function.lower(*self._arguments(what, 0)).compile()
@@ -133,7 +136,7 @@ class Bench:
         }
 
     def _place(self, batch):
-        """Puts the state and the batches on the device."""
+        """Put the variables and the batches on the device."""
         self.config = config_of(batch, **self.asked)
         self.optimizer = optimizers.create_optimizer(
             self.config.optimizer, optimizers.create_schedule(self.config.optimizer, 1)
@@ -152,13 +155,18 @@ class Bench:
             ],
         }
         self.inputs = jax.device_put(self.inputs, self.device)
-        variables = jax.device_put(self.host_variables, self.device)
-        optimized = jax.jit(self.optimizer.init)(variables["params"])
-        self.state = steps.TrainState(jnp.zeros((), jnp.int32), variables, optimized, {})
+        # Made anew: a copy on the host would count as memory of the network.
+        variables = jax.device_put(seeded_variables(self.model, size), self.device)
+        self.state = steps.TrainState(jnp.zeros((), jnp.int32), variables, _NOTHING, {})
         weights = losses.SEGNET_CLASS_WEIGHTS if num_classes == 11 else np.ones(num_classes)
         self.shared = jax.device_put((np.uint32(self.config.seed), {}), self.device)
         self.class_weights = jnp.asarray(weights, jnp.float32)
         self.count = 0
+
+    def _place_optimizer(self):
+        """Put the optimizer's state on the device, which a forward pass has no use for."""
+        optimized = jax.jit(self.optimizer.init)(self.state.variables["params"])
+        self.state = self.state.replace(opt_state=optimized)
 
     def _function(self, what):
         if what == "forward":

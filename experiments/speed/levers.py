@@ -59,6 +59,7 @@ class Lever(workbench.Bench):
     def place(self, batch: int) -> dict[str, int | None]:
         """Compiles every way; gives the bytes that each takes."""
         self._place(batch)
+        self._place_optimizer()
         self.programs: dict[str, tuple[Any, tuple[Any, ...], int]] = {}
         raw = self.inputs["training_step"][0]
         model = self.model

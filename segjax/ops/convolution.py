@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from segjax.ops.cpu_convolution import Sides, conv_general_dilated, padded
+from segjax.ops.cpu_convolution import Sides, conv_general_dilated, padded, with_bias
 from segjax.ops.onednn import kernels
 
 
@@ -62,8 +62,7 @@ def conv(
         rhs_dilation=(rate, rate),
         feature_group_count=groups,
     )
-    if bias is not None:
-        y = y + bias.astype(x.dtype).reshape(1, 1, 1, -1)
+    y = with_bias(y, bias)
     return jnp.maximum(y, 0) if relu else y
 
 

@@ -193,6 +193,14 @@ def kernel_gradient(
     return product.reshape(taps[0], channels, taps[1], features).swapaxes(1, 2)
 
 
+def with_bias(y: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """Add (D,) to each feature of (B, h, w, D), in float32, as its gradient is summed then."""
+    if bias is None:
+        return y
+    shift = bias.astype(jnp.float32).reshape(1, 1, 1, -1)
+    return (y.astype(jnp.float32) + shift).astype(y.dtype)
+
+
 def padded(x: jax.Array, rows: tuple[int, int], columns: tuple[int, int]) -> jax.Array:
     """Zeros before and after the rows and the columns; fewer than none take away."""
     return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), (*rows, 0), (*columns, 0), (0, 0, 0)])

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from segjax.ops.cpu_convolution import NHWC, conv_general_dilated, padded
+from segjax.ops.cpu_convolution import NHWC, conv_general_dilated, padded, with_bias
 from segjax.ops.onednn import kernels
 from segjax.ops.platform import on_cpu
 
@@ -103,7 +103,7 @@ def conv_transpose(
         y = _by_phases(x, kernel, stride, padding, output_padding)
     else:
         y = _by_lax(x, kernel, stride, padding, output_padding, rate)
-    return y if bias is None else y + bias.astype(x.dtype).reshape(1, 1, 1, -1)
+    return with_bias(y, bias)
 
 
 def _by_lax(x, kernel, stride, padding, output_padding, rate):
@@ -142,7 +142,7 @@ def _by_onednn(x, kernel, bias, stride, padding, output_padding, rate):
     if not kernels.supported(full, kernel, window):
         return None
     y = kernels.transposed_convolution(x, kernel, window, (sizes[0], sizes[1]))
-    return y if bias is None else y + bias.astype(x.dtype).reshape(1, 1, 1, -1)
+    return with_bias(y, bias)
 
 
 def _by_phases(x, kernel, stride, padding, output_padding):

@@ -1,0 +1,273 @@
+"""Convolution by oneDNN against float64 sums written as loops over the taps, and against lax."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import lax
+
+from segjax.ops import convolution, upsampling
+from segjax.ops.onednn import kernels
+from segjax.ops.platform import shapes_alone
+
+
+def taps_of(x, kernel, sides, stride, rate):
+    """The pixels that each tap sees, as slices of the padded map."""
+    size = [n + sum(side) for n, side in zip(x.shape[1:3], sides, strict=True)]
+    outputs = [
+        (n - (k - 1) * rate - 1) // stride + 1 for n, k in zip(size, kernel.shape[:2], strict=True)
+    ]
+    for place in np.ndindex(kernel.shape[:2]):
+        rows, columns = (
+            slice(tap * rate, tap * rate + (n - 1) * stride + 1, stride)
+            for tap, n in zip(place, outputs, strict=True)
+        )
+        yield place, (slice(None), rows, columns)
+
+
+def reference(x, kernel, dy, sides, stride, rate, groups):
+    """The convolution and the gradients of sum(y dy), all float64."""
+    x, kernel, dy = (np.asarray(each, np.float64) for each in (x, kernel, dy))
+    around = [(0, 0), *[tuple(max(n, 0) for n in side) for side in sides], (0, 0)]
+    wide = np.pad(x, around)
+    crop = tuple(
+        slice(max(-a, 0), n - max(-b, 0)) for (a, b), n in zip(sides, wide.shape[1:3], strict=True)
+    )
+    seen = wide[:, crop[0], crop[1]]
+    y, dx, dk = np.zeros(dy.shape), np.zeros(seen.shape), np.zeros(kernel.shape)
+    channels, features = kernel.shape[2], kernel.shape[3] // groups
+    for place, at in taps_of(x, kernel, sides, stride, rate):
+        for group in range(groups):
+            inner = slice(group * channels, (group + 1) * channels)
+            outer = slice(group * features, (group + 1) * features)
+            pixels, weights = seen[at][..., inner], kernel[place][:, outer]
+            y[..., outer] += pixels @ weights
+            dk[place][:, outer] = np.einsum("bhwc,bhwd->cd", pixels, dy[..., outer])
+            dx[at][..., inner] += dy[..., outer] @ weights.T
+    full = np.zeros(wide.shape)
+    full[:, crop[0], crop[1]] = dx
+    (top, _), (left, _) = around[1:3]
+    return y, full[:, top : top + x.shape[1], left : left + x.shape[2]], dk
+
+
+def arrays(seed, *shapes, dtype=jnp.float32):
+    rng = np.random.default_rng(seed)
+    return [jnp.asarray(rng.standard_normal(shape, np.float32), dtype) for shape in shapes]
+
+
+sides_of = st.tuples(st.integers(-1, 6), st.integers(-1, 6))  # fewer than none are taken away
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    size=st.tuples(st.integers(7, 12), st.integers(7, 12)),
+    taps=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    stride=st.integers(1, 3),
+    rate=st.integers(1, 2),
+    sides=st.tuples(sides_of, sides_of),
+    groups=st.sampled_from([1, 1, 2, 3]),
+    channels=st.sampled_from([1, 3, 16]),
+    features=st.sampled_from([1, 5, 16]),
+    dtype=st.sampled_from([jnp.float32, jnp.bfloat16]),
+    bias=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_values_and_gradients_are_the_sums_that_they_stand_for(
+    size, taps, stride, rate, sides, groups, channels, features, dtype, bias, seed
+):
+    kernel_shape = (*taps, channels, groups * features)
+    x, kernel = arrays(seed, (2, *size, groups * channels), kernel_shape)
+    x, rounded = x.astype(dtype), kernel.astype(dtype).astype(jnp.float32)
+    (offset,) = arrays(seed + 1, (groups * features,)) if bias else (None,)
+
+    def convolve(x, kernel, offset):
+        return convolution.conv(
+            x, kernel, offset, stride=stride, padding=sides, rate=rate, groups=groups
+        )
+
+    y, back = jax.vjp(convolve, x, kernel, offset)
+    (dy,) = arrays(seed + 2, y.shape, dtype=dtype)
+    dx, dk, db = back(dy)
+    expected = reference(x, rounded, dy, sides, stride, rate, groups)
+    assert (y.dtype, dx.dtype, dk.dtype) == (dtype, dtype, jnp.float32)
+    # bfloat16 has 8 bits; what is rounded is the result alone, the sums are float32.
+    tolerance = {"rtol": 2**-8, "atol": 0.1} if dtype == jnp.bfloat16 else {"atol": 5e-5}
+    shift = 0 if offset is None else np.asarray(offset)
+    for found, truth in zip((y, dx), (expected[0] + shift, expected[1]), strict=True):
+        np.testing.assert_allclose(np.asarray(found, np.float64), truth, **tolerance)
+    np.testing.assert_allclose(dk, expected[2], atol=1e-4)
+    if bias:
+        np.testing.assert_allclose(db, np.asarray(dy, np.float64).sum((0, 1, 2)), atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_relu_cuts_values_and_gradients(dtype):
+    x, kernel = arrays(0, (1, 9, 8, 16), (3, 3, 16, 17))
+    x = x.astype(dtype)
+    (bias,) = arrays(1, (17,))
+
+    def gradients(relu):
+        def loss(x, kernel, bias):
+            y = convolution.conv(x, kernel, bias, padding="SAME", relu=relu)
+            y = y if relu else jnp.maximum(y, 0)
+            return jnp.sum(jnp.sin(y.astype(jnp.float32)))
+
+        return jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(x, kernel, bias)
+
+    leaves = map(jax.tree.leaves, (gradients(True), gradients(False)))
+    for found, expected in zip(*leaves, strict=True):
+        np.testing.assert_array_equal(
+            np.asarray(found, np.float32), np.asarray(expected, np.float32)
+        )
+
+
+@settings(deadline=None, max_examples=12)
+@given(
+    size=st.tuples(st.integers(1, 6), st.integers(1, 6)),
+    side=st.integers(1, 5),
+    stride=st.integers(1, 4),
+    padding=st.integers(0, 3),
+    output_padding=st.integers(0, 1),
+    rate=st.integers(1, 2),
+    dtype=st.sampled_from([jnp.float32, jnp.bfloat16]),
+)
+def test_a_transposed_convolution_is_that_of_lax(
+    size, side, stride, padding, output_padding, rate, dtype
+):
+    x, kernel = arrays(0, (2, *size, 16), (side, side, 5, 16))
+    x, kernel = x.astype(dtype), kernel.astype(dtype).astype(jnp.float32)
+    (bias,) = arrays(1, (5,))
+    if min(size) * stride - stride + (side - 1) * rate + 1 <= 2 * padding:
+        return  # nothing comes out
+
+    def up(x, kernel, bias):
+        return upsampling.conv_transpose(
+            x,
+            kernel,
+            bias,
+            stride=stride,
+            padding=padding,
+            output_padding=output_padding,
+            rate=rate,
+        )
+
+    def by_lax(x, kernel, bias):
+        with shapes_alone():  # as on no CPU
+            return up(x.astype(jnp.float32), kernel, bias)
+
+    (y, back), (truth, back_truth) = (jax.vjp(f, x, kernel, bias) for f in (up, by_lax))
+    (dy,) = arrays(2, y.shape, dtype=dtype)
+    tolerance = {"rtol": 2**-7, "atol": 0.2} if dtype == jnp.bfloat16 else {"atol": 1e-4}
+    pairs = zip((y, *back(dy)), (truth, *back_truth(dy.astype(jnp.float32))), strict=True)
+    for found, expected in pairs:
+        assert found.shape == expected.shape
+        np.testing.assert_allclose(
+            np.asarray(found, np.float32), np.asarray(expected, np.float32), **tolerance
+        )
+
+
+def test_it_is_what_runs():
+    x, kernel = arrays(0, (1, 8, 8, 16), (3, 3, 16, 16))
+
+    def loss(x, kernel):
+        return jnp.sum(convolution.conv(x, kernel, padding=1) ** 2)
+
+    def text(*arguments):
+        return str(jax.make_jaxpr(jax.grad(loss, (0, 1)))(*arguments))
+
+    assert "conv_general_dilated" not in text(x, kernel)
+    assert text(x, kernel).count("name=segjax_convolution") >= 3 or "ffi_call" in text(x, kernel)
+    with shapes_alone():
+        counted = text(x, kernel)
+    assert counted.count("conv_general_dilated[") == 3
+    assert "ffi_call" not in counted
+    half = x.astype(jnp.float16)  # no dtype of the kernels here
+    assert "ffi_call" not in text(half, kernel)
+
+
+def test_calls_repeat_their_bits_and_shapes_need_no_call():
+    x, kernel = arrays(0, (2, 20, 24, 32), (3, 3, 32, 32))
+
+    def gradients(x, kernel):
+        return jax.grad(lambda x, k: jnp.mean(convolution.conv(x, k, padding=1) ** 2), (0, 1))(
+            x, kernel
+        )
+
+    first = jax.jit(gradients)(x, kernel)
+    for _ in range(5):
+        again = jax.jit(gradients)(x, kernel)
+        jax.tree.map(np.testing.assert_array_equal, first, again)
+    shapes = jax.eval_shape(gradients, x, kernel)
+    assert [each.shape for each in shapes] == [x.shape, kernel.shape]
+
+
+def test_seeds_in_one_program():
+    (x,) = arrays(0, (3, 9, 9, 16))
+    (kernels_of_seeds,) = arrays(1, (2, 3, 3, 16, 8))
+
+    def gradient(kernel):
+        return jax.grad(lambda k: jnp.mean(convolution.conv(x, k, padding="SAME") ** 2))(kernel)
+
+    together = jax.jit(jax.vmap(gradient))(kernels_of_seeds)
+    for found, kernel in zip(together, kernels_of_seeds, strict=True):
+        np.testing.assert_array_equal(found, jax.jit(gradient)(kernel))
+
+
+def test_two_devices_give_what_one_gives():
+    (x,) = arrays(0, (4, 12, 12, 16))
+    (kernel,) = arrays(1, (3, 3, 16, 16))
+
+    def gradient(x, kernel):
+        return jax.grad(lambda k: jnp.sum(convolution.conv(x, k, padding=1) ** 2))(kernel)
+
+    shares = x.reshape(2, 2, *x.shape[1:])
+    each = jax.pmap(gradient, in_axes=(0, None))(shares, kernel)
+    for _ in range(20):
+        again = jax.pmap(gradient, in_axes=(0, None))(shares, kernel)
+        np.testing.assert_array_equal(again, each)
+    np.testing.assert_allclose(np.sum(each, 0), gradient(x, kernel), rtol=1e-4, atol=1e-2)
+
+
+def test_a_thousand_calls_leave_no_memory_behind():
+    x, kernel = arrays(0, (1, 64, 64, 64), (3, 3, 64, 64))  # 1 MB a map
+
+    @jax.jit
+    def gradients(x, kernel):
+        return jax.grad(lambda x, k: jnp.mean(convolution.conv(x, k, padding=1) ** 2), (0, 1))(
+            x, kernel
+        )
+
+    def resident():
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * 4096
+
+    for _ in range(20):
+        jax.block_until_ready(gradients(x, kernel))
+    before = resident()
+    for _ in range(1000):
+        jax.block_until_ready(gradients(x, kernel))
+    assert resident() - before < 20e6
+
+
+def test_padding_beyond_the_reach_of_a_kernel():
+    x, kernel = arrays(0, (1, 6, 7, 3), (3, 3, 3, 8))
+    found = convolution.conv(x, kernel, padding=100)
+    expected = lax.conv_general_dilated(
+        x, kernel, (1, 1), [(100, 100)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_other_words_of_padding_are_refused():
+    x, kernel = arrays(0, (1, 6, 7, 3), (3, 3, 3, 8))
+    with pytest.raises(ValueError, match="padding is 'VALID'"):
+        convolution.conv(x, kernel, padding="VALID")
+
+
+def test_what_oneDNN_does_not_have_is_left_to_xla():
+    x, kernel = arrays(0, (1, 2, 2, 3), (5, 5, 3, 8))
+    window = kernels.Window((1, 1), (1, 1), ((0, 0), (0, 0)))
+    assert not kernels.supported(x, kernel, window)
+    assert convolution.conv(x, kernel).shape == (1, 0, 0, 8)
