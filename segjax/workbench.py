@@ -44,7 +44,8 @@ WHAT = ("forward", "training_step", "gradient")
 DISTINCT = 4  # batches that come round, so that none is at hand from the call before
 SAMPLE_SECONDS = 0.05  # a sample is as many calls as this takes, from 1 to MOST_CALLS
 MOST_CALLS = 20
-WARM_UP = 2  # calls before any that counts
+WARM_UP = 2  # calls before any that counts, but one where a call takes longer than LONG
+LONG = 1.0  # seconds
 # Hardly any, so that thousands of steps leave the weights, and the work on them, as they were.
 LEARNING_RATE = 1e-12
 PATCHES = 64  # of an image, where a network trains on patches
@@ -205,11 +206,13 @@ class Bench:
 
     def _warm_up(self, what):
         """How many calls make a sample."""
-        for _ in range(WARM_UP):
+        for _ in range(1 + WARM_UP):
+            start = time.perf_counter()
             jax.block_until_ready(self._run(what))
-        start = time.perf_counter()
-        jax.block_until_ready(self._run(what))
-        return calls_of_a_sample(time.perf_counter() - start)
+            seconds = time.perf_counter() - start
+            if seconds > LONG:
+                break
+        return calls_of_a_sample(seconds)
 
     def _macs(self, batch):
         size = (*self.asked["resolution"], 3)

@@ -32,7 +32,6 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import lax
 
 from segjax.models import vgg
 from segjax.models.layers import Conv, ConvBlock
@@ -62,8 +61,7 @@ class DeepLabLargeFOV(nn.Module):
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
         x = _trunk(self, image, train)
-        # pool5a; as in Caffe the zeros around count. (nn.avg_pool divides by an integer array.)
-        x = nn.pooling.pool(x, 0.0, lax.add, (3, 3), (1, 1), ((1, 1), (1, 1))) / 9
+        x = _average_pool(x)  # pool5a
         x = _scores(self, x, self.rate, "", train)
         return _upsample(x, self.output_stride, image.shape)
 
@@ -124,6 +122,13 @@ def _max_pool(x, stride):
     # Caffe rounds up: an even side takes one window more, whose first row alone is inside.
     rows, columns = ((1, 1 + (stride == 2 and side % 2 == 0)) for side in x.shape[1:3])
     return max_pool(x, 3, stride, (rows, columns))
+
+
+def _average_pool(x):
+    """3x3 around every pixel, the zeros around the map counted, as in Caffe."""
+    padded = jnp.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)]).astype(jnp.float32)
+    rows = padded[:, :-2] + padded[:, 1:-1] + padded[:, 2:]
+    return ((rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]) / 9).astype(x.dtype)
 
 
 def _scores(model, x, rate, branch, train):

@@ -19,6 +19,7 @@ from flax import linen as nn
 
 from segjax.errors import UserError
 from segjax.models.layers import BatchNorm, Conv, ConvTranspose
+from segjax.ops.concatenation import concatenate
 from segjax.ops.pooling import max_pool
 
 he_uniform = nn.initializers.variance_scaling(2.0, "fan_in", "uniform")
@@ -63,8 +64,8 @@ class FCDenseNet56(nn.Module):
             new: list[jax.Array] = []
             for n in range(1, count + 1):
                 new.append(layer(x, self.growth, 3, f"{name}_{n}"))
-                x = jnp.concatenate([x, new[-1]], -1)
-            return x, jnp.concatenate(new, -1)
+                x = concatenate([x, new[-1]])
+            return x, concatenate(new)
 
         x = image.astype(self.dtype)
         x = Conv(self.width, 3, kernel_init=he_uniform, dtype=self.dtype, name="conv1")(x)
@@ -86,7 +87,7 @@ class FCDenseNet56(nn.Module):
                 name=f"transition_up{block}",
             )(new)
             up = up[:, : skip.shape[1], : skip.shape[2]]  # a row more than twice as many
-            x, new = dense(jnp.concatenate([up, skip], -1), self.layers[block - 1], f"up{block}")
+            x, new = dense(concatenate([up, skip]), self.layers[block - 1], f"up{block}")
         x = Conv(self.num_classes, 1, kernel_init=he_uniform, dtype=self.dtype, name="classifier")(
             x
         )

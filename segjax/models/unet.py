@@ -29,6 +29,7 @@ from flax import linen as nn
 
 from segjax.errors import UserError
 from segjax.models.layers import Conv, ConvBlock, ConvTranspose
+from segjax.ops.concatenation import concatenate
 from segjax.ops.padding import mirror
 from segjax.ops.pooling import max_pool
 
@@ -102,7 +103,7 @@ class UNet(nn.Module):
             x = ConvTranspose(
                 2**level * self.width, 2, 2, dtype=self.dtype, name=f"upconv_{source}_u{level}a"
             )(x)
-            x = jnp.concatenate([x, _centre(skips.pop(), x.shape)], -1)
+            x = concatenate([x, _centre(skips.pop(), x.shape)])
             x = block(x, level, f"conv_u{level}b-c")
             x = block(x, level, f"conv_u{level}c-d")
             source = f"u{level}d"

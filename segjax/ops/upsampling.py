@@ -128,21 +128,20 @@ def _by_onednn(x, kernel, bias, stride, padding, output_padding, rate):
     ]
     if min(sizes) < 1 or output_padding > padding:
         return None
+    offset = jnp.zeros((0,)) if bias is None else bias.astype(jnp.float32)
     if stride == 1 and min(reach) >= padding:
         # As a convolution it takes the bias along.
         rows, columns = ((far - padding, far - padding + output_padding) for far in reach)
         window = kernels.Window((1, 1), (rate, rate), (rows, columns), swapped=True)
         if not kernels.supported(x, kernel, window):
             return None
-        offset = jnp.zeros((0,)) if bias is None else bias.astype(jnp.float32)
         return kernels.convolution(x, lax.rev(kernel, (0, 1)), offset, window, False)
     sides = (padding, padding - output_padding)
-    window = kernels.Window((stride, stride), (rate, rate), (sides, sides))
-    full = jax.ShapeDtypeStruct((x.shape[0], *sizes, kernel.shape[2]), x.dtype)
-    if not kernels.supported(full, kernel, window):
+    window = kernels.Window((stride, stride), (rate, rate), (sides, sides), swapped=True)
+    size = sizes[0], sizes[1]
+    if not kernels.supported_transposed(x, kernel, window, size):
         return None
-    y = kernels.transposed_convolution(x, kernel, window, (sizes[0], sizes[1]))
-    return with_bias(y, bias)
+    return kernels.transposed_convolution(x, kernel, offset, window, size)
 
 
 def _by_phases(x, kernel, stride, padding, output_padding):

@@ -29,7 +29,14 @@ SOURCE = Path(__file__).with_name("kernels.cc")
 FLAGS = ("-std=c++17", "-O3", "-DNDEBUG", "-march=native", "-fopenmp", "-fPIC", "-shared")
 KERNELS = (
     *("convolution", "convolution_input_gradient", "convolution_kernel_gradient"),
-    *("relu_gradient", "moments", "affine", "affine_sums", "affine_gradient"),
+    *(
+        "transposed_convolution",
+        "relu_gradient",
+        "moments",
+        "affine",
+        "affine_sums",
+        "affine_gradient",
+    ),
     *("max_pool", "spread", "gather"),
 )
 

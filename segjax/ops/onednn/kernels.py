@@ -67,6 +67,13 @@ def supported(x: jax.Array | jax.ShapeDtypeStruct, kernel: jax.Array, window: Wi
     return min(y.shape) > 0 and all(_scratch(k, x, kernel, y, window, False) for k in range(3))
 
 
+def supported_transposed(x: jax.Array, kernel: jax.Array, window: Window, size: Any) -> bool:
+    """Return whether oneDNN has a transposed convolution to (H, W), and its gradients."""
+    full = jax.ShapeDtypeStruct((x.shape[0], *size, kernel.shape[2]), x.dtype)
+    plain = window._replace(swapped=False)
+    return bool(_scratch(3, full, kernel, x, window, True)) and supported(full, kernel, plain)
+
+
 def _result(x, kernel, window):
     height, width = window.output(x.shape[1:3], kernel.shape[:2])
     features = kernel.shape[2 if window.swapped else 3]
@@ -76,7 +83,8 @@ def _result(x, kernel, window):
 def _scratch(kind, x, kernel, y, window, bias, relu=False):
     """Memory for one call, which XLA plans with all others; None where oneDNN has no such thing.
 
-    kind: 0 for a convolution, 1 for the gradient of its input, 2 for that of its kernel.
+    kind: 0 for a convolution, 1 for the gradient of its input, 2 for that of its kernel, 3 for a
+    transposed convolution from y to x.
     """
     found = library()
     assert found is not None  # `in_use` was asked
@@ -154,33 +162,39 @@ def kernel_gradient(
     return dk, db
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def transposed_convolution(
-    x: jax.Array, kernel: jax.Array, window: Window, shape: tuple[int, int]
+    x: jax.Array, kernel: jax.Array, bias: jax.Array, window: Window, size: tuple[int, int]
 ) -> jax.Array:
-    """Return what the gradient of a convolution with this kernel and window does to x.
+    """Return what the gradient of a convolution with this kernel and window does to x, plus a bias.
 
     Args:
       x: (B, h, w, C), what the convolution gives.
       kernel: (kh, kw, D, C).
-      window: of the convolution.
-      shape: (H, W) of what is convolved.
+      bias: float32 (D,), or (0,) for none.
+      window: of the convolution, swapped as its transpose reads the kernel.
+      size: (H, W) of what is convolved.
 
     Returns:
       (B, H, W, D), dtype of x.
     """
-    return input_gradient(x, kernel, window, (x.shape[0], *shape, kernel.shape[2]))
+    result = jax.ShapeDtypeStruct((x.shape[0], *size, kernel.shape[2]), x.dtype)
+    scratch = _scratch(3, result, kernel, x, window, bias.size > 0)
+    numbers = window.numbers()
+    return _call("transposed_convolution", (result, scratch), x, kernel, bias, window=numbers)[0]
 
 
-def _transposed_forward(x, kernel, window, shape):
-    return transposed_convolution(x, kernel, window, shape), (x, kernel)
+def _transposed_forward(x, kernel, bias, window, size):
+    return transposed_convolution(x, kernel, bias, window, size), (x, kernel, bias)
 
 
-def _transposed_backward(window, shape, saved, dy):
-    x, kernel = saved
-    none = jax.ShapeDtypeStruct((0,), jnp.float32)
-    dk, _ = kernel_gradient(dy, x, window, kernel, none)
-    return convolution(dy, kernel, jnp.zeros((0,)), window, False), dk
+def _transposed_backward(window, size, saved, dy):
+    x, kernel, bias = saved
+    window = window._replace(swapped=False)
+    dk, _ = kernel_gradient(dy, x, window, kernel, jax.ShapeDtypeStruct((0,), jnp.float32))
+    dx = convolution(dy, kernel, jnp.zeros((0,)), window, False)
+    db = jnp.sum(dy, (0, 1, 2), dtype=jnp.float32) if bias.size else jnp.zeros((0,))
+    return dx, dk, db
 
 
 transposed_convolution.defvjp(_transposed_forward, _transposed_backward)
