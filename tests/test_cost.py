@@ -12,7 +12,7 @@ from jax import lax
 from runs import OneLayer, tiny_config
 from segjax import cost, datasets, models
 from segjax.models.patches import multiply_adds
-from segjax.ops.convolution import NHWC
+from segjax.ops.cpu_convolution import NHWC
 from segjax.ops.platform import shapes_alone
 from segjax.ops.upsampling import bilinear_conv_transpose, conv_transpose
 

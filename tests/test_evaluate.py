@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 
 from runs import DESCRIPTION, OneLayer, arrays, small_config, tiny_config
 from segjax import (
@@ -21,6 +20,7 @@ from segjax import (
     results,
     train,
 )
+from segjax.models.layers import Conv
 
 
 def create(config):
@@ -93,7 +93,7 @@ def test_batch_norm_statistics_are_those_of_the_training_set(scenes_data_dir, nu
             image,
             train=True,
             mutable=["batch_stats", "intermediates"],
-            capture_intermediates=lambda module, _: isinstance(module, nn.Conv),
+            capture_intermediates=lambda module, _: isinstance(module, Conv),
         )
         return changed["intermediates"]
 

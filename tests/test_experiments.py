@@ -33,7 +33,7 @@ PARAMETERS = {
     "loss_weighting": 1_416_587,
     "patch_cnn": 222_635,
     "pretraining": 134_338_913,
-    "quickstart": 90_731,
+    "quickstart": 1_944_219,
     "segnet": 29_449_355,
     "segnet_basic": 1_416_587,
     "skip_strides": 134_314_081,

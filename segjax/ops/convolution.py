@@ -47,13 +47,16 @@ def conv(
     """
     sides = _sides(padding, kernel.shape[:2], rate)
     if kernels.in_use(x, kernel):
-        # oneDNN takes no negative padding, and is slow where windows lie beyond the border.
-        reach = [(k - 1) * rate for k in kernel.shape[:2]]
-        x, sides = _moved_into_the_map(x, sides, reach)
+        # oneDNN takes no negative padding, and of a kernel's gradient it has nothing but a plain
+        # loop, hundreds of times slower, where more than half of a window lies beyond the border.
+        halves = [((k - 1) * rate + 1) // 2 for k in kernel.shape[:2]]
+        x, sides = _moved_into_the_map(x, sides, halves)
         window = kernels.Window((stride, stride), (rate, rate), sides, groups)
-        if kernels.supported(x, kernel, window):
+        if (dtype := kernels.dtype_of(x, kernel, window)) is not None:
             offset = jnp.zeros((0,)) if bias is None else bias.astype(jnp.float32)
-            return kernels.convolution(x, kernel, offset, window, relu)
+            kernel = kernel if dtype == x.dtype else kernel.astype(x.dtype)
+            y = kernels.convolution(x.astype(dtype), kernel, offset, window, relu)
+            return y.astype(x.dtype)
     y = conv_general_dilated(
         x,
         kernel.astype(x.dtype),
@@ -78,11 +81,11 @@ def _sides(padding: str | int | Sides, taps: Sequence[int], rate: int) -> Sides:
 
 
 def _moved_into_the_map(
-    x: jax.Array, sides: Sides, reach: Sequence[int]
+    x: jax.Array, sides: Sides, halves: Sequence[int]
 ) -> tuple[jax.Array, Sides]:
-    """The map with negative padding and what goes beyond the reach done, and the rest of it."""
+    """The map with negative padding and what goes beyond the halves done, and the rest of it."""
     kept, moved = [], []
-    for (before, after), far in zip(sides, reach, strict=True):
+    for (before, after), far in zip(sides, halves, strict=True):
         inside = min(max(before, 0), far), min(max(after, 0), far)
         kept.append(inside)
         moved.append((before - inside[0], after - inside[1]))

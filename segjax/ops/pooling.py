@@ -41,7 +41,7 @@ def max_pool_with_indices(x: jax.Array, window: int = 2) -> tuple[jax.Array, jax
         *lead, height, width, channels = x.shape
         size = -(-height // window), -(-width // window)
         images = x.reshape(-1, height, width, channels)
-        y, indices = _pool(images, kernels.Pool(window, window, (0, 0)), size, (height, width))
+        y, indices = kernels.max_pool(images, kernels.Pool(window, window, (0, 0)), size)
         return y.reshape(*lead, *size, channels), indices.reshape(*lead, *size, channels)
     return _max_pool(x, window)
 
@@ -67,42 +67,9 @@ def max_pool(
             (n + a + b - window) // stride + 1
             for n, a, b in zip(x.shape[1:3], before, after, strict=True)
         )
-        pooled, _ = _pool(x, kernels.Pool(window, stride, before), size, x.shape[1:3])
+        pooled, _ = kernels.max_pool(x, kernels.Pool(window, stride, before), size)
         return pooled
     return nn.max_pool(x, (window, window), (stride, stride), padding)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _pool(x, pool, size, shape):
-    return kernels.max_pool(x, pool, size)
-
-
-def _pool_forward(x, pool, size, shape):
-    y, indices = kernels.max_pool(x, pool, size)
-    return (y, indices), indices
-
-
-def _pool_backward(pool, size, shape, indices, gradients):
-    return (kernels.spread(gradients[0], indices, pool, shape),)
-
-
-_pool.defvjp(_pool_forward, _pool_backward)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _unpool(y, indices, pool, size):
-    return kernels.spread(y, indices, pool, size)
-
-
-def _unpool_forward(y, indices, pool, size):
-    return kernels.spread(y, indices, pool, size), indices
-
-
-def _unpool_backward(pool, size, indices, dx):
-    return kernels.gather(dx, indices, pool), np.zeros(indices.shape, jax.dtypes.float0)
-
-
-_unpool.defvjp(_unpool_forward, _unpool_backward)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -168,7 +135,7 @@ def max_unpool(
     if kernels.in_use(y):
         images, places = (x.reshape(-1, h, w, channels) for x in (y, indices))
         pool = kernels.Pool(window, window, (0, 0))
-        return _unpool(images, places, pool, (height, width)).reshape(
+        return kernels.spread(images, places, pool, (height, width)).reshape(
             *lead, height, width, channels
         )
     position = jnp.arange(window**2, dtype=jnp.uint8).reshape(

@@ -128,20 +128,15 @@ def _by_onednn(x, kernel, bias, stride, padding, output_padding, rate):
     ]
     if min(sizes) < 1 or output_padding > padding:
         return None
-    offset = jnp.zeros((0,)) if bias is None else bias.astype(jnp.float32)
-    if stride == 1 and min(reach) >= padding:
-        # As a convolution it takes the bias along.
-        rows, columns = ((far - padding, far - padding + output_padding) for far in reach)
-        window = kernels.Window((1, 1), (rate, rate), (rows, columns), swapped=True)
-        if not kernels.supported(x, kernel, window):
-            return None
-        return kernels.convolution(x, lax.rev(kernel, (0, 1)), offset, window, False)
     sides = (padding, padding - output_padding)
     window = kernels.Window((stride, stride), (rate, rate), (sides, sides), swapped=True)
     size = sizes[0], sizes[1]
-    if not kernels.supported_transposed(x, kernel, window, size):
+    if (dtype := kernels.transposed_dtype_of(x, kernel, window, size)) is None:
         return None
-    return kernels.transposed_convolution(x, kernel, offset, window, size)
+    kernel = kernel if dtype == x.dtype else kernel.astype(x.dtype)
+    offset = jnp.zeros((0,)) if bias is None else bias.astype(jnp.float32)
+    y = kernels.transposed_convolution(x.astype(dtype), kernel, offset, window, size)
+    return y.astype(x.dtype)
 
 
 def _by_phases(x, kernel, stride, padding, output_padding):

@@ -126,7 +126,7 @@ def gradient_lies_where_the_maxima_were(name):
         return model.apply(changed, image, train=False)[0]
 
     shift = jnp.full(WIDTH, OPEN, jnp.float32)
-    jacobian = np.asarray(jax.jit(jax.jacfwd(logits))(shift))  # (H, W, K, C)
+    jacobian = np.asarray(jax.jit(jax.jacrev(logits))(shift))  # (H, W, K, C)
     # The first level hands the image on, so the maxima are the image's own.
     maxima = argmax_mask(image[0])
     assert maxima.mean() < 0.31  # one in four, and more where windows are cut

@@ -10,14 +10,13 @@ from jax import lax
 
 from segjax.models.layers import ConvBlock
 from segjax.ops import cpu_convolution as own
-from segjax.ops.convolution import NHWC
 
 
 def convolved(function, x, kernel, padding, rates=(1, 1), **changes):
     options = {
         "lhs_dilation": (1, 1),
         "rhs_dilation": rates,
-        "dimension_numbers": NHWC,
+        "dimension_numbers": own.NHWC,
         "feature_group_count": 1,
         "precision": None,
     }

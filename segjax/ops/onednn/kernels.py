@@ -61,17 +61,37 @@ class Window(NamedTuple):
         return height, width
 
 
-def supported(x: jax.Array | jax.ShapeDtypeStruct, kernel: jax.Array, window: Window) -> bool:
-    """Return whether something comes out of a convolution, and oneDNN has it and its gradients."""
+def dtype_of(x: jax.Array, kernel: jax.Array, window: Window) -> Any:
+    """Return the dtype that oneDNN computes a convolution and its gradients in.
+
+    That of x, or float32 for bfloat16 where this CPU lacks the instructions; None where nothing
+    comes out, or oneDNN has no such convolution.
+    """
+    return _first_supported(x, lambda x: _supported(x, kernel, window))
+
+
+def transposed_dtype_of(
+    x: jax.Array, kernel: jax.Array, window: Window, size: tuple[int, int]
+) -> Any:
+    """Return the same for a transposed convolution to (H, W)."""
+
+    def holds(x):
+        full = jax.ShapeDtypeStruct((x.shape[0], *size, kernel.shape[2]), x.dtype)
+        plain = window._replace(swapped=False)
+        return bool(_scratch(3, full, kernel, x, window, True)) and _supported(full, kernel, plain)
+
+    return _first_supported(x, holds)
+
+
+def _first_supported(x, holds):
+    dtypes = dict.fromkeys((x.dtype, jnp.dtype(jnp.float32)))
+    fitting = (dtype for dtype in dtypes if holds(jax.ShapeDtypeStruct(x.shape, dtype)))
+    return next(fitting, None)
+
+
+def _supported(x, kernel, window):
     y = _result(x, kernel, window)
     return min(y.shape) > 0 and all(_scratch(k, x, kernel, y, window, False) for k in range(3))
-
-
-def supported_transposed(x: jax.Array, kernel: jax.Array, window: Window, size: Any) -> bool:
-    """Return whether oneDNN has a transposed convolution to (H, W), and its gradients."""
-    full = jax.ShapeDtypeStruct((x.shape[0], *size, kernel.shape[2]), x.dtype)
-    plain = window._replace(swapped=False)
-    return bool(_scratch(3, full, kernel, x, window, True)) and supported(full, kernel, plain)
 
 
 def _result(x, kernel, window):
@@ -113,7 +133,7 @@ def convolution(
       x: (B, H, W, C); the result has its dtype, and the kernel is rounded to it.
       kernel: (kh, kw, C / groups, D), float32 or bfloat16; (kh, kw, D, C) where it is swapped.
       bias: float32 (D,), or (0,) for none.
-      window: one that is `supported`.
+      window: one that has a `dtype_of`.
       relu: whether it ends in a ReLU.
     """
     result = _result(x, kernel, window)
@@ -193,8 +213,8 @@ def _transposed_backward(window, size, saved, dy):
     window = window._replace(swapped=False)
     dk, _ = kernel_gradient(dy, x, window, kernel, jax.ShapeDtypeStruct((0,), jnp.float32))
     dx = convolution(dy, kernel, jnp.zeros((0,)), window, False)
-    db = jnp.sum(dy, (0, 1, 2), dtype=jnp.float32) if bias.size else jnp.zeros((0,))
-    return dx, dk, db
+    pixels = dy.size // dy.shape[-1]
+    return dx, dk, pixels * moments(dy)[0] if bias.size else bias
 
 
 transposed_convolution.defvjp(_transposed_forward, _transposed_backward)
@@ -254,6 +274,7 @@ class Pool(NamedTuple):
         return np.asarray((self.window, self.stride, *self.before), np.int64)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def max_pool(x: jax.Array, pool: Pool, size: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
     """Return the first maximum of each window, (B, *size, C), and its place in it, uint8."""
     shape = (x.shape[0], *size, x.shape[3])
@@ -261,13 +282,51 @@ def max_pool(x: jax.Array, pool: Pool, size: tuple[int, int]) -> tuple[jax.Array
     return _call("max_pool", results, x, window=pool.numbers())
 
 
+def _max_pool_forward(x, pool, size):
+    y, indices = max_pool(x, pool, size)
+    return (y, indices), (indices, x)  # of x its size alone, so that it is not kept
+
+
+def _max_pool_backward(pool, size, saved, gradients):
+    indices, x = saved
+    return (spread(gradients[0], indices, pool, x.shape[1:3]),)
+
+
+max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def spread(y: jax.Array, indices: jax.Array, pool: Pool, size: tuple[int, int]) -> jax.Array:
     """Return (B, *size, C) with each value at its place; where windows overlap they add up."""
     result = jax.ShapeDtypeStruct((y.shape[0], *size, y.shape[3]), y.dtype)
     return _call("spread", result, y, indices, window=pool.numbers())
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
 def gather(x: jax.Array, indices: jax.Array, pool: Pool) -> jax.Array:
     """Return the value at the place of each window, shaped as the indices."""
     result = jax.ShapeDtypeStruct(indices.shape, x.dtype)
     return _call("gather", result, x, indices, window=pool.numbers())
+
+
+def _spread_forward(y, indices, pool, size):
+    return spread(y, indices, pool, size), indices
+
+
+def _spread_backward(pool, size, indices, dx):
+    return gather(dx, indices, pool), np.zeros(indices.shape, jax.dtypes.float0)
+
+
+def _gather_forward(x, indices, pool):
+    return gather(x, indices, pool), (indices, x)
+
+
+def _gather_backward(pool, saved, dy):
+    indices, x = saved
+    none = np.zeros(indices.shape, jax.dtypes.float0)
+    return spread(dy, indices, pool, x.shape[1:3]), none
+
+
+# Each is the other's gradient.
+spread.defvjp(_spread_forward, _spread_backward)
+gather.defvjp(_gather_forward, _gather_backward)

@@ -1,5 +1,10 @@
 """Convolution by oneDNN against float64 sums written as loops over the taps, and against lax."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +16,8 @@ from jax import lax
 from segjax.ops import convolution, upsampling
 from segjax.ops.onednn import kernels
 from segjax.ops.platform import shapes_alone
+
+ROOT = Path(__file__).parents[3]
 
 
 def taps_of(x, kernel, sides, stride, rate):
@@ -269,5 +276,38 @@ def test_other_words_of_padding_are_refused():
 def test_what_oneDNN_does_not_have_is_left_to_xla():
     x, kernel = arrays(0, (1, 2, 2, 3), (5, 5, 3, 8))
     window = kernels.Window((1, 1), (1, 1), ((0, 0), (0, 0)))
-    assert not kernels.supported(x, kernel, window)
+    assert kernels.dtype_of(x, kernel, window) is None
     assert convolution.conv(x, kernel).shape == (1, 0, 0, 8)
+
+
+WITHOUT_BFLOAT16 = """
+import jax, jax.numpy as jnp, numpy as np
+from segjax.ops import convolution, upsampling
+
+rng = np.random.default_rng(0)
+x, kernel = (
+    jnp.asarray(rng.standard_normal(shape, np.float32)) for shape in ((1, 8, 8, 16), (3, 3, 16, 16))
+)
+half = x.astype(jnp.bfloat16)
+for function in (
+    convolution.conv,
+    lambda x, kernel: upsampling.conv_transpose(x, kernel, stride=2),
+):
+    def loss(x, kernel):
+        y = function(x, kernel)
+        assert y.dtype == x.dtype
+        return jnp.sum(jnp.sin(y.astype(jnp.float32)))
+
+    gradient = jax.grad(loss, (0, 1))
+    assert "ffi_call" in str(jax.make_jaxpr(gradient)(half, kernel))
+    found = jax.jit(gradient)(half, kernel)
+    exact = jax.jit(gradient)(half.astype(jnp.float32), kernel)
+    for a, b in zip(found, exact, strict=True):
+        np.testing.assert_allclose(np.asarray(a, np.float32), b, atol=0.05 * abs(b).max())
+"""
+
+
+def test_bfloat16_on_a_cpu_without_its_instructions():
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", WITHOUT_BFLOAT16]
+    subprocess.run(command, check=True, env=environment, timeout=300)
