@@ -11,10 +11,9 @@ DEMO := runs/quickstart
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
 
-demo: export JAX_NUM_CPU_DEVICES ?= 2
 demo: .venv/installed  ## a small sweep on drawn street scenes, its table and its picture
 	$(BIN)/segjax sweep --config experiments/quickstart.py --workdir $(DEMO)
-	$(BIN)/segjax floors --dataset streetscenes --resolution 72x96 --output $(DEMO)/floors.jsonl > /dev/null
+	$(BIN)/segjax floors --dataset streetscenes --resolution 96x128 --output $(DEMO)/floors.jsonl > /dev/null
 	$(BIN)/segjax picture --results $(DEMO) --output $(DEMO)/picture.png
 	$(BIN)/segjax table --results $(DEMO) $(DEMO)/floors.jsonl
 

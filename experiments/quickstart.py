@@ -1,4 +1,4 @@
-"""The demo: two loss weightings of a narrow U-Net on drawn street scenes, two seeds each.
+"""The demo: two loss weightings of a narrow U-Net on drawn street scenes.
 
 segjax sweep --config experiments/quickstart.py --workdir runs/quickstart
 segjax table --results runs/quickstart
@@ -35,9 +35,9 @@ def get_config(size: str = "full") -> ConfigDict:
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 20
 
-    config.steps = 300
-    config.eval_every = 150
-    config.checkpoint_every = 150
+    config.steps = 400
+    config.eval_every = 200
+    config.checkpoint_every = 200
 
     if size == "smoke":
         config.model.options.width = 4
@@ -51,5 +51,4 @@ def get_config(size: str = "full") -> ConfigDict:
 def sweep() -> Iterator[dict[str, Any]]:
     """Does weighting the rare classes pay?"""
     for weights in ("none", "enet"):
-        for seed in (0, 1):
-            yield {"loss.class_weights": weights, "seed": seed}
+        yield {"loss.class_weights": weights, "seed": 0}
