@@ -5,7 +5,9 @@ import sys
 
 import pytest
 
+import segjax
 from segjax.cli import main
+from segjax.ops.onednn import build
 
 COMMANDS = (
     *("data", "train", "evaluate", "predict", "sweep", "table", "picture", "preview", "floors"),
@@ -19,6 +21,23 @@ HEAVY = (
     *("tensorflow", "tensorflow_datasets", "array_record", "grain", "wandb"),
     *("ml_collections", "yaml", "rich"),
 )
+
+
+def test_the_version_says_what_convolutions_are_computed_by():
+    script = (
+        "import sys\n"
+        "from segjax.cli import main\n"
+        "try: main(['--version'])\n"
+        "except SystemExit as end: assert not end.code\n"
+        f"print(sorted(set({HEAVY}) & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    version, jax, engine, imported = done.stdout.splitlines()
+    assert version == f"segjax {segjax.__version__}"
+    assert jax.startswith("jax 0.")
+    assert engine == f"convolutions on a CPU: {build.describe()}"
+    assert imported == "[]"
 
 
 def test_help_imports_nothing_heavy():
@@ -73,7 +92,7 @@ def test_each_command_explains_itself(command, capsys):
                 *("train", "--config", "experiments/quickstart.py", "--workdir", "{tmp}/w"),
                 "--config.model.options.depth=3",
             ],
-            "unknown option 'depth' of model segnet_basic",
+            "unknown option 'depth' of model unet",
         ),
         (
             [
@@ -87,7 +106,7 @@ def test_each_command_explains_itself(command, capsys):
                 *("train", "--config", "experiments/quickstart.py", "--workdir", "{tmp}/w"),
                 "--config.model.options.width=0",
             ],
-            "option 'width' of model segnet_basic is 0",
+            "option 'width' of model unet is 0",
         ),
         (
             [

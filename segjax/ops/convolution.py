@@ -66,7 +66,7 @@ def conv(
         feature_group_count=groups,
     )
     y = with_bias(y, bias)
-    return jnp.maximum(y, 0) if relu else y
+    return jax.nn.relu(y) if relu else y
 
 
 def _sides(padding: str | int | Sides, taps: Sequence[int], rate: int) -> Sides:

@@ -61,7 +61,7 @@ def normalize(
     factor = scale * lax.rsqrt(var + epsilon)
     y = (x.astype(jnp.float32) - _by_channel(mean, x)) * _by_channel(factor, x)
     y = y + _by_channel(bias, x)
-    return (jnp.maximum(y, 0) if relu else y).astype(x.dtype)
+    return (jax.nn.relu(y) if relu else y).astype(x.dtype)
 
 
 def _by_channel(values, x):

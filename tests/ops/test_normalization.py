@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from segjax.ops.normalization import local_response_normalization
+from segjax.ops.normalization import batch_norm, local_response_normalization, normalize
+from segjax.ops.platform import shapes_alone
 
 
 def loop(x, size=5, alpha=1e-4, beta=0.75):
@@ -72,3 +73,46 @@ def test_gradient_of_the_formula():
 
 def test_black_stays_black():
     np.testing.assert_array_equal(local_response_normalization(jnp.zeros((2, 3))), 0)
+
+
+@pytest.fixture(params=["on a CPU", "elsewhere"])
+def road(request):
+    """Operations as they are computed on a CPU, and as everywhere else."""
+    if request.param == "on a CPU":
+        yield
+    else:
+        with shapes_alone():
+            yield
+
+
+def test_a_batch_by_hand(road):
+    x = jnp.array([[1.0, 5.0], [3.0, 5.0]])
+    y, mean, var = batch_norm(x, jnp.array([2.0, 1.0]), jnp.array([1.0, -1.0]), epsilon=3.0)
+    np.testing.assert_allclose(mean, [2.0, 5.0])
+    np.testing.assert_allclose(var, [1.0, 0.0])
+    # 2 (x - 2) / sqrt(1 + 3) + 1 and (x - 5) / sqrt(3) - 1.
+    np.testing.assert_allclose(y, [[0.0, -1.0], [2.0, -1.0]], atol=1e-6)
+
+
+@pytest.mark.parametrize("mean", [0.0, 100.0, 1e4])
+def test_a_mean_far_from_zero_drowns_no_variance(mean, road):
+    x = np.random.default_rng(0).normal(mean, 1, (4, 40, 40, 3)).astype(np.float32)
+    _, found_mean, found = batch_norm(jnp.asarray(x), jnp.ones(3), jnp.zeros(3), epsilon=1e-5)
+    exact = x.astype(np.float64)
+    np.testing.assert_allclose(found, exact.var((0, 1, 2)), rtol=1e-4)
+    np.testing.assert_allclose(found_mean, exact.mean((0, 1, 2)), rtol=1e-6, atol=1e-6)
+
+
+def test_no_gradient_passes_a_relu_at_zero(road):
+    """As of `jax.nn.relu`: a channel that is constant lies there as long as its bias is zero."""
+    x, ones = jnp.ones((2, 3, 3, 4)), jnp.ones(4)
+
+    def trained(bias):
+        return jnp.sum(batch_norm(x, ones, bias, epsilon=1e-5, relu=True)[0])
+
+    def given(bias):
+        return jnp.sum(normalize(x, ones, ones, ones, bias, epsilon=1e-5, relu=True))
+
+    for loss in (trained, given):
+        np.testing.assert_array_equal(jax.grad(loss)(jnp.zeros(4)), 0)
+        np.testing.assert_array_equal(jax.grad(loss)(ones), 18)
