@@ -183,7 +183,8 @@ def _host(raw):
 def test_what_others_are_compared_by_is_left_in_the_folder(bench, tmp_path):
     bench, _, _ = bench
     model = models.create("one_layer", 11)
-    bench._share(tmp_path, model)
+    variables = workbench.seeded_variables(model, (24, 32))
+    bench._share(tmp_path, variables, model)
     weights = np.load(tmp_path / "weights.npz")
     assert sorted(x.shape for path, x in weights.items() if path.endswith("kernel")) == [
         (1, 1, 4, 11),

@@ -59,8 +59,8 @@ def variables(job):
 def test_kubernetes_takes_the_manifests(manifests, arguments):
     documents = manifests(arguments)
     jobs = [document for document in documents if document["kind"] == "Job"]
-    assert len(jobs) == 4
-    assert len(documents) == (4 if arguments == GPU else 8)
+    assert len(jobs) == 2
+    assert len(documents) == (2 if arguments == GPU else 4)
     validate(documents)
 
 

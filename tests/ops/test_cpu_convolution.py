@@ -10,6 +10,7 @@ from jax import lax
 
 from segjax.models.layers import ConvBlock
 from segjax.ops import cpu_convolution as own
+from segjax.ops.onednn import kernels
 
 
 def convolved(function, x, kernel, padding, rates=(1, 1), **changes):
@@ -158,6 +159,7 @@ def test_an_accelerator_has_its_own(monkeypatch):
 
 
 def test_a_block_uses_it_and_its_gradients_are_those_of_flax(monkeypatch):
+    monkeypatch.setattr(kernels, "in_use", lambda *arrays: False)  # as without oneDNN
     block = ConvBlock(16, 3, dilation=2)
     (x,) = arrays(0, (2, 9, 7, 16))
     variables = block.init(jax.random.key(0), x, train=False)
