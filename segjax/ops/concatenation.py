@@ -1,4 +1,4 @@
-"""Maps joined along their channels."""
+"""Join maps along their channels."""
 
 from collections.abc import Sequence
 

@@ -24,7 +24,7 @@ def conv(
     groups: int = 1,
     relu: bool = False,
 ) -> jax.Array:
-    """Convolution, dilated where rate > 1: y[i] = sum_t a[t] x[stride i + rate t - padding] + bias.
+    """Convolve, dilated where rate > 1: y[i] = sum_t a[t] x[stride i + rate t - padding] + bias.
 
     A kernel of side k at rate r sees (k - 1) r + 1 pixels with the weights of k (DeepLab, arXiv
     1606.00915, calls it atrous; Yu and Koltun, arXiv 1511.07122, dilated). On a CPU it is computed
@@ -83,7 +83,7 @@ def _sides(padding: str | int | Sides, taps: Sequence[int], rate: int) -> Sides:
 def _moved_into_the_map(
     x: jax.Array, sides: Sides, halves: Sequence[int]
 ) -> tuple[jax.Array, Sides]:
-    """The map with negative padding and what goes beyond the halves done, and the rest of it."""
+    """Pad the map by what is negative or beyond the halves; return it and the padding left."""
     kept, moved = [], []
     for (before, after), far in zip(sides, halves, strict=True):
         inside = min(max(before, 0), far), min(max(after, 0), far)

@@ -120,7 +120,7 @@ def _by_lax(x, kernel, stride, padding, output_padding, rate):
 
 
 def _by_onednn(x, kernel, bias, stride, padding, output_padding, rate):
-    """None where a side comes out empty or takes negative padding."""
+    """Return the result, or None where a side comes out empty or takes negative padding."""
     reach = [(k - 1) * rate for k in kernel.shape[:2]]
     sizes = [
         (n - 1) * stride - 2 * padding + far + 1 + output_padding

@@ -44,12 +44,12 @@ _log = logging.getLogger(__name__)
 
 
 class Unavailable(OSError):
-    """The kernels cannot be used; the message says what is missing and how to get it."""
+    """Raised where the kernels cannot be used; says what is missing and how to get it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Library:
-    """Kernels that are loaded and known to XLA."""
+    """Hold the kernels of one build, loaded and registered with XLA."""
 
     version: str  # of oneDNN, such as "3.2.0"
     key: str  # of the build
@@ -75,7 +75,7 @@ def library() -> Library | None:
         return None
     try:
         return _load()
-    except Unavailable as error:
+    except OSError as error:  # whatever it is, XLA can do without
         if wanted == "on":
             raise Unavailable(f"SEGJAX_ONEDNN=on, but {error}") from None
         _log.warning("convolutions by XLA, which is slower than oneDNN on a CPU: %s", error)
@@ -105,7 +105,7 @@ def _load():
 
 
 def _find_onednn():
-    """The folder that has include/ and lib/, and the version of what is there."""
+    """Find the folder that has include/ and lib/ of oneDNN 3; return it and the version."""
     named = os.environ.get("SEGJAX_ONEDNN_DIR")
     places = [Path(named)] if named else [Path(sys.prefix), Path(site.USER_BASE or sys.prefix)]
     if not named:
@@ -146,7 +146,7 @@ def _find_compiler():
 
 
 def _key(root, version, compiler):
-    """What the build depends on; the instructions of this CPU too, for the cache may be shared."""
+    """Return a hash of all that the build depends on, this CPU's instructions among it."""
     shared = _shared_object(root).resolve()
     said = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
     text = "\n".join(

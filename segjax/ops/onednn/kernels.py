@@ -36,7 +36,7 @@ def _call(kernel: str, results: Any, *arrays: jax.Array, **attributes: Any) -> A
 
 
 class Window(NamedTuple):
-    """How a convolution moves over its map."""
+    """Describe how a convolution moves over its map."""
 
     strides: tuple[int, int]
     rates: tuple[int, int]
@@ -101,7 +101,9 @@ def _result(x, kernel, window):
 
 
 def _scratch(kind, x, kernel, y, window, bias, relu=False):
-    """Memory for one call, which XLA plans with all others; None where oneDNN has no such thing.
+    """Return the memory that one call works in, or None where oneDNN has no such convolution.
+
+    XLA plans it with all other memory of a program.
 
     kind: 0 for a convolution, 1 for the gradient of its input, 2 for that of its kernel, 3 for a
     transposed convolution from y to x.
@@ -263,7 +265,7 @@ def affine_gradient(
 
 
 class Pool(NamedTuple):
-    """A square window of max pooling; what is beyond the border is never the greatest."""
+    """Describe a square window of max pooling; what is beyond the border is never greatest."""
 
     window: int  # side, at most 16: a place in it is one byte
     stride: int

@@ -13,7 +13,7 @@ from segjax.ops.onednn import build
 
 @pytest.fixture
 def unloaded(monkeypatch):
-    """What was found in this process is forgotten, and found again after the test."""
+    """Forget the library of this process for one test."""
     monkeypatch.setattr(build, "library", build.functools.cache(build.library.__wrapped__))
     for name in ("SEGJAX_ONEDNN", "SEGJAX_ONEDNN_DIR", "CXX"):
         monkeypatch.delenv(name, raising=False)

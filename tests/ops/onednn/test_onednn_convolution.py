@@ -185,7 +185,7 @@ def test_it_is_what_runs():
         return str(jax.make_jaxpr(jax.grad(loss, (0, 1)))(*arguments))
 
     assert "conv_general_dilated" not in text(x, kernel)
-    assert text(x, kernel).count("name=segjax_convolution") >= 3 or "ffi_call" in text(x, kernel)
+    assert text(x, kernel).count("ffi_call[") == 3  # forward, and the gradient of either
     with shapes_alone():
         counted = text(x, kernel)
     assert counted.count("conv_general_dilated[") == 3
