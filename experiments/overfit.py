@@ -29,9 +29,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from segjax import config as configs
-from segjax import datasets, evaluate, experiment, metrics, models, optimizers, parallel, steps
+from segjax import metrics, models
+from segjax.data import datasets
 from segjax.errors import UserError
 from segjax.files import write_whole
+from segjax.inference import scoring
+from segjax.runs import experiment
+from segjax.training import optimizers, parallel, steps
 
 GOAL = 0.9
 MOST_STEPS = 2000
@@ -139,7 +143,7 @@ def overfit(name: str, setting: Setting, data_dir: str, most_steps: int) -> dict
         ),
         run.devices,
     )
-    evaluator = evaluate.build_evaluator(run)
+    evaluator = scoring.build_evaluator(run)
     start, done, mean_iou = time.monotonic(), 0, 0.0
     while mean_iou <= GOAL and done < most_steps:
         for _ in range(min(EVALUATE_EVERY, most_steps - done)):

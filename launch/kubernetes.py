@@ -8,8 +8,8 @@ kubectl apply --filename jobs.yaml
 import shlex
 import sys
 
-from segjax import arguments, sweep
-from segjax.launchers import command_line, kubernetes
+from segjax.cli import arguments, command_line
+from segjax.sweep import grids, kubernetes
 
 
 def main(given: list[str]) -> int:
@@ -69,7 +69,7 @@ def main(given: list[str]) -> int:
             grace=options.grace,
             restarts=options.restarts,
         )
-        grid = sweep.asked(options.config, options.overrides, options.seeds, options.only)
+        grid = grids.asked(options.config, options.overrides, options.seeds, options.only)
         documents = kubernetes.manifests(options.config, grid, options.workdir, cluster)
         shell = shlex.join(["python", "launch/kubernetes.py", *given])
         sys.stdout.write(kubernetes.render(documents, shell))

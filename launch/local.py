@@ -8,8 +8,8 @@ It is `segjax sweep`, whose options it has, with as many --jobs as there are GPU
 import os
 import sys
 
-from segjax import cli
-from segjax.launchers import local
+from segjax.cli import main as cli
+from segjax.sweep import local
 
 
 def main(given: list[str]) -> int:

@@ -12,9 +12,10 @@ python launch/slurm.py resubmit --workdir runs/quickstart
 import sys
 from pathlib import Path
 
-from segjax import arguments, cli
+from segjax.cli import arguments
+from segjax.cli import main as cli
 from segjax.errors import UserError
-from segjax.launchers import slurm
+from segjax.sweep import slurm
 
 
 def status(workdir: Path, patterns: list[str]) -> str:

@@ -9,8 +9,8 @@ wandb agent --forward-signals ENTITY/PROJECT/SWEEP   # on each machine, or for e
 import shlex
 import sys
 
-from segjax import sweep
-from segjax.launchers import command_line, wandb_sweep
+from segjax.cli import command_line
+from segjax.sweep import grids, wandb
 
 
 def main(given: list[str]) -> int:
@@ -19,15 +19,15 @@ def main(given: list[str]) -> int:
     def act(options):
         # An agent's run that W&B does not hear of would be handed out again.
         options.overrides.setdefault("wandb.mode", "online")
-        grid = wandb_sweep.unfinished(
-            sweep.asked(options.config, options.overrides, options.seeds, options.only),
+        grid = wandb.unfinished(
+            grids.asked(options.config, options.overrides, options.seeds, options.only),
             options.workdir,
         )
-        content = wandb_sweep.definition(
+        content = wandb.definition(
             options.config, grid, options.overrides, options.seeds, options.workdir
         )
         shell = shlex.join(["python", "launch/wandb_sweep.py", *given])
-        sys.stdout.write(wandb_sweep.render(content, shell))
+        sys.stdout.write(wandb.render(content, shell))
 
     return command_line.run(parser, act, given)
 

@@ -2,6 +2,6 @@
 
 import sys
 
-from segjax.cli import main
+from segjax.cli.main import main
 
 sys.exit(main())

@@ -68,7 +68,7 @@ def default() -> ConfigDict:
     config.precision = "float32"  # of the computation: float32 or bfloat16; parameters are float32
 
     config.data = ConfigDict()
-    config.data.dataset = "streetscenes"  # of segjax.datasets.DATASETS
+    config.data.dataset = "streetscenes"  # of segjax.data.datasets.DATASETS
     config.data.data_dir = ""  # where prepared sets lie; "": TFDS's own place
     config.data.resolution = (360, 480)  # height, width in pixels
     config.data.normalization = "mean_std"  # mean_std, local_response, none, imagenet

@@ -1,217 +1,166 @@
-"""Scoring a split, and the recomputation of batch-normalisation statistics before it."""
+"""Scoring trained networks on a split: one by itself, or several by their mean probabilities."""
 
-import dataclasses
-import io
-import os
-from collections.abc import Callable
+import functools
+import hashlib
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from segjax import boundary, hosts, inference, loader, parallel, results, steps
-from segjax import config as configs
-from segjax.experiment import Description, Experiment
-from segjax.files import write_whole
-from segjax.metrics import confusion_matrix
-from segjax.models.layers import BATCH_NORM_MOMENTUM, BatchNorm
-from segjax.progress import Bar
-
-Variables = dict[str, Any]
-Examples = loader.Raw | loader.Source
+from segjax.errors import UserError
+from segjax.inference import crf as dense_crf
+from segjax.inference import dropout, outputs
+from segjax.inference.scoring import Counts, build_evaluator, recompute_batch_norm, result_row
+from segjax.runs.experiment import Description, Experiment, load_variables, open_run
+from segjax.training import parallel
 
 
-@dataclasses.dataclass(frozen=True)
-class Counts:
-    """What was counted on each of N images."""
-
-    confusion: np.ndarray  # int32 (N, K, K), void left out; rows are the truth
-    boundary: np.ndarray | None = None  # int64 (N, K, 3) of `boundary.counts`; none: not asked for
-
-    @property
-    def total(self) -> np.ndarray:
-        """The one confusion matrix of them all, int64 (K, K)."""
-        return self.confusion.sum(0, dtype=np.int64)
-
-
-def write_counts(path: str | os.PathLike[str], counts: Counts) -> None:
-    """Writes the counts of each image, whole or not at all, as `<name>.npz` beside a row's file."""
-    content = io.BytesIO()
-    arrays = {name: x for name, x in vars(counts).items() if x is not None}
-    np.savez_compressed(content, **arrays)
-    write_whole(Path(path).with_suffix(".npz"), content.getvalue())
-
-
-def build_evaluator(
-    experiment: Experiment,
-    output: inference.Output | None = None,
-    refine: inference.Refine | None = None,
-) -> Callable[..., Counts]:
-    """f(variables, examples, title, between, boundaries) -> Counts.
-
-    With a title it shows a progress bar; `between` is called after each batch, and may raise;
-    boundaries are matched, on the host, where that is asked for.
+def evaluate_workdirs(
+    workdirs: Sequence[Path],
+    split: str,
+    *,
+    kind: str | None = None,
+    limit: int | None = None,
+    data_dir: str | None = None,
+    crf: dense_crf.Parameters | None = None,
+    samples: int | None = None,
+    views: outputs.Views | None = None,
+) -> tuple[Path, dict[str, Any], Counts]:
+    """Scores a checkpoint of a workdir, or the mean probabilities of several, on a split.
 
     Args:
-      experiment: where to compute, and on what.
-      output: whose greatest class counts; none: the logits of the experiment's own network.
-      refine: what is done to the output, probabilities, before that.
+      workdirs: of trained runs, of one data set, resolution and set of classes.
+      split: train, val or test.
+      kind: of the checkpoints; none: final where there is one, else best. The statistics of batch
+        normalisation are recomputed first where the config asks for it (in `final` they are).
+      limit: only the first so many images.
+      data_dir: where prepared sets lie, if elsewhere than in training.
+      crf: parameters of the dense CRF that refines the probabilities; none: as they are.
+      samples: of each network with units dropped, to be averaged; none: the network itself.
+      views: of each image, to be averaged; none: the image itself.
+
+    Returns:
+      Where the row belongs (the first workdir), the row, and the counts that it is made of.
+
+    Raises:
+      UserError: a workdir is not that of a run, is there twice, or is on other data.
     """
-    config, devices = experiment.config, experiment.devices
-    num_classes, axis_name = len(experiment.info.class_names), experiment.axis_name
-    output = output or inference.logits(experiment)
-    size = config.eval_batch_size
-    own = parallel.own(size, devices)
-    step = parallel.parallelize(
-        steps.build_output_step(output, axis_name=axis_name)
-        if refine
-        else steps.build_eval_step(output, num_classes, axis_name=axis_name),
-        devices,
-    )
-
-    def evaluate(variables, examples, title=None, between=lambda: None, boundaries=False):
-        confusion, matched = [], []
-        count = loader.num_examples(examples)
-        quiet = not (title and hosts.is_first())
-        with Bar(title or "", count, quiet=quiet) as bar:
-            for number, raw in enumerate(loader.evaluation_batches(examples, size)):
-                done = min((number + 1) * size, count)
-                labels = raw["label"][: done - number * size]
-                raw["place"] = np.arange(number * size, (number + 1) * size, dtype=np.int32)
-                part = {name: x[own] for name, x in raw.items()}
-                _, result = step((), variables, parallel.split(part, devices))
-                if refine:
-                    result = _refined(refine, raw["image"], labels, result)
-                counts, classes = result
-                confusion.append(np.asarray(counts)[: len(labels)])
-                if boundaries:
-                    found = np.zeros((own.stop - own.start, num_classes, 3), np.int64)
-                    pairs = zip(labels[own], np.asarray(classes)[own], strict=False)
-                    for place, pair in enumerate(pairs):
-                        found[place] = boundary.counts(*pair, num_classes)
-                    matched.append(found)
-                bar.advance(done)
-                between()
-        if not boundaries:
-            return Counts(np.concatenate(confusion))
-        # Each process has matched its part of every batch, of which the last is filled up.
-        edges = hosts.gather(np.stack(matched)).swapaxes(0, 1).reshape(-1, num_classes, 3)
-        return Counts(np.concatenate(confusion), edges[:count])
-
-    return evaluate
-
-
-def _refined(refine, images, labels, probabilities):
-    """Confusion counts and classes of the labelled images of a batch, refined one by one."""
-    real = slice(len(labels))  # the rest fills the batch up
-    pairs = zip(images[real], np.asarray(probabilities)[real], strict=True)
-    refined = [refine(*pair) for pair in pairs]
-    classes = np.stack([each.argmax(-1).astype(np.uint8) for each in refined])
-    num_classes = refined[0].shape[-1]
-    counts = [
-        confusion_matrix(jnp.asarray(label), jnp.asarray(guess), num_classes)
-        for label, guess in zip(labels, classes, strict=True)
+    runs = _open_alike(workdirs, data_dir)
+    first = runs[0][0]
+    source = first.open_split(split)
+    examples = [source[i] for i in range(min(limit, len(source)))] if limit else source
+    loaded = [_load(run, workdir, kind) for (run, _), workdir in zip(runs, workdirs, strict=True)]
+    variables = tuple(parallel.place(each, first.devices) for each, _ in loaded)
+    networks = [
+        dropout.probabilities(run, samples) if samples else outputs.probabilities(run)
+        for run, _ in runs
     ]
-    return np.stack(counts), classes
-
-
-def recompute_batch_norm(
-    experiment: Experiment,
-    variables: Variables,
-    examples: Examples,
-    between: Callable[[], None] = lambda: None,
-) -> Variables:
-    """Replaces the running statistics by means over the training set, as the SegNet authors do.
-
-    In batches of b = `batch_size` of the n training images, n // b + n % b of them as in
-    `compute_bn_statistics.py` (the images come round again), without augmentation, each layer's
-    batch means and unbiased batch variances (m / (m - 1), m values a channel) are averaged.
-    `between` is called after each batch, and may raise.
-    """
-    config, devices = experiment.config, experiment.devices
-    step = parallel.parallelize(
-        steps.build_statistics_step(
-            experiment.model, config, experiment.info, axis_name=experiment.axis_name
-        ),
-        devices,
+    if views:
+        networks = [outputs.viewed(network, views) for network in networks]
+    done = [f"mean of {samples} samples"] if samples else []
+    done += [f"views {views}"] if views else []
+    if len(runs) > 1:
+        output, shared = outputs.mean(networks), variables
+        done.append(f"mean of {len(runs)} networks")
+    else:
+        output, shared = networks[0], variables[0]
+    if crf:
+        done.append(f"crf {dense_crf.describe(crf)}")
+    evaluator = build_evaluator(
+        first, output if done else None, functools.partial(dense_crf.refine, crf) if crf else None
     )
-    size = config.batch_size
-    own = range(size)[parallel.own(size, devices)]
-    count = loader.num_examples(examples)
-    batches = count // size + count % size
-    sums = parallel.place(jax.tree.map(jnp.zeros_like, variables["batch_stats"]), devices)
-    with Bar("batch normalisation", batches, quiet=not hosts.is_first()) as bar:
-        for batch in range(batches):
-            places = [(batch * size + place) % count for place in own]
-            raw = loader.pick(examples, places)
-            sums, _ = step(sums, variables, parallel.split(raw, devices))
-            bar.advance(batch + 1)
-            between()
-
-    unbiased = _unbiased(experiment, variables, size)
-
-    def average(path, total):
-        mean = total / (batches * (1 - BATCH_NORM_MOMENTUM))
-        return mean * unbiased[path[:-1]] if path[-1].key == "var" else mean
-
-    return {**variables, "batch_stats": jax.tree.map_with_path(average, sums)}
-
-
-def _unbiased(experiment, variables, batch_size):
-    """m / (m - 1) by path of each batch normalisation, m from the size of its output."""
-    height, width = experiment.config.data.resolution
-
-    def apply(variables):
-        model = experiment.model.clone(axis_name=None)
-        image = jnp.zeros((batch_size, height, width, len(experiment.info.mean)))
-        return model.apply(
-            variables,
-            image,
-            train=False,
-            capture_intermediates=lambda module, _: isinstance(module, BatchNorm),
-        )[1]["intermediates"]
-
-    factors = {}
-    for path, output in jax.tree.leaves_with_path(jax.eval_shape(apply, variables)):
-        values = output.size // output.shape[-1]
-        factors[path[:-2]] = values / max(values - 1, 1)  # path ends in "__call__", 0
-    return factors
+    counts = evaluator(shared, examples, f"evaluate {split}", boundaries=True)
+    rows = [
+        result_row(
+            run,
+            description,
+            counts,
+            split=split,
+            num_images=len(examples),
+            parameters=sum(x.size for x in jax.tree.leaves(own["params"])),
+            facts=facts,
+            batch_norm=facts.get("batch_norm", "running"),
+        )
+        for (run, description), (own, facts) in zip(runs, loaded, strict=True)
+    ]
+    row = rows[0] if len(rows) == 1 else _joint_row(rows)
+    if done:
+        row["inference"] = ", ".join(done)
+    names = [f"evaluation_{split}" + (f"_first{limit}" if limit else "")]
+    names += [_agreed([facts["kind"] for _, facts in loaded], "mixed")]
+    names += [f"samples_{samples}"] if samples else []
+    names += [f"views {views}".replace(" ", "_")] if views else []
+    names += [f"with_{workdir.resolve().name}" for workdir in workdirs[1:]]
+    if crf:
+        names += ["crf", dense_crf.describe(crf)]
+    return workdirs[0] / f"{'_'.join(names)}.json", row, counts
 
 
-def result_row(
-    experiment: Experiment,
-    description: Description,
-    counts: Counts,
-    *,
-    split: str,
-    num_images: int,
-    parameters: int,
-    facts: dict[str, Any],
-    batch_norm: str,
-) -> dict[str, Any]:
-    """A result as data, as `segjax.results` reads it."""
-    config, info = experiment.config, experiment.info
+def _open_alike(workdirs, data_dir):
+    """The runs of workdirs, each there once and all on one data set, resolution and classes."""
+    runs: list[tuple[Experiment, Description]] = []
+    for place, workdir in enumerate(workdirs):
+        if workdir.resolve() in (other.resolve() for other in workdirs[:place]):
+            raise UserError(f"{workdir} is there twice, expected each network once")
+        run, description = open_run(workdir, data_dir)
+        runs.append((run, description))
+        ours, theirs = _task(run), _task(runs[0][0])
+        for what in ours:
+            if ours[what] != theirs[what]:
+                raise UserError(
+                    f"{workdir} has {what} {ours[what]}, but {workdirs[0]} {theirs[what]}; "
+                    "networks are averaged on one data set, resolution and set of classes"
+                )
+    return runs
+
+
+def _task(run):
     return {
-        "schema": results.SCHEMA,
-        "experiment": description.experiment,
-        "name": description.name,
-        "overrides": description.overrides,
-        "command": description.command,
-        "model": config.model.name,
-        "model_options": config.model.options.to_dict(),
-        "parameters": parameters,
-        "config_digest": configs.digest(config),
-        "seed": config.seed,
-        "dataset": config.data.dataset,
-        "split": split,
-        "num_images": num_images,
-        "resolution": list(config.data.resolution),
-        **results.scored(counts.total, info.class_names, counts.boundary),
-        "steps": facts["steps"],
-        "best_step": facts["best_step"],
-        "seconds": round(facts["seconds"], 1),
-        "batch_norm": batch_norm,
-        **results.provenance(experiment.device_name, experiment.devices[0].platform),
+        "data set": run.config.data.dataset,
+        "resolution": "x".join(map(str, run.config.data.resolution)),
+        "classes": ", ".join(run.info.class_names),
     }
+
+
+def _load(run, workdir, kind):
+    """The variables to score, and the facts of their checkpoint."""
+    variables, facts = load_variables(run, workdir, kind)
+    if "batch_stats" not in variables:
+        facts["batch_norm"] = "none"
+    elif run.config.recompute_batch_norm and facts["kind"] != "final":
+        variables = recompute_batch_norm(run, variables, run.open_split("train"))
+        facts["batch_norm"] = "recomputed"
+    return variables, facts
+
+
+def _agreed(values, otherwise):
+    """What all of them are, or else something else."""
+    return values[0] if all(value == values[0] for value in values) else otherwise
+
+
+def _joint_row(rows):
+    """The row of networks that were asked together, from the rows of each."""
+    members = sorted((row["config_digest"], row["seed"]) for row in rows)
+    joint = {
+        "experiment": " + ".join(dict.fromkeys(row["experiment"] for row in rows)),
+        "name": " + ".join(row["name"] for row in rows),
+        "overrides": {
+            name: value
+            for name, value in rows[0]["overrides"].items()
+            if all(row["overrides"].get(name) == value for row in rows)
+        },
+        "command": " && ".join(row["command"] for row in rows),
+        "model": " + ".join(dict.fromkeys(row["model"] for row in rows)),
+        "model_options": _agreed([row["model_options"] for row in rows], {}),
+        "parameters": sum(row["parameters"] for row in rows),
+        # The seeds of the members are told apart here, for the whole has none.
+        "config_digest": hashlib.sha256(json.dumps(members).encode()).hexdigest()[:16],
+        "seed": None,
+        "steps": sum(row["steps"] for row in rows),
+        "best_step": None,
+        "seconds": round(sum(row["seconds"] for row in rows), 1),
+        "batch_norm": _agreed([row["batch_norm"] for row in rows], "mixed"),
+    }
+    return rows[0] | joint

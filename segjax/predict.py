@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from segjax import crf as dense_crf
-from segjax import datasets, inference, pictures, uncertainty
+from segjax.data import datasets, pictures
 from segjax.errors import UserError
-from segjax.experiment import Experiment, load_variables, open_run
+from segjax.inference import crf as dense_crf
+from segjax.inference import dropout, outputs
+from segjax.runs.experiment import Experiment, load_variables, open_run
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 
@@ -37,7 +38,7 @@ def find_images(names: Iterable[str]) -> list[Path]:
     return list(dict.fromkeys(paths))
 
 
-def outputs(
+def targets_of(
     paths: list[Path], folder: Path, endings: Sequence[str] = ("", "_overlay")
 ) -> list[tuple[Path, ...]]:
     """Where the pictures of each image are written: the label map, the overlay and what else.
@@ -79,12 +80,12 @@ def predict_files(
     native: bool,
     crf: dense_crf.Parameters | None,
     samples: int | None,
-    views: inference.Views | None,
+    views: outputs.Views | None,
     progress: Callable[[int], None],
 ) -> None:
     """Writes NAME.png, an indexed label map, and NAME_overlay.png for each image.
 
-    With Monte Carlo samples (`segjax.uncertainty`) also grey maps of the class that is the most
+    With Monte Carlo samples (`inference.dropout`) also grey maps of the class that is the most
     likely by their mean: NAME_confidence.png, its mean probability from black for 0 to white for 1,
     and NAME_deviation.png, the standard deviation of its probability, to white for 1/2.
 
@@ -94,7 +95,7 @@ def predict_files(
     """
     predictors: dict[tuple[int, int] | None, Callable[..., Any]] = {}
     endings = ("", "_overlay", "_confidence", "_deviation") if samples else ("", "_overlay")
-    targets = outputs(paths, output, endings)
+    targets = targets_of(paths, output, endings)
     output.mkdir(parents=True, exist_ok=True)
     for done, (path, target) in enumerate(zip(paths, targets, strict=True), start=1):
         image = read_image(path, len(experiment.info.mean))
@@ -119,8 +120,8 @@ def _predictor(experiment, size, crf, samples, views):
     """f(variables, images) -> (labels, and where it samples the confidence and the deviation)."""
     output, refine = _inference(experiment, crf, views)
     if samples:
-        return uncertainty.build_predictor(experiment, samples, size, refine)
-    labels = inference.build_predictor(experiment, size, output, refine)
+        return dropout.build_predictor(experiment, samples, size, refine)
+    labels = outputs.build_predictor(experiment, size, output, refine)
     return lambda variables, images: (labels(variables, images),)
 
 
@@ -128,9 +129,9 @@ def _inference(experiment, crf, views=None):
     """The output, where it is not the network's own, and its refinement where there is a CRF."""
     if crf is None and views is None:
         return None, None
-    output = inference.probabilities(experiment)
+    output = outputs.probabilities(experiment)
     if views:
-        output = inference.viewed(output, views)
+        output = outputs.viewed(output, views)
     return output, functools.partial(dense_crf.refine, crf) if crf else None
 
 
@@ -174,7 +175,7 @@ def compare(
         images = np.stack([e["image"] for e in examples])
         for refined in (None, crf) if crf else (None,):
             by = f", crf {dense_crf.describe(refined)}" if refined else ""
-            predictor = inference.build_predictor(run, None, *_inference(run, refined))
+            predictor = outputs.build_predictor(run, None, *_inference(run, refined))
             labels.append((description.name + by, predictor(variables, images)))
     return Compared(info, examples, labels)
 

@@ -16,25 +16,18 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from segjax import config as configs
-from segjax import (
-    experiment,
-    hosts,
-    inference,
-    loader,
-    metrics,
-    optimizers,
-    parallel,
-    results,
-    steps,
-    tracking,
-)
-from segjax.checkpoint import Checkpoints, abstract
+from segjax import metrics, results
+from segjax.data import loader
 from segjax.errors import UserError
-from segjax.evaluate import build_evaluator, recompute_batch_norm, result_row, write_counts
-from segjax.experiment import Description, Experiment
+from segjax.inference import outputs
+from segjax.inference.scoring import build_evaluator, recompute_batch_norm, result_row, write_counts
 from segjax.models import pretrained
-from segjax.phases import Phases
 from segjax.progress import Bar
+from segjax.runs import experiment, processes, tracking
+from segjax.runs.checkpoint import Checkpoints, abstract
+from segjax.runs.experiment import Description, Experiment
+from segjax.runs.timing import Phases
+from segjax.training import optimizers, parallel, steps
 
 SAMPLES = 4  # validation images that are shown with their predictions
 
@@ -71,11 +64,11 @@ def train(config: ConfigDict, workdir: Path, description: Description) -> dict[s
             experiment.refuse_other_config(config, workdir)
             return result.exists()
 
-        if hosts.on_first(claim):
+        if processes.on_first(claim):
             return results.read([result])[0]
-        run = hosts.together(lambda: experiment.create(config))
-        stop = stack.enter_context(hosts.Stop())
-        training = hosts.together(lambda: _Training(run, workdir, description, stop))
+        run = processes.together(lambda: experiment.create(config))
+        stop = stack.enter_context(processes.Stop())
+        training = processes.together(lambda: _Training(run, workdir, description, stop))
         return training.run()
 
 
@@ -104,10 +97,12 @@ def _locked(workdir: Path) -> Iterator[None]:
 class _Training:
     """One run, or one process's part of it: what the loop keeps between its steps."""
 
-    def __init__(self, run: Experiment, workdir: Path, description: Description, stop: hosts.Stop):
+    def __init__(
+        self, run: Experiment, workdir: Path, description: Description, stop: processes.Stop
+    ):
         self.experiment, self.workdir, self.description, self.stop = run, workdir, description, stop
         config, info = run.config, run.info
-        self.writes = hosts.is_first()
+        self.writes = processes.is_first()
         self.phases = Phases(workdir if self.writes else None, run.device_name)
 
         source, self.class_weights = run.open_training()
@@ -121,7 +116,7 @@ class _Training:
         self.schedule = optimizers.create_schedule(config.optimizer, config.steps)
         self.optimizer = optimizers.create_optimizer(config.optimizer, self.schedule)
         self.evaluator = build_evaluator(run)
-        self.predictor = inference.build_predictor(run)
+        self.predictor = outputs.build_predictor(run)
         self.compiled: dict[int, Any] = {}
         self.best_value, self.best_step = -math.inf, 0
         self.identity = f"{configs.digest(config)}, seed {config.seed}"
@@ -156,8 +151,8 @@ class _Training:
             stack.push(lambda kind, *_: self.wandb.finish(0 if kind is None else 1))
             with Bar(title, config.steps, first, config.batch_size, not self.writes) as self.bar:
                 where = self.experiment.device_name
-                if hosts.count() > 1:
-                    where += f" of {hosts.count()} processes"
+                if processes.count() > 1:
+                    where += f" of {processes.count()} processes"
                 self.bar.line(
                     f"{title}: {config.model.name}, {self.parameters:,} parameters, "
                     f"{config.data.dataset} {config.data.resolution[0]}x"
@@ -192,14 +187,14 @@ class _Training:
         first = marked = step  # the latter: where the stretch under way began
         while step < config.steps:
             count = min(config.steps_per_dispatch, config.steps - step)
-            state, outputs = self._steps(count)(state, self.data, next(batches))
+            state, measured = self._steps(count)(state, self.data, next(batches))
             # The metrics of one call are read when the next is on its way.
             if pending:
                 self._record(*pending)
-            pending = (step, outputs)
+            pending = (step, measured)
             step += count
             if marked == first:
-                jax.block_until_ready(outputs)
+                jax.block_until_ready(measured)
                 self.phases.end("first step", step - marked)
                 marked = step
             validate = step % config.eval_every == 0 or step == config.steps
@@ -225,7 +220,7 @@ class _Training:
 
     def _stop(self, asked, step):
         # No process ends before all is on disk: where one ends, Slurm kills the others.
-        hosts.together(self.checkpoints.wait)
+        processes.together(self.checkpoints.wait)
         self.phases.end("stopping")
         raise Stopped(asked, step)
 
@@ -265,12 +260,12 @@ class _Training:
             yield parallel.split(stacked, self.experiment.devices, axis=1)
             step += count
 
-    def _record(self, first, outputs):
+    def _record(self, first, measured):
         """Logs the steps from `first` on, and stops at the first that is not finite."""
         config = self.experiment.config
-        outputs = jax.device_get(outputs)
+        measured = jax.device_get(measured)
         for k, (loss, norm) in enumerate(
-            zip(outputs["loss"], outputs["gradient_norm"], strict=True)
+            zip(measured["loss"], measured["gradient_norm"], strict=True)
         ):
             step = first + k + 1
             if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -284,7 +279,7 @@ class _Training:
                 found = f"loss {loss:g}, gradient norm {norm:g} at step {step}"
                 raise Diverged(f"{self.workdir}: {found}; {last}")
             if step % config.log_every == 0:
-                values = {f"train/{name}": float(x[k]) for name, x in outputs.items()}
+                values = {f"train/{name}": float(x[k]) for name, x in measured.items()}
                 values["train/learning_rate"] = float(self.schedule(step - 1))
                 values["train/images_per_second"] = self._rate(step)
                 self._log(step, values)
@@ -322,7 +317,7 @@ class _Training:
 
     def _show_samples(self, variables, step):
         try:
-            from segjax import pictures
+            from segjax.data import pictures
         except ImportError:  # it draws with Pillow, which a training can do without
             return
         count = len(self.val_set["label"])
@@ -395,7 +390,7 @@ class _Training:
                 results.write_row(self.workdir / "result.json", row)
 
         # None ends before: one that had to be started again would wait for those that are gone.
-        hosts.together(finish)
+        processes.together(finish)
         self.phases.end("test")
         kind = "test" if split == "test" else f"test_on_{split}"
         test = {

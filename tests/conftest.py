@@ -19,8 +19,8 @@ os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_cpu_use_fusi
 import jax
 import pytest
 
-from segjax import datasets, models
-from segjax.datasets import streetscenes
+from segjax import models
+from segjax.data import datasets, streetscenes
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

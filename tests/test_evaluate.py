@@ -1,4 +1,4 @@
-"""Evaluation: every pixel counted once, on statistics that are those of the training set."""
+"""Networks that are asked together, and what refines their probabilities, by the real command."""
 
 import json
 
@@ -7,220 +7,207 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from runs import DESCRIPTION, OneLayer, arrays, small_config, tiny_config
-from segjax import (
-    boundary,
-    cli,
-    evaluate,
-    experiment,
-    loader,
-    metrics,
-    models,
-    parallel,
-    results,
-    train,
-)
-from segjax.models.layers import Conv
+from segjax import evaluate, models, results, train
+from segjax.cli import main
+from segjax.errors import UserError
+from segjax.inference import crf, outputs
+from segjax.report import tables
+from segjax.runs import experiment
+from segjax.runs.experiment import Description
+from segjax.training import parallel
+from support.runs import DESCRIPTION, OneLayer, small_config
+
+CRF = "1,1,2,8,10"
 
 
-def create(config):
-    """The experiment, and variables as far from their initial values as training takes them."""
-    run = experiment.create(config)
-    variables = run.model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)
-    rng = np.random.default_rng(0)
-
-    def move(path, x):
-        moved = x + rng.normal(0, 0.3, x.shape).astype(np.float32)
-        return jnp.abs(moved) if path[-1].key in ("var", "scale") else moved
-
-    return run, jax.tree.map_with_path(move, variables)
+class TwoLayers(OneLayer):
+    """The same network under a name of its own."""
 
 
 @pytest.fixture(scope="module")
-def counted(scenes_data_dir):
-    """The counts of each of five images, predicted alone and counted by NumPy; the variables."""
-    run, variables = create(tiny_config(scenes_data_dir))
-    predict = jax.jit(lambda image: run.model.apply(variables, image, train=False))
-    source = run.open_split("val")
-    counts = np.zeros((len(source), 11, 11), np.int64)
-    for own, example in zip(counts, source, strict=True):
-        image = (example["image"] / np.float32(255) - run.info.mean) / run.info.std
-        logits = np.asarray(predict(image.astype(np.float32)[None])[0])
-        for truth, guess in zip(example["label"].ravel(), logits.argmax(-1).ravel(), strict=True):
-            if truth != 255:
-                own[truth, guess] += 1
-    assert (counts.sum((0, 1)) > 0).sum() > 1  # more than one class is predicted
-    return counts, variables
-
-
-@pytest.mark.parametrize("in_memory", [True, False])
-@pytest.mark.parametrize(("num_devices", "batch_size"), [(1, 1), (1, 4), (2, 4)])
-def test_counts_do_not_depend_on_devices_or_batches(
-    scenes_data_dir, counted, num_devices, batch_size, in_memory
-):
-    counts, variables = counted
-    run = experiment.create(
-        tiny_config(scenes_data_dir, num_devices=num_devices, eval_batch_size=batch_size)
-    )
-    source = run.open_split("val")
-    assert len(source) == 5  # the last of the batches of four has one image
-    examples = loader.in_memory(source) if in_memory else source
-    made = evaluate.build_evaluator(run)(parallel.place(variables, run.devices), examples)
-    assert made.total.dtype == np.int64
-    np.testing.assert_array_equal(made.confusion, counts)
-    np.testing.assert_array_equal(made.total, counts.sum(0))
-    labels = np.stack([example["label"] for example in source])
-    assert made.total.sum() == (labels != 255).sum()
-    assert made.boundary is None
-
-
-@pytest.mark.parametrize("num_devices", [1, 2])
-def test_batch_norm_statistics_are_those_of_the_training_set(scenes_data_dir, num_devices):
-    config = tiny_config(scenes_data_dir, num_devices=num_devices)
-    run, variables = create(config)
-    source = run.open_split("train")
-    image = np.stack([example["image"] for example in source]) / np.float32(255)
-    image = ((image - run.info.mean) / run.info.std).astype(np.float32)
-
-    # Ten images in batches of four: 10 // 4 + 10 % 4 batches, over the end and on from the start.
-    batches = [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 0, 1], [2, 3, 4, 5]]
-    model = run.model.clone(axis_name=None)
-
-    @jax.jit
-    def convolved(variables, image):
-        _, changed = model.apply(
-            variables,
-            image,
-            train=True,
-            mutable=["batch_stats", "intermediates"],
-            capture_intermediates=lambda module, _: isinstance(module, Conv),
-        )
-        return changed["intermediates"]
-
-    names = list(variables["batch_stats"])
-    assert len(names) == 8
-    expected = {name: {"mean": 0.0, "var": 0.0} for name in names}
-    for places in batches:
-        outputs = convolved(variables, image[places])
-        for name in names:
-            values = np.asarray(outputs[name]["conv"]["__call__"][0], np.float64).reshape(-1, 4)
-            expected[name]["mean"] += values.mean(0) / len(batches)
-            expected[name]["var"] += values.var(0, ddof=1) / len(batches)
-
-    for examples in (source, loader.in_memory(source)):
-        made = evaluate.recompute_batch_norm(run, parallel.place(variables, run.devices), examples)
-        for name in names:
-            for kind in ("mean", "var"):
-                np.testing.assert_allclose(
-                    made["batch_stats"][name]["bn"][kind],
-                    expected[name][kind],
-                    rtol=2e-4,
-                    atol=2e-5,
-                    err_msg=f"{name} {kind}",
-                )
-        for ours, theirs in zip(
-            jax.tree.leaves(made["params"]), jax.tree.leaves(variables["params"]), strict=True
-        ):
-            np.testing.assert_array_equal(ours, theirs)
-
-
-@pytest.fixture(scope="module")
-def finished(scenes_data_dir, tmp_path_factory):
-    """The workdir of a finished run, and the result row that it wrote."""
-    workdir = tmp_path_factory.mktemp("finished") / "run"
+def runs(scenes_data_dir, tmp_path_factory):
+    """The workdirs of three finished runs: of two seeds, and of another network and devices."""
+    folder = tmp_path_factory.mktemp("ensemble")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models.MODELS, "one_layer", OneLayer)
-        row = train.train(small_config(scenes_data_dir), workdir, DESCRIPTION)
-        yield workdir, row
+        patch.setitem(models.MODELS, "two_layers", TwoLayers)
+        train.train(small_config(scenes_data_dir), folder / "a", DESCRIPTION)
+        description = Description("tiny", "seed=1", {"seed": 1}, "segjax train --config.seed=1")
+        train.train(small_config(scenes_data_dir, seed=1), folder / "b", description)
+        config = small_config(scenes_data_dir, model__name="two_layers", eval_batch_size=1)
+        config.data.normalization = "none"
+        train.train(config, folder / "c", Description("other", "other", {}, "segjax train"))
+        yield folder
 
 
-def evaluated(workdir, *arguments):
-    """The row that `segjax evaluate` writes."""
-    before = set(workdir.glob("evaluation_*.json"))
-    assert cli.main(["evaluate", "--workdir", str(workdir), *arguments]) == 0
-    (path,) = set(workdir.glob("evaluation_*.json")) - before
+@pytest.fixture(scope="module")
+def counted(runs):
+    """f(names, crf) -> the counts of the test images, each probability made and averaged alone."""
+    predicted = {}
+    for name in "abc":
+        run, _ = experiment.open_run(runs / name, None)
+        variables, _ = experiment.load_variables(run, runs / name, None)
+        variables = parallel.place(variables, run.devices[:1])
+        predict = jax.jit(
+            lambda variables, image, run=run: run.model.apply(variables, image, train=False)
+        )
+        predicted[name] = []
+        examples = list(run.open_split("test"))
+        for example in examples:
+            image = example["image"].astype(np.float32) / 255
+            if run.config.data.normalization == "mean_std":
+                image = ((image - run.info.mean) / run.info.std).astype(np.float32)
+            logits = predict(variables, image[None])[0]
+            predicted[name].append(np.asarray(jax.nn.softmax(logits)))
+
+    def count(names, parameters=None):
+        counts = np.zeros((11, 11), np.int64)
+        for k, example in enumerate(examples):
+            mean = np.mean([predicted[name][k] for name in names], 0)
+            if parameters:
+                mean = crf.refine(crf.parse(parameters), example["image"], mean)
+            seen = example["label"] != 255
+            np.add.at(counts, (example["label"][seen], mean.argmax(-1)[seen]), 1)
+        return counts
+
+    return count
+
+
+def evaluated(runs, names, *arguments):
+    """The row that `segjax evaluate` writes, and its file's name."""
+    before = set(runs.rglob("evaluation_*.json"))
+    workdirs = [argument for name in names for argument in ("--workdir", str(runs / name))]
+    assert main.main(["evaluate", *workdirs, *arguments]) == 0
+    (path,) = set(runs.rglob("evaluation_*.json")) - before
+    assert path.parent == runs / names[0]
     (row,) = results.read([path])
     path.unlink()
-    return row
+    return row, path.name
 
 
-def test_evaluating_the_final_model_makes_its_result_again(finished):
-    workdir, row = finished
-    again = evaluated(workdir)
-    assert again | {name: row[name] for name in ("finished", "device")} == row
-    assert json.loads((workdir / "result.json").read_text()) == row
+@pytest.mark.parametrize(
+    ("names", "arguments", "file", "inference"),
+    [
+        ("ab", (), "evaluation_test_final_with_b.json", "mean of 2 networks"),
+        ("cab", (), "evaluation_test_final_with_a_with_b.json", "mean of 3 networks"),
+        ("a", (CRF,), f"evaluation_test_final_crf_{CRF}.json", f"crf {CRF}"),
+        (
+            "ac",
+            (CRF,),
+            f"evaluation_test_final_with_c_crf_{CRF}.json",
+            f"mean of 2 networks, crf {CRF}",
+        ),
+    ],
+)
+def test_probabilities_are_averaged_then_refined(runs, counted, names, arguments, file, inference):
+    row, name = evaluated(runs, names, *(("--crf", *arguments) if arguments else ()))
+    assert (name, row["inference"]) == (file, inference)
+    made, expected = np.array(row["confusion"]), counted(names, *arguments)
+    # Sums in another order may turn a pixel that is all but undecided.
+    np.testing.assert_array_equal(made.sum(1), expected.sum(1))
+    assert np.abs(made - expected).sum() <= 4
+    alone = json.loads((runs / names[0] / "result.json").read_text())
+    assert np.abs(made - alone["confusion"]).sum() > 40
 
 
-def test_evaluating_the_best_model_recomputes_its_statistics(finished):
-    workdir, row = finished
-    again = evaluated(workdir, "--checkpoint", "best")
-    assert again["batch_norm"] == "recomputed"
-    assert (again["confusion"], again["best_step"]) == (row["confusion"], row["best_step"])
+def test_views_of_an_image_are_averaged(runs):
+    flags = ("--scales", "0.5", "1", "--flip")
+    row, name = evaluated(runs, "a", *flags)
+    assert name == "evaluation_test_final_views_0.5_1_mirrored.json"
+    assert row["inference"] == "views 0.5 1 mirrored"
 
-
-def test_a_limit_takes_the_first_images(finished, scenes_data_dir):
-    workdir, _ = finished
-    first, most = evaluated(workdir, "--limit", "1"), evaluated(workdir, "--limit", "3")
-    assert (first["num_images"], most["num_images"]) == (1, 3)
-    run = experiment.create(small_config(scenes_data_dir))
+    run, _ = experiment.open_run(runs / "a", None)
+    variables, _ = experiment.load_variables(run, runs / "a", None)
+    network = outputs.probabilities(run)
+    counts = np.zeros((11, 11), int)
     source = run.open_split("test")
-    for count, row in ((1, first), (3, most)):
-        labels = np.concatenate([source[i]["label"].ravel() for i in range(count)])
-        pixels = np.bincount(labels[labels != 255], minlength=11)
-        np.testing.assert_array_equal(np.sum(row["confusion"], 1), pixels)
-    assert evaluated(workdir, "--limit", "100")["num_images"] == 5
+    for example in (source[k] for k in range(len(source))):
+        image = jnp.asarray(example["image"], jnp.float32)[None] / 255
+        height, width = image.shape[1:3]
+        views = []
+        for size in ((height // 2, width // 2), (height, width)):
+            shown = jax.image.resize(image, (1, *size, 3), "linear")
+            for mirrored in (False, True):
+                said = network(variables, shown[:, :, ::-1] if mirrored else shown, jnp.zeros(1))
+                said = said[:, :, ::-1] if mirrored else said
+                views.append(jax.image.resize(said, (1, height, width, 11), "linear"))
+        guess = np.mean(views, 0)[0].argmax(-1)
+        seen = example["label"] != 255
+        np.add.at(counts, (example["label"][seen], guess[seen]), 1)
+    made = np.array(row["confusion"])
+    np.testing.assert_array_equal(made.sum(1), counts.sum(1))
+    assert np.abs(made - counts).sum() <= 4
+    alone = json.loads((runs / "a" / "result.json").read_text())
+    assert np.abs(made - alone["confusion"]).sum() > 40
 
 
-def test_another_split_is_evaluated_like_the_validation_of_training(finished, scenes_data_dir):
-    workdir, _ = finished
-    row = evaluated(workdir, "--split", "val", "--checkpoint", "latest")
-    assert (row["split"], row["num_images"]) == ("val", 5)
-    # As in training, but with recomputed statistics.
-    run = experiment.create(small_config(scenes_data_dir))
-    variables, facts = experiment.load_variables(run, workdir, "latest")
-    assert facts["kind"] == "latest"
-    variables = evaluate.recompute_batch_norm(run, variables, run.open_split("train"))
-    counts = evaluate.build_evaluator(run)(variables, run.open_split("val"))
-    assert row["mean_iou"] == metrics.scores(counts.total).mean_iou
+def test_a_row_of_networks_names_them_all(runs):
+    row, _ = evaluated(runs, "abc")
+    rows = [json.loads((runs / name / "result.json").read_text()) for name in "abc"]
+    assert row["name"] == "tiny + seed=1 + other"
+    assert (row["experiment"], row["model"]) == ("tiny + other", "one_layer + two_layers")
+    assert row["parameters"] == sum(each["parameters"] for each in rows)
+    assert (row["seed"], row["best_step"], row["overrides"]) == (None, None, {})
+    assert row["batch_norm"] == "recomputed"
+    digests = {row["config_digest"], *(each["config_digest"] for each in rows)}
+    assert len(digests) == 3  # a and b share theirs, the three together have their own
+    assert evaluated(runs, "acb")[0]["config_digest"] == row["config_digest"]
+    assert evaluated(runs, "ab")[0]["config_digest"] != row["config_digest"]
 
 
-def test_counts_of_each_image_are_kept_beside_the_result(finished, scenes_data_dir):
-    workdir, row = finished
-    with np.load(workdir / "result.npz") as kept:
-        confusion, boundaries = kept["confusion"], kept["boundary"]
-    np.testing.assert_array_equal(confusion.sum(0), row["confusion"])
-    source = experiment.create(small_config(scenes_data_dir)).open_split("test")
-    for own, lengths, example in zip(confusion, boundaries, source, strict=True):
-        label = example["label"]
-        np.testing.assert_array_equal(
-            own.sum(1), np.bincount(label[label != 255], minlength=11)[:11]
-        )
-        expected = [np.count_nonzero(boundary.boundary(label == k)) for k in range(11)]
-        np.testing.assert_array_equal(lengths[:, 1], expected)
-    f = boundary.f_measure(boundaries)
-    assert row["boundary_f"] == boundary.mean(f)
-    assert 0 < row["boundary_f_either"] <= row["boundary_f"] < 1
-    assert row["per_class_boundary_f"] == boundary.per_class(f)
+def test_rows_of_different_inference_are_not_mixed(runs):
+    before = json.loads((runs / "a" / "result.json").read_text())
+    after, _ = evaluated(runs, "a", "--crf", CRF)
+    assert "inference" not in before
+    table = tables.render(tables.summarise([before, after, {**before, "seed": 1}]))
+    heading, _, *lines = table.split("\n\n")[1].splitlines()
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in (heading, *lines)]
+    column, seeds = cells[0].index("inference"), cells[0].index("seeds")
+    assert sorted((row[column], row[seeds]) for row in cells[1:]) == [
+        ("-", "2"),
+        (f"crf {CRF}", "1"),
+    ]
+    assert "inference" not in tables.render(tables.summarise([before]))
+    assert f"inference crf {CRF}" in tables.render(tables.summarise([after]))
+    assert f",crf {CRF}," in tables.render(tables.summarise([after]), "csv").replace('"', "")
 
 
-def test_the_averaged_variables_are_tested(finished):
-    workdir, _ = finished
-    final, best = arrays(workdir, "final"), arrays(workdir, "best")
-    for name, x in final.items():
-        if "params" in name:
-            np.testing.assert_array_equal(x, best[f"['ema']{name}"])
-            assert not np.array_equal(x, best[f"['variables']{name}"])
+def test_rows_of_both_kinds_are_kept_side_by_side(runs, tmp_path):
+    before = json.loads((runs / "a" / "result.json").read_text())
+    after, _ = evaluated(runs, "a", "--crf", CRF)
+    assert results.append(tmp_path / "rows.jsonl", before)
+    assert results.append(tmp_path / "rows.jsonl", after)
+    assert not results.append(tmp_path / "rows.jsonl", after)
+    assert results.read([tmp_path / "rows.jsonl"]) == [before, after]
 
 
-def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
-    assert cli.main(["evaluate", "--workdir", str(tmp_path)]) == 2
-    expected = f"segjax: {tmp_path} is not the workdir of a run: it has no config.json\n"
-    assert capsys.readouterr().err == expected
+def test_the_same_network_twice_is_refused(runs, capsys):
+    arguments = ["--workdir", str(runs / "a"), "--workdir", str(runs / "b" / ".." / "a")]
+    assert main.main(["evaluate", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert said == f"segjax: {runs}/b/../a is there twice, expected each network once\n"
 
 
-def test_a_checkpoint_that_is_missing_is_refused(finished, tmp_path, capsys):
-    workdir, _ = finished
-    (tmp_path / "config.json").write_text((workdir / "config.json").read_text())
-    assert cli.main(["evaluate", "--workdir", str(tmp_path), "--checkpoint", "latest"]) == 2
-    assert capsys.readouterr().err == f"segjax: {tmp_path} has no latest checkpoint\n"
-    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("data.resolution", [48, 64], "has resolution 48x64, but {a} 24x32"),
+        ("data.dataset", "camvid", "has data set camvid, but {a} streetscenes"),
+    ],
+)
+def test_networks_on_other_data_are_refused(runs, tmp_path, capsys, field, value, said):
+    content = json.loads((runs / "b" / "config.json").read_text())
+    content["config"][field] = value
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    assert main.main(["evaluate", "--workdir", str(runs / "a"), "--workdir", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path} " + said.format(a=runs / "a") in error
+    assert error.count("\n") == 1
+
+
+def test_networks_of_other_classes_are_refused(runs, tmp_path):
+    content = json.loads((runs / "b" / "config.json").read_text())
+    content["data"]["class_names"][0] = "Heaven"
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"has classes Heaven, Building.*, but .* Sky, Building"):
+        evaluate.evaluate_workdirs([runs / "a", tmp_path], "test")

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from segjax import predict
-from segjax.cli import main
+from segjax.cli.main import main
 from segjax.errors import UserError
 
 

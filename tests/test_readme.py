@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segjax import architectures, models, typesetting
-from segjax.cli import main
+from segjax import models
+from segjax.cli.main import main
+from segjax.models import summary
+from segjax.report.table import draw
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -96,11 +98,11 @@ def test_the_table_of_models_is_that_of_the_committed_rows():
     """The rows are `segjax models --format json`; test_architectures checks what is quick to."""
     (table,) = re.findall(r"<!-- segjax models -->\n(.*?)\n<!-- end -->", README, re.S)
     stored = json.loads((ROOT / "experiments" / "results" / "models.json").read_text())
-    rows = [architectures.from_json(row) for row in stored]
-    assert table == architectures.render(rows)
+    rows = [summary.from_json(row) for row in stored]
+    assert table == summary.render(rows)
     assert [row.name for row in rows] == list(models.MODELS)
     for row in rows:
-        shapes = architectures.abstract(models.create(row.name, 11), architectures.SIZES[0])
+        shapes = summary.abstract(models.create(row.name, 11), summary.SIZES[0])
         assert row.parameters == sum(x.size for x in jax.tree.leaves(shapes["params"]))
 
 
@@ -123,7 +125,7 @@ def test_tables_of_timings_are_those_of_the_committed_rows():
     assert found
     for files, table in found:
         rows = script["read"](ROOT / name for name in files.split())
-        assert table == typesetting.draw(script["table"](rows)).strip(), files
+        assert table == draw(script["table"](rows)).strip(), files
 
 
 def test_every_model_and_config_is_named():

@@ -15,8 +15,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from test_tracking import history
 
-from runs import (
+from segjax import models, results, train
+from segjax.cli import main
+from segjax.files import write_whole
+from segjax.inference.scoring import Counts
+from segjax.runs.tracking import read_metrics
+from support.runs import (
     DESCRIPTION,
     OneLayer,
     arrays,
@@ -26,16 +32,11 @@ from runs import (
     small_config,
     start,
 )
-from segjax import cli, models, results, train
-from segjax.evaluate import Counts
-from segjax.files import write_whole
-from segjax.tracking import read_metrics
-from test_tracking import history
 
 STEPS = 40
 
 CONFIG = """
-from runs import tiny_config
+from support.runs import tiny_config
 
 def get_config():
     return tiny_config("", steps={steps})
@@ -293,7 +294,7 @@ def test_the_best_survives_a_restart(scenes_data_dir, tmp_path, one_layer, monke
 BOTH_PLACEMENTS = """
 import sys
 from pathlib import Path
-from runs import DESCRIPTION, OneLayer, small_config
+from support.runs import DESCRIPTION, OneLayer, small_config
 from segjax import models, train
 
 models.MODELS["one_layer"] = OneLayer
@@ -342,7 +343,7 @@ def test_a_streaming_run_goes_on_where_it_stopped(
 def command(scenes_data_dir, tmp_path, one_layer, capsys):
     """`segjax train` in this process on the small run: its exit status and standard error."""
     (tmp_path / "small.py").write_text(
-        "from runs import small_config\n\ndef get_config():\n    return small_config('')\n"
+        "from support.runs import small_config\n\ndef get_config():\n    return small_config('')\n"
     )
 
     def run(**changed):
@@ -350,7 +351,7 @@ def command(scenes_data_dir, tmp_path, one_layer, capsys):
         overrides = [f"--config.{name}={value}" for name, value in fields.items()]
         arguments = ["--config", tmp_path / "small.py", "--workdir", tmp_path / "run", *overrides]
         capsys.readouterr()
-        status = cli.main(["train", *map(str, arguments)])
+        status = main.main(["train", *map(str, arguments)])
         return status, capsys.readouterr().err
 
     return run

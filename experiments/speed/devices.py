@@ -13,16 +13,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from segjax import models, optimizers, parallel, steps, workbench
-from segjax.architectures import NUM_CLASSES
-from segjax.datasets import VOID
-from segjax.sides import serve
+from segjax import models
+from segjax.benchmark import worker
+from segjax.benchmark.process import serve
+from segjax.data.datasets import VOID
+from segjax.models.summary import NUM_CLASSES
+from segjax.training import optimizers, parallel, steps
 
 
 def measure(devices: int, samples: int, **asked: Any) -> dict[str, Any]:
     """See above; `asked` is the network as `workbench.config_of` takes it, and the batch."""
     batch, size = asked.pop("batch"), tuple(asked["resolution"])
-    config = workbench.config_of(batch, num_classes=NUM_CLASSES, **asked)
+    config = worker.config_of(batch, num_classes=NUM_CLASSES, **asked)
     used = parallel.pick_devices(devices, {"batch": batch})
     axis, dtype = parallel.axis_name(used), jnp.dtype(asked["precision"])
     model = models.create(
@@ -35,13 +37,13 @@ def measure(devices: int, samples: int, **asked: Any) -> dict[str, Any]:
         model,
         optimizer,
         config,
-        workbench.information(size, NUM_CLASSES),
+        worker.information(size, NUM_CLASSES),
         jnp.ones((NUM_CLASSES,), jnp.float32),
         num_steps=1,
         resident=False,
         axis_name=axis,
     )
-    variables = workbench.seeded_variables(model.clone(axis_name=None), size)
+    variables = worker.seeded_variables(model.clone(axis_name=None), size)
     optimized = jax.jit(optimizer.init)(variables["params"])
     state = steps.TrainState(jnp.zeros((), jnp.int32), variables, optimized, {})
     state = parallel.place(state, used)
@@ -54,7 +56,7 @@ def measure(devices: int, samples: int, **asked: Any) -> dict[str, Any]:
     share = parallel.split(raw, used, axis=1)
     shared = np.uint32(0), {}
     lowered = parallel.lower(step, used, state, shared, share)
-    planned = workbench.planned(lowered.compile().memory_analysis())
+    planned = worker.planned(lowered.compile().memory_analysis())
     compiled = parallel.parallelize(step, used)
     state, outputs = compiled(state, shared, share)
     loss = float(outputs["loss"][0])

@@ -29,12 +29,15 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from segjax import arguments, benchmark, figures, measurements, results
+from segjax import results
+from segjax.benchmark import measurements, run
+from segjax.benchmark.measurements import Facts
+from segjax.benchmark.process import Failed, Side
+from segjax.cli import arguments
 from segjax.errors import UserError
 from segjax.files import write_whole
-from segjax.jsonrows import Row
-from segjax.measurements import Facts
-from segjax.sides import Failed, Side
+from segjax.report import figures
+from segjax.results.schema import Row
 
 STEP = "training_step"
 ROWS, OF_DEVICES, FIGURE = "growth.jsonl", "growth_devices.jsonl", "growth"
@@ -45,16 +48,16 @@ TOLERANCE = 1e-4  # of the losses, relative: sums of another order, through all 
 Curves = dict[str, list[tuple[float, float]]]
 
 
-def measure(plans: Sequence[benchmark.Plan], command: str, folder: Path) -> None:
+def measure(plans: Sequence[run.Plan], command: str, folder: Path) -> None:
     """Batches and resolutions, what is there left out."""
     for plan in plans:
-        benchmark.check(plan)
+        run.check(plan)
     for plan in plans:
-        benchmark.run(plan, command, folder / ROWS)
+        run.run(plan, command, folder / ROWS)
 
 
 def measure_devices(
-    plan: benchmark.Plan, batch: int, counts: Sequence[int], command: str, path: Path
+    plan: run.Plan, batch: int, counts: Sequence[int], command: str, path: Path
 ) -> None:
     """One batch on so many devices, what is there left out.
 
@@ -220,14 +223,14 @@ def _lines(axes: Axes, curves: Curves, proportional: bool) -> None:
         )
 
 
-def plans(options: argparse.Namespace) -> list[benchmark.Plan]:
+def plans(options: argparse.Namespace) -> list[run.Plan]:
     """Of the batches at one resolution, and of the other resolutions at one batch."""
     batches, sizes = sorted(set(options.batch)), sorted(set(options.resolution), key=_pixels)
     middle = batches[len(batches) // 2], sizes[len(sizes) // 2]
     return [
-        benchmark.Plan(
+        run.Plan(
             models=tuple(options.models),
-            options=benchmark.read_options(options.options),
+            options=run.read_options(options.options),
             resolution=size,
             batches=tuple(batches) if size == middle[1] else (middle[0],),
             precisions=(options.precision,),

@@ -7,7 +7,7 @@ python experiments/speed/levers.py --output levers.jsonl --resolution 360x480 \\
 The first for two CPU cores, the second for a GPU; a few minutes each. Of each network a row of
 `timings.py`: milliseconds of a step of one network, and the bytes that XLA plans for the program.
 
-- plain: the step of `segjax.steps`.
+- plain: the step of `segjax.training.steps`.
 - recompute: normalisation, ReLU, pooling and unpooling are computed again in the backward pass;
   what convolutions give is kept.
 - recompute_all: the whole forward pass is computed again.
@@ -29,7 +29,9 @@ import jax.numpy as jnp
 import timings
 from flax import linen as nn
 
-from segjax import arguments, benchmark, results, workbench
+from segjax import results
+from segjax.benchmark import run, worker
+from segjax.cli import arguments
 from segjax.errors import UserError
 
 STEPS, SEEDS = 8, 4
@@ -53,7 +55,7 @@ def _keeps_convolutions(primitive: Any, *_: Any, **__: Any) -> bool:
     return primitive.name in KEPT
 
 
-class Lever(workbench.Bench):
+class Lever(worker.Bench):
     """A network on the bench, its training step run in each of the ways."""
 
     def place(self, batch: int) -> dict[str, int | None]:
@@ -80,7 +82,7 @@ class Lever(workbench.Bench):
         each = jax.vmap(lambda state, raw: step(state, self.shared, raw))
         self._compile("seeds", each, seeds, SEEDS)
         return {
-            name: workbench.planned(program.memory_analysis())
+            name: worker.planned(program.memory_analysis())
             for name, (program, _, _) in self.programs.items()
         }
 
@@ -121,14 +123,14 @@ def main(given: list[str] | None = None) -> int:
     given = sys.argv[1:] if given is None else given
     try:
         options = parser.parse_args(given)
-        plan = benchmark.Plan(
+        plan = run.Plan(
             models=tuple(options.models),
-            options=benchmark.read_options(options.options),
+            options=run.read_options(options.options),
             resolution=options.resolution,
             batches=(options.batch,),
             precisions=(options.precision,),
         )
-        benchmark.check(plan)
+        run.check(plan)
         command = shlex.join(["python", "experiments/speed/levers.py", *given])
         for network in plan.networks():
             _measure(network, options, command)

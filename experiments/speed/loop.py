@@ -37,24 +37,17 @@ import timings
 from ml_collections import ConfigDict
 from PIL import Image
 
-from segjax import (
-    arguments,
-    boundary,
-    datasets,
-    evaluate,
-    experiment,
-    loader,
-    optimizers,
-    parallel,
-    predict,
-    results,
-    steps,
-    train,
-)
 from segjax import config as configs
+from segjax import predict, results, train
+from segjax.cli import arguments
+from segjax.data import datasets, loader
 from segjax.errors import UserError
-from segjax.experiment import Description, Experiment
-from segjax.jsonrows import Row
+from segjax.inference import scoring
+from segjax.metrics import boundary
+from segjax.results.schema import Row
+from segjax.runs import experiment
+from segjax.runs.experiment import Description, Experiment
+from segjax.training import optimizers, parallel, steps
 
 RECIPE = Path(__file__).parents[1] / "camvid_small.py"
 KINDS = ("start", "first_step", "loop", "throughput")
@@ -229,7 +222,7 @@ def measure_throughput(config: ConfigDict, folder: Path, repeats: int) -> dict[s
     files = [folder / f"{place}.png" for place in range(count)]
     for path, image in zip(files, examples["image"], strict=True):
         Image.fromarray(image.squeeze()).save(path)
-    evaluator = evaluate.build_evaluator(run)
+    evaluator = scoring.build_evaluator(run)
     evaluator(variables, examples)
 
     def match():

@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from segjax import arguments, jsonrows, typesetting
+from segjax.cli import arguments
 from segjax.errors import UserError
-from segjax.jsonrows import Row, is_count, is_number, is_text
-from segjax.sheet import Sheet
-from segjax.typesetting import Table
+from segjax.report.columns import Sheet
+from segjax.report.table import Table, draw
+from segjax.results import schema
+from segjax.results.schema import Row, is_count, is_number, is_text
 
 SCHEMA = 1
 # kind -> the unit of its samples, and what they are of
@@ -60,7 +61,7 @@ def _is_bytes_by_name(value: Any) -> bool:
     return isinstance(value, dict) and all(x is None or is_number(x, 1e15) for x in value.values())
 
 
-_FIELDS: jsonrows.Fields = {
+_FIELDS: schema.Fields = {
     "schema": (str(SCHEMA), lambda v: type(v) is int and v == SCHEMA, False),
     "kind": (f"one of {', '.join(KINDS)}", lambda v: is_text(v) and v in KINDS, False),
     "command": ("a command", is_text, False),
@@ -71,8 +72,8 @@ _FIELDS: jsonrows.Fields = {
     "versions": ("an object", lambda v: isinstance(v, dict), False),
     "finished": ("a time", is_text, False),
 }
-_OF_LEVERS: jsonrows.Fields = {"bytes": ("bytes by name", _is_bytes_by_name, False)}
-_OF_DEVICES: jsonrows.Fields = {
+_OF_LEVERS: schema.Fields = {"bytes": ("bytes by name", _is_bytes_by_name, False)}
+_OF_DEVICES: schema.Fields = {
     "devices": ("an integer >= 1", lambda v: is_count(v, 1), False),
     # Of one device: arguments, results and what is between, as XLA plans it.
     "bytes": ("bytes", lambda v: is_number(v, 1e15), True),
@@ -86,15 +87,15 @@ def check(row: Any, where: str) -> Row:
     Raises:
       UserError: a field is missing or of the wrong kind; it names the place and the first fault.
     """
-    jsonrows.check_fields(row, _FIELDS, where, f"{_WHAT} (an object)")
+    schema.check_fields(row, _FIELDS, where, f"{_WHAT} (an object)")
     unit, names = KINDS[row["kind"]]
     if row["unit"] != unit or sorted(row["samples"]) != sorted(names):
         found = f"{sorted(row['samples'])} in {row['unit']}"
         raise UserError(f"{where}: samples are {found}, expected {sorted(names)} in {unit}")
     if row["kind"] == "devices":
-        jsonrows.check_fields(row, _OF_DEVICES, where)
+        schema.check_fields(row, _OF_DEVICES, where)
     if row["kind"] == "levers":
-        jsonrows.check_fields(row, _OF_LEVERS, where)
+        schema.check_fields(row, _OF_LEVERS, where)
     return row
 
 
@@ -106,7 +107,7 @@ def read(paths: Iterable[str | Path]) -> list[Row]:
     """
     rows: list[Row] = []
     for path in map(Path, paths):
-        found = jsonrows.parse(path, _WHAT) if path.is_file() else []
+        found = schema.parse(path, _WHAT) if path.is_file() else []
         if not found:
             raise UserError(f"{path}: no such file or no row in it, expected rows of timings")
         rows += [check(row, where) for where, row in found]
@@ -116,7 +117,7 @@ def read(paths: Iterable[str | Path]) -> list[Row]:
 def append(path: Path, row: Row) -> None:
     """Adds a checked row to a file, which is whole at any instant."""
     check(row, str(path))
-    jsonrows.append(path, row)
+    schema.append(path, row)
 
 
 def median(row: Row, name: str) -> float:
@@ -194,7 +195,7 @@ def main(given: list[str] | None = None) -> int:
     except UserError as error:
         sys.stderr.write(f"timings.py: {error}\n")
         return 2
-    sys.stdout.write(typesetting.draw(table(rows)) + "\n")
+    sys.stdout.write(draw(table(rows)) + "\n")
     return 0
 
 

@@ -30,11 +30,7 @@ from flax import linen as nn
 from segjax.models import vgg
 from segjax.models.layers import Conv, ConvBlock, ConvTranspose, bilinear_diagonal
 from segjax.ops.pooling import max_pool_with_indices
-from segjax.ops.upsampling import (
-    bed_of_nails,
-    bilinear_conv_transpose,
-    nearest,
-)
+from segjax.ops.upsampling import bed_of_nails, bilinear_conv_transpose, nearest
 
 # By the number of the pool whose scores are added: the upsampling before it, the offset of its
 # crop with pad100, and its scale where all is trained at once.

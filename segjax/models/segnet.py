@@ -6,13 +6,13 @@ The decoder upsamples by unpooling: values go back to where their maxima were in
 Deviations:
 
 - Batch normalisation keeps running averages (momentum 0.9) beside the authors' recomputation over
-  the training set, which `segjax.evaluate.recompute_batch_norm` does after training.
+  the training set, which `segjax.inference.scoring.recompute_batch_norm` does after training.
 - Its epsilon is 1e-5 and not 1e-9, below what float32 variances resolve.
 - Its shift starts at 0 and not 0.001.
 - The local response normalisation that opens SegNet-Basic is an input option of the loader
   (`data.normalization = "local_response"`) and not a layer, and sees RGB and not BGR.
 - Of the authors' solver, the doubled learning rate of biases and the decay of batch-normalisation
-  scales are left out: `segjax.optimizers` decays kernels alone.
+  scales are left out: `segjax.training.optimizers` decays kernels alone.
 - Pooling rounds odd sizes up, and unpooling crops to the size before the pool, at every level; the
   files say so only where 360x480 needs it.
 - `width` scales every layer but the last; the papers' networks have 64.
@@ -20,7 +20,7 @@ Deviations:
 
 `dropout` makes them Bayesian SegNet and Bayesian SegNet-Basic: Kendall, Badrinarayanan, Cipolla,
 arXiv 1511.02680, dropped units at the places of `bayesian_segnet_train.prototxt` and
-`bayesian_segnet_basic_train.prototxt`. Samples of them are drawn by `segjax.uncertainty`.
+`bayesian_segnet_basic_train.prototxt`. Samples of them are drawn by `segjax.inference.dropout`.
 """
 
 from collections.abc import Callable

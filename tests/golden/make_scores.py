@@ -16,8 +16,10 @@ from pathlib import Path
 import numpy as np
 from scipy.io import savemat
 
-from segjax import experiment, inference, metrics
-from segjax.loader import evaluation_batches
+from segjax import metrics
+from segjax.data.loader import evaluation_batches
+from segjax.inference import outputs
+from segjax.runs import experiment
 
 HERE = Path(__file__).parent
 
@@ -36,7 +38,7 @@ def main(workdir):
     run, _ = experiment.open_run(workdir, None)
     variables, _ = experiment.load_variables(run, workdir, None)
     source = run.open_split("test")
-    predictor = inference.build_predictor(run)
+    predictor = outputs.build_predictor(run)
     labels, predictions = [], []
     for batch in evaluation_batches(source, 8):
         labels.append(batch["label"])

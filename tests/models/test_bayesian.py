@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from segjax import models, uncertainty
+from segjax import models
 from segjax.errors import UserError
+from segjax.inference import dropout
 from segjax.models import segnet
 from segjax.models.layers import ConvBlock
 
@@ -108,7 +109,7 @@ def variables():
 
 @jax.jit
 def sample(images, keys):
-    return uncertainty.sample(Dropping(), variables(), images, keys, SAMPLES)
+    return dropout.sample(Dropping(), variables(), images, keys, SAMPLES)
 
 
 def keys(*numbers):
@@ -149,8 +150,8 @@ def test_mean_and_variance_are_those_of_single_samples_with_running_statistics()
 
     likely = drawn.mean(0).argmax(-1)[None, ..., None]
     expected = np.take_along_axis(drawn, likely, -1)[..., 0]
-    np.testing.assert_allclose(uncertainty.confidence(estimate), expected.mean(0), atol=1e-5)
-    np.testing.assert_allclose(uncertainty.deviation(estimate), expected.std(0), atol=1e-3)
+    np.testing.assert_allclose(dropout.confidence(estimate), expected.mean(0), atol=1e-5)
+    np.testing.assert_allclose(dropout.deviation(estimate), expected.std(0), atol=1e-3)
 
 
 @pytest.mark.parametrize("model", [Dropping(rate=0.0), models.create("segnet_basic", 2, width=1)])
@@ -160,9 +161,7 @@ def test_a_network_that_drops_nothing_has_nothing_to_sample(model):
     shapes = jax.eval_shape(init, jax.random.key(0), image)
     message = f"^{type(model).__name__} has no dropout, so all its samples are the same"
     with pytest.raises(UserError, match=message):
-        jax.eval_shape(
-            functools.partial(uncertainty.sample, model, samples=2), shapes, image, keys(0)
-        )
+        jax.eval_shape(functools.partial(dropout.sample, model, samples=2), shapes, image, keys(0))
 
 
 @pytest.mark.parametrize("name", ["bayesian_segnet", "fcn8s", "unet", "deeplab_aspp"])
@@ -170,6 +169,6 @@ def test_networks_of_the_literature_that_drop_units_can_be_sampled(name):
     model, image = models.create(name, CLASSES), jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
     init = functools.partial(model.init, train=False)
     shapes = jax.eval_shape(init, jax.random.key(0), image)
-    run = functools.partial(uncertainty.sample, model, samples=1)
+    run = functools.partial(dropout.sample, model, samples=1)
     estimate = jax.eval_shape(run, shapes, image, keys(0, 1))
     assert estimate.mean.shape == estimate.variance.shape == (2, 64, 64, CLASSES)

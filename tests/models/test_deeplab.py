@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import variables
 from segjax import models
 from segjax.errors import UserError
+from support import variables
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "deeplab.npz")
 NAMES = ("deeplab_largefov", "deeplab_aspp")

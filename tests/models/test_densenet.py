@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import variables
 from segjax import models
+from support import variables
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "densenet.npz")
 LAYERS = (1, 2, 3)

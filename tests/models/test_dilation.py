@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import variables
 from segjax import models
 from segjax.errors import UserError
 from segjax.models.dilation import identity
+from support import variables
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "dilation.npz")
 CONTEXTS = ("none", "basic", "large")

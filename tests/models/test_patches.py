@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import variables
-from segjax import experiment, loader, models
+from segjax import models
 from segjax.config import default
+from segjax.data import loader
 from segjax.errors import UserError
 from segjax.models.patches import multiply_adds, sliding_window
 from segjax.ops.platform import shapes_alone
+from segjax.runs import experiment
+from support import variables
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "patches.npz")
 

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from runs import DESCRIPTION, arrays, small_config
 from segjax import config as configs
-from segjax import loader, models, train
-from segjax.datasets import DatasetInfo
+from segjax import models, train
+from segjax.data import loader
+from segjax.data.datasets import DatasetInfo
 from segjax.errors import UserError
 from segjax.models import pretrained, vgg
 from segjax.models.layers import ConvBlock
+from support.runs import DESCRIPTION, arrays, small_config
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vgg16.npz"
 # conv1_1 and features.0, and so on.

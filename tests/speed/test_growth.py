@@ -7,8 +7,10 @@ import growth
 import pytest
 import timings
 
-from runs import OneLayer
-from segjax import benchmark, figures, measurements, models
+from segjax import models
+from segjax.benchmark import measurements, run
+from segjax.report import figures
+from support.runs import OneLayer
 
 NETWORK = {
     "model": "one_layer",
@@ -43,7 +45,7 @@ def measured(monkeypatch):
                 asked.append(("batch", request["batch"]))
             elif do == "network":
                 asked.append(("resolution", tuple(request["resolution"])))
-            of_all = dict.fromkeys(benchmark.WHAT, 8)
+            of_all = dict.fromkeys(run.WHAT, 8)
             return {
                 "network": {"device": "abacus", "versions": {}, "parameters": 5, "idle": None},
                 "batch": {
@@ -63,8 +65,8 @@ def measured(monkeypatch):
         asked.append(("devices", count))
         return {"ms": [9.0 / count], "bytes": 64, "loss": 2.5 + 1e-3 * (count > 2), "device": "cpu"}
 
-    monkeypatch.setattr(benchmark, "check", lambda plan: None)  # it traces the networks
-    monkeypatch.setattr(benchmark, "Side", Side)
+    monkeypatch.setattr(run, "check", lambda plan: None)  # it traces the networks
+    monkeypatch.setattr(run, "Side", Side)
     monkeypatch.setattr(growth, "_ask", ask)
     return asked
 

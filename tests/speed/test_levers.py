@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import timings
 
-from runs import OneLayer
 from segjax import models
+from support.runs import OneLayer
 
 
 def test_every_way_takes_the_same_step(monkeypatch):

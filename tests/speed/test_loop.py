@@ -1,20 +1,20 @@
 """What is around the bare step, measured at the tiniest size; and rows of timings."""
 
 import json
-import os
+from pathlib import Path
 
 import loop
 import pytest
 import timings
 
-import grids
-from segjax import parallel
 from segjax.errors import UserError
+from segjax.training import parallel
+from support import toy_grid
 
 
 @pytest.fixture(scope="module")
 def spec(tmp_path_factory, scenes_data_dir):
-    return grids.write(tmp_path_factory.mktemp("config"), scenes_data_dir, [0.1])
+    return toy_grid.write(tmp_path_factory.mktemp("config"), scenes_data_dir, [0.1])
 
 
 def run(spec, output, kind, *rest):
@@ -49,11 +49,11 @@ def test_the_loop_its_program_and_the_bare_step_take_turns(spec, tmp_path, devic
     assert row["device"] == f"cpu x{devices}"
     assert row["setting"]["resolution"] == [24, 32]
     assert "of bare" in capsys.readouterr().out
-    assert parallel.parallelize.__module__ == "segjax.parallel"  # and not the stand-in
+    assert parallel.parallelize.__module__ == "segjax.training.parallel"  # and not the stand-in
 
 
 def test_the_first_step_is_told_from_the_command_on(spec, tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", os.path.dirname(grids.__file__))
+    monkeypatch.setenv("PYTHONPATH", str(Path(toy_grid.__file__).parents[1]))
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     row = run(spec, tmp_path / "rows.jsonl", "first_step")
     assert all(seconds[0] > 0.1 for seconds in row["samples"].values())

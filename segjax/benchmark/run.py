@@ -1,0 +1,299 @@
+"""Time, memory and size of the architectures, and of others' implementations beside them.
+
+Each side (segjax, and PyTorch where it is asked for) is a process of its own for each network and
+precision: `benchmark.worker`, and a script that answers the same requests. They are timed turn by
+turn, so that what else a machine does falls on all of them alike. A row is written as soon as it is
+measured; one that a file has already is not measured again.
+"""
+
+import dataclasses
+import datetime
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import segjax
+from segjax import config as configs
+from segjax import models
+from segjax.benchmark import measurements, tables, worker
+from segjax.benchmark.measurements import OURS, WHAT
+from segjax.benchmark.process import Failed, Side
+from segjax.errors import UserError
+from segjax.models import flops
+from segjax.models.summary import NUM_CLASSES
+from segjax.progress import Bar
+from segjax.results.schema import Row
+from segjax.runs import experiment
+
+# What is measured where no network is named: those that PyTorch peers are written of, and others.
+NETWORKS = (
+    *("segnet", "segnet_basic", "fcn32s", "fcn16s", "fcn8s", "deconvnet", "unet"),
+    *("deeplab_largefov", "deeplab_aspp", "dilation8", "fc_densenet103"),
+)
+PEERS = Path(__file__).with_name("torch_peers.py")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What to measure."""
+
+    models: tuple[str, ...]
+    # Of the models: {"width": 16} for those that have it, {"deconvnet.fc_width": 1024} for one.
+    options: dict[str, Any]
+    resolution: tuple[int, int]
+    batches: tuple[int, ...]
+    precisions: tuple[str, ...]
+    against: tuple[str, ...] = ()  # of measurements.AGAINST
+    repeats: int = 20  # samples of each program and side
+    torch_python: str = sys.executable
+    peers: Path = PEERS
+    seconds: float | None = None  # after which no other point is begun
+
+    def networks(self) -> list[dict[str, Any]]:
+        """The networks at each precision, as `workbench` takes them."""
+        return [
+            {
+                "model": name,
+                "model_options": self._options(name),
+                "num_classes": NUM_CLASSES,
+                "resolution": list(self.resolution),
+                "precision": precision,
+            }
+            for name in self.models
+            for precision in self.precisions
+        ]
+
+    def _options(self, name: str) -> dict[str, Any]:
+        fields = {field.name for field in dataclasses.fields(models.MODELS[name])}
+        of_all = {k: v for k, v in self.options.items() if k in fields}
+        own = {k.removeprefix(f"{name}."): v for k, v in self.options.items()}
+        return of_all | {k: v for k, v in own.items() if f"{name}.{k}" in self.options}
+
+
+def check(plan: Plan) -> None:
+    """Refuses what cannot be measured, before anything is.
+
+    Raises:
+      UserError: an unknown network or option, an image that a network does not take, a Python
+        without PyTorch, or no script of peers.
+    """
+    for name in plan.models:
+        models.create(name, NUM_CLASSES)
+    if plan.against:
+        if not plan.peers.is_file():
+            raise UserError(f"{plan.peers} is not there: --against torch wants a checkout")
+        try:
+            done = subprocess.run(
+                [plan.torch_python, "-c", "import torch, numpy"], capture_output=True, text=True
+            )
+        except OSError as error:
+            raise UserError(f"--torch-python {plan.torch_python}: {error.strerror}") from None
+        if done.returncode:
+            said = (done.stderr.strip().splitlines() or ["no word"])[-1]
+            raise UserError(f"--against wants PyTorch, but {plan.torch_python} says: {said}")
+    networks = plan.networks()
+    used = {option for network in networks for option in network["model_options"]}
+    for option in plan.options:
+        name, _, field = option.rpartition(".")
+        if field not in used or (name and name not in plan.models):
+            raise UserError(f"none of {', '.join(plan.models)} has an option {option!r}")
+    for network in networks:
+        config = worker.config_of(1, **network)
+        experiment.check_names(config)
+        model = models.create(network["model"], NUM_CLASSES, **config.model.options)
+        flops.forward_operations(model, (*plan.resolution, 3))
+
+
+def read_options(texts: Sequence[str]) -> dict[str, Any]:
+    """`name=value` texts as options of models.
+
+    Raises:
+      UserError: a text of another form.
+    """
+    options = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        *_, field = name.split(".")
+        if not (all(part.isidentifier() for part in name.split(".")) and equals and value):
+            raise UserError(f"--options wants OPTION=VALUE such as width=16, found {text!r}")
+        config = configs.default()
+        configs.override(config, {f"model.options.{field}": value})
+        options[name] = config.model.options[field]
+    return options
+
+
+def run(plan: Plan, command: str, output: Path | None) -> list[Row]:
+    """Measures what the file does not have, and gives the rows of the whole plan.
+
+    Args:
+      plan: checked.
+      command: as it was typed, for the rows.
+      output: where rows are kept, if anywhere.
+    """
+    kept = measurements.read([output]) if output and output.exists() else []
+    done = {measurements.key(row): row for row in kept}
+    rows: list[Row] = []
+    start, device = time.monotonic(), None
+    networks = plan.networks()
+    with Bar("benchmark", len(networks) * len(plan.batches)) as bar:
+        count = 0
+        for network in networks:
+            bench = _Network(plan, network)
+            try:
+                for batch in plan.batches:
+                    point = {**network, "batch": batch, "sides": [OURS, *plan.against]}
+                    device = device or bench.device()
+                    found = done.get(measurements.key({**point, "device": device}))
+                    if found is None:
+                        if plan.seconds is not None and time.monotonic() - start > plan.seconds:
+                            bar.line("no time is left for the rest: the same command goes on")
+                            return rows
+                        bar.advance(count, f"{network['model']} x{batch} {network['precision']}")
+                        found = bench.measure(batch, command)
+                        if output:
+                            measurements.append(output, found)
+                        bar.line(_told(found))
+                    rows.append(found)
+                    count += 1
+                    bar.advance(count)
+            finally:
+                bench.end()
+    return rows
+
+
+class _Network:
+    """A network at a precision, on all sides."""
+
+    def __init__(self, plan: Plan, network: dict[str, Any]):
+        self.plan, self.network = plan, network
+        self.sides: dict[str, Side] = {}
+        self.said: dict[str, dict[str, Any]] = {}  # by side, of the network as a whole
+        self.broken: dict[str, str] = {}  # what a side fails by, whatever the batch
+        self.folder = tempfile.TemporaryDirectory()
+
+    def device(self) -> str:
+        """The device that ours is on.
+
+        Raises:
+          UserError: it cannot tell.
+        """
+        self._open(OURS)
+        if OURS in self.broken:
+            raise UserError(f"{self.network['model']}: {self.broken[OURS]}")
+        return self.said[OURS]["device"]
+
+    def _open(self, name):
+        """Puts the network before a side, once; ours first, for it gives the weights."""
+        if name in self.sides:
+            return
+        command = [sys.executable, "-m", "segjax.benchmark.worker"]
+        if name != OURS:
+            command = [self.plan.torch_python, str(self.plan.peers)]
+            command += ["--compile"] if name == "torch.compile" else []
+        self.sides[name] = Side(command)
+        shared = self.folder.name if self.plan.against else None
+        try:
+            self.said[name] = self.sides[name].ask("network", folder=shared, **self.network)
+        except Failed as error:
+            self.broken[name] = str(error)
+
+    def measure(self, batch: int, command: str) -> Row:
+        """A row; a side that fails has its error in it."""
+        names = (OURS, *self.plan.against)
+        errors, prepared = dict.fromkeys(names), {}
+        for name in names:
+            self._open(name)
+            errors[name] = self.broken.get(name)
+            if not errors[name]:
+                try:
+                    prepared[name] = self.sides[name].ask("batch", batch=batch)
+                except Failed as error:
+                    errors[name] = str(error)
+        samples: dict[str, dict[str, list[float]]]
+        samples = {name: {what: [] for what in WHAT} for name in names}
+        peaks: dict[str, list[float]] = {"flops_per_second": [], "bytes_per_second": []}
+        for turn in range(self.plan.repeats):
+            # Whoever is first in one turn is last in the next.
+            for name in names[:: 1 if turn % 2 == 0 else -1]:
+                try:
+                    for what in WHAT:
+                        if not errors[name]:
+                            answer = self.sides[name].ask("time", what=what)
+                            samples[name][what].append(answer["ms"])
+                    if name == OURS and not errors[name]:
+                        for rate, found in self.sides[name].ask("peaks").items():
+                            peaks[rate].append(found)
+                except Failed as error:
+                    errors[name] = str(error)
+        for name in names:
+            if errors[name] and not self.broken.get(name):
+                self._close(name)  # nobody knows what it still holds
+        ours = prepared.get(OURS, {})
+        measured = all(peaks.values())
+        return {
+            "schema": measurements.SCHEMA,
+            "kind": measurements.KIND,
+            "command": command,
+            **self.network,
+            "batch": batch,
+            "parameters": self.said[OURS]["parameters"],
+            "macs": ours.get("macs"),
+            "peaks": {k: float(np.median(v)) for k, v in peaks.items()} if measured else None,
+            "sides": {
+                name: self._side(name, errors[name], prepared.get(name), samples[name])
+                for name in names
+            },
+            "device": self.said[OURS]["device"],
+            "versions": {"segjax": segjax.__version__, **self.said[OURS]["versions"]},
+            "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        }
+
+    def _side(self, name, error, prepared, samples):
+        said = self.said.get(name, {})
+        fields = {key: said.get(key) for key in ("device", "versions", "idle", "logits")}
+        measured = dict.fromkeys(("ms", "compile_seconds", "memory", "bytes"))
+        if not error:
+            measured = {key: prepared.get(key) for key in measured}
+            measured["ms"] = {what: _quartiles(found) for what, found in samples.items()}
+        return {"error": error, **fields, **measured}
+
+    def _close(self, name):
+        self.sides.pop(name).end()
+
+    def end(self) -> None:
+        """Ends all sides."""
+        for name in list(self.sides):
+            self._close(name)
+        self.folder.cleanup()
+
+
+def _quartiles(samples):
+    low, middle, high = np.quantile(samples, (0.25, 0.5, 0.75))
+    return {
+        "median": float(middle),
+        "lower_quartile": float(low),
+        "upper_quartile": float(high),
+        "samples": len(samples),
+    }
+
+
+def _told(row):
+    """A row in one line."""
+    facts = measurements.Facts(row)
+    texts = [f"{row['model']} x{row['batch']} {row['precision']}:"]
+    if facts.error:
+        return f"{texts[0]} {facts.error}"
+    texts.append(f"forward {facts.ms('forward'):.2f} ms, step {facts.ms('training_step'):.2f} ms")
+    for name, side in row["sides"].items():
+        if name != OURS and side["error"]:
+            texts.append(f"; {name}: {side['error']}")
+        elif name != OURS:
+            ratios = [tables.against(row, name, what) for what in WHAT[:2]]
+            texts.append(f"; {name} takes " + " and ".join(f"{r:.2f}" for r in ratios) + " of that")
+    return " ".join(texts).replace(" ;", ";")

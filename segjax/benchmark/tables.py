@@ -1,0 +1,328 @@
+"""What networks cost: rows of `segjax benchmark` by themselves, and beside the SegNet paper's."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+
+from segjax.benchmark.measurements import AGAINST, Facts
+from segjax.errors import UserError
+from segjax.report.camvid_table import below, by, notes_of
+from segjax.report.columns import Sheet
+from segjax.report.table import Footnotes, Table
+from segjax.results import published
+from segjax.results.published import Record
+from segjax.results.schema import Row
+
+# The paper's batches: time and inference at 1, training memory at 4.
+_TIMED, _TRAINED = 1, 4
+
+Number = Decimal | float | int | None
+
+
+def paper(rows: Sequence[Row] = ()) -> Table:
+    """The SegNet paper's Table 6, and ours beside it.
+
+    Without rows, the parameters of ours at 4 bytes each. With rows, a group of lines for each
+    device, precision and resolution of them: the networks of the paper, others that were measured,
+    and the sum over those that both have.
+
+    Raises:
+      UserError: rows that fit one place twice, or none at the paper's batches.
+    """
+    records = published.records("cost", None)
+    if not rows:
+        return _paper_alone(records)
+    lines, groups = [], []
+    for setting, found in _settings(rows).items():
+        its_lines = _lines(records, found)
+        lines += [*its_lines, _total(its_lines)]
+        groups.append((setting, len(its_lines) + 1))
+    return _beside(records, lines, groups)
+
+
+def _paper_alone(records: Sequence[Record]) -> Table:
+    footnotes = Footnotes()
+    parameters = [_parameters(record) for record in records]
+    sheet = Sheet(len(records))
+    marks = [footnotes.marks(notes_of(record)) for record in records]
+    sheet.texts("network", [record.method for record in records], marks=marks)
+    for name in published.COSTS:
+        sheet.figures(
+            name.replace("_", " ").replace("mb", "MB"),
+            f"paper_{name}",
+            [record.cost[name] for record in records],
+            over="paper",
+            sic=[name in record.sic for record in records],
+        )
+    megabytes = [round(4e-6 * count) for count in parameters]
+    sheet.counts("parameters", parameters, over="ours")
+    sheet.counts("model MB", megabytes, over="ours")
+    sheet.data("notes", [" ".join(notes_of(record)) for record in records])
+    return sheet.table(
+        f"Cost at {by(records[0].resolution)}; paper: Caffe, memory at batch 4 in training, 1 "
+        "in inference; ours: parameters at 11 classes, and 4 bytes of each in millions of bytes.",
+        notes=footnotes.listed() + below(records),
+    )
+
+
+def _parameters(record: Record) -> int:
+    """Of our network at 11 classes."""
+    import jax  # of some weight, and not wanted for rows
+
+    from segjax import models
+    from segjax.models import summary
+
+    model = models.create(str(record.model), summary.NUM_CLASSES, **record.model_options)
+    shapes = summary.abstract(model, summary.SIZES[0])
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Line:
+    """A network of the paper, of ours, or of both; or the sum of those of both."""
+
+    name: str
+    comparable: bool  # ours is of images of the paper's size
+    notes: Sequence[str]
+    paper: Mapping[str, Number]  # by published.COSTS
+    ours: Mapping[str, Number]  # likewise, and training_step_ms
+    ratios: Mapping[str, Number]  # others' divided by ours, by "side what"
+
+
+def _settings(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows by what they were measured on, in words."""
+    settings: dict[str, list[Row]] = {}
+    for row in rows:
+        if row["batch"] in (_TIMED, _TRAINED):
+            words = f"{row['precision']} on {row['device']} at {by(row['resolution'])}"
+            settings.setdefault(words, []).append(row)
+    if not settings:
+        raise UserError(f"no row is of batch {_TIMED} or {_TRAINED}, as the paper's Table 6 is")
+    return settings
+
+
+def _lines(records: Sequence[Record], rows: Sequence[Row]) -> list[_Line]:
+    found: dict[str, dict[int, Row]] = {}
+    comparable = by(rows[0]["resolution"]) == by(records[0].resolution)
+    for row in rows:
+        of_batch = found.setdefault(_named(row, {}), {})
+        if row["batch"] in of_batch:
+            raise UserError(
+                f"two rows are of {_named(row, {})} at batch {row['batch']} in {row['precision']}, "
+                "expected one"
+            )
+        of_batch[row["batch"]] = row
+    lines = []
+    for record in records:
+        names = [name for name, its in found.items() if _fits(record, next(iter(its.values())))]
+        if len(names) > 1:
+            raise UserError(f"{names[0]} and {names[1]} both fit {record.method}, expected one")
+        of_batch = found.pop(names[0]) if names else {}
+        some_row = next(iter(of_batch.values()), None)
+        other = f" ({_options(some_row, record.model_options)})" if some_row else ""
+        name = record.method + (other if other != " ()" else "")
+        ours = _ours(of_batch), _ratios(of_batch)
+        lines.append(_Line(name, comparable, notes_of(record), record.cost, *ours))
+    for name, of_batch in found.items():
+        lines.append(_Line(name, comparable, (), {}, _ours(of_batch), _ratios(of_batch)))
+    return lines
+
+
+def _fits(record: Record, row: Row) -> bool:
+    options = row["model_options"]
+    return row["model"] == record.model and all(
+        options.get(name) == value for name, value in record.model_options.items()
+    )
+
+
+def _options(row: Row, besides: Mapping[str, Any]) -> str:
+    options = row["model_options"].items()
+    return ", ".join(f"{name} {value}" for name, value in options if name not in besides)
+
+
+def _named(row: Row, besides: Mapping[str, Any]) -> str:
+    options = _options(row, besides)
+    return f"{row['model']} ({options})" if options else row["model"]
+
+
+def _ours(of_batch: Mapping[int, Row]) -> dict[str, Number]:
+    found: dict[str, Number] = {}
+    if _TIMED in of_batch:
+        facts = Facts(of_batch[_TIMED])
+        found["forward_ms"], found["backward_ms"] = facts.ms("forward"), facts.ms("backward")
+        found["inference_mb"] = facts.memory_mb("forward", "compiled")
+    if _TRAINED in of_batch:
+        facts = Facts(of_batch[_TRAINED])
+        found["training_mb"] = facts.memory_mb("training_step", "compiled")
+        found["training_step_ms"] = facts.ms("training_step")
+    if of_batch:
+        found["model_mb"] = 4e-6 * next(iter(of_batch.values()))["parameters"]
+    return found
+
+
+def _ratios(of_batch: Mapping[int, Row]) -> dict[str, Number]:
+    found: dict[str, Number] = {}
+    for side in AGAINST:
+        if _TIMED in of_batch:
+            found[f"{side} forward"] = against(of_batch[_TIMED], side, "forward")
+        if _TRAINED in of_batch:
+            row = of_batch[_TRAINED]
+            found[f"{side} training step"] = against(row, side, "training_step")
+            found[f"{side} training memory"] = memory_against(row, side, "training_step")
+    return found
+
+
+def against(row: Row, side: str, what: str) -> float | None:
+    """The time of another side divided by ours."""
+    return _ratio(Facts(row, side).ms(what), Facts(row).ms(what))
+
+
+def memory_against(row: Row, side: str, what: str) -> float | None:
+    """The peak memory of another side divided by ours: the device's, or else the process's."""
+    for source in ("device", "process"):
+        pair = [facts.memory_mb(what, source) for facts in (Facts(row, side), Facts(row))]
+        if None not in pair:
+            return _ratio(*pair)
+    return None
+
+
+def _ratio(theirs: Number, ours: Number) -> float | None:
+    return None if theirs is None or not ours else float(theirs) / float(ours)
+
+
+def _total(lines: Sequence[_Line]) -> _Line:
+    """The sums over the networks that are in the paper and measured; one figure at a time."""
+
+    def total(name: str, of: Callable[[_Line], Mapping[str, Number]]) -> Number:
+        both = [line for line in lines if _both(line, name)]
+        values = [of(line)[name] for line in both]
+        return float(sum(value for value in values if value is not None)) if both else None
+
+    paper = {name: total(name, lambda line: line.paper) for name in published.COSTS}
+    ours = {name: total(name, lambda line: line.ours) for name in published.COSTS}
+    return _Line("total of both", lines[0].comparable, (), paper, ours, {})
+
+
+def _both(line: _Line, name: str) -> bool:
+    return line.paper.get(name) is not None and line.ours.get(name) is not None
+
+
+def _beside(
+    records: Sequence[Record], lines: Sequence[_Line], groups: Sequence[tuple[str, int]]
+) -> Table:
+    footnotes = Footnotes()
+    sheet = Sheet(len(lines))
+    marks = [footnotes.marks(line.notes) for line in lines]
+    sheet.texts("network", [line.name for line in lines], marks=marks)
+    for name in published.COSTS:
+        values = [line.paper.get(name) for line in lines]
+        sheet.numbers(_heading(name), f"paper_{name}", values, over="paper")
+    for name in (*published.COSTS, "training_step_ms"):
+        values = [line.ours.get(name) for line in lines]
+        sheet.numbers(_heading(name), f"ours_{name}", values, over="ours")
+    for name in published.COSTS[:-1]:
+        ratios = [
+            _ratio(line.paper.get(name), line.ours.get(name)) if line.comparable else None
+            for line in lines
+        ]
+        sheet.numbers(_heading(name), f"ratio_{name}", ratios, over="paper / ours")
+    for side in AGAINST:
+        for what in ("forward", "training step", "training memory"):
+            values = [line.ratios.get(f"{side} {what}") for line in lines]
+            if any(value is not None for value in values):
+                key = f"{side}_{what}".replace(" ", "_").replace(".", "_")
+                sheet.numbers(what, key, values, over=f"{side} / ours")
+    return sheet.table(
+        f"Cost; paper: Caffe at {by(records[0].resolution)}; forward and backward at batch "
+        f"{_TIMED}, in milliseconds; memory at batch {_TRAINED} in training, {_TIMED} in "
+        "inference, in millions of bytes; ours: medians; backward is loss and gradient less the "
+        "forward pass; memory as the compiled program plans it; a ratio above 1 is in our favour, "
+        "and to the paper only where the resolution is its own.",
+        groups=groups,
+        notes=footnotes.listed() + below(records),
+    )
+
+
+def _heading(name: str) -> str:
+    return name.replace("_", " ").replace("mb", "MB")
+
+
+def listing(rows: Sequence[Row]) -> Table:
+    """Every row in a line, with what follows from it."""
+    sheet = Sheet(len(rows))
+    facts = [Facts(row) for row in rows]
+    sheet.texts("network", [_named(row, {}) for row in rows])
+    sheet.texts("precision", [row["precision"] for row in rows])
+    for heading, values in (
+        ("resolution", [by(row["resolution"]) for row in rows]),
+        ("device", [row["device"] for row in rows]),
+    ):
+        if len(set(values)) > 1:
+            sheet.texts(heading, values)
+        else:
+            sheet.data(heading, values)
+    sheet.counts("batch", [row["batch"] for row in rows])
+    sheet.numbers("params M", "parameters_m", [row["parameters"] / 1e6 for row in rows])
+    sheet.numbers("model MB", "model_mb", [4e-6 * row["parameters"] for row in rows])
+    for what, over in (("forward", "forward"), ("training_step", "training step")):
+        for heading, key, values in _columns(facts, what):
+            sheet.numbers(heading, f"{what}_{key}", values, over=over)
+        for key, values in _more(facts, what):
+            sheet.data(f"{what}_{key}", values)
+    sheet.numbers("backward ms", "backward_ms", [fact.ms("backward") for fact in facts])
+    sheet.numbers("compile s", "compile_seconds", [fact.compile_seconds for fact in facts])
+    for side in AGAINST:
+        if not any(side in row["sides"] for row in rows):
+            continue
+        for heading, values in (
+            ("forward", [against(row, side, "forward") for row in rows]),
+            ("training step", [against(row, side, "training_step") for row in rows]),
+            ("inference memory", [memory_against(row, side, "forward") for row in rows]),
+            ("training memory", [memory_against(row, side, "training_step") for row in rows]),
+            ("logits differ", [_difference(row, side) for row in rows]),
+        ):
+            key = f"{side}_{heading}".replace(" ", "_").replace(".", "_")
+            sheet.numbers(heading, key, values, over=f"{side} / ours")
+    failed = [
+        f"{_named(row, {})} at batch {row['batch']} in {row['precision']}, {name}: {side['error']}."
+        for row in rows
+        for name, side in row["sides"].items()
+        if side["error"]
+    ]
+    return sheet.table(
+        "Cost; medians; FLOPs: two for each multiply-add of convolutions and matrix products; "
+        "peak: the rate of a large matrix product; backward: loss and gradient less the forward "
+        "pass; MB: millions of bytes, as the compiled program plans them; another side's time or "
+        "peak memory divided by ours is above 1 where ours is quicker or smaller.",
+        notes=[("", text) for text in failed],
+    )
+
+
+def _columns(facts: Sequence[Facts], what: str) -> Iterator[tuple[str, str, list[Number]]]:
+    """Heading, key and values of what is printed of a program."""
+    yield "GMACs", "gmacs", [_times(fact.flops(what), 0.5e-9) for fact in facts]
+    yield "GFLOPs", "gflops", [_times(fact.flops(what), 1e-9) for fact in facts]
+    yield "ms", "ms", [fact.ms(what) for fact in facts]
+    yield "IQR %", "iqr_percent", [_times(fact.spread(what), 100) for fact in facts]
+    yield "images/s", "images_per_second", [fact.images_per_second(what) for fact in facts]
+    yield "% of peak", "percent_of_peak", [_times(fact.share(what), 100) for fact in facts]
+    yield "MB", "compiled_mb", [fact.memory_mb(what, "compiled") for fact in facts]
+
+
+def _more(facts: Sequence[Facts], what: str) -> Iterator[tuple[str, list[Number]]]:
+    """Key and values of what is in the records alone."""
+    yield "floor_ms", [fact.floor_ms(what) for fact in facts]
+    yield "traffic_ms", [fact.traffic_ms(what) for fact in facts]
+    for source in ("device", "process"):
+        yield f"{source}_mb", [fact.memory_mb(what, source) for fact in facts]
+
+
+def _times(value: Number, factor: float) -> float | None:
+    return None if value is None else factor * float(value)
+
+
+def _difference(row: Row, side: str) -> float | None:
+    """The greatest difference of logits, as a part of the greatest logit."""
+    logits = (row["sides"].get(side) or {}).get("logits")
+    return logits["greatest_difference"] / logits["greatest"] if logits else None

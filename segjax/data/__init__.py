@@ -1,0 +1,1 @@
+"""Datasets: prepared once by TFDS, read by index, batched and augmented."""

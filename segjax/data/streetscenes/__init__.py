@@ -1,0 +1,89 @@
+"""Streetscenes: drawn road scenes with CamVid's classes, at any size, without a download."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from segjax.data import builders, camvid, png, statistics
+from segjax.errors import UserError
+
+CLASS_NAMES = camvid.CLASS_NAMES
+PALETTE = camvid.PALETTE
+MADE_ON_FIRST_USE = True
+
+DEFAULT_RESOLUTION = (96, 128)
+
+# What a row of results was trained on. Change either of these, or what `scenery` draws, and raise
+# `StreetScenes.VERSION` with it: a set that is on disk under an old version is never drawn anew.
+SEED = 0
+SPLITS = {"train": range(400), "val": range(400, 450), "test": range(450, 550)}
+
+
+@dataclass(eq=False)
+class StreetScenesConfig(tfds.core.BuilderConfig):
+    """The size that the scenes are drawn at, in pixels."""
+
+    height: int = 0
+    width: int = 0
+
+
+class StreetScenes(tfds.core.GeneratorBasedBuilder):
+    """TFDS builder of the drawn scenes; scene i is `scenery.render(SEED, i, height, width)`."""
+
+    name = "streetscenes"
+    VERSION = tfds.core.Version("1.0.0")
+    url_infos = None  # nothing is downloaded
+
+    @classmethod
+    def get_builder_config(cls, name: str, version: Any = None) -> StreetScenesConfig:
+        """The config of a size spelt as "96x128"; TFDS would look for it in a fixed list."""
+        del version  # there is one version
+        height, width = (int(side) for side in name.split("x"))
+        return StreetScenesConfig(name=name, height=height, width=width)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Procedural road scenes with the eleven classes of CamVid, and void.",
+            features=builders.features(self.builder_config.height, self.builder_config.width),
+            metadata=tfds.core.MetadataDict(),
+            disable_shuffling=True,
+        )
+
+    def _split_generators(
+        self, dl_manager: tfds.download.DownloadManager
+    ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
+        return {split: self._generate_examples(split, SPLITS[split]) for split in SPLITS}
+
+    def _generate_examples(
+        self, split: str, indices: range
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        from segjax.data.streetscenes import (
+            scene,  # it draws with Pillow, which nothing else here needs
+        )
+
+        config = self.builder_config
+        tally = statistics.Tally(len(CLASS_NAMES))
+        for index in builders.progress(indices, f"drawing {split}"):
+            image, label = scene.render(SEED, index, config.height, config.width)
+            tally.add(image, label)
+            image_png, label_png = png.encode(image), png.encode(label)
+            yield index, builders.record(image_png, label_png, f"scene_{index:05d}")
+        self.info.metadata[split] = tally.to_metadata()
+
+
+def builder(
+    data_dir: Path | None, source: Path | None, resolution: tuple[int, int] | None
+) -> StreetScenes:
+    """The builder of the set of that size (height, width), by default 96x128.
+
+    Raises:
+        UserError: a source was given.
+    """
+    if source is not None:
+        raise UserError(f"streetscenes are drawn and take no source, found {source}")
+    height, width = resolution or DEFAULT_RESOLUTION
+    return StreetScenes(config=f"{height}x{width}", data_dir=data_dir, file_format="array_record")

@@ -1,0 +1,1 @@
+"""Logits and labels of trained networks, and their scores."""

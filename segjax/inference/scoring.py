@@ -1,0 +1,221 @@
+"""Scoring a split, and the recomputation of batch-normalisation statistics before it."""
+
+import dataclasses
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from segjax import config as configs
+from segjax import results
+from segjax.data import loader
+from segjax.files import write_whole
+from segjax.inference import outputs
+from segjax.metrics import boundary, confusion_matrix
+from segjax.models.layers import BATCH_NORM_MOMENTUM, BatchNorm
+from segjax.progress import Bar
+from segjax.runs import processes
+from segjax.runs.experiment import Description, Experiment
+from segjax.training import parallel, steps
+
+Variables = dict[str, Any]
+Examples = loader.Raw | loader.Source
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """What was counted on each of N images."""
+
+    confusion: np.ndarray  # int32 (N, K, K), void left out; rows are the truth
+    boundary: np.ndarray | None = None  # int64 (N, K, 3) of `boundary.counts`; none: not asked for
+
+    @property
+    def total(self) -> np.ndarray:
+        """The one confusion matrix of them all, int64 (K, K)."""
+        return self.confusion.sum(0, dtype=np.int64)
+
+
+def write_counts(path: str | os.PathLike[str], counts: Counts) -> None:
+    """Writes the counts of each image, whole or not at all, as `<name>.npz` beside a row's file."""
+    content = io.BytesIO()
+    arrays = {name: x for name, x in vars(counts).items() if x is not None}
+    np.savez_compressed(content, **arrays)
+    write_whole(Path(path).with_suffix(".npz"), content.getvalue())
+
+
+def build_evaluator(
+    experiment: Experiment,
+    output: outputs.Output | None = None,
+    refine: outputs.Refine | None = None,
+) -> Callable[..., Counts]:
+    """f(variables, examples, title, between, boundaries) -> Counts.
+
+    With a title it shows a progress bar; `between` is called after each batch, and may raise;
+    boundaries are matched, on the host, where that is asked for.
+
+    Args:
+      experiment: where to compute, and on what.
+      output: whose greatest class counts; none: the logits of the experiment's own network.
+      refine: what is done to the output, probabilities, before that.
+    """
+    config, devices = experiment.config, experiment.devices
+    num_classes, axis_name = len(experiment.info.class_names), experiment.axis_name
+    output = output or outputs.logits(experiment)
+    size = config.eval_batch_size
+    own = parallel.own(size, devices)
+    step = parallel.parallelize(
+        steps.build_output_step(output, axis_name=axis_name)
+        if refine
+        else steps.build_eval_step(output, num_classes, axis_name=axis_name),
+        devices,
+    )
+
+    def evaluate(variables, examples, title=None, between=lambda: None, boundaries=False):
+        confusion, matched = [], []
+        count = loader.num_examples(examples)
+        quiet = not (title and processes.is_first())
+        with Bar(title or "", count, quiet=quiet) as bar:
+            for number, raw in enumerate(loader.evaluation_batches(examples, size)):
+                done = min((number + 1) * size, count)
+                labels = raw["label"][: done - number * size]
+                raw["place"] = np.arange(number * size, (number + 1) * size, dtype=np.int32)
+                part = {name: x[own] for name, x in raw.items()}
+                _, result = step((), variables, parallel.split(part, devices))
+                if refine:
+                    result = _refined(refine, raw["image"], labels, result)
+                counts, classes = result
+                confusion.append(np.asarray(counts)[: len(labels)])
+                if boundaries:
+                    found = np.zeros((own.stop - own.start, num_classes, 3), np.int64)
+                    pairs = zip(labels[own], np.asarray(classes)[own], strict=False)
+                    for place, pair in enumerate(pairs):
+                        found[place] = boundary.counts(*pair, num_classes)
+                    matched.append(found)
+                bar.advance(done)
+                between()
+        if not boundaries:
+            return Counts(np.concatenate(confusion))
+        # Each process has matched its part of every batch, of which the last is filled up.
+        edges = processes.gather(np.stack(matched)).swapaxes(0, 1).reshape(-1, num_classes, 3)
+        return Counts(np.concatenate(confusion), edges[:count])
+
+    return evaluate
+
+
+def _refined(refine, images, labels, probabilities):
+    """Confusion counts and classes of the labelled images of a batch, refined one by one."""
+    real = slice(len(labels))  # the rest fills the batch up
+    pairs = zip(images[real], np.asarray(probabilities)[real], strict=True)
+    refined = [refine(*pair) for pair in pairs]
+    classes = np.stack([each.argmax(-1).astype(np.uint8) for each in refined])
+    num_classes = refined[0].shape[-1]
+    counts = [
+        confusion_matrix(jnp.asarray(label), jnp.asarray(guess), num_classes)
+        for label, guess in zip(labels, classes, strict=True)
+    ]
+    return np.stack(counts), classes
+
+
+def recompute_batch_norm(
+    experiment: Experiment,
+    variables: Variables,
+    examples: Examples,
+    between: Callable[[], None] = lambda: None,
+) -> Variables:
+    """Replaces the running statistics by means over the training set, as the SegNet authors do.
+
+    In batches of b = `batch_size` of the n training images, n // b + n % b of them as in
+    `compute_bn_statistics.py` (the images come round again), without augmentation, each layer's
+    batch means and unbiased batch variances (m / (m - 1), m values a channel) are averaged.
+    `between` is called after each batch, and may raise.
+    """
+    config, devices = experiment.config, experiment.devices
+    step = parallel.parallelize(
+        steps.build_statistics_step(
+            experiment.model, config, experiment.info, axis_name=experiment.axis_name
+        ),
+        devices,
+    )
+    size = config.batch_size
+    own = range(size)[parallel.own(size, devices)]
+    count = loader.num_examples(examples)
+    batches = count // size + count % size
+    sums = parallel.place(jax.tree.map(jnp.zeros_like, variables["batch_stats"]), devices)
+    with Bar("batch normalisation", batches, quiet=not processes.is_first()) as bar:
+        for batch in range(batches):
+            places = [(batch * size + place) % count for place in own]
+            raw = loader.pick(examples, places)
+            sums, _ = step(sums, variables, parallel.split(raw, devices))
+            bar.advance(batch + 1)
+            between()
+
+    unbiased = _unbiased(experiment, variables, size)
+
+    def average(path, total):
+        mean = total / (batches * (1 - BATCH_NORM_MOMENTUM))
+        return mean * unbiased[path[:-1]] if path[-1].key == "var" else mean
+
+    return {**variables, "batch_stats": jax.tree.map_with_path(average, sums)}
+
+
+def _unbiased(experiment, variables, batch_size):
+    """m / (m - 1) by path of each batch normalisation, m from the size of its output."""
+    height, width = experiment.config.data.resolution
+
+    def apply(variables):
+        model = experiment.model.clone(axis_name=None)
+        image = jnp.zeros((batch_size, height, width, len(experiment.info.mean)))
+        return model.apply(
+            variables,
+            image,
+            train=False,
+            capture_intermediates=lambda module, _: isinstance(module, BatchNorm),
+        )[1]["intermediates"]
+
+    factors = {}
+    for path, output in jax.tree.leaves_with_path(jax.eval_shape(apply, variables)):
+        values = output.size // output.shape[-1]
+        factors[path[:-2]] = values / max(values - 1, 1)  # path ends in "__call__", 0
+    return factors
+
+
+def result_row(
+    experiment: Experiment,
+    description: Description,
+    counts: Counts,
+    *,
+    split: str,
+    num_images: int,
+    parameters: int,
+    facts: dict[str, Any],
+    batch_norm: str,
+) -> dict[str, Any]:
+    """A result as data, as `segjax.results.rows` reads it."""
+    config, info = experiment.config, experiment.info
+    return {
+        "schema": results.SCHEMA,
+        "experiment": description.experiment,
+        "name": description.name,
+        "overrides": description.overrides,
+        "command": description.command,
+        "model": config.model.name,
+        "model_options": config.model.options.to_dict(),
+        "parameters": parameters,
+        "config_digest": configs.digest(config),
+        "seed": config.seed,
+        "dataset": config.data.dataset,
+        "split": split,
+        "num_images": num_images,
+        "resolution": list(config.data.resolution),
+        **results.scored(counts.total, info.class_names, counts.boundary),
+        "steps": facts["steps"],
+        "best_step": facts["best_step"],
+        "seconds": round(facts["seconds"], 1),
+        "batch_norm": batch_norm,
+        **results.provenance(experiment.device_name, experiment.devices[0].platform),
+    }

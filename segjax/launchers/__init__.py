@@ -1,1 +1,0 @@
-"""How the runs of a sweep reach machines: one engine a module."""

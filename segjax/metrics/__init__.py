@@ -1,0 +1,5 @@
+"""Scores of label maps: G, C and mIoU from a confusion matrix, and BF of contours."""
+
+from segjax.metrics.confusion import SCORES, Scores, confusion_matrix, scores
+
+__all__ = ["SCORES", "Scores", "confusion_matrix", "scores"]

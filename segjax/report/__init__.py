@@ -1,0 +1,1 @@
+"""Result rows drawn: tables, figures, and the page."""

@@ -1,0 +1,171 @@
+"""The methods that were published on CamVid, and ours beside them, in percent."""
+
+from collections.abc import Iterable, Sequence
+
+from segjax import results
+from segjax.errors import UserError
+from segjax.report import tables
+from segjax.report.columns import Figure, Sheet
+from segjax.report.table import Footnotes, Table
+from segjax.report.tables import SCORES, Summary
+from segjax.results import published
+from segjax.results.published import Record
+
+# Kind of figure per class -> the groups of methods that print it.
+_GROUPS = {
+    "accuracy": ("unary", "network", "crf"),
+    "iou": ("network", "tiramisu", "reimplementation"),
+}
+GROUPS = tuple(dict.fromkeys(group for groups in _GROUPS.values() for group in groups))
+# The order of the papers' tables of methods.
+_SCORES = ("class_accuracy", "global_accuracy", "mean_iou", "boundary_f")
+# What tells our lines apart, and is said elsewhere in them.
+_SAID = ("resolution", "images", "inference")
+_SECOND_HAND = "Read where it is quoted, not in its source."
+_PRINTED_SO = "(sic): printed so in the source, and suspect."
+
+
+def camvid(
+    summaries: Sequence[Summary] = (),
+    *,
+    per_class: str = "accuracy",
+    groups: Sequence[str] | None = None,
+    split: str = "test",
+    interval: bool = False,
+) -> Table:
+    """The methods that were published on CamVid, then ours.
+
+    Args:
+      summaries: ours.
+      per_class: "accuracy" or "iou", the columns per class.
+      groups: of the published methods, of GROUPS; none: those that print such figures per class.
+      split: the published figures of this split.
+      interval: the 95% interval over the seeds in place of the deviation.
+
+    Raises:
+      UserError: an unknown group, or rows of other classes than CamVid's.
+    """
+    for group in groups or ():
+        if group not in GROUPS:
+            raise UserError(f"unknown group of methods {group!r}, expected {', '.join(GROUPS)}")
+    chosen = dict.fromkeys(groups or _GROUPS[per_class])
+    members = {group: published.records(group, split) for group in chosen}
+    records = [record for group in members.values() for record in group]
+    if not records and not summaries:
+        raise UserError(f"nothing is published of split {split!r} in {', '.join(chosen)}")
+    check_classes(summaries)
+    labels = _labels(summaries)
+
+    footnotes = Footnotes()
+    notes = [notes_of(record) for record in records] + [_our_notes(s) for s in summaries]
+    trained = [r.training_images for r in records] + [_training_images(s) for s in summaries]
+    sizes = [by(r.resolution) for r in records] + [by(s.row["resolution"]) for s in summaries]
+    ours = [None] * len(records)
+    sheet = Sheet(len(records) + len(summaries), interval)
+    sheet.texts(
+        "method",
+        [record.method for record in records] + labels,
+        marks=[footnotes.marks(texts) for texts in notes],
+    )
+    sheet.data("group", [record.group for record in records] + ["ours"] * len(summaries))
+    sheet.texts("source", [r.source for r in records] + ["ours"] * len(summaries), names=False)
+    sheet.data("verified", [r.verified for r in records] + [None] * len(summaries))
+    sheet.data("protocol", [r.protocol for r in records] + [_protocol(s) for s in summaries])
+    sheet.counts("training images", trained, turned=True)
+    sheet.texts("resolution", sizes, names=False)
+    if summaries:
+        sheet.counts("seeds", [*ours, *(len(s.seeds) or None for s in summaries)], absent="")
+    for place, name in enumerate(published.CLASSES):
+        theirs = [getattr(record, f"per_class_{per_class}").get(name) for record in records]
+        sheet.figures(
+            name,
+            f"{per_class}_{name}",
+            theirs + [_per_class(summary, per_class)[place] for summary in summaries],
+            turned=True,
+            sic=[name in record.sic for record in records] + [False] * len(summaries),
+        )
+    for name in _SCORES:
+        sheet.figures(
+            SCORES[name],
+            name,
+            [r.scores[name] for r in records] + [s.scores[name] for s in summaries],
+            sic=[name in record.sic for record in records] + [False] * len(summaries),
+        )
+    sheet.data("notes", [" ".join(texts) for texts in notes])
+    counts = [(published.GROUPS[group], len(found)) for group, found in members.items() if found]
+    spread = f"; ours: {tables.spread(interval)} over the seeds" if summaries else ""
+    return sheet.table(
+        f"CamVid, {split}; percent; per class: {tables.PER_CLASS[per_class]}; "
+        f"n/a: not known{spread}.",
+        groups=counts + ([("Ours", len(summaries))] if summaries else []),
+        notes=footnotes.listed() + below(records),
+    )
+
+
+def notes_of(record: Record) -> list[str]:
+    """The footnotes of a published record."""
+    return [*record.notes, *([_SECOND_HAND] if record.verified == "V2" else [])]
+
+
+def below(records: Iterable[Record]) -> list[tuple[str, str]]:
+    """What stands below the footnotes: the sources, and what (sic) means where it is said."""
+    cited = published.shipped().sources
+    said = [f"{source}: {cited[source]}." for source in dict.fromkeys(r.source for r in records)]
+    suspect = [_PRINTED_SO] if any(record.sic for record in records) else []
+    return [("", text) for text in suspect + said]
+
+
+def by(resolution: Sequence[int] | None) -> str | None:
+    """Height x width."""
+    return "x".join(map(str, resolution)) if resolution else None
+
+
+def _our_notes(summary: Summary) -> list[str]:
+    row, protocol = summary.row, published.shipped().protocol
+    notes = []
+    if tuple(row["resolution"]) != protocol.resolution:
+        notes.append(f"Scored at {by(row['resolution'])}, not at {by(protocol.resolution)}.")
+    if row["split"] == "test" and row["num_images"] != protocol.test_images:
+        notes.append(f"Scored on {row['num_images']} of the {protocol.test_images} test images.")
+    return notes
+
+
+def _protocol(summary: Summary) -> str:
+    return "differs" if _our_notes(summary) else "ours"
+
+
+def _training_images(summary: Summary) -> int | None:
+    """The training split's, or none for a rule that is not trained."""
+    return published.shipped().protocol.training_images if summary.seeds else None
+
+
+def _per_class(summary: Summary, per_class: str) -> list[Figure]:
+    """In the order of the papers' columns."""
+    names = summary.row["class_names"]
+    return [summary.per_class[per_class][names.index(name)] for name in published.CLASSES]
+
+
+def check_classes(summaries: Iterable[Summary]) -> None:
+    """Raises a UserError for rows of another data set or of other classes than CamVid's."""
+    for row in (summary.row for summary in summaries):
+        if row["dataset"] != "camvid" or set(row["class_names"]) != set(published.CLASSES):
+            raise UserError(
+                f"{results.title(row)}: scored on {len(row['class_names'])} classes of "
+                f"{row['dataset']}, expected CamVid's {len(published.CLASSES)}"
+            )
+
+
+def _labels(summaries: Sequence[Summary]) -> list[str]:
+    """The model of each, with what tells it from the others."""
+    apart = tables.differing(summaries)
+    labels = []
+    for line, summary in enumerate(summaries):
+        said = [
+            f"{heading.rpartition('.')[-1]} {cells[line]}"
+            for heading, cells in apart.items()
+            if cells[line] and heading not in _SAID
+        ]
+        if "inference" in summary.row:
+            said.append(summary.row["inference"])
+        labels.append(", ".join([summary.row["model"], *said]))
+    return labels

@@ -1,0 +1,284 @@
+"""Figures drawn from result rows and the logs of their runs, as SVG or PNG.
+
+Methods are told apart by colour, and by marker, dash or hatching as well. The colours are those of
+Okabe and Ito, "Color Universal Design" (2008), without their black and yellow. The same rows give
+the same bytes.
+"""
+
+import io
+import itertools
+import re
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib import ticker
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, FigureBase
+
+from segjax.errors import UserError
+from segjax.report import groups
+from segjax.report.groups import Method, Setting
+from segjax.report.tables import PER_CLASS
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+FORMATS = ("svg", "png")
+INK = "#1b1b1f"  # of all text and lines that are not data; `report.page` draws it in the page's
+
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # one more than colours: 42 pairs before one repeats
+_HATCHES = ("", "//", "\\\\", "..", "xx", "--")
+DASHES = ("-", (0, (5, 2)), (0, (1, 1)), (0, (6, 2, 1, 2)), (0, (3, 1)), (0, (8, 3)))
+_GRID = "#8c8c94"
+_WIDTH = 10.0  # inches
+STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so that every machine draws the same
+    "font.size": 10,
+    "hatch.linewidth": 0.6,
+    "text.parse_math": False,  # a name may have a dollar in it
+    "svg.fonttype": "none",
+    "svg.hashsalt": "segjax",
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": _GRID,
+    "grid.alpha": 0.35,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "figure.constrained_layout.use": True,
+}
+
+
+def render(figure: Figure, format: str) -> bytes:
+    """A figure as the content of a file, the same bytes for the same figure.
+
+    Raises:
+      UserError: a format other than svg and png.
+    """
+    if format not in FORMATS:
+        raise UserError(f"figure format {format!r}, expected {' or '.join(FORMATS)}")
+    content = io.BytesIO()
+    unsaid = {"Date": None, "Creator": None} if format == "svg" else {"Software": None}
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(
+            content, format=format, dpi=150, metadata=unsaid, transparent=format == "svg"
+        )
+    return content.getvalue()
+
+
+def _panels(methods: Sequence[Method]) -> list[Sequence[Method]]:
+    """Methods in panels of as even a size as goes, at most one of each colour in a panel."""
+    count = -(-len(methods) // len(COLOURS))
+    edges = [round(k * len(methods) / count) for k in range(count + 1)]
+    return [methods[a:b] for a, b in itertools.pairwise(edges)]
+
+
+def _legend(figure: FigureBase, axes: Axes) -> None:
+    """What the axes show, above all axes, in as many columns as have room."""
+    handles, names = axes.get_legend_handles_labels()
+    columns = int(_WIDTH * 11 // (max(map(len, names)) + 8))
+    figure.legend(handles, names, loc="outside upper left", ncols=max(1, min(len(names), columns)))
+
+
+def per_class(methods: Sequence[Method], kind: str = "iou") -> Figure:
+    """Bars of each class, mean over the seeds, with whiskers of a sample standard deviation.
+
+    Args:
+      kind: "iou" or "accuracy".
+    """
+    names = methods[0].summary.row["class_names"]
+    panels = _panels(methods)
+    places = np.arange(len(names))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(_WIDTH, 3.4 * len(panels)))
+        parts = figure.subfigures(len(panels), squeeze=False)[:, 0]
+        for part, shown in zip(parts, panels, strict=True):
+            axes = part.subplots()
+            width = 0.84 / len(shown)
+            for k, method in enumerate(shown):
+                estimates = method.summary.per_class[kind]
+                axes.bar(
+                    places + (k - (len(shown) - 1) / 2) * width,
+                    [100 * e.mean if e else np.nan for e in estimates],
+                    width,
+                    yerr=_whiskers(estimates),
+                    label=method.label,
+                    color=COLOURS[k],
+                    hatch=_HATCHES[k],
+                    edgecolor=INK,
+                    linewidth=0.5,
+                    error_kw={"ecolor": INK, "elinewidth": 1, "capsize": 2},
+                )
+            absent = [e is None for e in shown[0].summary.per_class[kind]]
+            ticks = [f"{n}\n(absent)" if no else n for n, no in zip(names, absent, strict=True)]
+            axes.set_xticks(places, ticks, fontsize=9, rotation=0 if len(names) <= 12 else 30)
+            axes.tick_params(axis="x", length=0)
+            axes.grid(visible=False, axis="x")
+            axes.set_xlim(-0.6, len(names) - 0.4)
+            axes.set_ylim(0, 100)
+            axes.set_ylabel(f"{PER_CLASS[kind]}, %")
+            _legend(part, axes)
+    return figure
+
+
+def _whiskers(estimates):
+    """Standard deviations in percent, NaN where there is none; none at all without any."""
+    deviations = [100 * e.sd if e and e.sd is not None else np.nan for e in estimates]
+    return None if np.isnan(deviations).all() else deviations
+
+
+def learning_curves(methods: Sequence[Method]) -> Figure | None:
+    """Validation mIoU and training loss by step: mean over the seeds, band of a standard deviation.
+
+    A curve has the steps that all runs of its method reached. None where no run left a log.
+    """
+    courses = {
+        method.label: [course for run in method.runs if (course := groups.curves(run))]
+        for method in methods
+    }
+    methods = [method for method in methods if courses[method.label]]
+    if not methods:
+        return None
+    panels = _panels(methods)
+    titles = ("validation mIoU, %", "training loss")
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(_WIDTH, 3.6 * len(panels)))
+        parts = figure.subfigures(len(panels), squeeze=False)[:, 0]
+        for part, shown in zip(parts, panels, strict=True):
+            row = part.subplots(1, 2)
+            for which, (axes, title, scale) in enumerate(zip(row, titles, (100, 1), strict=True)):
+                for k, method in enumerate(shown):
+                    steps, values = groups.common(c[which] for c in courses[method.label])
+                    _band(axes, steps, scale * np.array(values), k, method.label)
+                axes.set_xlabel("step")
+                axes.set_ylabel(title)
+            _legend(part, row[0])
+    return figure
+
+
+def _band(axes: Axes, steps: Sequence[int], values: np.ndarray, style: int, label: str) -> None:
+    """A mean over the first axis of values (runs, steps), and where there are two runs its band."""
+    mean = values.mean(0)
+    axes.plot(
+        steps,
+        mean,
+        color=COLOURS[style],
+        linestyle=DASHES[style],
+        marker=MARKERS[style],
+        markersize=4,
+        linewidth=1.6,
+        label=label,
+    )
+    if len(values) > 1:
+        sd = values.std(0, ddof=1)
+        axes.fill_between(
+            steps, mean - sd, mean + sd, color=COLOURS[style], alpha=0.22, linewidth=0
+        )
+
+
+def cost(methods: Sequence[Method]) -> Figure | None:
+    """mIoU against parameters and against the time of training, mean ± sd over the seeds.
+
+    Rules that have no parameters, such as "all Road", are left out. None where all are such.
+    """
+    trained = [
+        (method, estimate)
+        for method in methods
+        if method.summary.row["parameters"] and (estimate := method.summary.scores["mean_iou"])
+    ]
+    if not trained:
+        return None
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(_WIDTH, max(3.6, 1.6 + 0.2 * len(trained))))
+        parameters, time = figure.subplots(1, 2, sharey=True)
+        for k, (method, estimate) in enumerate(trained):
+            seconds = [run.row["seconds"] for run in method.runs]
+            minutes = np.array([s for s in seconds if s is not None]) / 60
+            spread = minutes.std(ddof=1) if len(minutes) > 1 else None
+            style = {
+                "color": COLOURS[k % len(COLOURS)],
+                "marker": MARKERS[k % len(MARKERS)],
+                "markersize": 8,
+                "markeredgecolor": INK,
+                "markeredgewidth": 0.5,
+                "capsize": 3,
+                "linestyle": "none",
+                "yerr": None if estimate.sd is None else 100 * estimate.sd,
+                "label": method.label,
+            }
+            score = 100 * estimate.mean
+            parameters.errorbar(method.summary.row["parameters"] / 1e6, score, **style)
+            if minutes.size:
+                time.errorbar(minutes.mean(), score, xerr=spread, **style)
+        for axes, heading in ((parameters, "parameters, million"), (time, "training, minutes")):
+            axes.set_xlabel(heading)
+            axes.margins(0.12)
+            if np.divide(*axes.dataLim.intervalx[::-1]) > 10:
+                axes.set_xscale("log")
+                axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+                axes.xaxis.set_minor_formatter(ticker.NullFormatter())
+        parameters.set_ylabel("mIoU, %")
+        _legend(figure, parameters)
+    return figure
+
+
+def confusion(method: Method) -> Figure:
+    """The confusion matrix, summed over the seeds, each true class in percent of its pixels."""
+    names = method.summary.row["class_names"]
+    counts = np.array([run.row["confusion"] for run in method.runs], np.int64).sum(0)
+    totals = counts.sum(1, keepdims=True)
+    percent = 100 * counts / np.where(totals, totals, 1)
+    side = 2.2 + 0.47 * len(names)
+    with matplotlib.rc_context(STYLE | {"axes.grid": False}):
+        figure = Figure(figsize=(side + 0.6, side))
+        axes = figure.subplots()
+        # Squares and not an image: a browser would blur that.
+        axes.pcolormesh(percent, cmap="Blues", vmin=0, vmax=100, edgecolors="white", linewidth=0.5)
+        for (truth, predicted), value in np.ndenumerate(percent):
+            axes.text(
+                predicted + 0.5,
+                truth + 0.5,
+                f"{value:.0f}" if totals[truth, 0] else "-",
+                ha="center",
+                va="center",
+                fontsize=9,
+                color="#ffffff" if value > 55 else "#000000",
+            )
+        middles = np.arange(len(names)) + 0.5
+        axes.set_xticks(middles, names, rotation=45, ha="right", rotation_mode="anchor")
+        axes.set_yticks(middles, names)
+        axes.tick_params(length=0)
+        axes.invert_yaxis()
+        axes.set_aspect("equal")
+        axes.set_xlabel("predicted")
+        axes.set_ylabel("truth")
+        axes.spines[:].set_visible(False)
+        axes.set_title(textwrap.fill(method.label, int(9 * side)), fontsize=10)
+    return figure
+
+
+def figures(setting: Setting) -> Iterator[tuple[str, str, Figure]]:
+    """All figures of a setting: name, caption, figure."""
+    methods = setting.methods
+    seeds = "mean and sample standard deviation over the seeds"
+    yield "per_class_iou", f"IoU of each class, {seeds}.", per_class(methods, "iou")
+    yield "per_class_accuracy", f"Accuracy of each class, {seeds}.", per_class(methods, "accuracy")
+    drawn: tuple[tuple[str, str, Callable[[Sequence[Method]], Figure | None]], ...] = (
+        ("learning_curves", f"Learning curves, {seeds}.", learning_curves),
+        ("cost", f"mIoU of what was trained against parameters and time, {seeds}.", cost),
+    )
+    for name, caption, draw in drawn:
+        figure = draw(methods)
+        if figure:
+            yield name, caption, figure
+    for method in methods:
+        slug = re.sub(r"[^\w.=-]+", "_", method.label)
+        caption = f"{method.label}: percent of the pixels of each true class, over all seeds."
+        yield f"confusion_{slug}", caption, confusion(method)

@@ -1,0 +1,196 @@
+"""Result rows and the workdirs beside them, in groups whose scores can be compared."""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from segjax import config as configs
+from segjax import results
+from segjax.errors import UserError
+from segjax.report import tables
+from segjax.results.schema import Row
+from segjax.runs import tracking
+
+Curve = dict[int, float]  # step -> value
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One result row, and the workdir it was read from."""
+
+    row: Row
+    workdir: Path | None  # None: of a row without its run, such as a line of a .jsonl
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """The runs that differ in their seed alone."""
+
+    label: str  # what tells it from the other methods of its setting
+    summary: tables.Summary
+    runs: tuple[Run, ...]  # ascending seeds
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """The methods that were scored on the same images and classes."""
+
+    title: str
+    slug: str  # the title as part of a file's name
+    methods: tuple[Method, ...]  # highest mean mIoU first
+
+
+def gather(paths: Sequence[str | os.PathLike[str]]) -> list[Setting]:
+    """Reads rows as `results.read` does and puts them into settings, methods and runs.
+
+    Raises:
+      UserError: what `results.read` and `tables.summarise` refuse; one data set with two lists of
+        classes.
+    """
+    workdirs = {_key(row): folder for folder in _workdirs(paths) for row in _read(folder)}
+    settings: dict[str, list[Row]] = {}
+    for row in results.read(paths):
+        height, width = row["resolution"]
+        count = f"{row['num_images']} image" + ("" if row["num_images"] == 1 else "s")
+        title = f"{row['dataset']}, {row['split']} split, {count} of {height}x{width}"
+        rows = settings.setdefault(title, [])
+        rows.append(row)
+        if rows[0]["class_names"] != row["class_names"]:
+            raise UserError(
+                f"{results.title(row)}: its classes are not those of {results.title(rows[0])}"
+            )
+    return [_setting(title, rows, workdirs) for title, rows in settings.items()]
+
+
+def _workdirs(paths):
+    """The folders of finished runs."""
+    for path in map(Path, paths):
+        files = path.rglob("result.json") if path.is_dir() else [path]
+        for file in sorted(files):
+            if file.name == "result.json" and (file.parent / "config.json").is_file():
+                yield file.parent
+
+
+def _read(workdir):
+    return results.read([workdir / "result.json"])
+
+
+def _key(row):
+    return results.group_key(row), row["seed"]
+
+
+def _setting(title, rows, workdirs):
+    summaries = tables.summarise(rows)
+    runs = {_key(row): Run(row, workdirs.get(_key(row))) for row in rows}
+    groups = []
+    for summary in summaries:
+        group = results.group_key(summary.row)
+        own = [run for (its_group, _), run in runs.items() if its_group == group]
+        groups.append(sorted(own, key=lambda run: run.row["seed"] or 0))
+    names = labels([(own[0].row, config(own[0])) for own in groups])
+    methods = [
+        Method(name, summary, tuple(own))
+        for name, summary, own in zip(names, summaries, groups, strict=True)
+    ]
+    slug = "".join(letter if letter.isalnum() else "-" for letter in title)
+    return Setting(title, "-".join(filter(None, slug.split("-"))), tuple(methods))
+
+
+def labels(runs: Sequence[tuple[Row, Mapping[str, Any]]]) -> list[str]:
+    """Short names of runs (row, config), all different.
+
+    The model, and of the overrides those that differ: `segnet_basic, class_weights=none`. Where
+    that does not tell some apart, the fewest other things that do: the inference, the experiment,
+    fields of the config, at last the digest.
+    """
+    overrides = [results.overrides(row) for row, _ in runs]
+    # A rule without a seed has no config that could differ from the others'.
+    varied = _varied(
+        [each for each, (row, _) in zip(overrides, runs, strict=True) if row["seed"] is not None]
+    )
+    varied = [name for name in varied if name != "model.name"]  # the label begins with it
+    found = [
+        ", ".join([row["model"], *(_said(name, each[name]) for name in varied if name in each)])
+        for (row, _), each in zip(runs, overrides, strict=True)
+    ]
+    while twins := [place for place, label in enumerate(found) if found.count(label) > 1]:
+        alike = [place for place in twins if found[place] == found[twins[0]]]
+        facts = [_facts(*runs[place]) for place in alike]
+        # The first of what tells the most of them apart; a digest tells a reader nothing.
+        names = [name for name in _varied(facts) if name != "config_digest"] or ["config_digest"]
+        best = max(names, key=lambda name: len({fact.get(name) for fact in facts}))
+        if len({fact.get(best) for fact in facts}) == 1:
+            raise AssertionError(f"two groups are alike: {found[alike[0]]}")
+        for place, fact in zip(alike, facts, strict=True):
+            if best in fact:
+                found[place] += f", {fact[best]}"
+    return found
+
+
+def _varied(each: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The names that have not one value in all."""
+    names = dict.fromkeys(name for one in each for name in one)
+    return [name for name in names if len({json.dumps(one.get(name)) for one in each}) > 1]
+
+
+def _said(name: str, value: Any) -> str:
+    return f"{name.rpartition('.')[2]}={tables.text(value)}"
+
+
+def _facts(row: Row, fields: Mapping[str, Any]) -> dict[str, str]:
+    """What may tell a run from another of its model, the plainest first."""
+    facts = {name: row[name] for name in ("inference", "experiment") if row.get(name)}
+    first = ("model.", "loss.", "optimizer.")  # what a reader looks for
+    for name in sorted(fields, key=lambda name: not name.startswith(first)):
+        if not configs.incidental(name):
+            facts[name] = _said(name, fields[name])
+    facts |= {name: _said("batch norm", row[name]) for name in ("batch_norm",) if row[name]}
+    return facts | {"config_digest": row["config_digest"] or ""}
+
+
+def config(run: Run) -> Mapping[str, Any]:
+    """The fields of a run's config by their dotted names; of a row alone, what it says of them."""
+    if run.workdir is None:
+        model = {f"model.options.{name}": value for name, value in run.row["model_options"].items()}
+        return {"model.name": run.row["model"], **model, **run.row["overrides"]}
+    path = run.workdir / "config.json"
+    try:
+        fields = json.loads(path.read_text())["config"]
+        return dict(fields.items())
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read: {error}, expected a run's config") from error
+
+
+def curves(run: Run) -> tuple[Curve, Curve] | None:
+    """The course of a run: validation mIoU and training loss, both at the steps of validation.
+
+    The loss at a step is the mean of those logged since the validation before it. None where the
+    run left no `metrics.jsonl`.
+    """
+    path = run.workdir / "metrics.jsonl" if run.workdir else None
+    if path is None or not path.is_file():
+        return None
+    score: Curve = {}
+    loss: Curve = {}
+    since: list[float] = []
+    for line in tracking.read_metrics(path):
+        step = int(line["step"])
+        if "train/loss" in line:
+            since.append(line["train/loss"])
+        if "val/mean_iou" in line:
+            score[step] = line["val/mean_iou"]
+            if since:
+                loss[step] = math.fsum(since) / len(since)
+            since = []
+    return score, loss
+
+
+def common(found: Iterable[Curve]) -> tuple[list[int], list[list[float]]]:
+    """The steps that all curves have, and each curve's values at them."""
+    all_curves = list(found)
+    steps = sorted(set.intersection(*(set(curve) for curve in all_curves)))
+    return steps, [[curve[step] for step in steps] for curve in all_curves]

@@ -1,0 +1,209 @@
+"""Tables 1 and 3 of the SegNet paper (arXiv 1511.00561v3), and ours beside them, in percent."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from segjax import results
+from segjax.errors import UserError
+from segjax.report import tables
+from segjax.report.camvid_table import below, by, check_classes, notes_of
+from segjax.report.columns import Figure, Sheet, percent
+from segjax.report.table import Footnotes, Table
+from segjax.report.tables import SCORES, Summary
+from segjax.results import published
+from segjax.results.published import Record
+
+# loss.class_weights -> as Table 1 has it.
+_WEIGHTS = {
+    "none": "natural",
+    "segnet": "median frequency",
+    "median_frequency": "median frequency",
+}
+_WEIGHTED = {"median frequency": "Median-frequency balancing", "natural": "Natural frequencies"}
+_LEAST_RANKED = 3  # fewer lines have no rank correlation worth printing
+
+
+def table1(
+    summaries: Sequence[Summary] = (), *, split: str = "test", interval: bool = False
+) -> Table:
+    """The decoder variants of the SegNet paper's Table 1, with both weightings.
+
+    Ours are the rows of the same network with `loss.class_weights` none (natural frequencies), or
+    segnet or median_frequency.
+
+    Raises:
+      UserError: no published figures of this split, or rows that fit nothing or one line twice.
+    """
+
+    def fits(record: Record, summary: Summary) -> bool:
+        weights = str(summary.overrides.get("loss.class_weights"))
+        return (
+            summary.row["model"] == record.model
+            and _WEIGHTS.get(weights) == record.class_weights
+            and "inference" not in summary.row
+        )
+
+    records = _records("table1", split)
+    ours = _matched(records, summaries, fits)
+    sheet = Sheet(len(records), interval)
+    sheet.texts("variant", [record.method for record in records])
+    sheet.data("class_weights", [record.class_weights for record in records])
+    sheet.figures("params M", "paper_parameters_m", [r.parameters_m for r in records], over="paper")
+    _side_by_side(sheet, records, ours)
+    correlations = [
+        fact
+        for weights in _WEIGHTED
+        for name in ("mean_iou", "boundary_f")
+        for fact in _rank_correlation(records, ours, weights, name)
+    ]
+    notes = [
+        f"Rank correlation of {SCORES[fact['score']]} between the paper and ours over "
+        f"{fact['variants']} variants, {fact['class_weights']} weights: "
+        f"Spearman {fact['spearman']:.2f}, Kendall {fact['kendall']:.2f}."
+        for fact in correlations
+    ]
+    weightings = [record.class_weights for record in records]
+    return sheet.table(
+        f"Decoder variants, CamVid {split}; {_stated(records, ours, interval)}.",
+        groups=[(title, weightings.count(weights)) for weights, title in _WEIGHTED.items()],
+        notes=[("", note) for note in notes] + below(records),
+        facts={"rank_correlation": correlations},
+    )
+
+
+def table3(
+    summaries: Sequence[Summary] = (), *, split: str = "test", interval: bool = False
+) -> Table:
+    """The controlled benchmark of the SegNet paper's Table 3; ours beside its last column.
+
+    Raises:
+      UserError: as `table1`.
+    """
+
+    def fits(record: Record, summary: Summary) -> bool:
+        refined = summary.row.get("inference", "").startswith("crf")
+        return (
+            record.iterations not in ("40K", "80K")
+            and summary.row["model"] == record.model
+            and refined == record.crf
+            and ("inference" not in summary.row or refined)
+            and all(_option(summary, name) == v for name, v in record.model_options.items())
+        )
+
+    records = _records("table3", split)
+    ours = _matched(records, summaries, fits)
+    footnotes = Footnotes()
+    sheet = Sheet(len(records), interval)
+    marks = [footnotes.marks(notes_of(record)) for record in records]
+    sheet.texts("network", [record.method for record in records], marks=marks)
+    sheet.texts("iterations", [record.iterations for record in records])
+    _side_by_side(sheet, records, ours)
+    sheet.data("notes", [" ".join(notes_of(record)) for record in records])
+    return sheet.table(
+        f"Controlled benchmark, CamVid {split}; {_stated(records, ours, interval)}.",
+        notes=footnotes.listed() + below(records),
+    )
+
+
+def _records(group: str, split: str | None) -> list[Record]:
+    found = published.records(group, split)
+    if not found:
+        known = {record.split for record in published.shipped().records if record.group == group}
+        splits = " or ".join(sorted(filter(None, known)))
+        raise UserError(f"{group} has no split {split!r}, expected {splits}")
+    return found
+
+
+def _matched(
+    records: Sequence[Record],
+    summaries: Sequence[Summary],
+    fits: Callable[[Record, Summary], bool],
+) -> list[Summary | None]:
+    """Ours for each record, at most one."""
+    check_classes(summaries)
+    matched: list[Summary | None] = []
+    for record in records:
+        found = [summary for summary in summaries if fits(record, summary)]
+        if len(found) > 1:
+            raise UserError(
+                f"two configs fit {record.method}: {_told(found[0])} and {_told(found[1])}; "
+                "give the results of one"
+            )
+        matched.append(found[0] if found else None)
+    if summaries and not any(matched):
+        models = dict.fromkeys(str(record.model) for record in records)
+        raise UserError(f"none of the results fits a line, expected rows of {', '.join(models)}")
+    return matched
+
+
+def _told(summary: Summary) -> str:
+    return f"{results.title(summary.row)} at {by(summary.row['resolution'])}"
+
+
+def _option(summary: Summary, name: str) -> Any:
+    """An option of a row's model, the default where the row does not say."""
+    from segjax import models  # of some weight
+
+    model = models.MODELS[summary.row["model"]]
+    defaults = {field.name: field.default for field in dataclasses.fields(model)}
+    return summary.row["model_options"].get(name, defaults[name])
+
+
+def _side_by_side(sheet: Sheet, records: Sequence[Record], ours: Sequence[Summary | None]) -> None:
+    """Adds the scores of the paper, ours, and the differences of those that both have."""
+    theirs: dict[str, list[Figure]] = {
+        name: [record.scores[name] for record in records] for name in SCORES
+    }
+    mine: dict[str, list[Figure]] = {
+        name: [summary.scores[name] if summary else None for summary in ours] for name in SCORES
+    }
+    printed = [name for name in SCORES if any(figure is not None for figure in theirs[name])]
+    for name in printed:
+        sheet.figures(SCORES[name], f"paper_{name}", theirs[name], over="paper")
+    if not any(ours):
+        return
+    sheet.counts("seeds", [len(s.seeds) if s else None for s in ours], over="ours", absent="")
+    measured = [name for name in printed if any(mine[name])]
+    for name in measured:
+        sheet.figures(SCORES[name], f"ours_{name}", mine[name], over="ours", absent="")
+    for name in measured:
+        sheet.differences(SCORES[name], f"difference_{name}", mine[name], theirs[name])
+
+
+def _stated(records: Sequence[Record], ours: Sequence[Summary | None], interval: bool) -> str:
+    first = records[0]
+    said = f"percent; paper: {first.training_images} training images, {by(first.resolution)}"
+    sizes = dict.fromkeys(by(summary.row["resolution"]) for summary in ours if summary)
+    if not sizes:
+        return said
+    found = ", ".join(map(str, sizes))
+    trained = published.shipped().protocol.training_images
+    spread = tables.spread(interval)
+    return f"{said}; ours: {trained} training images, {found}, {spread} over the seeds"
+
+
+def _rank_correlation(
+    records: Sequence[Record], ours: Sequence[Summary | None], weights: str, name: str
+) -> list[dict[str, Any]]:
+    """How far ours order the variants as the paper does; nothing where too few are there."""
+    from scipy import stats  # of some weight
+
+    pairs = [
+        (percent(record.scores[name]), percent(summary.scores[name]))
+        for record, summary in zip(records, ours, strict=True)
+        if summary and record.class_weights == weights
+    ]
+    known = [pair for pair in pairs if None not in pair]
+    if len(known) < _LEAST_RANKED or any(len(set(side)) == 1 for side in zip(*known, strict=True)):
+        return []
+    theirs, mine = zip(*known, strict=True)
+    return [
+        {
+            "score": name,
+            "class_weights": weights,
+            "variants": len(known),
+            "spearman": float(stats.spearmanr(theirs, mine).statistic),
+            "kendall": float(stats.kendalltau(theirs, mine).statistic),
+        }
+    ]

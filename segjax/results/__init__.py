@@ -1,0 +1,27 @@
+"""Results as data: rows read, checked and written."""
+
+from segjax.results.rows import (
+    REPRODUCED,
+    SCHEMA,
+    append,
+    group_key,
+    overrides,
+    provenance,
+    read,
+    scored,
+    title,
+    write_row,
+)
+
+__all__ = [
+    "REPRODUCED",
+    "SCHEMA",
+    "append",
+    "group_key",
+    "overrides",
+    "provenance",
+    "read",
+    "scored",
+    "title",
+    "write_row",
+]

@@ -1,0 +1,133 @@
+"""Whether one run is better than another: a paired bootstrap over the images they are tested on."""
+
+import dataclasses
+import io
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from segjax import metrics, results
+from segjax.errors import UserError
+from segjax.inference.scoring import Counts
+from segjax.metrics import boundary
+from segjax.report.tables import SCORES
+from segjax.results.schema import Row
+
+SAMPLES = 10_000
+CONFIDENCE = 0.95
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """One score of two runs on the same images; fractions."""
+
+    score: str  # of tables.SCORES
+    first: float
+    second: float
+    low: float  # of second - first, the interval that holds CONFIDENCE of the samples
+    high: float
+    better: float  # the share of the samples in which the second is better, equal ones by half
+
+
+def load(path: Path) -> tuple[Row, Counts]:
+    """The row of a run's workdir, or of a row's own file, and the counts of each image beside it.
+
+    Raises:
+      UserError: there is no row, or no counts, or the counts are not those that the row is made of.
+    """
+    file = path / "result.json" if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(f"{path} has no result: expected the workdir of a finished run, or its row")
+    (row,) = results.read([file])
+    beside = file.with_suffix(".npz")
+    try:
+        with np.load(io.BytesIO(beside.read_bytes())) as arrays:
+            confusion, boundaries = arrays["confusion"], arrays["boundary"]
+    except FileNotFoundError:
+        raise UserError(
+            f"{beside} is missing: `segjax evaluate` counts the images of a run one by one"
+        ) from None
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(f"{beside} is damaged: {error}") from error
+    classes, images = len(row["class_names"]), row["num_images"]
+    counts = Counts(confusion, boundaries)
+    whole = confusion.shape == (images, classes, classes)
+    whole = whole and boundaries.shape == (images, classes, 3)
+    if not (whole and np.array_equal(counts.total, row["confusion"])):
+        raise UserError(f"{beside} holds other counts than those of {file}")
+    return row, counts
+
+
+def compare(
+    first: Path, second: Path, *, samples: int = SAMPLES, seed: int = 0
+) -> list[Difference]:
+    """Both runs' scores, and how sure their difference is over the choice of test images.
+
+    Each of the samples draws as many images as there are, with repetition, the same for both runs,
+    and scores both on them: G, C and mIoU of the sum of the images' confusion matrices, BF as the
+    mean over the images. What another seed of training would change is not in it.
+
+    Args:
+      first: of a finished run, or the file of its row.
+      second: likewise.
+      samples: how many.
+      seed: of the draw.
+
+    Raises:
+      UserError: one of them cannot be loaded, or they are of different images, sizes or classes.
+    """
+    (row, counts), (other_row, other) = load(first), load(second)
+    for name in ("dataset", "split", "num_images", "resolution", "class_names"):
+        if row[name] != other_row[name]:
+            raise UserError(
+                f"{second} has {name} {other_row[name]}, but {first} {row[name]}; "
+                "runs are compared on the same images"
+            )
+    if not np.array_equal(counts.confusion.sum(2), other.confusion.sum(2)):
+        raise UserError(f"{second} was scored on other labels than {first}")
+    images = row["num_images"]
+    chosen = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), samples)
+    plain = np.ones((1, images), np.int64)
+    (a, b), (many_a, many_b) = (
+        (_scores(counts, times), _scores(other, times)) for times in (plain, chosen)
+    )
+    return [_difference(name, a[name][0], b[name][0], many_b[name] - many_a[name]) for name in a]
+
+
+def _scores(counts, times):
+    """{score: (S,)} of S sets of images, each there so many times: times (S, N)."""
+    confusion = times @ counts.confusion.reshape(len(counts.confusion), -1).astype(np.int64)
+    sets = [metrics.scores(each) for each in confusion.reshape(-1, *counts.confusion.shape[1:])]
+    found = {name: np.array([getattr(each, name) for each in sets]) for name in metrics.SCORES}
+    f = [boundary.mean(each[None]) for each in boundary.f_measure(counts.boundary)]
+    measured = np.array([value is not None for value in f])
+    if measured.any():
+        known = times[:, measured]
+        values = np.array([value for value in f if value is not None])
+        found["boundary_f"] = known @ values / np.maximum(known.sum(1), 1)
+    return found
+
+
+def _difference(name, first, second, differences):
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(differences, (tail, 1 - tail))
+    better = np.mean(differences > 0) + np.mean(differences == 0) / 2
+    return Difference(name, float(first), float(second), float(low), float(high), float(better))
+
+
+def render(differences: Sequence[Difference]) -> str:
+    """The table, in percent, as Markdown."""
+    lines = [
+        f"| score | first | second | difference | {CONFIDENCE:.0%} interval | second better |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for each in differences:
+        low, high = (f"{100 * end:+.1f}" for end in (each.low, each.high))
+        lines.append(
+            f"| {SCORES[each.score]} | {100 * each.first:.1f} | {100 * each.second:.1f} "
+            f"| {100 * (each.second - each.first):+.1f} | {low} to {high} "
+            f"| {each.better:.1%} |"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,50 @@
+"""What a config trains on, as pictures: images before and after augmentation, and their weights."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+
+from segjax.runs import experiment
+from segjax.data import loader, pictures
+
+
+def preview(config: ConfigDict, count: int) -> Image.Image:
+    """Training images as they are and as the first step would see them, one row each.
+
+    Each image stands beside its label and, where the config weighs borders, its weights in the
+    loss, from black for 0 to white for the greatest of them all.
+
+    Args:
+      config: of an experiment.
+      count: how many images, evenly over the training split.
+    """
+    run = experiment.create(config)
+    source, _ = run.open_training()
+    places = np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int)
+    raw = loader.in_memory([source[int(place)] for place in places])
+    shown = config.copy_and_resolve_references()
+    with shown.unlocked():
+        shown.data.normalization = "none"  # the network's, not the eye's
+    batch = jax.device_get(
+        jax.jit(
+            lambda raw: loader.training_batch(raw, config.seed, jnp.int32(0), 0, shown, run.info)
+        )(raw)
+    )
+    batch["image"] = np.rint(255 * batch["image"]).astype(np.uint8)
+    greatest = raw["weight"].max() if "weight" in raw else 1.0
+
+    def cells(examples, k):
+        row = [examples["image"][k], pictures.colourise(examples["label"][k], run.info.palette)]
+        if "weight" in examples:
+            row.append(pictures.heat(examples["weight"][k], greatest))
+        return row
+
+    titles = ["image", "label", "weight"][: len(raw)]
+    return pictures.grid(
+        [cells(raw, k) + cells(batch, k) for k in range(len(places))],
+        titles + [f"augmented {title}" for title in titles],
+        class_names=run.info.class_names,
+        palette=run.info.palette,
+    )

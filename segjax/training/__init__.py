@@ -1,0 +1,1 @@
+"""What a training step is made of: losses, optimizers, the step, and the devices it runs on."""

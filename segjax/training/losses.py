@@ -1,0 +1,289 @@
+"""Losses over pixels, and the weights of classes and pixels that go with them.
+
+Each loss is a sum over terms divided by their number, `count`: pixels for cross entropy and focal
+loss, images for Dice and Lovász. A batch that is cut up among devices and micro-batches has the
+same loss as a whole one where every part divides by the number of terms of the whole.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from scipy import ndimage
+
+from segjax.data.datasets import VOID
+from segjax.errors import UserError
+
+# SegNet-Tutorial, Models/segnet_train.prototxt, Sky to Bicyclist. They cannot be recomputed from
+# the released labels: the authors made them from another label mapping (SignSymbol is off 2.7x).
+SEGNET_CLASS_WEIGHTS = (
+    *(0.2595, 0.1826, 4.5640, 0.1417, 0.9051, 0.3826),
+    *(9.6446, 1.8418, 0.6823, 6.2478, 7.3614),
+)
+CLASS_WEIGHTS = ("none", "median_frequency", "segnet", "enet")
+
+LOSSES = ("cross_entropy", "focal", "dice", "lovasz")
+PIXEL_LOSSES = ("cross_entropy", "focal")  # those that take weights of pixels
+
+FOCAL_GAMMA = 2.0
+
+
+def num_valid(labels: jax.Array, num_classes: int) -> jax.Array:
+    """The number of pixels whose label is a class (not VOID), as a float32 scalar."""
+    return jnp.sum(labels < num_classes).astype(jnp.float32)
+
+
+def count(name: str, labels: jax.Array, num_classes: int) -> jax.Array:
+    """The number of terms of a loss, a float32 scalar: valid pixels, or images that have any.
+
+    Args:
+      name: one of `LOSSES`.
+      labels: integers (B, H, W).
+      num_classes: K.
+    """
+    if name in PIXEL_LOSSES:
+        return num_valid(labels, num_classes)
+    return jnp.sum(jnp.any(labels < num_classes, (1, 2))).astype(jnp.float32)
+
+
+def loss(
+    name: str,
+    logits: jax.Array,
+    labels: jax.Array,
+    class_weights: jax.Array,
+    *,
+    pixel_weights: jax.Array | None = None,
+    normalizer: jax.Array | None = None,
+) -> jax.Array:
+    """The loss of that name, of logits (B, H, W, K) and labels (B, H, W).
+
+    The other arguments are those of `cross_entropy`; `normalizer` is the whole batch's `count`.
+    Dice and Lovász have no use for weights of pixels: `segjax.config.check` refuses both together.
+    """
+    if name in PIXEL_LOSSES:
+        function = cross_entropy if name == "cross_entropy" else focal
+        return function(
+            logits, labels, class_weights, pixel_weights=pixel_weights, normalizer=normalizer
+        )
+    if normalizer is None:
+        normalizer = count(name, labels, logits.shape[-1])
+    overlap = dice if name == "dice" else lovasz
+    return jnp.sum(overlap(logits, labels, class_weights)) / jnp.maximum(normalizer, 1.0)
+
+
+def cross_entropy(
+    logits: jax.Array,
+    labels: jax.Array,
+    class_weights: jax.Array,
+    *,
+    pixel_weights: jax.Array | None = None,
+    normalizer: jax.Array | None = None,
+) -> jax.Array:
+    """Weighted cross entropy divided by the number of valid pixels.
+
+    loss = sum_i v_i w[y_i] * -log softmax(z_i)[y_i] / N over the N pixels that are not void, as in
+    Caffe's SoftmaxWithLoss. (A weighted mean that divides by the sum of the weights, as PyTorch's,
+    is another effective learning rate.)
+
+    Args:
+      logits: z, floating (..., K).
+      labels: y, integers (...); values of K and above, VOID among them, are ignored.
+      class_weights: w, float32 (K,).
+      pixel_weights: v, float32 (...); none: ones.
+      normalizer: N, if it is not that of these pixels alone (shards and micro-batches).
+
+    Returns:
+      float32 scalar; 0 where no pixel is valid.
+    """
+    return _weighted_mean(
+        _surprise(logits, labels), logits, labels, class_weights, pixel_weights, normalizer
+    )
+
+
+def focal(
+    logits: jax.Array,
+    labels: jax.Array,
+    class_weights: jax.Array,
+    *,
+    pixel_weights: jax.Array | None = None,
+    normalizer: jax.Array | None = None,
+) -> jax.Array:
+    """Focal loss: `cross_entropy` with (1 - p)^2 on each pixel, p its softmax of the truth.
+
+    Lin et al., arXiv 1708.02002, gamma = 2, over softmax instead of their sigmoid.
+    """
+    surprise = _surprise(logits, labels)
+    focused = (-jnp.expm1(-surprise)) ** FOCAL_GAMMA * surprise
+    return _weighted_mean(focused, logits, labels, class_weights, pixel_weights, normalizer)
+
+
+def _surprise(logits, labels):
+    """-log softmax of the truth; of class 0 where that is void."""
+    target = jnp.where(labels < logits.shape[-1], labels, 0).astype(jnp.int32)
+    return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), target)
+
+
+def _weighted_mean(losses, logits, labels, class_weights, pixel_weights, normalizer):
+    num_classes = logits.shape[-1]
+    valid = labels < num_classes
+    weights = jnp.where(valid, class_weights[jnp.where(valid, labels, 0).astype(jnp.int32)], 0.0)
+    if pixel_weights is not None:
+        weights = weights * pixel_weights
+    if normalizer is None:
+        normalizer = num_valid(labels, num_classes)
+    return jnp.sum(weights * losses) / jnp.maximum(normalizer, 1.0)
+
+
+def dice(logits: jax.Array, labels: jax.Array, class_weights: jax.Array) -> jax.Array:
+    """Soft Dice loss of each image: the weighted mean over all classes of 1 - Dice.
+
+    Dice_c = (sum p t + 1) / ((sum p + sum t) / 2 + 1) over the valid pixels of the image, p the
+    softmax of class c and t 1 where it is the truth (Milletari et al., arXiv 1606.04797, with the
+    smoothing of `optax.losses.dice_loss`). A class that is not in the image is best not predicted.
+
+    Args:
+      logits: floating (B, H, W, K).
+      labels: integers (B, H, W); values of K and above are ignored.
+      class_weights: float32 (K,).
+
+    Returns:
+      float32 (B,), in [0, 1); 0 for an image without a valid pixel.
+    """
+    num_classes = logits.shape[-1]
+    valid = (labels < num_classes)[..., None]
+    # optax knows no void: here it is one class more, predicted with certainty where it is, and
+    # nowhere else, and then left out.
+    logits = jnp.where(valid, logits.astype(jnp.float32), -jnp.inf)
+    logits = jnp.concatenate([logits, jnp.where(valid, -jnp.inf, 0.0)], -1)
+    target = jnp.minimum(labels, num_classes).astype(jnp.int32)
+    each = optax.losses.dice_loss(
+        logits, jax.nn.one_hot(target, num_classes + 1), reduction="none", axis=(1, 2)
+    )[:, :-1]
+    return jnp.sum(each * class_weights[None], -1) / jnp.sum(class_weights)
+
+
+def lovasz(logits: jax.Array, labels: jax.Array, class_weights: jax.Array) -> jax.Array:
+    """Lovász-softmax loss of each image: the weighted mean over its classes of a smooth 1 - IoU.
+
+    The Lovász extension of the Jaccard loss, at the errors |t - p| of each class over the valid
+    pixels of the image: sum_i e_i (J_i - J_{i-1}) with the errors e in falling order and J_i the
+    Jaccard loss if the first i were the wrong ones (Berman et al., arXiv 1705.08790; per image,
+    over the classes present, as in their code).
+
+    Args:
+      logits: floating (B, H, W, K).
+      labels: integers (B, H, W); values of K and above are ignored.
+      class_weights: float32 (K,).
+
+    Returns:
+      float32 (B,), in [0, 1]; 0 for an image without a valid pixel.
+    """
+    batch, num_classes = labels.shape[0], logits.shape[-1]
+    labels = labels.reshape(batch, -1).astype(jnp.int32)
+    shares = jax.nn.softmax(logits.astype(jnp.float32).reshape(batch, -1, num_classes))
+    valid = labels < num_classes
+    truth = jnp.moveaxis(jax.nn.one_hot(labels, num_classes), -1, 1)  # (B, K, pixels)
+    errors = jnp.where(valid[:, None], jnp.abs(truth - jnp.moveaxis(shares, -1, 1)), 0.0)
+    # Void pixels come last, behind errors of 0, and change no step before them.
+    order = jnp.argsort(jnp.where(valid[:, None], -errors, 1.0))
+    errors, truth = (jnp.take_along_axis(x, order, -1) for x in (errors, truth))
+    total = jnp.sum(truth, -1, keepdims=True)
+    intersection = total - jnp.cumsum(truth, -1)
+    jaccard = 1 - intersection / (total + jnp.cumsum(1 - truth, -1))
+    steps = jnp.diff(jaccard, prepend=0.0)
+    weights = jnp.where(total[..., 0] > 0, class_weights[None], 0.0)
+    each = jnp.sum(errors * steps, -1)
+    return jnp.sum(weights * each, -1) / jnp.maximum(jnp.sum(weights, -1), 1e-12)
+
+
+def border_weights(
+    labels: np.ndarray,
+    w0: float = 10,
+    sigma: float = 5,
+    *,
+    class_weights: Sequence[float] | np.ndarray | None = None,
+    background: int | None = 0,
+) -> np.ndarray:
+    """U-Net's weight map: w(x) = w_c(x) + w0 exp(-(d1 + d2)^2 / (2 sigma^2)).
+
+    d1 and d2 are the distances, in pixels, from x to the nearest and the second nearest object:
+    those to its nearest pixel, so d1 is 0 inside an object. Objects are the connected components
+    (by edges, not corners) of each class but the background, which lies between them as membrane
+    does between cells. So what separates two objects weighs most where it is thinnest
+    (Ronneberger et al., arXiv 1505.04597, equation 2).
+
+    Args:
+      labels: integers (H, W); VOID belongs to no object.
+      w0: of the border term.
+      sigma: pixels.
+      class_weights: w_c of each class, (K,); none: ones.
+      background: the class whose components are no objects; none: every class has objects.
+
+    Returns:
+      float32 (H, W); 0 where the label is VOID. The border term is left out where it is below
+      1e-9 w0, and everywhere with fewer than two objects.
+    """
+    labels = np.asarray(labels)
+    # Beyond this reach an object changes no float32: it is looked at in its own surroundings only.
+    reach = int(np.ceil(sigma * np.sqrt(2 * np.log(1e9))))
+    nearest = np.full(labels.shape, np.inf)
+    second = np.full(labels.shape, np.inf)
+    for value in np.setdiff1d(labels, [VOID] if background is None else [VOID, background]):
+        components, _ = ndimage.label(labels == value)
+        for number, box in enumerate(ndimage.find_objects(components), start=1):
+            around = tuple(slice(max(s.start - reach, 0), s.stop + reach) for s in box)
+            distance = ndimage.distance_transform_edt(components[around] != number)
+            near, next_near = nearest[around], second[around]
+            second[around] = np.minimum(next_near, np.maximum(near, distance))
+            nearest[around] = np.minimum(near, distance)
+    valid = labels != VOID
+    if class_weights is None:
+        weights = np.ones(labels.shape)
+    else:
+        weights = np.asarray(class_weights, np.float64)[np.where(valid, labels, 0)]
+    border = w0 * np.exp(-((nearest + second) ** 2) / (2 * sigma**2))
+    return np.where(valid, weights + border, 0).astype(np.float32)
+
+
+def class_weights(
+    kind: str, pixel_counts: Sequence[int], present_pixel_counts: Sequence[int]
+) -> np.ndarray:
+    """Weights per class from the pixel counts of the training split.
+
+    - none: ones.
+    - median_frequency: median(f) / f, f = pixels of the class / pixels of the images that have it
+      (Eigen and Fergus, arXiv 1411.4734; SegNet). 0 for a class that never occurs.
+    - segnet: the eleven numbers of the SegNet authors' files.
+    - enet: 1 / ln(1.02 + p), p the class's share of the labelled pixels (ENet, arXiv 1606.02147).
+
+    Args:
+      kind: one of `CLASS_WEIGHTS`.
+      pixel_counts: pixels of each class, (K,).
+      present_pixel_counts: pixels of the images that contain each class, (K,).
+
+    Returns:
+      float32 (K,).
+
+    Raises:
+      UserError: an unknown kind, or `segnet` for other than eleven classes.
+    """
+    counts = np.asarray(pixel_counts, np.float64)
+    if kind == "none":
+        return np.ones(len(counts), np.float32)
+    if kind == "segnet":
+        if len(counts) != len(SEGNET_CLASS_WEIGHTS):
+            raise UserError(
+                f"loss.class_weights='segnet' is for CamVid's 11 classes, found {len(counts)}"
+            )
+        return np.array(SEGNET_CLASS_WEIGHTS, np.float32)
+    if kind == "median_frequency":
+        occurs = counts > 0
+        frequency = counts / np.maximum(np.asarray(present_pixel_counts, np.float64), 1)
+        weights = np.zeros(len(counts))
+        weights[occurs] = np.median(frequency[occurs]) / frequency[occurs]
+        return weights.astype(np.float32)
+    if kind == "enet":
+        return (1 / np.log(1.02 + counts / counts.sum())).astype(np.float32)
+    raise UserError(f"unknown loss.class_weights {kind!r}; known: {', '.join(CLASS_WEIGHTS)}")

@@ -1,0 +1,277 @@
+"""The pure steps of training, evaluation and batch-normalisation statistics.
+
+A training step is a function of the state alone, for the batch follows from (seed, step). Each
+step takes the name of the axis that it may be mapped over; `training.parallel` does the mapping.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from flax import struct
+from ml_collections import ConfigDict
+
+from segjax.data import loader
+from segjax.data.augment import Example
+from segjax.data.datasets import DatasetInfo
+from segjax.metrics import confusion_matrix
+from segjax.training import losses, parallel
+
+# {"params": ..., "batch_stats": ...}; the latter is not there without batch normalisation.
+Variables = dict[str, Any]
+
+
+@struct.dataclass
+class TrainState:
+    """All that training changes."""
+
+    step: jax.Array  # int32, steps done
+    variables: Variables
+    opt_state: optax.OptState
+    ema: Variables  # averaged variables, empty without averaging
+
+    def evaluated(self) -> Variables:
+        """The variables that are validated and tested: the averaged ones where there are any."""
+        return self.ema or self.variables
+
+
+def create_state(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    config: ConfigDict,
+    channels: int = 3,
+) -> TrainState:
+    """The state before the first step, from the seed of the config, for images of C channels."""
+    # On the CPU compiling for speed takes many times longer than the one call.
+    options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+    init = jax.jit(_init(model, optimizer, config, channels), compiler_options=options)
+    return init(loader.key(config.seed, loader.INITIALISATION))
+
+
+def abstract_state(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    config: ConfigDict,
+    channels: int = 3,
+) -> TrainState:
+    """Shapes and dtypes of the state, nothing computed."""
+    return jax.eval_shape(_init(model, optimizer, config, channels), jax.random.key(0))
+
+
+def _init(model, optimizer, config, channels):
+    def init(seed_key):
+        # train=False does not need the axis of devices. The logits are not wanted, so the compiler
+        # leaves the network out, whatever the size.
+        image = jnp.zeros((1, *config.data.resolution, channels))
+        variables = model.init(seed_key, image, train=False)
+        ema = jax.tree.map(jnp.copy, variables) if config.ema_decay else {}
+        opt_state = optimizer.init(variables["params"])
+        return TrainState(jnp.zeros((), jnp.int32), variables, opt_state, ema)
+
+    return init
+
+
+def build_train_steps(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    config: ConfigDict,
+    info: DatasetInfo,
+    class_weights: jax.Array,
+    *,
+    num_steps: int,
+    resident: bool,
+    axis_name: str | None,
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    """`num_steps` training steps in one call.
+
+    Returns:
+      f(state, (seed, data), batches) -> (state, metrics). The seed, uint32, is no constant of the
+      program, so that runs which differ by it alone share what is compiled. Where the set is
+      `resident`, `data` is the whole of it, uint8, and `batches` empty; else `data` is empty and
+      `batches` has this device's share of each step's raw batch, (num_steps, share, H, W, ...). The
+      metrics are (num_steps,) arrays: loss, global_accuracy (of the augmented batch, before the
+      step) and gradient_norm.
+    """
+
+    def train_steps(state, shared, batches):
+        seed, data = shared
+        share = config.batch_size // parallel.size(axis_name)
+        first = parallel.index(axis_name) * share
+
+        def body(state, raw):
+            if resident:
+                count = data["label"].shape[0]
+                order = loader.batch_indices(seed, state.step, count, config.batch_size)
+                mine = jax.lax.dynamic_slice_in_dim(order, first, share)
+                raw = jax.tree.map(lambda x: x[mine], data)
+            batch = loader.training_batch(raw, seed, state.step, first, config, info)
+            if config.data.patches:
+                batch = loader.patch_batch(
+                    batch, seed, state.step, first, config.data.patches, model.patch_size
+                )
+            return train_step(
+                state,
+                batch,
+                model,
+                optimizer,
+                config,
+                class_weights,
+                seed=seed,
+                axis_name=axis_name,
+            )
+
+        return scan(body, state, batches, num_steps)
+
+    return train_steps
+
+
+def train_step(
+    state: TrainState,
+    batch: Example,
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    config: ConfigDict,
+    class_weights: jax.Array,
+    *,
+    seed: loader.Seed,
+    axis_name: str | None,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One optimiser step on a device's share of the batch.
+
+    The loss is the sum over all devices and micro-batches divided by the terms of them all (see
+    `losses.count`), so that neither changes it; batch normalisation sees one micro-batch at a time,
+    of all devices.
+    """
+    num_classes, parts, labels = class_weights.shape[0], config.micro_batches, batch["label"]
+    # pmean of the gradients below divides by the devices, hence the mean and not the sum here.
+    valid, normalizer = parallel.pmean(
+        (
+            losses.num_valid(labels, num_classes),
+            losses.count(config.loss.name, labels, num_classes),
+        ),
+        axis_name,
+    )
+    dropout = jax.random.fold_in(loader.key(seed, loader.DROPOUT), state.step)
+    dropout = jax.random.fold_in(dropout, parallel.index(axis_name))
+
+    def loss_of(params, batch_stats, part, dropout_key):
+        logits, updated = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            part["image"],
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": dropout_key},
+        )
+        loss = losses.loss(
+            config.loss.name,
+            logits,
+            part["label"],
+            class_weights,
+            pixel_weights=part.get("weight"),
+            normalizer=normalizer,
+        )
+        hits = jnp.sum(jnp.argmax(logits, -1) == part["label"].astype(jnp.int32))
+        return loss, (updated.get("batch_stats", {}), hits.astype(jnp.float32))
+
+    params = state.variables["params"]
+    gradient_of = jax.value_and_grad(loss_of, has_aux=True)
+
+    def accumulate(carry, inputs):
+        batch_stats, sums = carry
+        (loss, (batch_stats, hits)), gradients = gradient_of(params, batch_stats, *inputs)
+        return (batch_stats, jax.tree.map(jnp.add, sums, (gradients, loss, hits))), None
+
+    zeros = (jax.tree.map(jnp.zeros_like, params), jnp.zeros(()), jnp.zeros(()))
+    micro = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
+    keys = jax.random.split(dropout, parts)
+    (batch_stats, sums), _ = scan(
+        accumulate, (state.variables.get("batch_stats", {}), zeros), (micro, keys), parts
+    )
+    gradients, loss, hits = parallel.pmean(sums, axis_name)
+
+    # optax raises a float to an integer power, which strict promotion forbids.
+    with jax.numpy_dtype_promotion("standard"):
+        updates, opt_state = optimizer.update(gradients, state.opt_state, params)
+    variables = {**state.variables, "params": optax.apply_updates(params, updates)}
+    if batch_stats:
+        variables["batch_stats"] = batch_stats
+    ema = state.ema
+    if ema:
+        ema = optax.incremental_update(variables, ema, 1 - config.ema_decay)
+    metrics = {
+        "loss": loss,
+        "global_accuracy": hits / jnp.maximum(valid, 1.0),
+        "gradient_norm": optax.tree.norm(gradients),
+    }
+    return TrainState(state.step + 1, variables, opt_state, ema), metrics
+
+
+def scan(
+    body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, inputs: Any, length: int
+) -> tuple[Any, Any]:
+    """`lax.scan`, unrolled on the CPU: its loops run convolutions tens of times slower."""
+    if jax.default_backend() != "cpu":
+        return jax.lax.scan(body, carry, inputs, length=length)
+    outputs = []
+    for k in range(length):
+        carry, output = body(carry, jax.tree.map(lambda x, k=k: x[k], inputs))
+        outputs.append(output)
+    return carry, jax.tree.map(lambda *x: jnp.stack(x), *outputs)
+
+
+def build_output_step(
+    output: Callable[..., jax.Array], *, axis_name: str | None
+) -> Callable[..., tuple[tuple[()], jax.Array]]:
+    """f((), variables, raw) -> ((), what an `inference.Output` gives for the whole batch)."""
+
+    def output_step(nothing, variables, raw):
+        image = raw["image"].astype(jnp.float32) / 255
+        return nothing, parallel.gather(output(variables, image, raw["place"]), axis_name)
+
+    return output_step
+
+
+def build_eval_step(
+    output: Callable[..., jax.Array], num_classes: int, *, axis_name: str | None
+) -> Callable[..., tuple[tuple[()], tuple[jax.Array, jax.Array]]]:
+    """f((), variables, raw) -> ((), (counts, classes)) of the batch of all devices.
+
+    The class of a pixel, uint8 (B, H, W), is the greatest of what an `inference.Output` gives; the
+    counts are the confusion matrix of each image, int32 (B, K, K).
+    """
+
+    def eval_step(nothing, variables, raw):
+        image = raw["image"].astype(jnp.float32) / 255
+        classes = jnp.argmax(output(variables, image, raw["place"]), -1).astype(jnp.uint8)
+        count = functools.partial(confusion_matrix, num_classes=num_classes)
+        counts = jax.vmap(count)(raw["label"], classes)
+        return nothing, parallel.gather((counts, classes), axis_name)
+
+    return eval_step
+
+
+def build_statistics_step(
+    model: nn.Module, config: ConfigDict, info: DatasetInfo, *, axis_name: str | None
+) -> Callable[..., tuple[Variables, tuple[()]]]:
+    """f(sums, variables, raw) -> (sums + (1 - momentum) x the batch's own statistics, ())."""
+
+    def statistics_step(sums, variables, raw):
+        image = loader.normalize(
+            raw["image"].astype(jnp.float32) / 255, config.data.normalization, info
+        )
+        # From running averages of zero, an update leaves (1 - momentum) times the batch's own.
+        zeros = jax.tree.map(jnp.zeros_like, variables["batch_stats"])
+        _, updated = model.apply(
+            {"params": variables["params"], "batch_stats": zeros},
+            image,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": loader.key(config.seed, loader.DROPOUT)},
+        )
+        return jax.tree.map(jnp.add, sums, updated["batch_stats"]), ()
+
+    return statistics_step

@@ -1,0 +1,180 @@
+"""The dense CRF against its definition, summed over all pairs of pixels."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import softmax
+
+from segjax.errors import UserError
+from segjax.inference import crf
+
+HEIGHT, WIDTH, CLASSES = 16, 20, 4
+
+
+def pair_kernel(features):
+    """exp(-|f_i - f_j|^2 / 2) of all pairs, float64 (N, N)."""
+    features = features.astype(np.float64)
+    return np.exp(-((features[:, None] - features) ** 2).sum(-1) / 2)
+
+
+def normalized(kernel):
+    """Each entry over the root of its row's and its column's sum."""
+    root = np.sqrt(kernel.sum(1))
+    return kernel / root[:, None] / root
+
+
+def pair_features(image, width, colour_width):
+    y, x = np.mgrid[: image.shape[0], : image.shape[1]]
+    colour = image.reshape(-1, image.shape[2]) / colour_width
+    return np.column_stack([y.ravel() / width, x.ravel() / width, colour]).astype(np.float32)
+
+
+def exact(parameters, image, probabilities):
+    """Ten iterations of mean field with the kernels as matrices, O(N^2)."""
+    appearance = normalized(pair_kernel(pair_features(image, parameters.bi_xy, parameters.bi_rgb)))
+    smoothness = normalized(pair_kernel(pair_features(image, parameters.pos_std, np.inf)))
+    scores = np.log(probabilities.reshape(-1, probabilities.shape[-1]).astype(np.float64))
+    marginals = softmax(scores, -1)
+    for _ in range(10):
+        # A label costs w k(i, j) for each j of another label, which is a constant less a gain.
+        gain = parameters.bi_w * appearance @ marginals + parameters.pos_w * smoothness @ marginals
+        marginals = softmax(scores + gain, -1)
+    return marginals.reshape(probabilities.shape)
+
+
+def scene(seed, noise):
+    """An image of three areas with noise, and a guess of its labels that is often wrong."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    label = np.where(y < 6, 0, np.where(x < 9 + y // 4, 1, 2))
+    colours = rng.uniform(40, 215, (CLASSES, 3))
+    image = colours[label] + rng.normal(0, noise, (HEIGHT, WIDTH, 3))
+    logits = 2.0 * np.eye(CLASSES)[label] + rng.normal(0, 1.2, (HEIGHT, WIDTH, CLASSES))
+    image = np.clip(image, 0, 255).astype(np.uint8)
+    return image, label, softmax(logits, -1).astype(np.float32)
+
+
+# The lattice's kernel is a Gaussian to about a tenth. Where the published weights leave a pixel
+# between two labels, they drive a small difference far: hence bounds of the mean for them, and of
+# every marginal for weaker ones.
+@pytest.mark.parametrize(
+    ("parameters", "noise", "mean", "most"),
+    [
+        ("v1", 4, 0.001, None),
+        ("v2", 4, 0.001, None),
+        ("v1", 20, 0.01, None),
+        ("v2", 20, 0.01, None),
+        ("0.5,1,1,8,10", 4, 0.003, 0.03),
+        ("0.5,1,1,3,40", 20, 0.003, 0.03),
+        ("1,2,0,8,10", 20, 1e-6, 1e-5),  # the smoothness kernel alone, which is exact
+    ],
+)
+@pytest.mark.parametrize("seed", range(2))
+def test_marginals_are_those_of_the_sum_over_all_pairs(seed, parameters, noise, mean, most):
+    image, label, probabilities = scene(seed, noise)
+    expected = exact(crf.parse(parameters), image, probabilities)
+    made = crf.refine(crf.parse(parameters), image, probabilities)
+    assert (made.shape, made.dtype) == (probabilities.shape, np.float32)
+    np.testing.assert_allclose(made.sum(-1), 1, atol=1e-5)
+    difference = np.abs(made - expected)
+    assert difference.mean() < mean
+    assert most is None or difference.max() < most
+    assert np.mean(made.argmax(-1) == expected.argmax(-1)) >= 0.98
+    # Far more of the labels are right, so there was something to agree in.
+    before = np.mean(probabilities.argmax(-1) == label)
+    assert np.mean(made.argmax(-1) == label) > before + 0.05
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_lattice_filters_by_a_gaussian_of_unit_width(channels):
+    rng = np.random.default_rng(channels)
+    image = rng.integers(0, 60, (HEIGHT, WIDTH, channels)).astype(np.uint8)
+    features = pair_features(image, 6, 25)
+    lattice = crf.build_lattice(features)
+    made = crf.filter_lattice(lattice, jnp.eye(HEIGHT * WIDTH, dtype=jnp.float32))
+    made = normalized(np.asarray(made, np.float64))
+
+    def error(width):
+        expected = normalized(pair_kernel(features / width))
+        return np.linalg.norm(made - expected) / np.linalg.norm(expected)
+
+    assert error(1.0) < 0.18
+    assert error(1.0) < min(error(0.85), error(1.25))
+    assert np.abs(made - made.T).max() < 0.05 * made.max()
+
+
+def test_each_point_is_shared_out_among_the_corners_of_its_simplex():
+    image, _, _ = scene(0, 20)
+    corners, shares, neighbours = map(np.asarray, crf.build_lattice(pair_features(image, 8, 10)))
+    assert corners.shape == shares.shape == (HEIGHT * WIDTH, 6)
+    assert shares.min() > -1e-5
+    np.testing.assert_allclose(shares.sum(1), 1, atol=1e-5)
+    # Corners of a simplex differ from each other; a neighbour's neighbour is oneself.
+    assert all(len(set(row)) == 6 for row in corners.tolist())
+    nowhere = neighbours.shape[-1] - 1
+    for one, other in neighbours:
+        there = np.flatnonzero(one != nowhere)
+        assert len(there)
+        np.testing.assert_array_equal(other[one[there]], there)
+
+
+def test_without_weights_nothing_changes():
+    image, _, probabilities = scene(0, 20)
+    made = crf.refine(crf.parse("0,1,0,8,10"), image, probabilities)
+    np.testing.assert_allclose(made, probabilities, rtol=1e-5)
+
+
+def test_no_class_is_preferred():
+    image, _, probabilities = scene(0, 20)
+    order = np.array([2, 0, 3, 1])
+    made = crf.refine(crf.PRESETS["v2"], image, probabilities)
+    turned = crf.refine(crf.PRESETS["v2"], image, probabilities[..., order])
+    np.testing.assert_allclose(turned, made[..., order], atol=1e-3)
+
+
+def test_a_network_that_is_quite_sure_leaves_everything_finite():
+    image, label, _ = scene(0, 4)
+    certain = np.eye(CLASSES, dtype=np.float32)[label]
+    made = crf.refine(crf.PRESETS["v1"], image, certain)
+    np.testing.assert_allclose(made, certain, atol=1e-6)
+
+
+def test_the_numbers_of_programs_to_compile_do_not_grow_with_the_images():
+    sizes = {crf._rounded_up(count) for count in range(1 << 16, 1 << 17)}
+    assert len(sizes) == 5  # the last begins the next octave
+    assert all(count <= crf._rounded_up(count) < 1.26 * count for count in range(8, 5000))
+
+
+@pytest.mark.parametrize("text", ["v1", "v2", "1,0.5,2,30,8.25"])
+def test_parameters_are_named_as_they_are_given(text):
+    assert crf.describe(crf.parse(text)) == text
+
+
+def test_the_published_numbers_have_names():
+    assert crf.describe(crf.parse("3,3,4,121,5")) == "v1"
+    assert crf.describe(crf.parse("3,1,4,67,3")) == "v2"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("v3", "CRF 'v3', expected v1, v2 or five numbers pos_w,pos_std,bi_w,bi_xy,bi_rgb"),
+        ("", "CRF ''"),
+        ("3,1,4,67", "CRF '3,1,4,67', expected"),
+        ("3,1,4,67,three", "expected v1"),
+        ("-1,1,4,67,3", "CRF pos_w is -1, expected a number of at least 0"),
+        ("3,0,4,67,3", "CRF pos_std is 0, expected a number above 0"),
+        ("3,1,4,67,nan", "CRF bi_rgb is nan, expected a number above 0"),
+        ("3,1,inf,67,3", "CRF bi_w is inf, expected a number of at least 0"),
+    ],
+)
+def test_parameters_that_cannot_be_are_refused(text, said):
+    with pytest.raises(UserError) as refusal:
+        crf.parse(text)
+    assert said in str(refusal.value)
+
+
+def test_widths_below_all_reason_are_refused():
+    image, _, probabilities = scene(0, 20)
+    with pytest.raises(UserError, match="bi_rgb 1e-06 are too small for an image of 16x20"):
+        crf.refine(crf.parse("3,1,4,1e-6,1e-6"), image, probabilities)

@@ -1,0 +1,102 @@
+"""Monte Carlo samples by the real commands, on a tiny run."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from PIL import Image
+
+from segjax import models, train
+from segjax.cli.main import main
+from segjax.inference import dropout
+from segjax.models.layers import ConvBlock
+from segjax.runs import experiment
+from segjax.training import parallel
+from support.runs import DESCRIPTION, OneLayer, small_config
+
+
+class Dropping(OneLayer):
+    """The same, with units dropped."""
+
+    @nn.compact
+    def __call__(self, image, *, train):
+        x = ConvBlock(4, 3, dtype=self.dtype, axis_name=self.axis_name, name="layer")(
+            image.astype(self.dtype), train=train
+        )
+        x = nn.Dropout(0.5, deterministic=not train)(x)
+        return nn.Conv(self.num_classes, (1, 1), dtype=self.dtype, name="classifier")(x)
+
+
+@pytest.fixture(scope="module")
+def runs(scenes_data_dir, tmp_path_factory):
+    """The workdirs of two finished runs, one with dropout and one without."""
+    folder = tmp_path_factory.mktemp("uncertainty")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, network in (("dropping", Dropping), ("one_layer", OneLayer)):
+            patch.setitem(models.MODELS, name, network)
+            train.train(small_config(scenes_data_dir, model__name=name), folder / name, DESCRIPTION)
+        yield folder
+
+
+def test_the_score_is_that_of_the_mean_of_each_images_own_samples(runs, capsys):
+    workdir = runs / "dropping"
+    arguments = ["evaluate", "--workdir", str(workdir), "--samples", "3"]
+    assert main(arguments) == 0
+    path = workdir / "evaluation_test_final_samples_3.json"
+    assert str(path) in capsys.readouterr().out
+    row = json.loads(path.read_text())
+    assert row["inference"] == "mean of 3 samples"
+
+    run, _ = experiment.open_run(workdir, None)
+    variables, _ = experiment.load_variables(run, workdir, None)
+    variables = parallel.place(variables, run.devices[:1])
+    sampled = jax.jit(dropout.probabilities(run, 3))
+    counts = np.zeros((11, 11), np.int64)
+    for place, example in enumerate(run.open_split("test")):
+        image = jnp.asarray(example["image"], jnp.float32)[None] / 255
+        labels = np.argmax(sampled(variables, image, jnp.array([place], jnp.int32))[0], -1)
+        valid = example["label"] != 255
+        np.add.at(counts, (example["label"][valid], labels[valid]), 1)
+    # Probabilities made in batches differ in the last digits, which may decide a pixel.
+    assert np.abs(counts - np.array(row["confusion"])).sum() <= 4
+
+    assert main(["evaluate", "--workdir", str(workdir)]) == 0
+    plain = json.loads((workdir / "evaluation_test_final.json").read_text())
+    assert "inference" not in plain
+    assert plain["confusion"] != row["confusion"]
+
+
+def test_predictions_come_with_maps_of_confidence_and_deviation(runs, tmp_path):
+    image, size = tmp_path / "image.png", (61, 37)
+    pixels = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8)
+    Image.fromarray(pixels).save(image)
+    found = []
+    for flags in ([], [], ["--crf"]):
+        output = tmp_path / f"out{len(found)}"
+        arguments = ["predict", str(image), "--workdir", str(runs / "dropping")]
+        assert main([*arguments, "--output", str(output), "--samples", "3", *flags]) == 0
+        found.append({path.name: path.read_bytes() for path in output.iterdir()})
+        with Image.open(output / "image_confidence.png") as confidence:
+            assert (confidence.mode, confidence.size) == ("L", size)
+            assert np.asarray(confidence).min() >= 255 // 11
+        with Image.open(output / "image_deviation.png") as deviation:
+            assert (deviation.mode, deviation.size) == ("L", size)
+            assert np.asarray(deviation).max() > 0
+    first, again, refined = found
+    assert len(first) == 4
+    assert first == again
+    assert refined["image_confidence.png"] == first["image_confidence.png"]
+    assert refined["image.png"] != first["image.png"]
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+def test_a_network_without_dropout_is_refused_in_one_line(command, runs, tmp_path, capsys):
+    Image.fromarray(np.zeros((24, 32, 3), np.uint8)).save(tmp_path / "image.png")
+    own = [str(tmp_path / "image.png"), "--output", str(tmp_path / "out")]
+    arguments = [command, *(own if command == "predict" else [])]
+    assert main([*arguments, "--workdir", str(runs / "one_layer"), "--samples", "2"]) == 2
+    error = capsys.readouterr().err
+    assert error == "segjax: OneLayer has no dropout, so all its samples are the same\n"

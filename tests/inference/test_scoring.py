@@ -1,0 +1,221 @@
+"""Evaluation: every pixel counted once, on statistics that are those of the training set."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from segjax import metrics, models, results, train
+from segjax.cli import main
+from segjax.data import loader
+from segjax.inference import scoring
+from segjax.metrics import boundary
+from segjax.models.layers import Conv
+from segjax.runs import experiment
+from segjax.training import parallel
+from support.runs import DESCRIPTION, OneLayer, arrays, small_config, tiny_config
+
+
+def create(config):
+    """The experiment, and variables as far from their initial values as training takes them."""
+    run = experiment.create(config)
+    variables = run.model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)
+    rng = np.random.default_rng(0)
+
+    def move(path, x):
+        moved = x + rng.normal(0, 0.3, x.shape).astype(np.float32)
+        return jnp.abs(moved) if path[-1].key in ("var", "scale") else moved
+
+    return run, jax.tree.map_with_path(move, variables)
+
+
+@pytest.fixture(scope="module")
+def counted(scenes_data_dir):
+    """The counts of each of five images, predicted alone and counted by NumPy; the variables."""
+    run, variables = create(tiny_config(scenes_data_dir))
+    predict = jax.jit(lambda image: run.model.apply(variables, image, train=False))
+    source = run.open_split("val")
+    counts = np.zeros((len(source), 11, 11), np.int64)
+    for own, example in zip(counts, source, strict=True):
+        image = (example["image"] / np.float32(255) - run.info.mean) / run.info.std
+        logits = np.asarray(predict(image.astype(np.float32)[None])[0])
+        for truth, guess in zip(example["label"].ravel(), logits.argmax(-1).ravel(), strict=True):
+            if truth != 255:
+                own[truth, guess] += 1
+    assert (counts.sum((0, 1)) > 0).sum() > 1  # more than one class is predicted
+    return counts, variables
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+@pytest.mark.parametrize(("num_devices", "batch_size"), [(1, 1), (1, 4), (2, 4)])
+def test_counts_do_not_depend_on_devices_or_batches(
+    scenes_data_dir, counted, num_devices, batch_size, in_memory
+):
+    counts, variables = counted
+    run = experiment.create(
+        tiny_config(scenes_data_dir, num_devices=num_devices, eval_batch_size=batch_size)
+    )
+    source = run.open_split("val")
+    assert len(source) == 5  # the last of the batches of four has one image
+    examples = loader.in_memory(source) if in_memory else source
+    made = scoring.build_evaluator(run)(parallel.place(variables, run.devices), examples)
+    assert made.total.dtype == np.int64
+    np.testing.assert_array_equal(made.confusion, counts)
+    np.testing.assert_array_equal(made.total, counts.sum(0))
+    labels = np.stack([example["label"] for example in source])
+    assert made.total.sum() == (labels != 255).sum()
+    assert made.boundary is None
+
+
+@pytest.mark.parametrize("num_devices", [1, 2])
+def test_batch_norm_statistics_are_those_of_the_training_set(scenes_data_dir, num_devices):
+    config = tiny_config(scenes_data_dir, num_devices=num_devices)
+    run, variables = create(config)
+    source = run.open_split("train")
+    image = np.stack([example["image"] for example in source]) / np.float32(255)
+    image = ((image - run.info.mean) / run.info.std).astype(np.float32)
+
+    # Ten images in batches of four: 10 // 4 + 10 % 4 batches, over the end and on from the start.
+    batches = [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 0, 1], [2, 3, 4, 5]]
+    model = run.model.clone(axis_name=None)
+
+    @jax.jit
+    def convolved(variables, image):
+        _, changed = model.apply(
+            variables,
+            image,
+            train=True,
+            mutable=["batch_stats", "intermediates"],
+            capture_intermediates=lambda module, _: isinstance(module, Conv),
+        )
+        return changed["intermediates"]
+
+    names = list(variables["batch_stats"])
+    assert len(names) == 8
+    expected = {name: {"mean": 0.0, "var": 0.0} for name in names}
+    for places in batches:
+        outputs = convolved(variables, image[places])
+        for name in names:
+            values = np.asarray(outputs[name]["conv"]["__call__"][0], np.float64).reshape(-1, 4)
+            expected[name]["mean"] += values.mean(0) / len(batches)
+            expected[name]["var"] += values.var(0, ddof=1) / len(batches)
+
+    for examples in (source, loader.in_memory(source)):
+        made = scoring.recompute_batch_norm(run, parallel.place(variables, run.devices), examples)
+        for name in names:
+            for kind in ("mean", "var"):
+                np.testing.assert_allclose(
+                    made["batch_stats"][name]["bn"][kind],
+                    expected[name][kind],
+                    rtol=2e-4,
+                    atol=2e-5,
+                    err_msg=f"{name} {kind}",
+                )
+        for ours, theirs in zip(
+            jax.tree.leaves(made["params"]), jax.tree.leaves(variables["params"]), strict=True
+        ):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.fixture(scope="module")
+def finished(scenes_data_dir, tmp_path_factory):
+    """The workdir of a finished run, and the result row that it wrote."""
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.MODELS, "one_layer", OneLayer)
+        row = train.train(small_config(scenes_data_dir), workdir, DESCRIPTION)
+        yield workdir, row
+
+
+def evaluated(workdir, *arguments):
+    """The row that `segjax evaluate` writes."""
+    before = set(workdir.glob("evaluation_*.json"))
+    assert main.main(["evaluate", "--workdir", str(workdir), *arguments]) == 0
+    (path,) = set(workdir.glob("evaluation_*.json")) - before
+    (row,) = results.read([path])
+    path.unlink()
+    return row
+
+
+def test_evaluating_the_final_model_makes_its_result_again(finished):
+    workdir, row = finished
+    again = evaluated(workdir)
+    assert again | {name: row[name] for name in ("finished", "device")} == row
+    assert json.loads((workdir / "result.json").read_text()) == row
+
+
+def test_evaluating_the_best_model_recomputes_its_statistics(finished):
+    workdir, row = finished
+    again = evaluated(workdir, "--checkpoint", "best")
+    assert again["batch_norm"] == "recomputed"
+    assert (again["confusion"], again["best_step"]) == (row["confusion"], row["best_step"])
+
+
+def test_a_limit_takes_the_first_images(finished, scenes_data_dir):
+    workdir, _ = finished
+    first, most = evaluated(workdir, "--limit", "1"), evaluated(workdir, "--limit", "3")
+    assert (first["num_images"], most["num_images"]) == (1, 3)
+    run = experiment.create(small_config(scenes_data_dir))
+    source = run.open_split("test")
+    for count, row in ((1, first), (3, most)):
+        labels = np.concatenate([source[i]["label"].ravel() for i in range(count)])
+        pixels = np.bincount(labels[labels != 255], minlength=11)
+        np.testing.assert_array_equal(np.sum(row["confusion"], 1), pixels)
+    assert evaluated(workdir, "--limit", "100")["num_images"] == 5
+
+
+def test_another_split_is_evaluated_like_the_validation_of_training(finished, scenes_data_dir):
+    workdir, _ = finished
+    row = evaluated(workdir, "--split", "val", "--checkpoint", "latest")
+    assert (row["split"], row["num_images"]) == ("val", 5)
+    # As in training, but with recomputed statistics.
+    run = experiment.create(small_config(scenes_data_dir))
+    variables, facts = experiment.load_variables(run, workdir, "latest")
+    assert facts["kind"] == "latest"
+    variables = scoring.recompute_batch_norm(run, variables, run.open_split("train"))
+    counts = scoring.build_evaluator(run)(variables, run.open_split("val"))
+    assert row["mean_iou"] == metrics.scores(counts.total).mean_iou
+
+
+def test_counts_of_each_image_are_kept_beside_the_result(finished, scenes_data_dir):
+    workdir, row = finished
+    with np.load(workdir / "result.npz") as kept:
+        confusion, boundaries = kept["confusion"], kept["boundary"]
+    np.testing.assert_array_equal(confusion.sum(0), row["confusion"])
+    source = experiment.create(small_config(scenes_data_dir)).open_split("test")
+    for own, lengths, example in zip(confusion, boundaries, source, strict=True):
+        label = example["label"]
+        np.testing.assert_array_equal(
+            own.sum(1), np.bincount(label[label != 255], minlength=11)[:11]
+        )
+        expected = [np.count_nonzero(boundary.boundary(label == k)) for k in range(11)]
+        np.testing.assert_array_equal(lengths[:, 1], expected)
+    f = boundary.f_measure(boundaries)
+    assert row["boundary_f"] == boundary.mean(f)
+    assert 0 < row["boundary_f_either"] <= row["boundary_f"] < 1
+    assert row["per_class_boundary_f"] == boundary.per_class(f)
+
+
+def test_the_averaged_variables_are_tested(finished):
+    workdir, _ = finished
+    final, best = arrays(workdir, "final"), arrays(workdir, "best")
+    for name, x in final.items():
+        if "params" in name:
+            np.testing.assert_array_equal(x, best[f"['ema']{name}"])
+            assert not np.array_equal(x, best[f"['variables']{name}"])
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
+    assert main.main(["evaluate", "--workdir", str(tmp_path)]) == 2
+    expected = f"segjax: {tmp_path} is not the workdir of a run: it has no config.json\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_a_checkpoint_that_is_missing_is_refused(finished, tmp_path, capsys):
+    workdir, _ = finished
+    (tmp_path / "config.json").write_text((workdir / "config.json").read_text())
+    assert main.main(["evaluate", "--workdir", str(tmp_path), "--checkpoint", "latest"]) == 2
+    assert capsys.readouterr().err == f"segjax: {tmp_path} has no latest checkpoint\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]

@@ -1,0 +1,243 @@
+import csv
+import io
+import itertools
+import json
+import statistics
+
+import pytest
+
+from segjax.errors import UserError
+from segjax.report import tables
+from segjax.report.table import arrange, draw
+from support.rows import CLASS_NAMES, make_floor, make_row
+
+BETTER = ((85, 10, 5), (10, 185, 5), (4, 6, 10))
+BEST = ((90, 5, 5), (10, 185, 5), (3, 6, 11))
+
+
+def some_rows():
+    return [
+        make_row(0),
+        make_row(1, confusion=BETTER),
+        make_row(0, weights="segnet", confusion=BETTER),
+        make_row(1, weights="segnet", confusion=BEST),
+        make_row(2, weights="segnet", confusion=BEST),
+        make_floor(),
+    ]
+
+
+def markdown_cells(text):
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_groups_over_seeds_with_mean_and_sample_deviation():
+    rows = some_rows()
+    weighted, plain, floor = tables.summarise(rows)
+    assert (weighted.seeds, plain.seeds, floor.seeds) == ((0, 1, 2), (0, 1), ())
+    assert plain.overrides == {"loss.class_weights": "none", "model.width": 32}
+    for name in ("global_accuracy", "class_accuracy", "mean_iou"):
+        values = [row[name] for row in rows[2:5]]
+        assert weighted.scores[name].mean == pytest.approx(statistics.mean(values), abs=1e-12)
+        assert weighted.scores[name].sd == pytest.approx(statistics.stdev(values), abs=1e-12)
+    for kind, k in itertools.product(("iou", "accuracy"), range(3)):
+        values = [row[f"per_class_{kind}"][k] for row in rows[:2]]
+        assert plain.per_class[kind][k].mean == pytest.approx(statistics.mean(values), abs=1e-12)
+        assert plain.per_class[kind][k].sd == pytest.approx(statistics.stdev(values), abs=1e-12)
+    assert floor.scores["mean_iou"] == tables.Estimate(make_floor()["mean_iou"], None)
+    assert floor.scores["boundary_f"] is None
+
+
+def test_the_interval_is_students_over_the_seeds():
+    # The 97.5th percentiles of Student's t with 1 and 2 degrees of freedom, from printed tables.
+    weighted, plain, floor = tables.summarise(some_rows())
+    for summary, seeds, t in ((weighted, 3, 4.303), (plain, 2, 12.706)):
+        estimate = summary.scores["mean_iou"]
+        low, high = estimate.interval()
+        assert (low + high) / 2 == pytest.approx(estimate.mean, abs=1e-12)
+        assert (high - low) / 2 == pytest.approx(t * estimate.sd / seeds**0.5, rel=1e-4)
+    assert floor.scores["mean_iou"].interval() is None
+    assert tables.Estimate(0.5, 0.01, 3).percent(interval=True) == "50.0 [47.5, 52.5]"
+    assert tables.Estimate(0.5, None).percent(interval=True) == "50.0"
+
+
+def test_the_interval_takes_the_place_of_the_deviation():
+    summaries = tables.summarise(some_rows())
+    table = tables.table(summaries, interval=True)
+    text = draw(table)
+    assert "percent, mean [95% interval of the mean, Student's t] over the seeds" in text
+    assert "±" not in text
+    estimate = summaries[0].scores["mean_iou"]
+    line, _, last = table.records
+    assert (line["mean_iou_low"], line["mean_iou_high"]) == estimate.interval()
+    assert (last["mean_iou_low"], last["mean_iou_sd"]) == (None, None)
+
+
+def test_json_gives_back_the_numbers_in_full():
+    summaries = tables.summarise(some_rows())
+    whole = json.loads(tables.render(summaries, "json", "accuracy"))
+    assert "dataset camvid; split test" in whole["title"]
+    assert [line["seeds"] for line in whole["rows"]] == [[0, 1, 2], [0, 1], []]
+    assert whole["rows"][0]["model.width"] == 32
+    for line, summary in zip(whole["rows"], summaries, strict=True):
+        assert line["accuracy_Pole_mean"] == summary.per_class["accuracy"][2].mean
+        assert line["boundary_f_mean"] is None
+
+
+def test_lines_are_sorted_by_any_column():
+    table = tables.table(tables.summarise(some_rows()))
+    assert [r["n"] for r in arrange(table, sort="seeds").records] == [3, 2, 1]
+    by_weights = arrange(table, sort="loss.class_weights")
+    assert [r["loss.class_weights"] for r in by_weights.records] == ["none", "segnet", None]
+    by_road = arrange(table, sort="Pole").records
+    scores = [record["iou_Pole_mean"] for record in by_road]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_overrides_that_are_numbers_are_sorted_as_numbers():
+    rates = {0: 0.5, 1: 10.0, 2: 9.0}
+    rows = [make_row(s, overrides={"rate": r, "seed": s}) for s, r in rates.items()]
+    table = arrange(tables.table(tables.summarise(rows)), sort="rate")
+    assert [record["rate"] for record in table.records] == [10.0, 9.0, 0.5]
+
+
+def test_order_of_rows_does_not_matter():
+    rows = some_rows()[:4]
+    tables_drawn = {
+        tables.render(tables.summarise(order), "csv") for order in itertools.permutations(rows)
+    }
+    assert len(tables_drawn) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"split": "val"},
+        {"dataset": "streetscenes"},
+        {"resolution": [360, 480]},
+        {"num_images": 5},
+        {"experiment": "large"},
+        {"batch_norm": "running"},
+        {"config_digest": "f" * 16},
+    ],
+)
+def test_what_is_not_the_same_is_kept_apart_and_said(change):
+    summaries = tables.summarise([make_row(0), make_row(1, **change)])
+    assert [summary.seeds for summary in summaries] in ([(0,), (1,)], [(1,), (0,)])
+    header, _, *lines = markdown_cells(tables.render(summaries))
+    assert header[1] == "model"  # so the first column is the one thing that differs
+    shown = {line[0] for line in lines}
+    value = next(iter(change.values()))
+    assert (str(value) if not isinstance(value, list) else "360x480") in shown
+    assert len(shown) == 2
+
+
+def test_the_same_run_twice_counts_once():
+    (summary,) = tables.summarise([make_row(0), make_row(1), make_row(0, finished="later")])
+    assert summary.seeds == (0, 1)
+
+
+def test_two_results_of_one_seed_are_refused():
+    with pytest.raises(UserError, match=r"seed=0 on camvid test: two different results \(finished"):
+        tables.summarise([make_row(0), make_row(1), make_row(0, confusion=BETTER)])
+
+
+def test_runs_scored_on_other_labels_are_refused():
+    other = ((81, 15, 5), (10, 180, 10), (6, 6, 8))
+    with pytest.raises(UserError, match="scored on other labels"):
+        tables.summarise([make_row(0), make_row(1, confusion=other)])
+
+
+def test_markdown_shows_what_varies_and_the_best():
+    text = tables.render(tables.summarise(some_rows()))
+    assert "dataset camvid; split test; images 233; resolution 96x128; batch norm recomp" in text
+    header, rule, *lines = markdown_cells(text)
+    assert header[:4] == ["loss.class_weights", "model", "params M", "seeds"]
+    assert header[4:] == ["G", "C", "mIoU", *CLASS_NAMES]
+    assert [line[0] for line in lines] == ["segnet", "none", ""]
+    assert [line[3] for line in lines] == ["3", "2", "-"]
+    assert lines[2][1:7] == ["all Road", "0.00", "-", "62.5", "33.3", "20.8"]
+    # G of the seeds: 280/320, 286/320, 286/320
+    assert lines[0][4] == "**88.8 ± 1.1**"
+    # Road: nothing beats calling everything Road, and it is said so
+    accuracy = markdown_cells(tables.render(tables.summarise(some_rows()), per_class="accuracy"))
+    assert accuracy[-1][header.index("Road")] == "**100.0**"
+    widths = {len(line) for line in text.splitlines() if line.startswith("|")}
+    assert len(widths) == 1
+    assert all(set(cell) <= set("-:") for cell in rule)
+
+
+def test_overrides_that_are_the_same_in_all_are_left_out():
+    summaries = tables.summarise(some_rows())
+    assert "model.width" not in tables.render(summaries)
+    assert "model.width" in tables.render(summaries, "csv")
+    other = make_row(3, overrides={"loss.class_weights": "none", "seed": 3})
+    text = tables.render(tables.summarise([*some_rows(), other]))
+    assert {line[1] for line in markdown_cells(text)[2:]} == {"32", ""}
+
+
+def test_one_line_has_no_best_and_no_deviation():
+    text = tables.render(tables.summarise([make_row(0)]))
+    assert "**" not in text
+    _, _, line = markdown_cells(text)
+    assert line[:4] == ["segnet_basic", "0.36", "1", "83.8"]
+
+
+def test_ties_as_printed_are_all_bold():
+    rows = [make_row(0), make_row(0, weights="segnet")]
+    _, _, *lines = markdown_cells(tables.render(tables.summarise(rows)))
+    assert [line[4] for line in lines] == ["**83.8**", "**83.8**"]
+
+
+def test_an_absent_class_is_said_to_be_absent():
+    counts = ((80, 15, 5), (10, 180, 10), (0, 0, 0))
+    summaries = tables.summarise([make_row(0, confusion=counts)])
+    header, _, line = markdown_cells(tables.render(summaries))
+    assert line[header.index("Pole")] == "-"
+    (row,) = csv.DictReader(io.StringIO(tables.render(summaries, "csv")))
+    assert row["iou_Pole_mean"] == ""
+    assert row["iou_Sky_mean"] != ""
+
+
+def test_a_measured_boundary_score_has_its_column():
+    rows = [make_row(0, boundary_f=0.25), make_row(1, boundary_f=0.35)]
+    header, _, line = markdown_cells(tables.render(tables.summarise(rows)))
+    assert line[header.index("BF")] == "30.0 ± 7.1"
+
+
+def test_csv_gives_back_the_numbers_in_full():
+    summaries = tables.summarise(some_rows())
+    lines = list(csv.DictReader(io.StringIO(tables.render(summaries, "csv", "accuracy"))))
+    assert [line["n"] for line in lines] == ["3", "2", "1"]
+    assert [line["seeds"] for line in lines] == ["0 1 2", "0 1", ""]
+    for line, summary in zip(lines, summaries, strict=True):
+        assert (line["dataset"], line["split"], line["resolution"]) == ("camvid", "test", "96x128")
+        assert float(line["mean_iou_mean"]) == summary.scores["mean_iou"].mean
+        assert float(line["accuracy_Pole_mean"]) == summary.per_class["accuracy"][2].mean
+    assert float(lines[0]["mean_iou_sd"]) == summaries[0].scores["mean_iou"].sd
+    assert lines[2]["mean_iou_sd"] == ""
+
+
+def test_a_bar_in_a_name_does_not_break_the_table():
+    text = tables.render(tables.summarise([make_row(0, model="a|b")]))
+    assert r"a\|b" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("word",), "table format 'word', expected markdown, latex, csv or json"),
+        (("csv", "recall"), "per-class columns 'recall', expected iou or accuracy"),
+    ],
+)
+def test_unknown_options_are_refused(arguments, message):
+    with pytest.raises(UserError, match=message):
+        tables.render(tables.summarise([make_row(0)]), *arguments)
+
+
+def test_no_rows_and_mixed_classes_are_refused():
+    with pytest.raises(UserError, match="no results"):
+        tables.render(tables.summarise([]))
+    other = make_row(0, dataset="other", class_names=["a", "b", "c"])
+    with pytest.raises(UserError, match="one set of classes"):
+        tables.render(tables.summarise([make_row(0), other]))

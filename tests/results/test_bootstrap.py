@@ -1,0 +1,153 @@
+"""The paired bootstrap: worked examples, and what a user can get wrong."""
+
+import json
+
+import numpy as np
+import pytest
+
+from segjax import results
+from segjax.cli import main
+from segjax.errors import UserError
+from segjax.inference import scoring
+from segjax.metrics import boundary
+from segjax.results import bootstrap
+from support.rows import CLASS_NAMES, make_row
+
+
+def image(hits, pixels=100):
+    """The counts of one image of class 0 alone: so many are right, the rest are called class 1."""
+    confusion = np.zeros((3, 3), np.int32)
+    confusion[0, :2] = hits, pixels - hits
+    return confusion
+
+
+def write_run(folder, hits, boundaries=None, **changed):
+    """A workdir with its result, images of `hits` right pixels each."""
+    confusion = np.stack([image(each) for each in hits])
+    if boundaries is None:
+        boundaries = np.tile([1, 2, 2], (len(hits), 3, 1))
+    counts = scoring.Counts(confusion, np.asarray(boundaries))
+    row = make_row(confusion=counts.total.tolist(), num_images=len(hits), **changed)
+    scoring.write_counts(folder / "result.json", counts)
+    results.write_row(folder / "result.json", row | changed)
+    return folder
+
+
+@pytest.fixture
+def two(tmp_path):
+    """Two runs on a hundred images: the second is better on ninety of them."""
+    first = write_run(tmp_path / "a", [50] * 100)
+    second = write_run(tmp_path / "b", [60] * 90 + [40] * 10)
+    return first, second
+
+
+def by_score(differences):
+    return {each.score: each for each in differences}
+
+
+def test_a_difference_by_hand(two):
+    found = by_score(bootstrap.compare(*two, samples=20_000))["global_accuracy"]
+    assert (found.first, found.second) == (0.5, 0.58)
+    # A sample's difference is 0.1 (1 - 2 k / 100), k of 100 images being worse, each with 0.1:
+    # its standard deviation is 0.1 * 2 * sqrt(100 * 0.1 * 0.9) / 100 = 0.006, its mean 0.08.
+    assert found.low == pytest.approx(0.08 - 1.96 * 0.006, abs=0.002)
+    assert found.high == pytest.approx(0.08 + 1.96 * 0.006, abs=0.002)
+    assert found.better == 1
+
+
+def test_the_same_images_are_drawn_for_both(tmp_path):
+    rng = np.random.default_rng(0)
+    hits = rng.integers(0, 90, 50)
+    first, second = write_run(tmp_path / "a", hits), write_run(tmp_path / "b", hits + 10)
+    found = by_score(bootstrap.compare(first, second, samples=200))["global_accuracy"]
+    # Unpaired, the spread of the images (26 points) would hide the ten.
+    assert found.low == pytest.approx(0.1, abs=1e-12)
+    assert found.high == pytest.approx(0.1, abs=1e-12)
+
+
+def test_mean_iou_is_of_the_sum_and_not_a_mean_over_images(tmp_path):
+    first = write_run(tmp_path / "a", [100, 0])
+    second = write_run(tmp_path / "b", [100, 100])
+    found = by_score(bootstrap.compare(first, second, samples=10))["mean_iou"]
+    # IoU of class 0: 100 of 200 pixels; class 1 is called and never there, class 2 is neither.
+    assert (found.first, found.second) == (pytest.approx(0.5 / 3), pytest.approx(1 / 3))
+
+
+def test_boundaries_are_averaged_over_images(tmp_path):
+    none = [[0, 0, 0]] * 3
+    half, full = [[1, 2, 2], *none[1:]], [[2, 2, 2], *none[1:]]
+    first = write_run(tmp_path / "a", [50] * 3, [half, half, none])
+    second = write_run(tmp_path / "b", [50] * 3, [half, full, none])
+    found = by_score(bootstrap.compare(first, second, samples=4000))["boundary_f"]
+    assert (found.first, found.second) == (0.5, 0.75)  # the third image has no boundary
+    # Three images are drawn; the second one not at all with (2/3)^3, and then they are equal.
+    assert found.better == pytest.approx(1 - (2 / 3) ** 3 / 2, abs=0.02)
+    assert found.low == 0
+
+
+def test_a_run_is_as_good_as_itself(two):
+    for each in bootstrap.compare(two[0], two[0], samples=50):
+        assert (each.low, each.high, each.better) == (0, 0, 0.5)
+        assert each.first == each.second
+
+
+def test_the_command_prints_the_table(two, capsys):
+    arguments = [str(two[0]), str(two[1] / "result.json"), "--samples", "300", "--seed", "1"]
+    assert main.main(["compare", *arguments]) == 0
+    heading, _, *lines = capsys.readouterr().out.splitlines()
+    assert heading.startswith("| score | first | second | difference | 95% interval |")
+    assert [line.split("|")[1].strip() for line in lines] == ["G", "C", "mIoU", "BF"]
+    assert lines[0].startswith("| G | 50.0 | 58.0 | +8.0 | +")
+    assert lines[0].endswith("| 100.0% |")
+
+
+def refusal(*arguments):
+    with pytest.raises(UserError) as error:
+        bootstrap.compare(*arguments, samples=10)
+    return str(error.value)
+
+
+def test_runs_on_other_images_are_refused(two, tmp_path):
+    other = write_run(tmp_path / "other", [50] * 100, split="val")
+    assert refusal(two[0], other) == (
+        f"{other} has split val, but {two[0]} test; runs are compared on the same images"
+    )
+    labels = write_run(tmp_path / "labels", [50] * 100)
+    counts = scoring.Counts(np.stack([image(50, 101)] * 100), np.zeros((100, 3, 3), int))
+    scoring.write_counts(labels / "result.json", counts)
+    results.write_row(labels / "result.json", make_row(confusion=counts.total, num_images=100))
+    assert refusal(two[0], labels) == f"{labels} was scored on other labels than {two[0]}"
+
+
+def test_what_is_missing_or_damaged_is_named(two, tmp_path):
+    first, second = two
+    assert refusal(first, tmp_path / "none") == (
+        f"{tmp_path}/none has no result: expected the workdir of a finished run, or its row"
+    )
+    counts = second / "result.npz"
+    whole = counts.read_bytes()
+    counts.write_bytes(whole[:100])
+    assert refusal(first, second).startswith(f"{counts} is damaged: ")
+    counts.write_bytes((first / "result.npz").read_bytes())
+    assert (
+        refusal(first, second) == f"{counts} holds other counts than those of {second}/result.json"
+    )
+    counts.unlink()
+    assert refusal(first, second).startswith(f"{counts} is missing: `segjax evaluate` counts")
+
+
+def test_counts_that_are_kept_make_the_scores_of_the_row(two):
+    row, counts = bootstrap.load(two[1])
+    assert row["class_names"] == CLASS_NAMES
+    scored = results.scored(counts.total, CLASS_NAMES, counts.boundary)
+    for name in ("global_accuracy", "mean_iou"):
+        assert scored[name] == row[name]
+    assert scored["boundary_f"] == boundary.mean(boundary.f_measure(counts.boundary)) == 0.5
+    assert json.loads((two[1] / "result.json").read_text())["confusion"] == counts.total.tolist()
+
+
+def test_a_seed_below_zero_is_refused(two, capsys):
+    assert main.main(["compare", *map(str, two), "--seed", "-1"]) == 2
+    error = capsys.readouterr().err
+    assert "expected a number from 0 up, found '-1'" in error
+    assert error.count("\n") == 1

@@ -1,0 +1,167 @@
+import copy
+import json
+
+import pytest
+
+from segjax import results
+from segjax.errors import UserError
+from support.rows import make_floor, make_row
+
+
+def refusal(call, *args):
+    with pytest.raises(UserError) as caught:
+        call(*args)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_written_rows_are_read_back_from_every_kind_of_place(tmp_path):
+    rows = [make_row(0), make_row(1), make_floor()]
+    for k, row in enumerate(rows):
+        results.write_row(tmp_path / f"runs/{k}/result.json", row)
+        results.append(tmp_path / "rows/small.jsonl", row)
+    (tmp_path / "runs/0/metrics.jsonl").write_text('{"step": 1}\n')
+    assert results.read([tmp_path / "runs"]) == rows
+    assert results.read([tmp_path / "runs/1", tmp_path / "runs/0/result.json"]) == [
+        rows[1],
+        rows[0],
+    ]
+    assert results.read([tmp_path / "rows"]) == rows
+    assert results.read([str(tmp_path / "rows/small.jsonl")]) == rows
+
+
+def test_a_file_is_read_once(tmp_path):
+    results.write_row(tmp_path / "runs/0/result.json", make_row())
+    assert len(results.read([tmp_path, tmp_path / "runs", tmp_path / "runs/0/result.json"])) == 1
+
+
+def test_nothing_found_names_the_path(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    assert refusal(results.read, [tmp_path]).startswith(f"{tmp_path}: no results")
+    (tmp_path / "rows.jsonl").write_text("\n")
+    assert refusal(results.read, [tmp_path]).startswith(f"{tmp_path}: empty")
+    assert "no such file" in refusal(results.read, [tmp_path / "missing"])
+
+
+def test_every_cut_of_a_row_is_refused_with_its_line(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    whole, cut = json.dumps(make_row(0)), json.dumps(make_row(1))
+    for length in range(1, len(cut)):
+        path.write_text(whole + "\n" + cut[:length])
+        assert refusal(results.read, [path]).startswith(f"{path}:2: damaged at column ")
+
+
+def test_a_cut_result_names_the_line_it_ends_in(tmp_path):
+    path = tmp_path / "result.json"
+    results.write_row(path, make_row())
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(lines[:7]))
+    assert refusal(results.read, [path]).startswith(f"{path}:7: damaged")
+
+
+@pytest.mark.parametrize("name", list(make_row()))
+def test_a_missing_or_ill_typed_field_is_named(tmp_path, name):
+    path = tmp_path / "rows.jsonl"
+    row = make_row()
+    del row[name]
+    path.write_text(json.dumps(row))
+    assert refusal(results.read, [path]).startswith(f"{path}:1: {name} is missing")
+    for wrong in (True, -1.5, [["x"]], ""):
+        path.write_text(json.dumps(make_row() | {name: wrong}))
+        assert refusal(results.read, [path]).startswith(f"{path}:1: {name} is {json.dumps(wrong)}")
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("global_accuracy", None),
+        ("class_accuracy", None),
+        ("mean_iou", None),
+        ("per_class_accuracy", 1),
+        ("per_class_iou", 2),
+    ],
+)
+def test_an_edited_score_is_found_out(tmp_path, name, place):
+    path = tmp_path / "result.json"
+    for change, is_refused in ((1e-8, True), (-1e-8, True), (1e-11, False)):
+        row = copy.deepcopy(make_row())
+        if place is None:
+            row[name] += change
+        else:
+            row[name][place] += change
+        path.write_text(json.dumps(row))
+        if is_refused:
+            message = refusal(results.read, [path])
+            assert f"{path}: {name}" in message
+            assert "its confusion matrix gives" in message
+        else:
+            assert results.read([path]) == [row]
+
+
+def test_an_edited_count_or_presence_is_found_out(tmp_path):
+    row = make_row()
+    row["confusion"][0][0] += 1
+    assert "its confusion matrix gives" in refusal(results.write_row, tmp_path / "r.json", row)
+    row = make_row(present=[True, True, False])
+    message = refusal(results.write_row, tmp_path / "r.json", row)
+    assert "present of Pole is false, its confusion matrix gives true" in message
+    assert not (tmp_path / "r.json").exists()
+
+
+@pytest.mark.parametrize("count", [-1, 1.0, True, "3", None, 2**53])
+def test_counts_are_non_negative_integers(tmp_path, count):
+    row = make_row()
+    row["confusion"][2][1] = count
+    assert "confusion is" in refusal(results.write_row, tmp_path / "r.json", row)
+
+
+@pytest.mark.parametrize("name", ["per_class_accuracy", "per_class_iou", "present", "confusion"])
+def test_lengths_agree_with_the_class_names(tmp_path, name):
+    row = make_row()
+    row[name] = row[name][:2]
+    message = refusal(results.write_row, tmp_path / "r.json", row)
+    assert f"{name} has 2 entries, expected 3" in message
+
+
+def test_confusion_is_square(tmp_path):
+    row = make_row()
+    row["confusion"][1].append(0)
+    message = refusal(results.write_row, tmp_path / "r.json", row)
+    assert "confusion has 4 columns in the row of Road, expected 3" in message
+
+
+def test_what_only_looks_like_json_is_refused(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    text = json.dumps(make_row())
+    path.write_text(text.replace('"seconds": 1201.5', '"seconds": NaN'))
+    assert refusal(results.read, [path]).startswith(f"{path}:1: found NaN")
+    path.write_text(text[:-1] + ', "seed": 5}')
+    assert refusal(results.read, [path]).startswith(f"{path}:1: seed is there twice")
+    path.write_bytes(b"\xff\xfe\n")
+    assert "not UTF-8" in refusal(results.read, [path])
+
+
+def test_append_adds_a_run_once(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(make_row(0)))  # no newline at its end, as some editors leave it
+    again = make_row(0, finished="later", seconds=1.0)
+    assert results.append(path, again) is False
+    assert results.append(path, make_row(1)) is True
+    assert results.append(path, make_row(0, weights="segnet")) is True
+    assert results.append(path, make_row(0, split="val")) is True
+    assert [(row["seed"], row["split"]) for row in results.read([path])] == [
+        (0, "test"),
+        (1, "test"),
+        (0, "test"),
+        (0, "val"),
+    ]
+
+
+def test_append_refuses_a_second_result_of_one_run(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    results.append(path, make_row(0))
+    before = path.read_bytes()
+    other = make_row(0, confusion=((81, 14, 5), (10, 180, 10), (6, 6, 8)))
+    assert "another result of small" in refusal(results.append, path, other)
+    assert path.read_bytes() == before

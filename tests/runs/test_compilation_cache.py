@@ -1,0 +1,88 @@
+"""The cache of compiled programs that the runs of a sweep share."""
+
+import os
+
+import jax
+import pytest
+from jax.experimental.compilation_cache import compilation_cache as jax_cache
+
+from support import toy_grid
+from support.runs import arrays, assert_same_bits
+from segjax.runs import compilation_cache
+from segjax.sweep import grids
+
+DIRECTORY = "jax_compilation_cache_dir"
+LEAST_SECONDS = "jax_persistent_cache_min_compile_time_secs"
+
+
+@pytest.fixture
+def point_jax_at():
+    """Makes JAX use a folder, as if the variable had named it when it was imported."""
+    former = jax.config.values[LEAST_SECONDS]
+
+    def point(folder):
+        jax_cache.reset_cache()
+        jax.config.update(DIRECTORY, folder and str(folder))
+
+    yield point
+    point(None)
+    jax.config.update(LEAST_SECONDS, former)
+
+
+def entries(folder):
+    """The entries of a cache by name: when each was written, and its size."""
+    found = folder.glob("*-cache")
+    return {path.name: (path.stat().st_mtime_ns, path.stat().st_size) for path in found}
+
+
+def test_a_grid_compiles_once_and_a_damaged_entry_ends_no_run(tmp_path, scenes_data_dir):
+    spec = toy_grid.write(tmp_path, scenes_data_dir, [0.1], [3, 4])
+    point, _ = grids.points(spec, {})
+    status, _, error = toy_grid.sweep(spec, tmp_path / "sweep")
+    assert status == 0, error
+    folder = tmp_path / "sweep" / "compiled"
+    kept = entries(folder)
+    programs = [name.split("-")[0] for name in kept]
+    for name in ("jit_train_steps", "jit_eval_step"):
+        assert programs.count(name) == 1  # though there are two seeds
+
+    def train(name, **environment):
+        """The standard error of a run like that of the sweep, with its cache."""
+        command = grids.command(spec, point, tmp_path / name)[1:]
+        environment["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+        process = toy_grid.start(command, **environment)
+        _, said = process.communicate()
+        assert process.returncode == 0, said
+        assert_same_bits(bits(name), bits("sweep"))
+        return said
+
+    def bits(name):
+        return arrays(tmp_path / name / point.name, "latest")
+
+    train("again")
+    assert entries(folder) == kept
+
+    for name, (_, size) in kept.items():  # as a kill in the midst of writing leaves them
+        os.truncate(folder / name, size // 2)
+    said = train("damaged", PYTHONWARNINGS="error::UserWarning")
+    assert "Error reading persistent compilation cache entry for 'jit_train_steps'" in said
+
+
+def test_a_folder_that_cannot_be_written_is_done_without(tmp_path, point_jax_at):
+    (tmp_path / "file").touch()
+    point_jax_at(tmp_path / "file")
+    compilation_cache.turn_on({})
+    with pytest.warns(UserWarning, match="persistent compilation cache entry"):
+        assert float(jax.jit(lambda x: 3 * x)(2.0)) == 6.0
+
+
+def test_what_the_user_has_set_stands(tmp_path, point_jax_at):
+    variable = "JAX_COMPILATION_CACHE_DIR"
+    own = {variable: str(tmp_path / "runs" / "compiled")}
+    assert compilation_cache.shared(tmp_path / "runs", {}) == own
+    assert compilation_cache.shared(tmp_path / "runs", {variable: ""}) == {}
+    former = jax.config.values[LEAST_SECONDS]
+    compilation_cache.turn_on({"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "7"})
+    assert jax.config.values[LEAST_SECONDS] == former
+    compilation_cache.turn_on({})
+    assert jax.config.values[LEAST_SECONDS] == 0

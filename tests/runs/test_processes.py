@@ -1,0 +1,301 @@
+"""Several processes as one training, which find each other by JAX's variables, on CPU devices."""
+
+import json
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from support.runs import arrays, assert_same_bits, saved_steps, start
+from segjax.runs import processes
+from segjax.errors import UserError
+from segjax.files import write_whole
+from segjax.runs.tracking import read_metrics
+
+STEPS = 20
+
+# The network is registered where the config is read: in the process that trains.
+CONFIG = f"""
+from support.runs import OneLayer, small_config
+from segjax import models
+
+def get_config():
+    models.MODELS["one_layer"] = OneLayer
+    config = small_config("", steps={STEPS}, eval_every=10, checkpoint_every=5, num_devices=4)
+    config.batch_size = 8
+    config.loss.class_weights = "none"
+    config.recompute_batch_norm = False
+    return config
+"""
+
+
+class Training:
+    """The same run of four devices, in one process or two."""
+
+    def __init__(self, folder, data_dir):
+        self.folder, self.data_dir = folder, data_dir
+        self.config = folder / "tiny.py"
+        write_whole(self.config, CONFIG)
+
+    def start(self, workdir, processes=2, data_dirs=None, **changed):
+        """The processes; `data_dirs` are of each its own."""
+        port = free_port()
+        fields = [f"--config.{name.replace('__', '.')}={value}" for name, value in changed.items()]
+        return [
+            start(
+                [
+                    *("train", "--config", self.config, "--workdir", workdir, *fields),
+                    f"--config.data.data_dir={(data_dirs or [self.data_dir] * 2)[process]}",
+                ],
+                PYTHONPATH=str(Path(__file__).parents[1]),
+                JAX_NUM_CPU_DEVICES=str(4 // processes),
+                JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}",
+                JAX_COORDINATOR_BIND_ADDRESS=f"127.0.0.1:{port}",
+                JAX_NUM_PROCESSES=str(processes),
+                JAX_PROCESS_ID=str(process),
+            )
+            for process in range(processes)
+        ]
+
+    def run(self, workdir, processes=2, **changed):
+        said = [end(process) for process in self.start(workdir, processes, **changed)]
+        assert [status for status, _, _ in said] == [0] * processes, said
+        return said
+
+
+@pytest.fixture(scope="module")
+def training(scenes_data_dir, tmp_path_factory):
+    return Training(tmp_path_factory.mktemp("hosts"), scenes_data_dir)
+
+
+@pytest.fixture(scope="module")
+def of_two(training):
+    """The workdir of a run in two processes of two devices, and what they said."""
+    workdir = training.folder / "of_two"
+    return workdir, training.run(workdir)
+
+
+@pytest.fixture(scope="module")
+def of_one(training):
+    """The workdir of a run in one process of four devices."""
+    training.run(training.folder / "of_one", 1)
+    return training.folder / "of_one"
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def end(process):
+    try:
+        out, error = process.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    return process.returncode, out, error
+
+
+def rows(workdir):
+    return [row for row in read_metrics(workdir / "metrics.jsonl") if "train/loss" in row]
+
+
+def counts(workdir):
+    with np.load(workdir / "result.npz") as found:
+        return dict(found)
+
+
+def test_two_processes_train_as_one_does(of_two, of_one):
+    ours, theirs = rows(of_two[0]), rows(of_one)
+    assert [row["step"] for row in ours] == list(range(1, STEPS + 1))  # one process writes
+    for name in ("train/loss", "train/gradient_norm", "train/global_accuracy"):
+        both = [[row[name] for row in each] for each in (ours, theirs)]
+        np.testing.assert_allclose(*both, rtol=0, atol=1e-6)
+    assert json.loads((of_two[0] / "result.json").read_text())["device"] == "cpu x4"
+
+
+def test_a_streamed_set_gives_the_same_bits(training, of_two):
+    workdir = training.folder / "streamed"
+    training.run(workdir, data__placement="stream")
+    assert_same_bits(arrays(workdir, "latest"), arrays(of_two[0], "latest"))
+
+
+def test_only_the_first_process_speaks(of_two):
+    (_, first, _), (_, second, error) = of_two[1]
+    assert "cpu x4 of 2 processes" in first
+    assert first.count("written to") == 1
+    said = [line for line in second.splitlines() if not line.startswith("[Gloo]")]
+    assert said == []
+    assert "segjax" not in error
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_each_opens_the_checkpoint_of_the_other_and_counts_the_same(
+    training, of_two, of_one, processes, tmp_path
+):
+    saved = of_one if processes == 2 else of_two[0]
+    workdir = tmp_path / "copy"
+    shutil.copytree(saved, workdir)
+    for name in ("result.json", "result.npz"):
+        (workdir / name).unlink()
+    (_, said, _), *_ = training.run(workdir, processes)
+    assert f"going on from step {STEPS}" in said
+    # Five test images in batches of four: the last is filled up, and some have nothing of it.
+    made, expected = counts(workdir), counts(saved)
+    assert made["confusion"].shape[0] == 5
+    assert made["boundary"].any()
+    for name, x in expected.items():
+        np.testing.assert_array_equal(made[name], x)
+
+
+def test_all_save_at_the_same_step_when_any_is_told_to_stop(training, of_two, tmp_path):
+    workdir = tmp_path / "stopped"
+    processes = training.start(workdir)
+    deadline = time.monotonic() + 120
+    while not (workdir / "metrics.jsonl").exists() or not rows(workdir):
+        assert time.monotonic() < deadline
+        assert processes[0].poll() is None, end(processes[0])
+        time.sleep(0.001)
+    processes[1].send_signal(signal.SIGTERM)  # both are told in the tests of Slurm
+    ends = [end(process) for process in processes]
+    assert [status for status, _, _ in ends] == [143, 143], ends
+    (said,) = re.findall(r"stopped by SIGTERM at step (\d+), all is saved", ends[0][2])
+    assert max(saved_steps(workdir, "latest")) == int(said) < STEPS
+    assert "stopped" not in ends[1][2]
+    (_, said, _), _ = training.run(workdir)
+    assert "going on from step" in said
+    for kind in ("latest", "best", "final"):
+        assert_same_bits(arrays(workdir, kind), arrays(of_two[0], kind))
+    assert [row["train/loss"] for row in rows(workdir)] == [
+        row["train/loss"] for row in rows(of_two[0])
+    ]
+
+
+def test_a_mistake_that_one_process_finds_ends_both(training, tmp_path):
+    ends = [
+        end(process)
+        for process in training.start(
+            tmp_path / "run",
+            data_dirs=[training.data_dir, tmp_path / "file" / "data"],
+        )
+        if (tmp_path / "file").write_text("not a folder")
+    ]
+    assert [status for status, _, _ in ends] == [2, 2], ends
+    assert "segjax: process 1 of 2 cannot go on, as it says" in ends[0][2]
+    assert f"cannot write {tmp_path / 'file' / 'data'}" in ends[1][2]
+
+
+def test_a_full_disk_of_one_process_ends_it_with_one_line(training, tmp_path):
+    config = training.folder / "full.py"
+    write_whole(
+        config,
+        CONFIG
+        + """
+import errno, jax
+from segjax import tracking
+
+def write(self, step, values):
+    raise OSError(errno.ENOSPC, "No space left on device", str(self._path))
+
+if jax.process_index() == 0:
+    tracking.MetricsLog.write = write
+""",
+    )
+    own = Training(training.folder, training.data_dir)
+    own.config = config
+    workdir = tmp_path / "run"
+    (status, _, error), (other, _, _) = [end(process) for process in own.start(workdir)]
+    assert status == 2
+    said = [each for each in error.splitlines() if each.startswith("segjax: ")]
+    assert said == [f"segjax: {workdir / 'metrics.jsonl'}: No space left on device"]
+    assert other != 0
+
+
+def test_a_batch_must_divide_among_all_devices(training, tmp_path):
+    ends = [end(process) for process in training.start(tmp_path / "run", eval_batch_size=6)]
+    assert [status for status, _, _ in ends] == [2, 2]
+    for _, _, error in ends:
+        assert "segjax: eval_batch_size is 6, which 4 devices do not divide\n" in error
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES is 'two', expected a number"),
+        ({"JAX_NUM_PROCESSES": "2"}, "JAX_NUM_PROCESSES is set, but JAX_COORDINATOR_ADDRESS"),
+        (
+            {"JAX_NUM_PROCESSES": "2", "JAX_COORDINATOR_ADDRESS": "host:1"},
+            "JAX_NUM_PROCESSES is set, but JAX_PROCESS_ID is not",
+        ),
+        (
+            {
+                "JAX_NUM_PROCESSES": "2",
+                "JAX_COORDINATOR_ADDRESS": "host:1",
+                "JAX_PROCESS_ID": "2",
+            },
+            "JAX_PROCESS_ID is '2', expected 0 to 1",
+        ),
+    ],
+)
+def test_variables_that_do_not_say_who_this_is_are_refused(variables, message):
+    with pytest.raises(UserError, match=message):
+        processes.join(variables)
+
+
+JAX_BY_HAND = {
+    "JAX_NUM_PROCESSES": "2",
+    "JAX_COORDINATOR_ADDRESS": "host:1",
+    "JAX_PROCESS_ID": "1",
+}
+TASK = {"SLURM_STEP_NODELIST": "n[1-2]", "SLURM_NTASKS": "4", "SLURM_LOCALID": "1"}
+ALL = {"CUDA_VISIBLE_DEVICES": "0,1,2,3"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, None),
+        ({"SLURM_NTASKS": "4", "SLURM_LOCALID": "0"}, None),  # a batch script, outside of srun
+        ({**TASK, "SLURM_NTASKS": "1"}, None),
+        ({"JAX_NUM_PROCESSES": "1"}, None),
+        ({"TPU_WORKER_HOSTNAMES": "one"}, None),
+        ({"TPU_WORKER_HOSTNAMES": "one,two"}, {}),
+        (TASK, {"local_device_ids": None}),
+        # One task on a node has all of its GPUs, several share them, and bound ones keep theirs.
+        ({**TASK, **ALL, "SLURM_STEP_TASKS_PER_NODE": "1(x4)", "SLURM_LOCALID": "0"}, [0, 1, 2, 3]),
+        ({**TASK, **ALL, "SLURM_STEP_TASKS_PER_NODE": "2(x2)"}, [1, 3]),
+        ({**TASK, **ALL, "SLURM_STEP_TASKS_PER_NODE": "4"}, [1]),
+        (
+            {
+                **TASK,
+                "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
+                "CUDA_VISIBLE_DEVICES": "0,1",
+                "SLURM_GPUS_PER_TASK": "2",
+            },
+            [0, 1],
+        ),
+        ({**TASK, "SLURM_STEP_TASKS_PER_NODE": "4", "CUDA_VISIBLE_DEVICES": "0"}, [0]),
+    ],
+)
+def test_processes_are_joined_only_where_there_are_several(variables, expected, monkeypatch):
+    calls = []
+    monkeypatch.setattr("jax.distributed.initialize", lambda *_, **given: calls.append(given))
+    processes.join(variables)
+    own = [{k: v for k, v in given.items() if not k.endswith("timeout_seconds")} for given in calls]
+    if isinstance(expected, list):
+        expected = {"local_device_ids": expected}
+    assert own == ([] if expected is None else [expected])
+
+
+def test_jax_is_told_what_the_variables_say(monkeypatch):
+    calls = []
+    monkeypatch.setattr("jax.distributed.initialize", lambda *given, **_: calls.append(given))
+    processes.join(JAX_BY_HAND)
+    assert calls == [("host:1", 2, 1)]

@@ -1,0 +1,1 @@
+"""Helpers of the tests: rows, runs and grids, and stand-ins for clusters and browsers."""

@@ -1,0 +1,123 @@
+"""Tiny runs for the tests of training: a config, a network that compiles fast, its arrays."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from segjax.config import default
+from segjax.models.layers import ConvBlock
+from segjax.runs.experiment import Description
+
+DESCRIPTION = Description("tiny", "tiny", {}, "segjax train")
+
+
+def tiny_config(data_dir, **changed):
+    """SegNet-Basic of width 4 on scenes of 24x32, with augmentation; `a__b` is config.a.b."""
+    config = default()
+    config.model.options.width = 4
+    config.data.data_dir = str(data_dir)
+    config.data.resolution = (24, 32)
+    config.num_devices = 1
+    config.batch_size = 4
+    config.eval_batch_size = 4
+    config.augment.flip = True
+    config.augment.scale = (0.8, 1.25)
+    config.augment.brightness = 0.2
+    config.augment.contrast = 0.2
+    config.loss.class_weights = "enet"
+    config.optimizer.learning_rate = 0.05
+    config.ema_decay = 0.9
+    config.steps = 40
+    config.eval_every = 10
+    config.checkpoint_every = 2
+    config.log_every = 1
+    return change(config, **changed)
+
+
+def change(config, **changed):
+    """Sets fields, `a__b` for config.a.b."""
+    for name, value in changed.items():
+        *parents, field = name.split("__")
+        owner = config
+        for parent in parents:
+            owner = owner[parent]
+        owner[field] = value
+    return config
+
+
+class OneLayer(nn.Module):
+    """The least network with batch normalisation; it compiles in a fraction of a second."""
+
+    num_classes: int
+    dtype: object = np.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, image, *, train):
+        x = ConvBlock(4, 3, dtype=self.dtype, axis_name=self.axis_name, name="layer")(
+            image.astype(self.dtype), train=train
+        )
+        x = nn.Conv(self.num_classes, (1, 1), dtype=self.dtype, name="classifier")(x)
+        return x.astype(np.float32)
+
+
+def arrays(workdir: Path, kind: str, step: int | None = None) -> dict[str, np.ndarray]:
+    """The arrays of a checkpoint (the newest, if of no step) by path, as Orbax alone reads them."""
+    folder = workdir.absolute() / "checkpoints" / kind
+    step = max(saved_steps(workdir, kind)) if step is None else step
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        path = folder / str(step) / "state"
+        like = checkpointer.metadata(path).item_metadata.tree
+        restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
+        tree = checkpointer.restore(path, restore_args=restore_args)
+    return {jax.tree_util.keystr(p): np.asarray(x) for p, x in jax.tree.leaves_with_path(tree)}
+
+
+def saved_steps(workdir: Path, kind: str) -> list[int]:
+    """The steps of the whole checkpoints of a kind."""
+    folder = workdir / "checkpoints" / kind
+    return sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
+
+
+def assert_same_bits(ours, theirs):
+    """Compares two dicts of arrays, NaN and the sign of zero included."""
+    assert ours.keys() == theirs.keys()
+    for name, x in ours.items():
+        y = theirs[name]
+        assert (x.dtype, x.shape) == (y.dtype, y.shape), name
+        assert x.tobytes() == y.tobytes(), name
+
+
+def start(arguments, **environment) -> subprocess.Popen:
+    """Starts `segjax` with these arguments in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "segjax", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | environment,
+    )
+
+
+def finish(process: subprocess.Popen) -> str:
+    """Waits for a process that must succeed, and gives its standard output."""
+    out, error = process.communicate()
+    assert process.returncode == 0, error
+    return out
+
+
+def small_config(data_dir, **changed):
+    """The tiny run with `OneLayer`, in four steps, for tests that have it in `models.MODELS`."""
+    config = tiny_config(data_dir)
+    config.model.name = "one_layer"
+    config.model.options = ConfigDict()
+    config.augment.scale = (1.0, 1.0)  # what compiles slowest
+    config.steps, config.eval_every, config.checkpoint_every = 4, 2, 2
+    return change(config, **changed)

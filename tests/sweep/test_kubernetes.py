@@ -1,0 +1,256 @@
+"""Manifests, checked by the published schemas of Kubernetes and by what a training needs of them.
+
+No API server is asked.
+"""
+
+import copy
+import re
+import shlex
+from pathlib import Path
+
+import jax
+import kubernetes_validate
+import pytest
+import yaml
+
+from segjax.errors import UserError
+from segjax.runs import processes
+from segjax.sweep import grids, kubernetes
+from support.launching import ROOT, launch
+
+QUICKSTART = "--config experiments/quickstart.py --workdir /mnt/runs/quickstart"
+GPU = f"{QUICKSTART} --image segjax --claim runs"
+TPU = f"{GPU} --accelerator tpu --tpu tpu-v5-lite-podslice --topology 2x4 --hosts 2"
+EVERYTHING = (
+    f"{GPU} --hosts 4 --devices 2 --node cloud.google.com/gke-spot=true --request cpu=8 "
+    "--request memory=32Gi --env XLA_FLAGS=--xla_gpu_deterministic_ops=true --secret wandb "
+    "--queue research --grace 300 --restarts 3 --config.steps=7"
+)
+DNS_LABEL = "[a-z]([a-z0-9-]*[a-z0-9])?"
+
+
+@pytest.fixture
+def manifests(monkeypatch, capsys):
+    """What the script prints, read back."""
+    monkeypatch.chdir(ROOT)
+
+    def read(arguments):
+        assert launch("kubernetes.py", arguments) == 0
+        return list(yaml.safe_load_all(capsys.readouterr().out))
+
+    return read
+
+
+def validate(documents, version="1.37"):
+    """`kubernetes-validate --strict`, but what it has no schema for is an error."""
+    for document in documents:
+        kubernetes_validate.validate(document, version, strict=True)
+
+
+def pod_of(job):
+    return job["spec"]["template"]["spec"]
+
+
+def variables(job):
+    return {entry["name"]: entry for entry in pod_of(job)["containers"][0]["env"]}
+
+
+@pytest.mark.parametrize("arguments", [GPU, EVERYTHING, TPU], ids=["one host", "GPUs", "slice"])
+def test_kubernetes_takes_the_manifests(manifests, arguments):
+    documents = manifests(arguments)
+    jobs = [document for document in documents if document["kind"] == "Job"]
+    assert len(jobs) == 2
+    assert len(documents) == (2 if arguments == GPU else 4)
+    validate(documents)
+
+
+def test_the_check_of_the_schema_can_fail(manifests):
+    service, job = manifests(f"{TPU} --only loss.class_weights=none,seed=0")
+    spoilt = [copy.deepcopy(job) for _ in range(3)]
+    pod_of(spoilt[0])["restartPolcy"] = pod_of(spoilt[0]).pop("restartPolicy")
+    spoilt[1]["spec"]["completions"] = "four"
+    spoilt[2]["spec"]["podFailurePolicy"]["rules"][0]["onPodCondition"] = []
+    for document in spoilt:
+        with pytest.raises(kubernetes_validate.ValidationError):
+            validate([document])
+    with pytest.raises(kubernetes_validate.SchemaNotFoundError):
+        validate([{**service, "kind": "Sirvice"}])
+
+
+@pytest.mark.parametrize("name", ["gpu", "tpu"])
+def test_the_committed_examples_are_what_their_first_line_makes(name, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    example = (ROOT / "launch" / "kubernetes" / f"{name}.yaml").read_text()
+    made_by = example.splitlines()[0].removeprefix("# Made by: python launch/kubernetes.py ")
+    assert launch("kubernetes.py", made_by) == 0
+    assert capsys.readouterr().out == example
+    for version in ("1.31", "1.37"):  # the oldest that has all of it, and the newest known
+        validate(yaml.safe_load_all(example), version)
+
+
+def test_the_pods_of_a_run_find_each_other(manifests):
+    documents = manifests(EVERYTHING)
+    for service, job in zip(documents[::2], documents[1::2], strict=True):
+        name = job["metadata"]["name"]
+        assert service["spec"]["clusterIP"] == "None"
+        # The controller of Jobs labels the pods with its name, and names them by their index.
+        assert service["spec"]["selector"] == {"batch.kubernetes.io/job-name": name}
+        assert pod_of(job)["subdomain"] == service["metadata"]["name"]
+        found = variables(job)
+        host, _, port = found["JAX_COORDINATOR_ADDRESS"]["value"].rpartition(":")
+        assert host == f"{name}-0.{service['metadata']['name']}"
+        assert port.isdigit()
+        assert found["JAX_NUM_PROCESSES"]["value"] == "4"
+        index = found["JAX_PROCESS_ID"]["valueFrom"]["fieldRef"]["fieldPath"]
+        assert index == "metadata.annotations['batch.kubernetes.io/job-completion-index']"
+        spec = job["spec"]
+        assert (spec["completionMode"], spec["completions"], spec["parallelism"]) == (
+            *("Indexed", 4, 4),
+        )
+
+
+def test_a_training_joins_by_the_variables_of_its_pod(manifests, monkeypatch):
+    _, job = manifests(f"{EVERYTHING} --only loss.class_weights=none,seed=0")
+    joined = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *given, **_: joined.append(given))
+    found = variables(job)
+    processes.join({name: entry.get("value", "3") for name, entry in found.items()})
+    assert joined == [(found["JAX_COORDINATOR_ADDRESS"]["value"], 4, 3)]
+
+
+def test_a_run_of_one_host_has_no_one_to_find(manifests):
+    for job in manifests(GPU):
+        assert job["spec"]["completions"] == 1
+        assert not [name for name in variables(job) if name.startswith("JAX_NUM")]
+        assert "subdomain" not in pod_of(job)
+
+
+def test_a_slice_is_left_to_gke_and_to_one_job(manifests):
+    service, job = manifests(f"{TPU} --only loss.class_weights=none,seed=0")
+    pod, name = pod_of(job), job["metadata"]["name"]
+    assert pod["nodeSelector"] == {
+        "cloud.google.com/gke-tpu-accelerator": "tpu-v5-lite-podslice",
+        "cloud.google.com/gke-tpu-topology": "2x4",
+    }
+    (container,) = pod["containers"]
+    assert container["resources"]["limits"] == {"google.com/tpu": "4"}
+    # What GKE asks for before it sets TPU_WORKER_HOSTNAMES and TPU_WORKER_ID.
+    assert (job["spec"]["completionMode"], job["spec"]["parallelism"]) == ("Indexed", 2)
+    assert pod["subdomain"] == service["metadata"]["name"]
+    assert "JAX_NUM_PROCESSES" not in variables(job)
+    assert container["command"][-1] == "--distributed"
+    together, apart = (
+        pod["affinity"][kind]["requiredDuringSchedulingIgnoredDuringExecution"][0]
+        for kind in ("podAffinity", "podAntiAffinity")
+    )
+    assert together["labelSelector"]["matchExpressions"][0]["values"] == [name]
+    assert apart["labelSelector"]["matchExpressions"][1]["operator"] == "NotIn"
+    assert together["topologyKey"] == apart["topologyKey"] == "cloud.google.com/gke-nodepool"
+
+
+def test_all_pods_are_replaced_and_no_disruption_is_counted(manifests):
+    _, job = manifests(f"{EVERYTHING} --only loss.class_weights=none,seed=0")
+    spec = job["spec"]
+    assert spec["backoffLimit"] == 3 * 4
+    assert "backoffLimitPerIndex" not in spec
+    assert spec["podReplacementPolicy"] == "Failed"
+    assert spec["successPolicy"] == {"rules": [{"succeededIndexes": "0"}]}
+    assert pod_of(job)["restartPolicy"] == "Never"
+    assert pod_of(job)["terminationGracePeriodSeconds"] == 300
+    (container,) = pod_of(job)["containers"]
+    statuses = {}
+    for rule in spec["podFailurePolicy"]["rules"]:
+        if "onExitCodes" in rule:
+            assert rule["onExitCodes"]["containerName"] == container["name"]
+            assert rule["onExitCodes"]["operator"] == "In"
+            statuses |= dict.fromkeys(rule["onExitCodes"]["values"], rule["action"])
+        else:
+            assert rule["action"] == "Ignore"
+            assert rule["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
+    assert statuses == {143: "Ignore", 2: "FailJob"}
+    assert spec["suspend"] is True
+    assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "research"
+
+
+def test_the_pods_run_what_a_sweep_runs_where_the_claim_is(manifests):
+    jobs = [document for document in manifests(EVERYTHING) if document["kind"] == "Job"]
+    grid = grids.points("experiments/quickstart.py", {"steps": "7"})
+    for job, point in zip(jobs, grid, strict=True):
+        (container,) = pod_of(job)["containers"]
+        workdir = Path("/mnt/runs/quickstart")
+        assert container["command"] == grids.command("experiments/quickstart.py", point, workdir)
+        assert job["metadata"]["annotations"]["segjax/run"] == point.name
+        mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+        claims = {
+            volume["name"]: volume["persistentVolumeClaim"]["claimName"]
+            for volume in pod_of(job)["volumes"]
+            if "persistentVolumeClaim" in volume
+        }
+        assert [(mounts[name], claim) for name, claim in claims.items()] == [("/mnt/runs", "runs")]
+        assert container["resources"] == {
+            "limits": {"nvidia.com/gpu": "2"},
+            "requests": {"cpu": "8", "memory": "32Gi"},
+        }
+        assert variables(job)["XLA_FLAGS"]["value"] == "--xla_gpu_deterministic_ops=true"
+
+
+@pytest.mark.parametrize(
+    ("experiment", "run"),
+    [
+        ("quickstart", "loss.class_weights=none,seed=0"),
+        ("quickstart", "loss.class_weights=none,seed=00"),
+        ("Skip_Strides", "a" * 200),
+        ("Skip_Strides", "a" * 201),
+        ("8_bits", "+,="),
+        ("8_bits", "+,=="),
+        ("___", "default"),
+        ("ü", "é"),
+    ],
+)
+def test_names_are_dns_labels_with_room_for_the_index(experiment, run):
+    name = kubernetes.job_name(experiment, run, ["segjax", experiment, run])
+    assert re.fullmatch(DNS_LABEL, name)
+    assert len(f"{name}-{kubernetes.MOST_HOSTS - 1}") <= 63
+    assert name != kubernetes.job_name(experiment, run, ["segjax", experiment, run, "--config.a=1"])
+    assert name == kubernetes.job_name(experiment, run, ["segjax", experiment, run])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (f"{GPU} --hosts 0", "argument --hosts: expected a positive number, found '0'"),
+        (f"{GPU} --hosts 1001", "--hosts 1001, expected at most 1000"),
+        (f"{GPU} --hosts 3", "batch_size / micro_batches is 8, which 3 hosts do not divide"),
+        (f"{GPU} --topology 2x4", "--accelerator gpu does without --topology"),
+        (f"{GPU} --accelerator tpu --topology 2x4", "--accelerator tpu needs --tpu"),
+        (f"{TPU} --devices 8", "--topology 2x4 has 8 chips, but --hosts 2 of --devices 8 have 16"),
+        (f"{TPU} --topology 2by4", "--topology 2by4, expected chips such as 2x4"),
+        (f"{GPU} --workdir runs/quickstart", "--workdir runs/quickstart is not below /mnt/runs"),
+        (f"{GPU} --request memory=lots", "--request memory=lots: expected a quantity"),
+        (f"{GPU} --env PATH", "argument --env: expected NAME=VALUE, found 'PATH'"),
+        (f"{GPU} --only nothing", "--only nothing fits none of the runs"),
+        (f"{GPU} --seeds 0", "--seeds 0 asks for no run"),
+        (f"{GPU} --config.stepps=3", "stepps"),
+        (f"{GPU} --host 2", "unknown argument '--host'"),
+        (QUICKSTART, "the following arguments are required: --image, --claim"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments, said, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    assert launch("kubernetes.py", arguments) == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_what_a_command_has_of_shell_variables_stays_as_it_is():
+    cluster = kubernetes.Cluster(image="segjax", claim="runs")
+    (point,) = grids.points(str(ROOT / "experiments/segnet.py"), {}, seeds=[0])
+    odd = grids.Point(point.name, {"model.pretrained": "$(HOME)/vgg.npz"}, point.config)
+    (job,) = kubernetes.manifests("f.py", [odd], Path("/mnt/runs/x"), cluster)
+    # Kubernetes writes variables into $(NAME), and $$(NAME) is its way of not doing so.
+    assert "--config.model.pretrained=$$(HOME)/vgg.npz" in pod_of(job)["containers"][0]["command"]
+    with pytest.raises(UserError, match="is not an absolute path"):
+        kubernetes.check(kubernetes.Cluster(image="segjax", claim="runs", mount="runs"))
+    assert shlex.split(kubernetes.render([job], "a 'b c'").splitlines()[0])[-1] == "b c"

@@ -1,0 +1,284 @@
+"""The runs of a sweep on this machine: real ones of the tiniest kind, and stand-ins for them."""
+
+import fcntl
+import io
+import json
+import os
+import signal
+import threading
+import time
+
+import pytest
+from rich.console import Console
+
+from segjax import results
+from segjax.cli import main as cli
+from segjax.cli.main import main
+from segjax.errors import UserError
+from segjax.report import tables
+from segjax.sweep import grids, local
+from support import toy_grid
+from support.kill_a_sweep import kill_and_finish
+from support.launching import launch
+
+# Stands for `segjax train`: says its name, and does what the file `do` in its folder says.
+FAKE = """
+import os, pathlib, signal, sys, time
+folder = pathlib.Path(sys.argv[sys.argv.index("--workdir") + 1])
+log = folder.parent / "log"
+def note(what):
+    with log.open("a") as file:
+        file.write(what + " " + folder.name + "\\n")
+note("begin")
+print("devices", os.environ.get("JAX_NUM_CPU_DEVICES"), "cores", {cores}, flush=True)
+exec((folder / "do").read_text() if (folder / "do").exists() else "")
+(folder / "result.json").write_text("{{}}")
+print("test G 1.0%")
+note("end")
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """`local.run` on four stand-ins: its exit status and what it said; `do` says what one does."""
+    monkeypatch.setattr(local, "_CHILD", FAKE)
+    monkeypatch.setattr(local, "_LOOK_EVERY", 0.01)
+    spec = toy_grid.write(tmp_path, "", [1, 2])
+    grid = grids.points(spec, {})
+    workdir = tmp_path / "runs"
+
+    class StandIn:
+        folders = tuple(workdir / point.name for point in grid)
+
+        def do(self, number, code):
+            self.folders[number].mkdir(parents=True, exist_ok=True)
+            (self.folders[number] / "do").write_text(code)
+
+        def run(self, jobs=1, interactive=False):
+            console = Console(file=io.StringIO(), force_terminal=interactive, width=120)
+            status = local.run(spec, grid, workdir, jobs, console)
+            return status, console.file.getvalue()
+
+        def log(self):
+            return [tuple(line.split()) for line in (workdir / "log").read_text().splitlines()]
+
+    return StandIn()
+
+
+def names(stand_in, *numbers):
+    return [stand_in.folders[number].name for number in numbers]
+
+
+def test_what_is_missing_runs_one_after_the_other(stand_in):
+    assert stand_in.run()[0] == 0
+    expected = [(what, name) for name in names(stand_in, 0, 1, 2, 3) for what in ("begin", "end")]
+    assert stand_in.log() == expected
+    (stand_in.folders[2] / "result.json").unlink()
+    status, said = stand_in.run()
+    assert status == 0
+    assert stand_in.log()[8:] == expected[4:6]
+    assert [line for line in said.splitlines() if "devices" not in line] == [
+        *(f"[{n}/4] {stand_in.folders[n - 1].name}: finished already" for n in (1, 2)),
+        f"[3/4] {stand_in.folders[2].name}",
+        "[3/4] test G 1.0%",
+        f"[4/4] {stand_in.folders[3].name}: finished already",
+        f"4 of 4 runs are finished in {stand_in.folders[0].parent}",
+    ]
+    # The log of a run has all its starts.
+    assert (stand_in.folders[2] / "log.txt").read_text().count("test G") == 2
+
+
+def test_as_many_run_at_a_time_as_are_asked_for(stand_in, monkeypatch):
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "4")
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setattr(local, "_cores", lambda: (0, 1))
+    # The first two wait for one another, so that they end only if both are under way.
+    for number, other in ((0, 1), (1, 0)):
+        name = stand_in.folders[other].name
+        stand_in.do(
+            number,
+            f"while 'begin {name}' not in log.read_text():\n    time.sleep(0.01)\n",
+        )
+    status, said = stand_in.run(jobs=2)
+    assert status == 0
+    running, most = 0, 0
+    for what, _ in stand_in.log():
+        running += 1 if what == "begin" else -1
+        most = max(most, running)
+    assert most == 2
+    assert "share" not in said
+    shares = {line.split(" ", 1)[1] for line in said.splitlines() if "devices" in line}
+    assert shares == {"devices 2 cores {0}", "devices 2 cores {1}"}
+
+
+def test_runs_that_must_share_cores_are_said_to(stand_in, monkeypatch):
+    monkeypatch.setattr(local, "_cores", lambda: (0,))
+    status, said = stand_in.run(jobs=3)
+    assert status == 0
+    assert said.splitlines()[0] == "3 runs at a time share 1 core"
+
+
+def test_a_failure_is_recorded_and_tried_again(stand_in):
+    stand_in.do(0, "sys.exit('segjax: it is broken')")
+    stand_in.do(1, "os.kill(os.getpid(), signal.SIGKILL)")
+    status, said = stand_in.run()
+    assert status == 1
+    first, second = stand_in.folders[:2]
+    assert f"[1/4] {first.name}: failed: it is broken" in said
+    assert said.splitlines()[-3:] == [
+        f"2 of 4 runs are finished in {first.parent}",
+        f"failed: {first.name}, see {first / 'error.txt'}",
+        f"failed: {second.name}, see {second / 'error.txt'}",
+    ]
+    assert (first / "error.txt").read_text().endswith("\nsegjax: it is broken\n")
+    assert (second / "error.txt").read_text().endswith("\nended by SIGKILL\n")
+    stand_in.do(0, "")
+    status, said = stand_in.run()
+    assert status == 1
+    assert "3 of 4 runs are finished" in said
+    assert not (first / "error.txt").exists()
+    assert (second / "error.txt").read_text().count("ended by SIGKILL") == 1
+
+
+@pytest.mark.parametrize("name", [".lock", ".sweep.lock"])
+def test_a_run_that_another_process_is_at_is_left_to_it_and_waited_for(stand_in, name):
+    held = stand_in.folders[0]
+    held.mkdir(parents=True)
+    with (held / name).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+
+        def end_it():  # when the others are through
+            while len(list(held.parent.glob("*/result.json"))) < 3:
+                time.sleep(0.01)
+            (held / "result.json").write_text("{}")
+            lock.close()
+
+        other = threading.Thread(target=end_it)
+        other.start()
+        status, said = stand_in.run()
+        other.join()
+    assert status == 0
+    assert said.count("in use by another process, left to it") == 1
+    assert f"[1/4] {held.name}: finished already" in said
+    assert ("begin", held.name) not in stand_in.log()
+    assert not (held / "log.txt").exists()
+
+
+def test_a_run_that_a_training_took_first_is_not_a_failure(stand_in):
+    stand_in.do(
+        0,
+        "if not (folder / 'again').exists():\n"
+        "    (folder / 'again').touch()\n"
+        "    print(f'segjax: workdir {folder} is in use by another process')\n"
+        "    sys.exit(2)\n",
+    )
+    status, _ = stand_in.run()
+    assert status == 0
+    begun = [name for what, name in stand_in.log() if what == "begin"]
+    assert begun == names(stand_in, 0, 1, 2, 3, 0)
+    assert not (stand_in.folders[0] / "error.txt").exists()
+
+
+def test_a_signal_is_handed_on_and_nothing_new_begins(stand_in):
+    for number in (0, 1):
+        stand_in.do(
+            number,
+            "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
+            "(folder / 'ready').touch()\n"
+            "time.sleep(60)\n",
+        )
+
+    def stop():
+        while not all((folder / "ready").exists() for folder in stand_in.folders[:2]):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    other = threading.Thread(target=stop)
+    other.start()
+    status, said = stand_in.run(jobs=2)
+    other.join()
+    assert status == 143
+    assert said.splitlines()[-1] == "stopped; the same command goes on"
+    assert sorted(name for _, name in stand_in.log()) == sorted(names(stand_in, 0, 1))
+    assert not any((folder / "error.txt").exists() for folder in stand_in.folders)
+    for number in (0, 1):
+        stand_in.do(number, "")
+    assert stand_in.run()[0] == 0
+
+
+def test_a_terminal_has_an_overview_and_the_ends(stand_in):
+    stand_in.do(1, "sys.exit('segjax: it is broken')")
+    status, said = stand_in.run(interactive=True)
+    assert status == 1
+    assert f"[1/4] {stand_in.folders[0].name}: test G 1.0%" in said
+    assert f"[2/4] {stand_in.folders[1].name}: failed: it is broken" in said
+    assert "devices" not in said
+    assert "4 runs: 1 running, 3 new" in said
+
+
+def test_shares_of_the_machine(monkeypatch):
+    monkeypatch.setattr(local, "_cores", lambda: (0, 1, 2, 3, 6))
+    none = {"CUDA_VISIBLE_DEVICES": ""}
+    assert local.shares(1, {"JAX_NUM_CPU_DEVICES": "4"}) == [local.Share((), {})]
+    assert local.shares(2, none) == [local.Share((0, 2, 6), {}), local.Share((1, 3), {})]
+    assert [share.cores for share in local.shares(7, none)] == [
+        *((core,) for core in (0, 1, 2, 3, 6)),
+        *((0,), (1,)),
+    ]
+    found = local.shares(3, {**none, "JAX_NUM_CPU_DEVICES": "8"})
+    assert [share.environment for share in found] == [{"JAX_NUM_CPU_DEVICES": "2"}] * 3
+    found = local.shares(2, {"CUDA_VISIBLE_DEVICES": "0,2,5"})
+    visible = [share.environment for share in found]
+    assert visible == [{"CUDA_VISIBLE_DEVICES": "0,5"}, {"CUDA_VISIBLE_DEVICES": "2"}]
+    with pytest.raises(UserError, match="--jobs 2, but there is 1 GPU for them"):
+        local.shares(2, {"CUDA_VISIBLE_DEVICES": "3"})
+    found = local.shares(2, {"CUDA_VISIBLE_DEVICES": "3", "JAX_PLATFORMS": "cpu"})
+    assert [share.environment for share in found] == [{}, {}]
+
+
+def test_a_broken_run_is_recorded_and_the_rest_goes_on(
+    tmp_path, scenes_data_dir, monkeypatch, capsys
+):
+    spec = toy_grid.write(tmp_path, scenes_data_dir, [1e30, 0.1], [3])
+    broken, sound = (
+        tmp_path / "runs" / f"optimizer.learning_rate={rate},seed=3" for rate in ("1e+30", "0.1")
+    )
+    status, out, error = toy_grid.sweep(spec, tmp_path / "runs")
+    assert status == 1, error
+    assert "1 of 2 runs are finished" in out
+    assert "at step 2" in (broken / "error.txt").read_text()
+    assert not (broken / "result.json").exists()
+    assert [path.parent for path in (tmp_path / "runs").rglob("result.json")] == [sound]
+    (summary,) = tables.summarise(results.read([tmp_path / "runs"]))
+    assert summary.seeds == (3,)
+    row = json.loads((sound / "result.json").read_text())
+    assert row["overrides"] == {"optimizer.learning_rate": 0.1, "seed": 3}
+
+    # What is there is no longer what is asked for: said, and not taken for finished.
+    command = ["sweep", "--config", spec, "--workdir", str(tmp_path / "runs")]
+    assert main([*command, "--config.log_every=2", "--config.batch_size=8"]) == 2
+    assert "another config: batch_size is 8, was 4" in capsys.readouterr().err
+    assert main([*command, "--status"]) == 0
+    assert "2 runs: 1 finished, 1 failed" in capsys.readouterr().out
+
+
+def test_a_sweep_that_is_killed_loses_no_run_and_ends_none_twice(tmp_path, scenes_data_dir):
+    kill_and_finish(tmp_path, scenes_data_dir, (0.1, 0.2), (0, 1), kills=2)
+
+
+@pytest.mark.parametrize(
+    ("variables", "given", "jobs"),
+    [
+        ({"CUDA_VISIBLE_DEVICES": "0,2,5"}, "", "--jobs 3"),
+        ({"CUDA_VISIBLE_DEVICES": "0,2,5"}, "--jobs=2", "--jobs=2"),
+        ({"CUDA_VISIBLE_DEVICES": "0,2,5", "JAX_PLATFORMS": "cpu"}, "", "--jobs 1"),
+    ],
+)
+def test_the_script_packs_one_run_a_gpu(variables, given, jobs, monkeypatch):
+    called = []
+    monkeypatch.setattr(cli, "main", lambda arguments: called.append(" ".join(arguments)) or 0)
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert launch("local.py", f"{given} --config grid.py --workdir runs") == 0
+    assert called == [f"sweep {jobs} --config grid.py --workdir runs"]

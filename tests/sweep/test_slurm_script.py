@@ -1,0 +1,345 @@
+"""The script for Slurm by itself: run by bash with stand-ins for Slurm's commands."""
+
+import os
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from segjax.cli.main import main
+from segjax.errors import UserError
+from segjax.files import write_whole
+from segjax.sweep import grids, slurm, slurm_script, status
+from segjax.sweep.slurm_script import Options, array, render, seconds, with_lines
+from support import toy_grid
+from support.launching import launch
+
+# Says what it was called with; `srun` does what it is told to in the file `do`.
+STAND_IN = """#!/bin/bash
+echo "$(basename "$0") $*" >> "{folder}/called"
+case $(basename "$0") in
+  scontrol) [[ $1 = show ]] && echo "JobState=$(cat "{folder}/state")"; [[ $1 != requeue ]] ;;
+  srun) [[ $1 = --overlap ]] || source "{folder}/do" ;;
+  sbatch | squeue) source "{folder}/$(basename "$0")" ;;
+  sleep) true ;;
+esac
+"""
+
+
+class Bench:
+    """A workdir with one run, in a folder with an odd name, and stand-ins."""
+
+    def __init__(self, folder, monkeypatch):
+        self.folder = folder
+        self.workdir = folder / "the $runs 'of' 100%"
+        self.run = self.workdir / "seed=0"
+        for name in ("srun", "scontrol", "sbatch", "squeue", "scancel", "sleep"):
+            path = folder / "bin" / name
+            write_whole(path, STAND_IN.format(folder=folder))
+            path.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
+        self.says(state="RUNNING", do="exit 0", sbatch="echo 12", squeue="true")
+
+    def says(self, **files):
+        for name, content in files.items():
+            write_whole(self.folder / name, content + "\n")
+
+    def called(self, program):
+        lines = (self.folder / "called").read_text().splitlines()
+        return [line for line in lines if line.startswith(program)]
+
+    def start(self, command="segjax train", restarts=0, nodes=1, **options):
+        """The exit status of a start of the run; bash alone, as Slurm starts it."""
+        write_whole(self.workdir / slurm_script.RUNS, f"seed=0\t{command}\n")
+        script = self.folder / "spooled"
+        write_whole(script, render("tiny", self.workdir, Options(**options), [1]))
+        (self.folder / "called").unlink(missing_ok=True)
+        variables = {
+            "SLURM_ARRAY_JOB_ID": "12",
+            "SLURM_ARRAY_TASK_ID": "1",
+            "SLURM_JOB_ID": "12",
+            "SLURM_JOB_NODELIST": "a",
+            "SLURM_JOB_NUM_NODES": str(nodes),
+            "SLURM_RESTART_COUNT": str(restarts),
+        }
+        return subprocess.run(["bash", script], env=os.environ | variables, timeout=60).returncode
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch):
+    return Bench(tmp_path, monkeypatch)
+
+
+def test_what_is_asked_for_is_in_the_script(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = render(
+        "skips",
+        tmp_path / "a b%",
+        Options(
+            partition="gpu",
+            account="vision",
+            qos="long",
+            time="1-12:00:00",
+            nodes=2,
+            processes_per_node=4,
+            gpus_per_node="a100:4",
+            cpus_per_task=8,
+            memory="64G",
+            constraint="[rack1|rack2]",
+            setup=["module load cuda", "export A='b c'"],
+            sbatch=["--exclude=node7"],
+            most_requeues=3,
+            warning=300,
+        ),
+        [1, 2, 3, 7],
+        at_once=2,
+    )
+    directives = [line for line in text.splitlines() if line.startswith("#SBATCH")]
+    assert directives == [
+        f"#SBATCH {option}"
+        for option in (
+            "--job-name=skips",
+            "--array=1-3,7%2",
+            "--partition=gpu",
+            "--account=vision",
+            "--qos=long",
+            "--time=1-12:00:00",
+            "--nodes=2",
+            "--ntasks-per-node=4",
+            "--cpus-per-task=8",
+            "--gres=gpu:a100:4",
+            "--mem=64G",
+            "--constraint=[rack1|rack2]",
+            f"--chdir={tmp_path}",
+            f'--output="{tmp_path}/a b%%/slurm/%A_%a.log"',
+            "--open-mode=append",
+            "--signal=TERM@300",
+            "--requeue",
+            "--exclude=node7",
+        )
+    ]
+    for line in (
+        f"python={sys.executable}",
+        "srun=(srun --kill-on-bad-exit=1 --cpus-per-task=8)",
+        "most_requeues=3",
+        "module load cuda",
+        "export A='b c'",
+    ):
+        assert text.count(f"\n{line}\n") == 1
+    assert "\n#SBATCH --array=4,6-7%2\n" in with_lines(text, [6, 4, 7])
+
+
+def test_a_container_brings_its_python(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = Options(container_image="nvcr.io#nvidia/jax:1", container_mounts=["/data:/data"])
+    text = render("skips", tmp_path / "runs", options, [1])
+    assert "\npython=python3\n" in text
+    words = shlex.split(next(line for line in text.splitlines() if line.startswith("srun=(")))
+    assert words[2] == "--container-image=nvcr.io#nvidia/jax:1"
+    runs = tmp_path / "runs"
+    assert words[3] == f"--container-mounts={tmp_path}:{tmp_path},{runs}:{runs},/data:/data"
+    assert words[4] == f"--container-workdir={tmp_path})"
+
+
+def test_odd_values_reach_the_training_as_they_are(bench):
+    bench.says(do='printf "<%s>" "$@"')
+    odd = ["a b", "$HOME", "it's", '"', "\\", "*", "#", "`x`"]
+    assert bench.start(shlex.join(["segjax", "train", *odd])) == 0
+    said = (bench.run / "log.txt").read_text().splitlines()[-1]
+    words = ["--kill-on-bad-exit=1", sys.executable, "-m", "segjax", "train", *odd]
+    assert said == "".join(f"<{word}>" for word in words)
+
+
+def test_runs_share_what_they_compile(bench, monkeypatch):
+    bench.says(do='echo "in $JAX_COMPILATION_CACHE_DIR"')
+    for folder in (bench.workdir / "compiled", "/else where"):
+        assert bench.start() == 0
+        assert (bench.run / "log.txt").read_text().splitlines()[-1] == f"in {folder}"
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/else where")
+
+
+def test_a_run_that_saved_is_requeued_alone(bench):
+    bench.says(do="echo stopped by SIGTERM; exit 143")
+    assert bench.start(restarts=2, most_requeues=3) == 143
+    # By the id of its task: 12 would be the whole array. The stand-in refuses four times.
+    assert bench.called("scontrol requeue") == ["scontrol requeue 12_1"] * 4
+    bench.says(state="TIMEOUT")
+    bench.start()
+    assert bench.called("scontrol requeue")
+
+
+@pytest.mark.parametrize("state", ["CANCELLED", "COMPLETING", "PENDING"])
+def test_a_job_that_is_no_longer_meant_to_run_is_left_alone(bench, state):
+    for number in (143, 1):
+        bench.says(state=state, do=f"exit {number}")
+        assert bench.start(nodes=2) == number
+        assert bench.called("scontrol") == ["scontrol show job 12_1"]
+        assert not (bench.run / "error.txt").exists()
+
+
+def test_requeues_come_to_an_end(bench):
+    bench.says(do="echo segjax: stopped by SIGTERM; exit 143")
+    assert bench.start(restarts=3, most_requeues=3) == 143
+    assert not bench.called("scontrol requeue")
+    error = (bench.run / "error.txt").read_text()
+    assert "requeued 3 times already; submit it again to go on" in status.cause(error)
+
+
+def test_a_failed_run_leaves_what_it_said_in_this_start(bench):
+    bench.says(do="echo former; exit 1")
+    bench.start()
+    bench.says(do="echo 'segjax: loss nan'; echo 'srun: error: a: task 0: Exited with exit code 1'")
+    with (bench.folder / "do").open("a") as file:
+        file.write("exit 1\n")
+    assert bench.start(nodes=2) == 1
+    error = (bench.run / "error.txt").read_text()
+    assert "former" not in error
+    assert status.cause(error) == "loss nan"
+    # All nodes are there, so it is its own fault.
+    assert not bench.called("scontrol requeue")
+    assert (bench.run / "log.txt").read_text().count("job 12_1 on a") == 2
+    bench.says(do="exit 0")
+    assert bench.start() == 0
+    assert not (bench.run / "error.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("said", "cause"),
+    [
+        ("ValueError: no\nsrun: error: a: task 0: Exited with exit code 1", "ValueError: no"),
+        (
+            "srun: error: b: task 1: Out Of Memory\nsrun: launch/slurm: _step_signal: Terminating\n"
+            "JaxRuntimeError: closed by peer\nsrun: error: a: task 0: Killed",
+            "b: task 1: Out Of Memory",
+        ),
+        ("segjax: no data\nsegjax: process 0 of 2 cannot go on, as it says", "no data"),
+    ],
+)
+def test_the_first_to_fail_is_the_cause(said, cause):
+    assert status.cause(f"step 1/4\n{said}\n") == cause
+
+
+def test_one_whose_folder_is_in_use_waits_by_being_requeued(bench):
+    bench.says(do="echo segjax: workdir x is in use by another process; exit 2")
+    bench.start()
+    assert bench.called("scontrol requeue")
+
+
+def test_a_set_up_that_fails_fails_the_run(bench):
+    assert bench.start(setup=["export A=1", "no_such_program --x", "export B=2"]) == 127
+    assert "no_such_program: command not found" in (bench.run / "error.txt").read_text()
+    assert not bench.called("srun")
+    bench.says(do='[[ "$A $B" = "1 2 3" ]]')
+    assert bench.start(setup=["export A=1", "export B='2 3'"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"time": "2h"}, "--time is '2h', expected minutes, HH:MM:SS or D-HH:MM:SS"),
+        ({"time": "2"}, "--warning is 120 seconds, expected less than --time 2"),
+        ({"gpus_per_node": "many"}, "--gpus-per-node is 'many', expected N or TYPE:N"),
+        ({"memory": "64GB"}, "--memory is '64GB', expected a number with K, M, G or T"),
+        ({"partition": "a\nb"}, r"--partition is 'a\nb', expected one line of text"),
+        ({"setup": ["true", ""]}, "--setup is '', expected one line of text"),
+        ({"sbatch": ["exclusive"]}, "--sbatch is 'exclusive', expected --sbatch=--NAME=VALUE"),
+    ],
+)
+def test_options_that_slurm_would_not_take_are_refused(options, message):
+    with pytest.raises(UserError) as error:
+        Options(**options)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        *(("90", 5400), ("5:30", 330), ("2:00:01", 7201), ("1-2", 93600), ("1-2:30", 95400)),
+        ("1-2:30:05", 95405),
+    ],
+)
+def test_times(text, expected):
+    assert seconds(text) == expected
+
+
+def test_lines_of_an_array():
+    assert array([1]) == "1"
+    assert array([5, 3, 1, 2, 7, 8]) == "1-3,5,7-8"
+
+
+def test_submitting(bench, scenes_data_dir, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    spec = toy_grid.write(tmp_path, scenes_data_dir, [0.1, 0.2], [0])
+    first, second = (point.name for point in grids.points(spec, {}))
+    own = ["sweep", "--config", spec, "--workdir", str(bench.workdir), "--launcher", "slurm"]
+
+    def said(arguments, expected=0):
+        assert main(arguments) == expected
+        out, error = capsys.readouterr()
+        return error if expected else out
+
+    def in_queue(state):
+        script = shlex.quote(str(bench.workdir / slurm_script.SCRIPT))
+        bench.says(squeue=f"echo '12|2|{state}|None|'{script}; echo '9|1|RUNNING|None|/other.sh'")
+
+    out = said([*own, "--dry-run", "--only", f"*{second}"])
+    assert "1 run: 1 new" in out
+    assert "\n#SBATCH --array=1\n" in out
+    assert not bench.workdir.exists()
+
+    bench.says(sbatch="echo 'sbatch: error: invalid partition: gpu' >&2; exit 1")
+    assert said([*own, "--partition", "gpu"], 2) == (
+        "segjax: sbatch refuses: invalid partition: gpu\n"
+    )
+    bench.says(sbatch="echo '12;lab'")
+    assert said(own).startswith("submitted 2 runs as job 12, by ")
+    runs = slurm.read_runs(bench.workdir)
+    for name, point in zip((first, second), grids.points(spec, {}), strict=True):
+        assert shlex.split(runs[name]) == grids.command(spec, point, bench.workdir)
+
+    # Those that are waiting or finished get no second job; numbers stay.
+    in_queue("PENDING")
+    assert "submitted 1 run as job 12" in said(own)
+    assert "#SBATCH --array=1\n" in (bench.workdir / slurm_script.SCRIPT).read_text()
+    write_whole(bench.workdir / first / "result.json", "{}")
+    assert said(own) == "nothing to submit: 1 finished, 1 in the queue\n"
+    assert "is in the queue as 12_2 PENDING (None) with another command" in said(
+        [*own, "--config.steps=8"], 2
+    )
+    in_queue("CANCELLED")
+    assert launch("slurm.py", shlex.join(["resubmit", "--workdir", str(bench.workdir)])) == 0
+    assert "submitted 1 run as job 12" in capsys.readouterr().out
+    assert "#SBATCH --array=2\n" in (bench.workdir / slurm_script.SCRIPT).read_text()
+
+    assert "12_2 CANCELLED" in said([*own, "--status"])
+    script = bench.workdir / slurm_script.SCRIPT
+    for state, shown in (("CANCELLED", "13_2 FAILED"), ("PENDING", "12_2 PENDING (None)")):
+        jobs = [f"13|2|FAILED|None|{script}", f"12|2|{state}|None|{script}"]
+        bench.says(squeue=f"printf '%s\\n' {shlex.join(jobs)}")
+        assert shown in said([*own, "--status"])
+    bench.says(squeue="true")
+    assert "12_2 has left the queue" in said([*own, "--status"])
+
+    monkeypatch.setenv("PATH", "/nowhere")
+    expected = "segjax: there is no squeue here: Slurm's commands are expected\n"
+    assert said(own, 2) == expected
+
+
+def test_what_a_command_line_cannot_mean_is_said(tmp_path, capsys, scenes_data_dir, monkeypatch):
+    spec = toy_grid.write(tmp_path, scenes_data_dir, [0.1], [0])
+    own = ["sweep", "--config", spec, "--workdir", str(tmp_path / "runs")]
+    assert main([*own, "--most-requeues", "3"]) == 2
+    assert capsys.readouterr().err == (
+        "segjax: --most-requeues does nothing without --launcher slurm\n"
+    )
+    assert main([*own, "--launcher", "slurm", "--dry-run", "--config.data.data_dir=a\nb"]) == 2
+    assert "has an override of more than one line" in capsys.readouterr().err
+    for arguments, message in (
+        (f"cancel --workdir {tmp_path}", "is not the workdir of a sweep on Slurm"),
+        ("status", "the following arguments are required: --workdir"),
+        (f"status --workdir {tmp_path} --config.seed=1", "unrecognized arguments"),
+        ("watch", "invalid choice: 'watch'"),
+    ):
+        assert launch("slurm.py", arguments) == 2
+        assert message in capsys.readouterr().err

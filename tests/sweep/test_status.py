@@ -1,0 +1,212 @@
+"""How far runs are, by what lies in their workdirs, and how that is printed."""
+
+import fcntl
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from segjax import config as configs
+from segjax.errors import UserError
+from segjax.files import write_whole
+from segjax.sweep import display, grids, status
+from segjax.sweep.status import Status
+from support import toy_grid
+from support.runs import tiny_config
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "run").mkdir()
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def config():
+    return tiny_config("", steps=40, batch_size=4)
+
+
+def save(folder, step):
+    (folder / "checkpoints" / "latest" / str(step)).mkdir(parents=True)
+
+
+def log(folder, steps, rate):
+    """A log whose first rate is low, as compiling makes it."""
+    rows = [{"step": s, "train/images_per_second": 0.1 if s == 1 else rate} for s in steps]
+    lines = [json.dumps(row) + "\n" for row in rows]
+    (folder / "metrics.jsonl").write_text("".join(lines) + '{"step": 99')
+
+
+def test_the_state_of_a_run_is_in_its_files(folder, config):
+    assert status.look(folder.parent / "none", config) == Status("new", 0, 40)
+    assert status.look(folder, config) == Status("new", 0, 40)
+    (folder / "log.txt").write_text("killed while it compiled\n")
+    assert status.look(folder, config).state == "new"
+    save(folder, 8)
+    save(folder, 10)
+    (folder / "checkpoints" / "latest" / "12.orbax-checkpoint-tmp").mkdir()  # being written
+    assert status.look(folder, config) == Status("to go on", 10, 40)
+    write_whole(folder / "error.txt", "step 20/40\nsegjax: loss nan at step 23\nW&B: synced\n")
+    found = status.look(folder, config)
+    assert found == Status("failed", 10, 40, cause="loss nan at step 23")
+    write_whole(folder / "result.json", "{}")
+    assert status.look(folder, config) == Status("finished", 40, 40)
+
+
+@pytest.mark.parametrize("name", status.LOCKS)
+def test_a_run_under_way_has_its_lock_held_and_its_progress_in_its_log(folder, config, name):
+    (folder / name).touch()
+    log(folder, range(1, 13), rate=8.0)
+    save(folder, 10)
+    assert status.look(folder, config).state == "to go on"
+    with (folder / name).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = status.look(folder, config)
+    assert found == Status("running", 12, 40, seconds_per_step=0.5)
+    assert found.left == 14.0
+    assert status.look(folder, config).left is None
+
+
+def test_only_the_end_of_a_long_log_is_read(folder, config):
+    log(folder, range(1, 20_000), rate=2.0)
+    assert (folder / "metrics.jsonl").stat().st_size > 2**19
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert status.look(folder, config) == Status("running", 19_999, 40, seconds_per_step=2.0)
+
+
+def test_a_traceback_is_told_by_its_last_line():
+    assert status.cause("Traceback:\n  File\nValueError: no\n\n") == "ValueError: no"
+    assert status.cause("") == "it said nothing"
+
+
+def test_the_time_left_follows_from_the_rate_and_the_work():
+    statuses = [
+        Status("finished", 100, 100),
+        Status("running", 50, 100, seconds_per_step=2.0),  # 200 of work take 200 s
+        Status("failed", 10, 100),
+        Status("to go on", 25, 100),
+        Status("new", 0, 100),
+    ]
+    amounts = [200, 200, 999, 400, 600]
+    assert status.time_left(statuses, amounts, 1) == 100 + 300 + 600
+    assert status.time_left(statuses, amounts, 2) == 500
+    assert status.time_left(statuses[:2], amounts[:2], 8) == 100
+    assert status.time_left(statuses[2:], amounts[2:], 1) is None  # nothing says how fast
+
+
+@pytest.fixture
+def grid(tmp_path, monkeypatch):
+    return grids.points(toy_grid.write(tmp_path, "", [0.1, 0.2]), {})
+
+
+def test_a_dry_run_prints_parameters_cost_and_status(grid, tmp_path):
+    save(tmp_path / grid[1].name, 2)
+    (tmp_path / grid[2].name).mkdir()
+    names = ("name", "class_names", "palette", "mean", "std", "resolution")
+    stored = {
+        "config": {**configs.flat(grid[2].config), "batch_size": 2},
+        "data": {**{name: [] for name in names}, "splits": {}},
+        "experiment": "grid",
+        "name": grid[2].name,
+        "overrides": {},
+        "command": "segjax train",
+    }
+    write_whole(tmp_path / grid[2].name / "config.json", json.dumps(stored))
+
+    lines = display.plan(grid, status.snapshot(grid, tmp_path)).splitlines()
+    # 24x32 pixels of 9 x 3 x 4 + 4 x 11 multiply-adds, three passes, 4 steps of 4 images.
+    assert 3 * 4 * 4 * 24 * 32 * 152 == 5_603_328
+    assert lines[0].split() == ["run", "parameters", "multiply-adds", "status"]
+    assert [line.split(maxsplit=4) for line in lines[1:5]] == [
+        [grid[0].name, "175", "5.6", "M", "new"],
+        [grid[1].name, "175", "5.6", "M", "to go on from step 2"],
+        [grid[2].name, "175", "5.6", "M", "another config"],
+        [grid[3].name, "175", "5.6", "M", "new"],
+    ]
+    assert lines[5] == (
+        "4 runs: 1 to go on, 2 new, 1 another config; "
+        "22.4 M multiply-adds of training, 19.6 M to do"
+    )
+    assert len(lines) == 6
+
+
+def test_a_run_that_its_model_does_not_take_is_named(grid, tmp_path):
+    for point in grid:
+        point.config.model.name = "deconvnet"
+    with pytest.raises(UserError, match=rf"run {grid[0].name}: .*too small"):
+        display.plan(grid, status.snapshot(grid, tmp_path))
+
+
+def under_way(grid, workdir):
+    """One finished, one running at step 2, one failed, one new; gives the lock of the second."""
+    for point in grid[:3]:
+        (workdir / point.name).mkdir()
+    write_whole(workdir / grid[0].name / "result.json", "{}")
+    log(workdir / grid[1].name, (1, 2), rate=0.4)
+    write_whole(workdir / grid[2].name / "error.txt", "segjax: loss nan\n")
+    lock = (workdir / grid[1].name / ".lock").open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return lock
+
+
+def test_a_report_says_how_far_each_run_is(grid, tmp_path):
+    with under_way(grid, tmp_path):
+        before = sorted(tmp_path.rglob("*"))
+        text = display.report(grid, status.snapshot(grid, tmp_path))
+    lines = [line.split(maxsplit=4) for line in text.splitlines()]
+    assert lines[1] == [grid[0].name, "finished", "4/4"]
+    assert lines[2] == [grid[1].name, "running", "2/4", "0.4", "20 s"]
+    assert lines[3] == [grid[2].name, "failed", "0/4"]
+    assert lines[4] == [grid[3].name, "new", "0/4"]
+    assert text.splitlines()[5:] == [
+        f"failed: {grid[2].name}: loss nan",
+        "4 runs: 1 finished, 1 running, 1 failed, 1 new; about 1 min left",
+    ]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_terminal_shows_what_is_under_way_and_a_file_only_lines(grid, tmp_path):
+    shown = {}
+    for interactive in (True, False):
+        console = Console(file=io.StringIO(), force_terminal=interactive, width=100)
+        workdir = tmp_path / str(interactive)
+        workdir.mkdir()
+        with (
+            under_way(grid, workdir),
+            display.Display(grid, workdir, 1, console) as screen,
+        ):
+            screen.renew()
+            screen.log("of its log")
+            screen.line("it stays [red]as it is[/red]")
+            screen.end("done")
+        shown[interactive] = console.file.getvalue()
+    assert shown[False] == "of its log\nit stays [red]as it is[/red]\n"
+    terminal = shown[True]
+    assert "of its log" not in terminal
+    for text in (grid[1].name, "2/4", "0.4 images/s", "20 s left", grid[2].name, "failed"):
+        assert text in terminal
+    assert "4 runs: 1 finished, 1 running, 1 failed, 1 new; about 1 min left" in terminal
+    assert "it stays [red]as it is[/red]" in terminal
+    assert "done" in terminal
+    assert grid[0].name not in terminal  # it is counted
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0, "0"), (999, "999"), (1500, "1.5 k"), (5_603_328, "5.6 M"), (1.23e15, "1.23 P")],
+)
+def test_quantities(number, text):
+    assert display.quantity(number) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        *((0.4, "0 s"), (59, "59 s"), (61, "1 min"), (3599, "1 h 00 min"), (11_100, "3 h 05 min")),
+        *((100_000, "1 d 04 h"), (172_799, "2 d 00 h")),
+    ],
+)
+def test_durations(seconds, text):
+    assert display.duration(seconds) == text

@@ -1,0 +1,146 @@
+"""A sweep of W&B: checked and searched by its own engine, run by its own agent.
+
+Only its server is not there.
+"""
+
+import json
+import os
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import yaml
+from wandb.wandb_agent import Agent
+
+from segjax.errors import UserError
+from segjax.sweep import grids, status, wandb
+from support import toy_grid
+from support.launching import ROOT, launch
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # of its models, which are in the style of an older pydantic
+    import sweeps
+
+QUICKSTART = "--config experiments/quickstart.py --workdir runs/no_such_sweep"
+
+
+@pytest.fixture
+def definition(monkeypatch, capsys):
+    """What the script prints, read back."""
+    monkeypatch.chdir(ROOT)
+
+    def read(arguments):
+        assert launch("wandb_sweep.py", arguments) == 0
+        return yaml.safe_load(capsys.readouterr().out)
+
+    return read
+
+
+@pytest.mark.parametrize(
+    ("more", "spec", "overrides", "seeds"),
+    [
+        ("", "experiments/quickstart.py", {}, ()),
+        ("--config.steps=7", "experiments/quickstart.py", {"steps": "7"}, ()),
+        (
+            "--config experiments/segnet.py:smoke --seeds 3",
+            "experiments/segnet.py:smoke",
+            {},
+            range(3),
+        ),
+    ],
+    ids=["grid", "override", "seeds"],
+)
+def test_wandb_takes_the_sweep_and_hands_out_our_runs_once(
+    definition, more, spec, overrides, seeds
+):
+    content = definition(f"{QUICKSTART} {more}")
+    assert sweeps.schema_violations_from_proposed_config(content) == []
+    runs = []
+    while (run := sweeps.next_run(sweeps.SweepConfig(content), runs)) is not None:
+        run.state = sweeps.RunState.finished
+        runs.append(run)
+    names = [run.config["only"]["value"] for run in runs]
+    assert names == [point.name for point in grids.points(spec, overrides, seeds)]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"metod": "grid"},
+        {"method": "gird"},
+        {"parameters": {"only": {"valeus": ["a"]}}},
+        {"parameters": {"only": {"values": []}}},
+        {"command": "segjax sweep"},
+        {"metric": {"name": "val/mean_iou", "goal": "up"}},
+    ],
+    ids=lambda wrong: next(iter(wrong)),
+)
+def test_the_check_can_fail(definition, wrong):
+    assert sweeps.schema_violations_from_proposed_config(definition(QUICKSTART) | wrong)
+
+
+@pytest.fixture
+def agent(monkeypatch, tmp_path):
+    """The exit status of what W&B's agent starts for one value of the sweep's parameter."""
+    binaries = Path(sys.executable).parent
+    monkeypatch.setenv("PATH", f"{binaries}:{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
+    for name in ("WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH"):  # which the agent sets
+        monkeypatch.setenv(name, "")
+
+    def start(content, run_id, name):
+        agent = Agent(api=None, queue=None, sweep_id="sweep")
+        agent._sweep_command = content["command"]
+        agent._command_run({"run_id": run_id, "program": None, "args": {"only": {"value": name}}})
+        return agent._run_processes[run_id].wait(timeout=300)
+
+    return start
+
+
+def test_an_agent_trains_where_a_sweep_does(definition, agent, scenes_data_dir, tmp_path):
+    spec = toy_grid.write(tmp_path, scenes_data_dir, rates=(0.1, 0.2), seeds=(0,))
+    workdir = tmp_path / "runs"
+    # Offline: the run is W&B's, and nothing is sent.
+    line = f"--config {spec} --workdir {workdir} --config.wandb.mode=offline"
+    content = definition(line)
+    first, second = content["parameters"]["only"]["values"]
+    assert agent(content, "run0", second) == 0
+    assert not (workdir / first).exists()
+    row = json.loads((workdir / second / "result.json").read_text())
+    assert (row["name"], row["overrides"]) == (second, {"optimizer.learning_rate": 0.2, "seed": 0})
+    (noted,) = (workdir / second / "wandb").glob("offline-run-*/run-*.wandb")
+    assert noted.name == "run-run0.wandb"
+    # And a sweep without W&B finds it finished.
+    grid = grids.points(spec, {"wandb.mode": "offline"})
+    assert [found.state for found in status.snapshot(grid, workdir)] == ["new", "finished"]
+    assert definition(line)["parameters"]["only"]["values"] == [first]
+
+
+def test_a_sweep_of_finished_runs_is_refused(tmp_path):
+    grid = grids.points(str(ROOT / "experiments/quickstart.py"), {})[:2]
+    for point in grid:
+        (tmp_path / point.name).mkdir()
+        (tmp_path / point.name / "result.json").touch()
+    with pytest.raises(UserError, match="all 2 runs are finished"):
+        wandb.unfinished(grid, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (f"{QUICKSTART} --only nothing", "--only nothing fits none of the runs"),
+        (f"{QUICKSTART} --config.wandb.mode=onlein", "onlein"),
+        ("--workdir x --config nowhere.py", "config file nowhere.py does not exist"),
+        ("--workdir x", "the following arguments are required: --config"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments, said, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    assert launch("wandb_sweep.py", arguments) == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert said in error
+    assert error.count("\n") == 1

@@ -1,0 +1,182 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from segjax import config as configs
+from segjax.errors import UserError
+from segjax.training.optimizers import (
+    OPTIMIZERS,
+    SCHEDULES,
+    create_optimizer,
+    create_schedule,
+    decayed,
+)
+
+PARAMS = {
+    "conv": {"kernel": jnp.array([[1.0, -2.0]]), "bias": jnp.array([3.0, 0.5])},
+    "bn": {"scale": jnp.array([1.0, 4.0]), "bias": jnp.array([-1.0, 2.0])},
+}
+
+
+@pytest.fixture(autouse=True)
+def lenient_promotion():
+    """Optax's own arithmetic mixes integer step counts with floats."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def options(**changes):
+    """The `optimizer` part of a config."""
+    part = configs.default().optimizer
+    part.update(learning_rate=0.1, **changes)
+    return part
+
+
+def steps(part, gradients, params=PARAMS, total=10):
+    """The parameters after each of the given gradients."""
+    optimizer = create_optimizer(part, create_schedule(part, total))
+    state, trail, update = optimizer.init(params), [], jax.jit(optimizer.update)
+    for gradient in gradients:
+        updates, state = update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+        trail.append(params)
+    return trail
+
+
+def constant(value, params=PARAMS):
+    return jax.tree.map(lambda p: jnp.full_like(p, value), params)
+
+
+def test_only_kernels_decay():
+    assert decayed(PARAMS) == {
+        "conv": {"kernel": True, "bias": False},
+        "bn": {"scale": False, "bias": False},
+    }
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_step_without_gradient_moves_kernels_alone(name):
+    (moved,) = steps(options(name=name, weight_decay=0.01), [constant(0.0)])
+    kernel = moved["conv"].pop("kernel")
+    before = {"conv": {"bias": PARAMS["conv"]["bias"]}, "bn": PARAMS["bn"]}
+    jax.tree.map(np.testing.assert_array_equal, moved, before)
+    assert (np.abs(kernel) < np.abs(PARAMS["conv"]["kernel"])).all()
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_without_decay_and_gradient_nothing_moves(name):
+    (moved,) = steps(options(name=name), [constant(0.0)])
+    jax.tree.map(np.testing.assert_array_equal, moved, PARAMS)
+
+
+def test_sgd_by_hand():
+    # m <- 0.9 m + g + 0.5 w (kernels alone), w <- w - 0.1 m.
+    part = options(name="sgd", momentum=0.9, weight_decay=0.5)
+    trail = steps(part, [constant(1.0), constant(-2.0)])
+    # Kernel 1: m 1.5, w .85; m 1.35 - 2 + .425 = -.225, w .8725.
+    # Kernel -2: m 0, w -2; m -3, w -1.7.
+    np.testing.assert_allclose(trail[0]["conv"]["kernel"], [[0.85, -2.0]], rtol=1e-6)
+    np.testing.assert_allclose(trail[1]["conv"]["kernel"], [[0.8725, -1.7]], rtol=1e-6)
+    # Biases: m 1, w - .1; m .9 - 2 = -1.1, w + .11.
+    np.testing.assert_allclose(trail[0]["conv"]["bias"], [2.9, 0.4], rtol=1e-6)
+    np.testing.assert_allclose(trail[1]["conv"]["bias"], [3.01, 0.51], rtol=1e-6)
+
+
+def test_sgd_without_momentum():
+    trail = steps(options(name="sgd", momentum=0.0), [constant(1.0), constant(1.0)])
+    np.testing.assert_allclose(trail[1]["bn"]["scale"], [0.8, 3.8], rtol=1e-6)
+
+
+def test_the_learning_rate_follows_the_schedule():
+    part = options(name="sgd", momentum=0.0, schedule="poly", power=1.0, warmup_steps=2)
+    trail = steps(part, [constant(1.0)] * 6, total=6)
+    rates = [0.0, 0.05, 0.1, 0.075, 0.05, 0.025]
+    path = [float(params["bn"]["bias"][0]) for params in trail]
+    np.testing.assert_allclose(path, -1 - np.cumsum(rates), rtol=1e-6)
+
+
+def test_clipping_is_by_the_global_norm_and_before_the_decay():
+    gradient = constant(1.5)  # 8 numbers: norm sqrt(18)
+    part = options(name="sgd", momentum=0.0, clip_norm=2.0, weight_decay=0.5)
+    (moved,) = steps(part, [gradient])
+    clipped = 1.5 * 2 / np.sqrt(18)
+    expected = np.array([[1.0, -2.0]]) * (1 - 0.1 * 0.5) - 0.1 * clipped
+    np.testing.assert_allclose(moved["conv"]["kernel"], expected, rtol=1e-6)
+    np.testing.assert_allclose(moved["bn"]["bias"], [-1 - 0.1 * clipped, 2 - 0.1 * clipped])
+
+
+def test_a_small_gradient_is_not_clipped():
+    part = options(name="sgd", momentum=0.0, clip_norm=2.0)
+    (moved,) = steps(part, [constant(0.5)])  # norm sqrt(2)
+    np.testing.assert_allclose(moved["bn"]["bias"], [-1.05, 1.95], rtol=1e-6)
+
+
+def adam_reference(w, gradients, rate, l2=0.0, decoupled=0.0):
+    """Algorithm 1 of arXiv 1412.6980 in float64; decoupled decay as in arXiv 1711.05101."""
+    w = np.asarray(w, np.float64)
+    m, v = np.zeros_like(w), np.zeros_like(w)
+    for t, gradient in enumerate(gradients, start=1):
+        g = gradient + l2 * w
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        direction = m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+        w = w - rate * (direction + decoupled * w)
+    return w
+
+
+@pytest.mark.parametrize(("name", "decay"), [("adam", "l2"), ("adamw", "decoupled")])
+def test_adam_with_l2_and_adamw_decoupled(name, decay):
+    gradients = [0.5, -0.25, 2.0]
+    trail = steps(options(name=name, weight_decay=0.2), [constant(g) for g in gradients])
+    kernel = adam_reference(PARAMS["conv"]["kernel"], gradients, 0.1, **{decay: 0.2})
+    np.testing.assert_allclose(trail[-1]["conv"]["kernel"], kernel, rtol=1e-5)
+    spared = adam_reference(PARAMS["bn"]["scale"], gradients, 0.1)
+    np.testing.assert_allclose(trail[-1]["bn"]["scale"], spared, rtol=1e-5)
+
+
+def test_decay_in_adam_is_scaled_away_and_in_adamw_it_is_not():
+    # Without gradient: Adam takes a whole step of the rate whatever the decay; AdamW shrinks by
+    # rate * decay.
+    (l2,) = steps(options(name="adam", weight_decay=0.01), [constant(0.0)])
+    (decoupled,) = steps(options(name="adamw", weight_decay=0.01), [constant(0.0)])
+    np.testing.assert_allclose(l2["conv"]["kernel"], [[0.9, -1.9]], rtol=1e-5)
+    np.testing.assert_allclose(decoupled["conv"]["kernel"], [[0.999, -1.998]], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "values"),
+    [
+        # Warm-up over 10 steps to 0.1, then T = 100: half at 60, a quarter of the way at 35.
+        ("constant", {10: 0.1, 35: 0.1, 60: 0.1, 109: 0.1, 110: 0.1}),
+        # 0.1 * (1 - t / 100)^0.9
+        ("poly", {10: 0.1, 35: 0.07718890, 60: 0.05358867, 109: 0.1 * 0.01**0.9, 110: 0.0}),
+        # 0.05 * (1 + cos(pi t / 100))
+        ("cosine", {10: 0.1, 35: 0.08535534, 60: 0.05, 85: 0.01464466, 110: 0.0}),
+    ],
+)
+def test_schedules_by_hand(schedule, values):
+    rate = jax.jit(create_schedule(options(schedule=schedule, power=0.9, warmup_steps=10), 110))
+    for step, expected in ({0: 0.0, 1: 0.01, 5: 0.05, 9: 0.09} | values).items():
+        np.testing.assert_allclose(rate(jnp.int32(step)), expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_without_warm_up_the_first_step_has_the_whole_rate(schedule):
+    rate = create_schedule(options(schedule=schedule), 50)
+    np.testing.assert_allclose(rate(0), 0.1, rtol=1e-6)
+    np.testing.assert_allclose(rate(50), 0.1 if schedule == "constant" else 0.0, atol=1e-7)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_run_no_longer_than_its_warm_up(schedule):
+    rate = create_schedule(options(schedule=schedule, warmup_steps=10), 5)
+    np.testing.assert_allclose([rate(step) for step in range(5)], np.arange(5) / 100, rtol=1e-6)
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(UserError, match=r"unknown optimizer.name 'lion'; known: sgd, adam, adamw$"):
+        steps(options(name="lion"), [])
+    known = "constant, poly, cosine"
+    with pytest.raises(UserError, match=f"unknown optimizer.schedule 'step'; known: {known}$"):
+        create_schedule(options(schedule="step"), 10)

@@ -1,0 +1,407 @@
+"""The training step: what changes its numbers and what must not."""
+
+import itertools
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+
+from segjax.data import datasets, loader
+from segjax.errors import UserError
+from segjax.runs import experiment
+from segjax.training import losses, optimizers, parallel, steps
+from support.runs import OneLayer, assert_same_bits, tiny_config
+
+TWO = jax.devices()[:2]
+
+# Compiles in a third of the time, for tests that augmentation has no part in.
+PLAIN = {
+    "augment__flip": False,
+    "augment__scale": (1.0, 1.0),
+    "augment__brightness": 0.0,
+    "augment__contrast": 0.0,
+}
+
+
+class Pixelwise(nn.Module):
+    """Sees each pixel by itself, so how a batch is cut up cannot matter to it."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, image, *, train):
+        self.variable("batch_stats", "unused", jnp.zeros, (1,))
+        return nn.Conv(self.num_classes, (1, 1), name="classifier")(image)
+
+
+class Dropped(Pixelwise):
+    """Drops half of its inputs."""
+
+    @nn.compact
+    def __call__(self, image, *, train):
+        image = nn.Dropout(0.5, deterministic=not train)(image)
+        return super().__call__(image, train=train)
+
+
+def leaves(tree):
+    return {jax.tree_util.keystr(p): np.array(x) for p, x in jax.tree.leaves_with_path(tree)}
+
+
+def assert_close(ours, theirs, tolerance):
+    """Absolute, and relative to the largest of an array."""
+    ours, theirs = leaves(ours), leaves(theirs)
+    assert ours.keys() == theirs.keys()
+    for name, x in ours.items():
+        scale = 1 + np.abs(x).max(initial=0)
+        np.testing.assert_allclose(x, theirs[name], rtol=0, atol=tolerance * scale, err_msg=name)
+
+
+class Setup:
+    """A config with all that its training step needs; `state()` is always the same state."""
+
+    def __init__(self, config, model=None):
+        self.run = experiment.create(config)
+        self.config, self.devices = config, self.run.devices
+        self.model = model or self.run.model
+        schedule = optimizers.create_schedule(config.optimizer, config.steps)
+        self.optimizer = optimizers.create_optimizer(config.optimizer, schedule)
+        counts = self.run.info.splits["train"]
+        self.class_weights = jnp.asarray(
+            losses.class_weights(
+                config.loss.class_weights, counts.pixel_counts, counts.present_pixel_counts
+            )
+        )
+        self.data = loader.in_memory(self.run.open_split("train"))
+
+    def state(self):
+        state = steps.create_state(self.model, self.optimizer, self.config)
+        return parallel.place(state, self.devices)
+
+    def steps(self, num_steps=1):
+        return steps.build_train_steps(
+            self.model,
+            self.optimizer,
+            self.config,
+            self.run.info,
+            self.class_weights,
+            num_steps=num_steps,
+            resident=True,
+            axis_name=self.run.axis_name,
+        )
+
+    def step(self, state, batch):
+        """One step on a batch that is augmented already."""
+
+        def step(state, _, batch):
+            return steps.train_step(
+                state,
+                batch,
+                self.model,
+                self.optimizer,
+                self.config,
+                self.class_weights,
+                seed=self.config.seed,
+                axis_name=self.run.axis_name,
+            )
+
+        return parallel.parallelize(step, self.devices)(state, (), batch)
+
+    def shared(self):
+        return np.uint32(self.config.seed), self.data
+
+    def train(self, calls, num_steps=1, state=None):
+        """The state after each call, on the host, and the metrics of all their steps."""
+        step = parallel.parallelize(self.steps(num_steps), self.devices)
+        shared = parallel.place(self.shared(), self.devices)
+        state, states, metrics = self.state() if state is None else state, [], []
+        for _ in range(calls):
+            state, outputs = step(state, shared, {})
+            states.append(jax.tree.map(np.array, state))
+            metrics.append(jax.device_get(outputs))
+        return states, jax.tree.map(lambda *x: np.concatenate(x), *metrics)
+
+
+def test_two_devices_train_as_one_and_as_vmap(scenes_data_dir):
+    changed = {"augment__scale": (1.0, 1.25), "optimizer__learning_rate": 0.01}
+    one = Setup(tiny_config(scenes_data_dir, **changed))
+    two = Setup(tiny_config(scenes_data_dir, num_devices=2, **changed))
+    # Where an image is flat (a saturated sky, the fill beside it) all values of a pooling window
+    # are equal in exact arithmetic, and rounding decides which is the maximum: noise has no ties.
+    noise = np.random.default_rng(0).integers(60, 190, one.data["image"].shape, np.uint8)
+    one.data["image"] = two.data["image"] = noise
+    assert (one.run.axis_name, two.run.axis_name) == (None, "batch")
+    ours, our_metrics = one.train(4)
+    theirs, their_metrics = two.train(4)
+    assert_close(ours, theirs, 1e-5)
+    for name in ("loss", "gradient_norm"):
+        np.testing.assert_allclose(our_metrics[name], their_metrics[name], rtol=1e-5)
+    np.testing.assert_array_equal(our_metrics["global_accuracy"], their_metrics["global_accuracy"])
+    assert our_metrics["loss"][-1] != our_metrics["loss"][0]
+
+    mapped = jax.jit(
+        jax.vmap(
+            lambda state, shared, _: two.steps()(state, shared, {}),
+            axis_name=parallel.AXIS,
+            axis_size=2,
+            in_axes=(None, None, None),
+        )
+    )
+    state = one.state()
+    for number in range(2):
+        both, _ = mapped(state, jax.tree.map(jnp.asarray, two.shared()), ())
+        first, second = (jax.tree.map(lambda x, k=k: x[k], both) for k in range(2))
+        assert_same_bits(leaves(first), leaves(second))
+        assert_close(first, theirs[number], 1e-5)
+        state = first
+
+
+CUTS = [(1, 1), (2, 1), (4, 1), (1, 2), (2, 2)]
+
+
+@pytest.mark.parametrize(("micro_batches", "num_devices"), CUTS)
+def test_neither_devices_nor_micro_batches_change_the_loss(
+    scenes_data_dir, micro_batches, num_devices
+):
+    setup = Setup(
+        tiny_config(
+            scenes_data_dir,
+            micro_batches=micro_batches,
+            num_devices=num_devices,
+            optimizer__learning_rate=1.0,
+            optimizer__momentum=0.0,
+            ema_decay=0.0,
+        ),
+        Pixelwise(11),
+    )
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=(4, 6, 8, 3)).astype(np.float32)
+    label = rng.integers(0, 11, (4, 6, 8)).astype(np.uint8)
+    # As many valid pixels as 48, 24, 5 and 0: means of means come out another way.
+    label[1, :3], label[2].flat[5:], label[3] = datasets.VOID, datasets.VOID, datasets.VOID
+    state = setup.state()
+    params = jax.tree.map(np.array, state.variables["params"])
+
+    kernel, bias = params["classifier"]["kernel"][0, 0], params["classifier"]["bias"]
+    valid = label < 11
+    pixels, truth = image[valid].astype(np.float64), label[valid]
+    logits = pixels @ kernel.astype(np.float64) + bias
+    shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    weights = np.asarray(setup.class_weights, np.float64)[truth]
+    count = len(truth)
+    loss = -(weights * np.log(shares[np.arange(count), truth])).sum() / count
+    slope = weights[:, None] * (shares - np.eye(11)[truth]) / count
+    gradient = {"classifier": {"kernel": (pixels.T @ slope)[None, None], "bias": slope.sum(0)}}
+
+    batch = parallel.split({"image": image, "label": label}, setup.devices)
+    state, metrics = setup.step(state, batch)
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-6)
+    np.testing.assert_allclose(
+        metrics["global_accuracy"], (logits.argmax(-1) == truth).mean(), rtol=1e-6
+    )
+    made = jax.tree.map(lambda a, b: a - np.array(b), params, state.variables["params"])
+    assert_close(made, gradient, 1e-6)
+    norm = np.sqrt(sum((x**2).sum() for x in jax.tree.leaves(gradient)))
+    np.testing.assert_allclose(metrics["gradient_norm"], norm, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["focal", "dice", "lovasz"])
+def test_no_loss_changes_with_devices_or_micro_batches(scenes_data_dir, name):
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 11, (4, 6, 8)).astype(np.uint8)
+    label[1, :3], label[2] = datasets.VOID, datasets.VOID  # three images have a valid pixel
+    batch = {"image": rng.normal(size=(4, 6, 8, 3)).astype(np.float32), "label": label}
+    if name == "focal":
+        batch["weight"] = rng.uniform(0, 5, label.shape).astype(np.float32)
+    found = []
+    for micro_batches, num_devices in ((1, 1), (2, 2)):
+        changed = {"micro_batches": micro_batches, "num_devices": num_devices}
+        setup = Setup(tiny_config(scenes_data_dir, loss__name=name, **changed), Pixelwise(11))
+        state, metrics = setup.step(setup.state(), parallel.split(batch, setup.devices))
+        found.append((state.variables["params"], metrics))
+    assert_close(*found, 1e-6)
+    logits = setup.model.apply(setup.state().variables, batch["image"], train=True)
+    weights = batch.get("weight")
+    whole = losses.loss(name, logits, label, setup.class_weights, pixel_weights=weights)
+    np.testing.assert_allclose(found[0][1]["loss"], whole, rtol=1e-5)
+
+
+def test_micro_batches_sum_their_gradients_and_normalise_one_after_the_other(scenes_data_dir):
+    config = tiny_config(
+        scenes_data_dir,
+        micro_batches=2,
+        optimizer__learning_rate=1.0,
+        optimizer__momentum=0.0,
+        ema_decay=0.0,
+    )
+    setup = Setup(config, OneLayer(11))
+    state = setup.state()
+    rng = np.random.default_rng(1)
+    image = rng.normal(size=(4, 6, 8, 3)).astype(np.float32)
+    label = rng.integers(0, 11, (4, 6, 8)).astype(np.uint8)
+    label[0, :5] = datasets.VOID
+
+    def loss_of(params, batch_stats, part):
+        logits, updated = setup.model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            image[list(part)],
+            train=True,
+            mutable=["batch_stats"],
+        )
+        count = jnp.float32((label < 11).sum())
+        loss = losses.cross_entropy(
+            logits, label[list(part)], setup.class_weights, normalizer=count
+        )
+        return loss, updated["batch_stats"]
+
+    gradient_of = jax.jit(jax.grad(loss_of, has_aux=True), static_argnums=2)
+    params, batch_stats = state.variables["params"], state.variables["batch_stats"]
+    expected = params
+    for part in (range(2), range(2, 4)):
+        gradient, batch_stats = gradient_of(params, batch_stats, part)
+        expected = jax.tree.map(jnp.subtract, expected, gradient)
+
+    after, _ = setup.step(state, {"image": image, "label": label})
+    assert_close(after.variables, {"params": expected, "batch_stats": batch_stats}, 1e-6)
+
+
+def test_averaged_variables_by_hand(scenes_data_dir):
+    setup = Setup(tiny_config(scenes_data_dir, ema_decay=0.75, **PLAIN), OneLayer(11))
+    before = leaves(setup.state().variables)
+    states, _ = setup.train(3)
+    expected = before
+    for state in states:
+        now = leaves(state.variables)
+        expected = {name: 0.75 * x + 0.25 * now[name] for name, x in expected.items()}
+    averaged = leaves(states[-1].evaluated())
+    assert averaged.keys() == expected.keys()
+    for name, x in expected.items():
+        np.testing.assert_allclose(averaged[name], x, rtol=1e-5, atol=1e-7, err_msg=name)
+        assert not np.array_equal(now[name], before[name]), name
+
+
+def test_without_averaging_the_variables_themselves_are_evaluated(scenes_data_dir):
+    state = Setup(tiny_config(scenes_data_dir, ema_decay=0.0), OneLayer(11)).state()
+    assert state.evaluated() is state.variables
+
+
+@pytest.mark.parametrize("num_devices", [1, 2])
+def test_three_steps_in_one_dispatch_are_three_dispatches(scenes_data_dir, num_devices):
+    setup = Setup(tiny_config(scenes_data_dir, num_devices=num_devices, **PLAIN))
+    setup.model = OneLayer(11, axis_name=setup.run.axis_name)
+    singles, single_metrics = setup.train(6)
+    triples, triple_metrics = setup.train(2, num_steps=3)
+    for name, x in single_metrics.items():
+        assert x.shape == (6,)
+        np.testing.assert_allclose(x, triple_metrics[name], rtol=1e-6, err_msg=name)
+    assert triples[0].step == 3
+    assert_close(singles[2], triples[0], 1e-6)
+    assert_close(singles[5], triples[1], 1e-6)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_bfloat16_computes_but_is_never_kept(scenes_data_dir, name):
+    changed = PLAIN | {"optimizer__name": name, "optimizer__weight_decay": 1e-4}
+    full = Setup(tiny_config(scenes_data_dir, **changed), OneLayer(11))
+    half = Setup(
+        tiny_config(scenes_data_dir, precision="bfloat16", **changed),
+        OneLayer(11, dtype=jnp.bfloat16),
+    )
+    # flax's batch normalisation mixes bfloat16 and float32, which strict promotion forbids.
+    with jax.numpy_dtype_promotion("standard"):
+        (state,), metrics = half.train(1)
+        logits = half.model.apply(half.state().variables, jnp.zeros((1, 4, 4, 3)), train=False)
+    for path, x in leaves(state).items():
+        assert x.dtype in (np.float32, np.int32), path
+    (_,), full_metrics = full.train(1)
+    assert metrics["loss"] != full_metrics["loss"]
+    np.testing.assert_allclose(metrics["loss"], full_metrics["loss"], rtol=0.02)
+    assert logits.dtype == np.float32
+
+
+def test_the_config_chooses_the_compute_dtype(scenes_data_dir):
+    run = experiment.create(tiny_config(scenes_data_dir, precision="bfloat16"))
+    assert run.model.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("num_devices", [1, 2])
+def test_a_step_depends_on_the_state_alone(scenes_data_dir, num_devices):
+    setup = Setup(tiny_config(scenes_data_dir, num_devices=num_devices))
+    setup.model = OneLayer(11, axis_name=setup.run.axis_name)
+    states, metrics = setup.train(3)
+    # From a state that went through the host, in a step that was built anew, after other steps.
+    again, metrics_again = setup.train(2, state=parallel.place(states[0], setup.devices))
+    for ours, theirs in zip(states[1:], again, strict=True):
+        assert_same_bits(leaves(ours), leaves(theirs))
+    for name, x in metrics.items():
+        np.testing.assert_array_equal(x[1:], metrics_again[name])
+
+
+def test_another_step_or_seed_has_another_batch(scenes_data_dir):
+    seen = []
+    for seed in (0, 1):
+        # A batch of the whole set, from the same parameters: only augmentation can differ.
+        changed = PLAIN | {"augment__brightness": 0.2, "batch_size": 10, "ema_decay": 0.0}
+        setup = Setup(tiny_config(scenes_data_dir, **changed), OneLayer(11))
+        state = setup.state()
+        setup.config.seed = seed
+        step = jax.jit(setup.steps())
+        for number in (0, 5):
+            _, metrics = step(state.replace(step=jnp.int32(number)), setup.shared(), {})
+            seen.append(float(metrics["loss"][0]))
+    assert len(set(seen)) == 4
+
+
+def test_dropout_follows_the_step_and_differs_between_devices(scenes_data_dir):
+    setup = Setup(tiny_config(scenes_data_dir), Dropped(11))
+    state = setup.state()
+    image = np.ones((4, 6, 8, 3), np.float32)
+    batch = {"image": jnp.asarray(image), "label": jnp.ones((4, 6, 8), jnp.uint8)}
+
+    @partial(jax.jit, static_argnames="axis_name")
+    def loss(step, axis_name=None):
+        _, metrics = steps.train_step(
+            state.replace(step=step),
+            batch,
+            setup.model,
+            setup.optimizer,
+            setup.config,
+            setup.class_weights,
+            seed=setup.config.seed,
+            axis_name=axis_name,
+        )
+        return metrics["loss"]
+
+    first, second = loss(jnp.int32(0)), loss(jnp.int32(1))
+    assert first == loss(jnp.int32(0)) != second
+    # The same images on both devices: the mean of two draws, and not the first one twice.
+    both = jax.vmap(lambda _: loss(jnp.int32(0), parallel.AXIS), axis_name=parallel.AXIS)(
+        jnp.arange(2)
+    )
+    assert both[0] == both[1] != first
+
+
+def test_devices_are_those_that_divide_the_batches():
+    assert parallel.pick_devices(0, {"batch": 4, "eval": 6}) == TWO
+    assert parallel.pick_devices(0, {"batch": 4, "eval": 5}) == TWO[:1]
+    assert parallel.pick_devices(1, {"batch": 4}) == TWO[:1]
+    with pytest.raises(UserError, match="num_devices=3, but this host has 2"):
+        parallel.pick_devices(3, {"batch": 6})
+    with pytest.raises(UserError, match="batch is 5, which 2 devices do not divide"):
+        parallel.pick_devices(2, {"batch": 5})
+
+
+def test_the_optimiser_gets_the_schedule_of_its_own_steps(scenes_data_dir):
+    changed = PLAIN | {"optimizer__momentum": 0.0, "optimizer__schedule": "poly"}
+    config = tiny_config(scenes_data_dir, steps=2, **changed)
+    setup = Setup(config, OneLayer(11))
+    states, _ = setup.train(3)
+    updates = [
+        optax.tree.norm(optax.tree.sub(b.variables["params"], a.variables["params"]))
+        for a, b in itertools.pairwise(states)
+    ]
+    assert updates[0] > 0
+    assert updates[1] == 0  # the schedule has ended at 0
