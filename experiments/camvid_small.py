@@ -49,7 +49,7 @@ def get_config(size: str = "full") -> ConfigDict:
         config.augment.crop = (180, 240)
         config.augment.scale = (0.7, 1.4)
         config.optimizer.learning_rate = 3e-3
-        config.steps = 2400
+        config.steps = 2000
         config.eval_batch_size = 4
     elif size == "smoke":
         config.model.options.width = 4

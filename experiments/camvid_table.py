@@ -48,7 +48,7 @@ def get_config(size: str = "full") -> ConfigDict:
     config = recipes.camvid(size)
     config.model.name = "segnet"
     config.loss.class_weights = "median_frequency"
-    if size != "full":
+    if size in ("small", "smoke"):
         config.model.options.width = 16 if size == "small" else 2
     if size == "smoke":
         config.data.resolution = (32, 32)  # five pools leave a pixel
@@ -60,8 +60,8 @@ def sweep(size: str = "full") -> Iterator[dict[str, Any]]:
     weights = {"model.pretrained": recipes.VGG16, "optimizer.learning_rate": recipes.VGG16_RATE}
     for seed in (0, 1, 2):
         for network, options in ON_VGG16.items():
-            start = weights if size == "full" else {}
-            if network == "deconvnet" and size != "full":  # 7 pixels of stride 32 are 193
+            start = weights if size in ("full", "crops") else {}
+            if network == "deconvnet" and start == {}:  # 7 pixels of stride 32 are 193
                 start = {"model.options.fc_kernel": 3 if size == "small" else 1}
             yield {"model.name": network, **options, **start, "seed": seed}
         for network, options in FROM_SCRATCH.items():

@@ -25,7 +25,12 @@ def get_config(size: str = "full") -> ConfigDict:
     config.model.name = "segnet"
     config.loss.class_weights = "median_frequency"
     config.test_split = "val"
-    if size == "full":
+    if size == "crops":
+        config.model.name = "segnet_basic"
+        config.loss.class_weights = "none"
+        config.steps, config.eval_every, config.checkpoint_every = 250, 125, 125
+        config.ema_decay = 0.97
+    elif size == "full":
         config.model.pretrained = recipes.VGG16
         config.optimizer.learning_rate = recipes.VGG16_RATE
         config.steps = 4000
@@ -36,6 +41,9 @@ def get_config(size: str = "full") -> ConfigDict:
 
 def sweep(size: str = "full") -> Iterator[dict[str, Any]]:
     """The recipe, and others that differ from it in one thing each."""
+    if size == "crops":
+        yield from crops()
+        return
     lower, higher, of_sgd = (3e-5, 3e-4, 1e-2) if size == "full" else (6e-4, 6e-3, 0.1)
     yield {"seed": 0}
     yield {"optimizer.learning_rate": lower, "seed": 0}
@@ -58,3 +66,22 @@ def sweep(size: str = "full") -> Iterator[dict[str, Any]]:
     yield {"loss.class_weights": "none", "seed": 0}
     yield {"ema_decay": 0.99, "seed": 0}
     yield {"batch_size": 16, "seed": 0}
+
+
+def crops() -> Iterator[dict[str, Any]]:
+    """DeepLab-LargeFOV from VGG-16 and SegNet-Basic from scratch, by a few recipes each."""
+    trunk = {
+        "model.name": "deeplab_largefov",
+        "model.options.fc_width": 1024,
+        "model.options.batch_norm": True,
+        "model.pretrained": recipes.VGG16,
+        "seed": 0,
+    }
+    scratch = {"model.name": "segnet_basic", "seed": 0}
+    for rate in (3e-4, 1e-4, 1e-3):
+        yield {**trunk, "optimizer.learning_rate": rate}
+    for weights in ("enet", "median_frequency"):
+        yield {**trunk, "optimizer.learning_rate": 3e-4, "loss.class_weights": weights}
+    for rate in (3e-3, 1e-3):
+        yield {**scratch, "optimizer.learning_rate": rate}
+    yield {**scratch, "optimizer.learning_rate": 3e-3, "loss.class_weights": "enet"}
