@@ -12,7 +12,8 @@ import jax
 from segjax.errors import UserError
 from segjax.inference import crf as dense_crf
 from segjax.inference import dropout, outputs
-from segjax.inference.scoring import Counts, build_evaluator, recompute_batch_norm, result_row
+from segjax.inference.scoring import build_evaluator, recompute_batch_norm, result_row
+from segjax.results.counts import Counts
 from segjax.runs.experiment import Description, Experiment, load_variables, open_run
 from segjax.training import parallel
 

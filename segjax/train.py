@@ -20,9 +20,10 @@ from segjax import metrics, results
 from segjax.data import loader
 from segjax.errors import UserError
 from segjax.inference import outputs
-from segjax.inference.scoring import build_evaluator, recompute_batch_norm, result_row, write_counts
+from segjax.inference.scoring import build_evaluator, recompute_batch_norm, result_row
 from segjax.models import pretrained
 from segjax.progress import Bar
+from segjax.results.counts import write_counts
 from segjax.runs import experiment, processes, tracking
 from segjax.runs.checkpoint import Checkpoints, abstract
 from segjax.runs.experiment import Description, Experiment

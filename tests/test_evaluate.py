@@ -12,6 +12,7 @@ from segjax.cli import main
 from segjax.errors import UserError
 from segjax.inference import crf, outputs
 from segjax.report import tables
+from segjax.results.summary import summarize
 from segjax.runs import experiment
 from segjax.runs.experiment import Description
 from segjax.training import parallel
@@ -159,7 +160,7 @@ def test_rows_of_different_inference_are_not_mixed(runs):
     before = json.loads((runs / "a" / "result.json").read_text())
     after, _ = evaluated(runs, "a", "--crf", CRF)
     assert "inference" not in before
-    table = tables.render(tables.summarise([before, after, {**before, "seed": 1}]))
+    table = tables.render(summarize([before, after, {**before, "seed": 1}]))
     heading, _, *lines = table.split("\n\n")[1].splitlines()
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in (heading, *lines)]
     column, seeds = cells[0].index("inference"), cells[0].index("seeds")
@@ -167,9 +168,9 @@ def test_rows_of_different_inference_are_not_mixed(runs):
         ("-", "2"),
         (f"crf {CRF}", "1"),
     ]
-    assert "inference" not in tables.render(tables.summarise([before]))
-    assert f"inference crf {CRF}" in tables.render(tables.summarise([after]))
-    assert f",crf {CRF}," in tables.render(tables.summarise([after]), "csv").replace('"', "")
+    assert "inference" not in tables.render(summarize([before]))
+    assert f"inference crf {CRF}" in tables.render(summarize([after]))
+    assert f",crf {CRF}," in tables.render(summarize([after]), "csv").replace('"', "")
 
 
 def test_rows_of_both_kinds_are_kept_side_by_side(runs, tmp_path):

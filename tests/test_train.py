@@ -20,7 +20,7 @@ from test_tracking import history
 from segjax import models, results, train
 from segjax.cli import main
 from segjax.files import write_whole
-from segjax.inference.scoring import Counts
+from segjax.results.counts import Counts
 from segjax.runs.tracking import read_metrics
 from support.runs import (
     DESCRIPTION,

@@ -87,8 +87,9 @@ def _views(options):
 def evaluate(options):
     """Scores runs on a split."""
     from segjax import evaluate, results
-    from segjax.inference import scoring
     from segjax.report import tables
+    from segjax.results.counts import write_counts
+    from segjax.results.summary import summarize
     from segjax.runs import compilation_cache
 
     compilation_cache.turn_on()
@@ -102,9 +103,9 @@ def evaluate(options):
         samples=options.samples,
         views=_views(options),
     )
-    scoring.write_counts(path, counts)
+    write_counts(path, counts)
     results.write_row(path, row)
-    print(tables.render(tables.summarise([row])))
+    print(tables.render(summarize([row])))
     print(f"written to {path}")
 
 
@@ -211,6 +212,7 @@ def table(options):
     from segjax.benchmark import tables as cost_tables
     from segjax.report import camvid_table, segnet_tables, tables
     from segjax.report.table import arrange, draw
+    from segjax.results.summary import summarize
 
     name, interval = options.name, options.interval
     timed = name in ("cost", "benchmark")  # its rows are of `segjax benchmark`
@@ -231,7 +233,7 @@ def table(options):
         rows = [row for row in rows if row["split"] == split]
         if not rows:
             raise UserError(f"{', '.join(options.results)}: no rows of split {split!r}")
-    summaries = tables.summarise(rows)
+    summaries = summarize(rows)
     if name == "cost":
         found = cost_tables.paper(measured)
     elif name == "benchmark":
@@ -356,11 +358,12 @@ def floors(options):
     from segjax import results
     from segjax.inference import baselines
     from segjax.report import tables
+    from segjax.results.summary import summarize
 
     rows = baselines.rows(
         options.dataset, options.split, options.data_dir, options.resolution, options.shell
     )
-    print(tables.render(tables.summarise(rows)))
+    print(tables.render(summarize(rows)))
     if options.output:
         for row in rows:
             results.append(options.output, row)

@@ -1,10 +1,6 @@
 """Scoring a split, and the recomputation of batch-normalisation statistics before it."""
 
-import dataclasses
-import io
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,38 +10,17 @@ import numpy as np
 from segjax import config as configs
 from segjax import results
 from segjax.data import loader
-from segjax.files import write_whole
 from segjax.inference import outputs
 from segjax.metrics import boundary, confusion_matrix
 from segjax.models.layers import BATCH_NORM_MOMENTUM, BatchNorm
 from segjax.progress import Bar
+from segjax.results.counts import Counts
 from segjax.runs import processes
 from segjax.runs.experiment import Description, Experiment
 from segjax.training import parallel, steps
 
 Variables = dict[str, Any]
 Examples = loader.Raw | loader.Source
-
-
-@dataclasses.dataclass(frozen=True)
-class Counts:
-    """What was counted on each of N images."""
-
-    confusion: np.ndarray  # int32 (N, K, K), void left out; rows are the truth
-    boundary: np.ndarray | None = None  # int64 (N, K, 3) of `boundary.counts`; none: not asked for
-
-    @property
-    def total(self) -> np.ndarray:
-        """The one confusion matrix of them all, int64 (K, K)."""
-        return self.confusion.sum(0, dtype=np.int64)
-
-
-def write_counts(path: str | os.PathLike[str], counts: Counts) -> None:
-    """Writes the counts of each image, whole or not at all, as `<name>.npz` beside a row's file."""
-    content = io.BytesIO()
-    arrays = {name: x for name, x in vars(counts).items() if x is not None}
-    np.savez_compressed(content, **arrays)
-    write_whole(Path(path).with_suffix(".npz"), content.getvalue())
 
 
 def build_evaluator(

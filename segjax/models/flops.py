@@ -1,7 +1,5 @@
 """What a network costs by its shapes alone: parameters, and multiply-adds. Nothing is computed."""
 
-import dataclasses
-import functools
 import math
 from typing import Any, cast
 
@@ -9,52 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.extend import core
-from ml_collections import ConfigDict
 
-from segjax import config as configs
-from segjax import models
-from segjax.data import datasets
 from segjax.ops.platform import shapes_alone
-
-# A backward pass does the work of about two forward ones: one for the gradients of the parameters,
-# one for those of the maps.
-PASSES = 3
-
-
-@dataclasses.dataclass(frozen=True)
-class Cost:
-    """Of one run."""
-
-    parameters: int
-    operations: int  # multiply-adds of its training, validation and test not counted
-
-
-def of_training(config: ConfigDict) -> Cost:
-    """Parameters, and PASSES x those of a forward pass x images x steps; no data set is needed.
-
-    Raises:
-      UserError: the model does not take the config's options or images.
-    """
-    data = config.data
-    module = datasets.DATASETS[data.dataset]
-    cost = _of_image(
-        config.model.name,
-        len(module.CLASS_NAMES),
-        tuple(sorted(configs.flat(config.model.options).items())),
-        (*(config.augment.crop or data.resolution), datasets.channels(data.dataset)),
-        data.patches,
-    )
-    images = config.batch_size * config.steps
-    return Cost(cost.parameters, PASSES * images * cost.operations)
-
-
-@functools.cache
-def _of_image(name, num_classes, options, shape, patches):
-    model = models.create(name, num_classes, **dict(options))
-    if patches:
-        shape = (model.patch_size, model.patch_size, shape[-1])
-    operations = forward_operations(model, shape, train=True)
-    return Cost(parameters(model, shape), max(patches, 1) * operations)
 
 
 def parameters(model: nn.Module, shape: tuple[int, int, int]) -> int:

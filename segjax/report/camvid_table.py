@@ -7,9 +7,9 @@ from segjax.errors import UserError
 from segjax.report import tables
 from segjax.report.columns import Figure, Sheet
 from segjax.report.table import Footnotes, Table
-from segjax.report.tables import SCORES, Summary
 from segjax.results import published
 from segjax.results.published import Record
+from segjax.results.summary import PER_CLASS, SCORES, Summary
 
 # Kind of figure per class -> the groups of methods that print it.
 _GROUPS = {
@@ -95,8 +95,7 @@ def camvid(
     counts = [(published.GROUPS[group], len(found)) for group, found in members.items() if found]
     spread = f"; ours: {tables.spread(interval)} over the seeds" if summaries else ""
     return sheet.table(
-        f"CamVid, {split}; percent; per class: {tables.PER_CLASS[per_class]}; "
-        f"n/a: not known{spread}.",
+        f"CamVid, {split}; percent; per class: {PER_CLASS[per_class]}; n/a: not known{spread}.",
         groups=counts + ([("Ours", len(summaries))] if summaries else []),
         notes=footnotes.listed() + below(records),
     )

@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import Any
 
 from segjax.report.table import Cell, Column, Table
-from segjax.report.tables import Estimate
+from segjax.results.summary import Estimate
 
 Figure = Estimate | Decimal | int | None
 """Ours as a fraction over seeds; a published number as printed; not published."""

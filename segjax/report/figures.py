@@ -21,7 +21,7 @@ from matplotlib.figure import Figure, FigureBase
 from segjax.errors import UserError
 from segjax.report import groups
 from segjax.report.groups import Method, Setting
-from segjax.report.tables import PER_CLASS
+from segjax.results.summary import PER_CLASS
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 FORMATS = ("svg", "png")

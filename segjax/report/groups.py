@@ -13,6 +13,7 @@ from segjax import results
 from segjax.errors import UserError
 from segjax.report import tables
 from segjax.results.schema import Row
+from segjax.results.summary import Summary, summarize
 from segjax.runs import tracking
 
 Curve = dict[int, float]  # step -> value
@@ -31,7 +32,7 @@ class Method:
     """The runs that differ in their seed alone."""
 
     label: str  # what tells it from the other methods of its setting
-    summary: tables.Summary
+    summary: Summary
     runs: tuple[Run, ...]  # ascending seeds
 
 
@@ -48,7 +49,7 @@ def gather(paths: Sequence[str | os.PathLike[str]]) -> list[Setting]:
     """Reads rows as `results.read` does and puts them into settings, methods and runs.
 
     Raises:
-      UserError: what `results.read` and `tables.summarise` refuse; one data set with two lists of
+      UserError: what `results.read` and `summarize` refuse; one data set with two lists of
         classes.
     """
     workdirs = {_key(row): folder for folder in _workdirs(paths) for row in _read(folder)}
@@ -84,7 +85,7 @@ def _key(row):
 
 
 def _setting(title, rows, workdirs):
-    summaries = tables.summarise(rows)
+    summaries = summarize(rows)
     runs = {_key(row): Run(row, workdirs.get(_key(row))) for row in rows}
     groups = []
     for summary in summaries:

@@ -17,6 +17,7 @@ from segjax.progress import Bar
 from segjax.report import figures, groups, html, predictions, tables
 from segjax.report.groups import Method, Run, Setting
 from segjax.report.html import Cell, escape
+from segjax.results.summary import PER_CLASS, SCORES, Estimate
 
 _FEW = 2  # confusion matrices that are shown without being asked for
 
@@ -113,7 +114,7 @@ def _setting(place, setting, compared, missing, styles):
         _scores(methods, f"Scores, {spread}. Headings sort."),
         "<h3>Classes</h3>",
     ]
-    for kind, said in tables.PER_CLASS.items():
+    for kind, said in PER_CLASS.items():
         cells = [[html.name(m.label), *map(_estimate, m.summary.per_class[kind])] for m in methods]
         title = said[0].upper() + said[1:]
         parts.append(html.table(f"{title} of each class, {spread}.", ["method", *names], cells))
@@ -124,7 +125,7 @@ def _setting(place, setting, compared, missing, styles):
     return "\n".join(parts)
 
 
-def _estimate(estimate: tables.Estimate | None) -> Cell:
+def _estimate(estimate: Estimate | None) -> Cell:
     if estimate is None:
         return html.score("-", None)
     return html.score(estimate.percent(), estimate.mean)
@@ -133,7 +134,7 @@ def _estimate(estimate: tables.Estimate | None) -> Cell:
 def _measured(methods: Sequence[Method]) -> list[str]:
     """The scores that some run has."""
     rows = [run.row for method in methods for run in method.runs]
-    return [name for name in tables.SCORES if any(row[name] is not None for row in rows)]
+    return [name for name in SCORES if any(row[name] is not None for row in rows)]
 
 
 def _scores(methods: Sequence[Method], caption: str) -> str:
@@ -149,7 +150,7 @@ def _scores(methods: Sequence[Method], caption: str) -> str:
         ]
         for method in methods
     ]
-    headings = ["method", *(tables.SCORES[name] for name in measured), "parameters, M", "seeds"]
+    headings = ["method", *(SCORES[name] for name in measured), "parameters, M", "seeds"]
     return html.table(caption, headings, cells, sorted_by="mIoU")
 
 
@@ -265,7 +266,7 @@ def _configs(methods: Sequence[Method]) -> str:
 
 def _runs(methods: Sequence[Method]) -> str:
     scores = _measured(methods)
-    headings = ["run", "experiment", "model", "seed", *(tables.SCORES[name] for name in scores)]
+    headings = ["run", "experiment", "model", "seed", *(SCORES[name] for name in scores)]
     headings += ["steps", "best step", "minutes", "images", "batch norm", "inference", "device"]
     headings += ["versions", "finished", "config digest", "workdir", "command"]
     cells = [_run(run, scores) for method in methods for run in method.runs]

@@ -10,9 +10,9 @@ from segjax.report import tables
 from segjax.report.camvid_table import below, by, check_classes, notes_of
 from segjax.report.columns import Figure, Sheet, percent
 from segjax.report.table import Footnotes, Table
-from segjax.report.tables import SCORES, Summary
 from segjax.results import published
 from segjax.results.published import Record
+from segjax.results.summary import SCORES, Summary
 
 # loss.class_weights -> as Table 1 has it.
 _WEIGHTS = {

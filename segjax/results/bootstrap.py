@@ -10,10 +10,10 @@ import numpy as np
 
 from segjax import metrics, results
 from segjax.errors import UserError
-from segjax.inference.scoring import Counts
 from segjax.metrics import boundary
-from segjax.report.tables import SCORES
+from segjax.results.counts import Counts
 from segjax.results.schema import Row
+from segjax.results.summary import SCORES
 
 SAMPLES = 10_000
 CONFIDENCE = 0.95
@@ -23,7 +23,7 @@ CONFIDENCE = 0.95
 class Difference:
     """One score of two runs on the same images; fractions."""
 
-    score: str  # of tables.SCORES
+    score: str  # of SCORES
     first: float
     second: float
     low: float  # of second - first, the interval that holds CONFIDENCE of the samples

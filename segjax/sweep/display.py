@@ -11,9 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from segjax.errors import UserError
-from segjax.models import flops
+from segjax.sweep import work
 from segjax.sweep.grids import Point
-from segjax.sweep.status import STATES, Status, look, time_left, work
+from segjax.sweep.status import STATES, Status, look, time_left
 
 
 def summary(statuses: Sequence[Status], left: float | None = None) -> str:
@@ -33,7 +33,7 @@ def plan(grid: Sequence[Point], statuses: Sequence[Status]) -> str:
     rows, all_of_it, to_do = [], 0, 0.0
     for point, status in zip(grid, statuses, strict=True):
         try:
-            found = flops.of_training(point.config)
+            found = work.of_training(point.config)
         except UserError as error:
             raise UserError(f"run {point.name}: {error}") from error
         all_of_it += found.operations
@@ -63,7 +63,7 @@ def report(grid: Sequence[Point], statuses: Sequence[Status], jobs: Sequence[str
     if jobs:
         head, rows = [*head, "job"], [[*row, job] for row, job in zip(rows, jobs, strict=True)]
     running = sum(status.state == "running" for status in statuses)
-    left = time_left(statuses, work(grid), running) if running else None
+    left = time_left(statuses, work.amounts(grid), running) if running else None
     return "\n".join(
         [
             *aligned(head, rows, right=(2, 3, 4)),
@@ -96,7 +96,7 @@ class Display:
         self._console = console
         self._live = None
         if console.is_terminal:
-            self._amounts = work(grid)
+            self._amounts = work.amounts(grid)
             self._live = Live(console=console, auto_refresh=False, transient=True)
 
     def __enter__(self) -> "Display":

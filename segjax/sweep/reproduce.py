@@ -33,7 +33,6 @@ import segjax
 from segjax.data import datasets
 from segjax.errors import UserError
 from segjax.files import write_whole
-from segjax.models import flops
 from segjax.runs import experiment, timing
 from segjax.sweep import budget, display, grids, ledger, local, status
 
@@ -165,7 +164,7 @@ def _operations(grid, book):
         digest = book.digest(point)
         if digest not in book.operations:
             try:
-                book.operations[digest] = flops.of_training(point.config).operations
+                book.operations[digest] = work.of_training(point.config).operations
             except UserError:
                 book.operations[digest] = 0
         found.append(book.operations[digest])

@@ -15,7 +15,6 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from segjax.errors import UserError
-from segjax.models import flops
 from segjax.runs import experiment
 from segjax.sweep.grids import Point
 
@@ -152,20 +151,12 @@ def _last_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def work(grid: Sequence[Point]) -> list[int]:
-    """Multiply-adds of each run; images, where a run cannot be counted as it cannot be."""
-    try:
-        return [flops.of_training(point.config).operations for point in grid]
-    except UserError:
-        return [point.config.batch_size * point.config.steps for point in grid]
-
-
 def time_left(statuses: Sequence[Status], amounts: Sequence[int], jobs: int) -> float | None:
     """Seconds until all runs are done, by the rate of those that run.
 
     Args:
       statuses: of the runs.
-      amounts: of work in each, as `work` gives it.
+      amounts: of work in each, as `work.amounts` gives it.
       jobs: runs at a time.
     """
     rates, rest, open_runs = [], 0.0, 0

@@ -9,9 +9,10 @@ import pytest
 from segjax import results
 from segjax.cli.main import main
 from segjax.errors import UserError
-from segjax.report import camvid_table, tables
+from segjax.report import camvid_table
 from segjax.report.table import FORMATS, draw
 from segjax.results import published
+from segjax.results.summary import summarize
 from support.rows import make_camvid_row, make_row
 
 SEED_TABLE = [
@@ -62,7 +63,7 @@ def test_every_published_number_is_printed_as_its_source_does():
 
 
 def test_another_protocol_is_marked_and_said():
-    table = camvid_table.camvid(tables.summarise(some_rows()))
+    table = camvid_table.camvid(summarize(some_rows()))
     notes = dict(table.notes)
     method, *_ = table.columns
     for cell, record in zip(method.cells, table.records, strict=True):
@@ -78,7 +79,7 @@ def test_another_protocol_is_marked_and_said():
 
 
 def test_ours_come_last_as_mean_and_spread():
-    table = camvid_table.camvid(tables.summarise(some_rows()))
+    table = camvid_table.camvid(summarize(some_rows()))
     assert table.groups[-1] == ("Ours", 3)
     ours = table.records[-3:]
     assert [record["resolution"] for record in ours] == ["360x480", "360x480", "96x128"]
@@ -99,7 +100,7 @@ def test_ours_come_last_as_mean_and_spread():
 
 def test_the_interval_takes_the_place_of_the_deviation():
     # Student's t with one degree of freedom: 12.7062 standard errors.
-    table = camvid_table.camvid(tables.summarise(some_rows()), interval=True)
+    table = camvid_table.camvid(summarize(some_rows()), interval=True)
     best = table.records[-3]
     assert best["mean_iou_low"] == pytest.approx(
         best["mean_iou"] - 12.7062 * abs(700 / 13 - 720 / 12.8) / 2, abs=1e-3
@@ -110,7 +111,7 @@ def test_the_interval_takes_the_place_of_the_deviation():
 
 def test_a_rule_without_seeds_was_not_trained():
     row = make_camvid_row(300, "all Road", seed=None, overrides={}, config_digest=None)
-    (line,) = camvid_table.camvid(tables.summarise([row])).records[-1:]
+    (line,) = camvid_table.camvid(summarize([row])).records[-1:]
     assert (line["training_images"], line["seeds"]) == (None, None)
 
 
@@ -137,9 +138,9 @@ def test_figures_per_class_choose_the_methods():
 def test_what_does_not_compare_is_refused():
     scenes = make_camvid_row(500, dataset="streetscenes")
     with pytest.raises(UserError, match="scored on 11 classes of streetscenes, expected CamVid's"):
-        camvid_table.camvid(tables.summarise([scenes]))
+        camvid_table.camvid(summarize([scenes]))
     with pytest.raises(UserError, match="scored on 3 classes of camvid"):
-        camvid_table.camvid(tables.summarise([make_row()]))
+        camvid_table.camvid(summarize([make_row()]))
     with pytest.raises(UserError, match="unknown group of methods 'table1', expected unary, netw"):
         camvid_table.camvid(groups=["table1"])
     with pytest.raises(UserError, match="nothing is published of split 'val' in unary"):

@@ -7,9 +7,10 @@ import pytest
 
 from segjax.cli.main import main
 from segjax.errors import UserError
-from segjax.report import segnet_tables, tables
+from segjax.report import segnet_tables
 from segjax.report.table import draw
 from segjax.results import published
+from segjax.results.summary import summarize
 from support.rows import make_camvid_row
 
 VARIANTS = {
@@ -33,7 +34,7 @@ def by_paper():
 
 
 def correlations(rows):
-    return segnet_tables.table1(tables.summarise(rows)).facts["rank_correlation"]
+    return segnet_tables.table1(summarize(rows)).facts["rank_correlation"]
 
 
 def test_table_1_alone_has_the_papers_columns():
@@ -52,7 +53,7 @@ def test_table_1_alone_has_the_papers_columns():
 
 def test_ours_stand_beside_the_same_network_and_weighting():
     rows = ranked_rows(by_paper()) + ranked_rows(["fcn_basic"], "none", boundary_f=0.3)
-    table = segnet_tables.table1(tables.summarise(rows))
+    table = segnet_tables.table1(summarize(rows))
     lines = {(r["variant"], r["class_weights"]): r for r in table.records}
     line = lines["FCN-Basic", "natural"]
     assert (line["paper_boundary_f"], line["ours_boundary_f"]) == (37.33, 30)
@@ -72,7 +73,7 @@ def test_ours_stand_beside_the_same_network_and_weighting():
 
 def test_median_frequency_weights_of_any_making_are_the_papers():
     rows = ranked_rows(["fcn_basic"], "median_frequency") + ranked_rows(["segnet_basic"], "enet")
-    table = segnet_tables.table1(tables.summarise(rows))
+    table = segnet_tables.table1(summarize(rows))
     found = [(r["variant"], r["class_weights"]) for r in table.records if r["ours_seeds"]]
     assert found == [("FCN-Basic", "median frequency")]
 
@@ -94,7 +95,7 @@ def test_rank_correlation_is_one_for_the_papers_order_and_counts_swaps():
     (fact,) = correlations(ranked_rows(order))
     assert fact["kendall"] == pytest.approx((27 - 1) / 28)
     assert fact["spearman"] == pytest.approx(1 - 6 * 2 / (8 * 63))
-    text = draw(segnet_tables.table1(tables.summarise(ranked_rows(order))))
+    text = draw(segnet_tables.table1(summarize(ranked_rows(order))))
     assert "over 8 variants, median frequency weights: Spearman 0.98, Kendall 0.93." in text
 
 
@@ -118,12 +119,12 @@ def test_too_few_or_equal_scores_are_not_ranked():
 def test_two_configs_for_one_line_and_none_at_all_are_refused():
     rows = ranked_rows(["fcn_basic"]) + ranked_rows(["fcn_basic"], resolution=[360, 480])
     with pytest.raises(UserError, match=r"two configs fit FCN-Basic: .* at .*; give the results"):
-        segnet_tables.table1(tables.summarise(rows))
+        segnet_tables.table1(summarize(rows))
     with pytest.raises(UserError, match="none of the results fits a line, expected rows of bil"):
-        segnet_tables.table1(tables.summarise([make_camvid_row(500, "unet")]))
+        segnet_tables.table1(summarize([make_camvid_row(500, "unet")]))
     refined = make_camvid_row(500, "fcn_basic", inference="crf v2")
     with pytest.raises(UserError, match="none of the results fits"):
-        segnet_tables.table1(tables.summarise([refined]))
+        segnet_tables.table1(summarize([refined]))
 
 
 def test_table_3_has_every_column_of_iterations_and_ours_at_the_last():
@@ -134,7 +135,7 @@ def test_table_3_has_every_column_of_iterations_and_ours_at_the_last():
         make_camvid_row(500, "deeplab_largefov", model_options={}),
         make_camvid_row(550, "deeplab_largefov", model_options={}, inference="crf v1"),
     ]
-    table = segnet_tables.table3(tables.summarise(rows))
+    table = segnet_tables.table3(summarize(rows))
     assert len(table.records) == 18
     ours = {
         (r["network"], r["iterations"]): r["ours_class_accuracy"]

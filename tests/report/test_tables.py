@@ -9,6 +9,7 @@ import pytest
 from segjax.errors import UserError
 from segjax.report import tables
 from segjax.report.table import arrange, draw
+from segjax.results.summary import Estimate, summarize
 from support.rows import CLASS_NAMES, make_floor, make_row
 
 BETTER = ((85, 10, 5), (10, 185, 5), (4, 6, 10))
@@ -33,7 +34,7 @@ def markdown_cells(text):
 
 def test_groups_over_seeds_with_mean_and_sample_deviation():
     rows = some_rows()
-    weighted, plain, floor = tables.summarise(rows)
+    weighted, plain, floor = summarize(rows)
     assert (weighted.seeds, plain.seeds, floor.seeds) == ((0, 1, 2), (0, 1), ())
     assert plain.overrides == {"loss.class_weights": "none", "model.width": 32}
     for name in ("global_accuracy", "class_accuracy", "mean_iou"):
@@ -44,25 +45,25 @@ def test_groups_over_seeds_with_mean_and_sample_deviation():
         values = [row[f"per_class_{kind}"][k] for row in rows[:2]]
         assert plain.per_class[kind][k].mean == pytest.approx(statistics.mean(values), abs=1e-12)
         assert plain.per_class[kind][k].sd == pytest.approx(statistics.stdev(values), abs=1e-12)
-    assert floor.scores["mean_iou"] == tables.Estimate(make_floor()["mean_iou"], None)
+    assert floor.scores["mean_iou"] == Estimate(make_floor()["mean_iou"], None)
     assert floor.scores["boundary_f"] is None
 
 
 def test_the_interval_is_students_over_the_seeds():
     # The 97.5th percentiles of Student's t with 1 and 2 degrees of freedom, from printed tables.
-    weighted, plain, floor = tables.summarise(some_rows())
+    weighted, plain, floor = summarize(some_rows())
     for summary, seeds, t in ((weighted, 3, 4.303), (plain, 2, 12.706)):
         estimate = summary.scores["mean_iou"]
         low, high = estimate.interval()
         assert (low + high) / 2 == pytest.approx(estimate.mean, abs=1e-12)
         assert (high - low) / 2 == pytest.approx(t * estimate.sd / seeds**0.5, rel=1e-4)
     assert floor.scores["mean_iou"].interval() is None
-    assert tables.Estimate(0.5, 0.01, 3).percent(interval=True) == "50.0 [47.5, 52.5]"
-    assert tables.Estimate(0.5, None).percent(interval=True) == "50.0"
+    assert Estimate(0.5, 0.01, 3).percent(interval=True) == "50.0 [47.5, 52.5]"
+    assert Estimate(0.5, None).percent(interval=True) == "50.0"
 
 
 def test_the_interval_takes_the_place_of_the_deviation():
-    summaries = tables.summarise(some_rows())
+    summaries = summarize(some_rows())
     table = tables.table(summaries, interval=True)
     text = draw(table)
     assert "percent, mean [95% interval of the mean, Student's t] over the seeds" in text
@@ -74,7 +75,7 @@ def test_the_interval_takes_the_place_of_the_deviation():
 
 
 def test_json_gives_back_the_numbers_in_full():
-    summaries = tables.summarise(some_rows())
+    summaries = summarize(some_rows())
     whole = json.loads(tables.render(summaries, "json", "accuracy"))
     assert "dataset camvid; split test" in whole["title"]
     assert [line["seeds"] for line in whole["rows"]] == [[0, 1, 2], [0, 1], []]
@@ -85,7 +86,7 @@ def test_json_gives_back_the_numbers_in_full():
 
 
 def test_lines_are_sorted_by_any_column():
-    table = tables.table(tables.summarise(some_rows()))
+    table = tables.table(summarize(some_rows()))
     assert [r["n"] for r in arrange(table, sort="seeds").records] == [3, 2, 1]
     by_weights = arrange(table, sort="loss.class_weights")
     assert [r["loss.class_weights"] for r in by_weights.records] == ["none", "segnet", None]
@@ -97,14 +98,14 @@ def test_lines_are_sorted_by_any_column():
 def test_overrides_that_are_numbers_are_sorted_as_numbers():
     rates = {0: 0.5, 1: 10.0, 2: 9.0}
     rows = [make_row(s, overrides={"rate": r, "seed": s}) for s, r in rates.items()]
-    table = arrange(tables.table(tables.summarise(rows)), sort="rate")
+    table = arrange(tables.table(summarize(rows)), sort="rate")
     assert [record["rate"] for record in table.records] == [10.0, 9.0, 0.5]
 
 
 def test_order_of_rows_does_not_matter():
     rows = some_rows()[:4]
     tables_drawn = {
-        tables.render(tables.summarise(order), "csv") for order in itertools.permutations(rows)
+        tables.render(summarize(order), "csv") for order in itertools.permutations(rows)
     }
     assert len(tables_drawn) == 1
 
@@ -122,7 +123,7 @@ def test_order_of_rows_does_not_matter():
     ],
 )
 def test_what_is_not_the_same_is_kept_apart_and_said(change):
-    summaries = tables.summarise([make_row(0), make_row(1, **change)])
+    summaries = summarize([make_row(0), make_row(1, **change)])
     assert [summary.seeds for summary in summaries] in ([(0,), (1,)], [(1,), (0,)])
     header, _, *lines = markdown_cells(tables.render(summaries))
     assert header[1] == "model"  # so the first column is the one thing that differs
@@ -133,23 +134,23 @@ def test_what_is_not_the_same_is_kept_apart_and_said(change):
 
 
 def test_the_same_run_twice_counts_once():
-    (summary,) = tables.summarise([make_row(0), make_row(1), make_row(0, finished="later")])
+    (summary,) = summarize([make_row(0), make_row(1), make_row(0, finished="later")])
     assert summary.seeds == (0, 1)
 
 
 def test_two_results_of_one_seed_are_refused():
     with pytest.raises(UserError, match=r"seed=0 on camvid test: two different results \(finished"):
-        tables.summarise([make_row(0), make_row(1), make_row(0, confusion=BETTER)])
+        summarize([make_row(0), make_row(1), make_row(0, confusion=BETTER)])
 
 
 def test_runs_scored_on_other_labels_are_refused():
     other = ((81, 15, 5), (10, 180, 10), (6, 6, 8))
     with pytest.raises(UserError, match="scored on other labels"):
-        tables.summarise([make_row(0), make_row(1, confusion=other)])
+        summarize([make_row(0), make_row(1, confusion=other)])
 
 
 def test_markdown_shows_what_varies_and_the_best():
-    text = tables.render(tables.summarise(some_rows()))
+    text = tables.render(summarize(some_rows()))
     assert "dataset camvid; split test; images 233; resolution 96x128; batch norm recomp" in text
     header, rule, *lines = markdown_cells(text)
     assert header[:4] == ["loss.class_weights", "model", "params M", "seeds"]
@@ -160,7 +161,7 @@ def test_markdown_shows_what_varies_and_the_best():
     # G of the seeds: 280/320, 286/320, 286/320
     assert lines[0][4] == "**88.8 ± 1.1**"
     # Road: nothing beats calling everything Road, and it is said so
-    accuracy = markdown_cells(tables.render(tables.summarise(some_rows()), per_class="accuracy"))
+    accuracy = markdown_cells(tables.render(summarize(some_rows()), per_class="accuracy"))
     assert accuracy[-1][header.index("Road")] == "**100.0**"
     widths = {len(line) for line in text.splitlines() if line.startswith("|")}
     assert len(widths) == 1
@@ -168,16 +169,16 @@ def test_markdown_shows_what_varies_and_the_best():
 
 
 def test_overrides_that_are_the_same_in_all_are_left_out():
-    summaries = tables.summarise(some_rows())
+    summaries = summarize(some_rows())
     assert "model.width" not in tables.render(summaries)
     assert "model.width" in tables.render(summaries, "csv")
     other = make_row(3, overrides={"loss.class_weights": "none", "seed": 3})
-    text = tables.render(tables.summarise([*some_rows(), other]))
+    text = tables.render(summarize([*some_rows(), other]))
     assert {line[1] for line in markdown_cells(text)[2:]} == {"32", ""}
 
 
 def test_one_line_has_no_best_and_no_deviation():
-    text = tables.render(tables.summarise([make_row(0)]))
+    text = tables.render(summarize([make_row(0)]))
     assert "**" not in text
     _, _, line = markdown_cells(text)
     assert line[:4] == ["segnet_basic", "0.36", "1", "83.8"]
@@ -185,13 +186,13 @@ def test_one_line_has_no_best_and_no_deviation():
 
 def test_ties_as_printed_are_all_bold():
     rows = [make_row(0), make_row(0, weights="segnet")]
-    _, _, *lines = markdown_cells(tables.render(tables.summarise(rows)))
+    _, _, *lines = markdown_cells(tables.render(summarize(rows)))
     assert [line[4] for line in lines] == ["**83.8**", "**83.8**"]
 
 
 def test_an_absent_class_is_said_to_be_absent():
     counts = ((80, 15, 5), (10, 180, 10), (0, 0, 0))
-    summaries = tables.summarise([make_row(0, confusion=counts)])
+    summaries = summarize([make_row(0, confusion=counts)])
     header, _, line = markdown_cells(tables.render(summaries))
     assert line[header.index("Pole")] == "-"
     (row,) = csv.DictReader(io.StringIO(tables.render(summaries, "csv")))
@@ -201,12 +202,12 @@ def test_an_absent_class_is_said_to_be_absent():
 
 def test_a_measured_boundary_score_has_its_column():
     rows = [make_row(0, boundary_f=0.25), make_row(1, boundary_f=0.35)]
-    header, _, line = markdown_cells(tables.render(tables.summarise(rows)))
+    header, _, line = markdown_cells(tables.render(summarize(rows)))
     assert line[header.index("BF")] == "30.0 ± 7.1"
 
 
 def test_csv_gives_back_the_numbers_in_full():
-    summaries = tables.summarise(some_rows())
+    summaries = summarize(some_rows())
     lines = list(csv.DictReader(io.StringIO(tables.render(summaries, "csv", "accuracy"))))
     assert [line["n"] for line in lines] == ["3", "2", "1"]
     assert [line["seeds"] for line in lines] == ["0 1 2", "0 1", ""]
@@ -219,7 +220,7 @@ def test_csv_gives_back_the_numbers_in_full():
 
 
 def test_a_bar_in_a_name_does_not_break_the_table():
-    text = tables.render(tables.summarise([make_row(0, model="a|b")]))
+    text = tables.render(summarize([make_row(0, model="a|b")]))
     assert r"a\|b" in text
 
 
@@ -232,12 +233,12 @@ def test_a_bar_in_a_name_does_not_break_the_table():
 )
 def test_unknown_options_are_refused(arguments, message):
     with pytest.raises(UserError, match=message):
-        tables.render(tables.summarise([make_row(0)]), *arguments)
+        tables.render(summarize([make_row(0)]), *arguments)
 
 
 def test_no_rows_and_mixed_classes_are_refused():
     with pytest.raises(UserError, match="no results"):
-        tables.render(tables.summarise([]))
+        tables.render(summarize([]))
     other = make_row(0, dataset="other", class_names=["a", "b", "c"])
     with pytest.raises(UserError, match="one set of classes"):
-        tables.render(tables.summarise([make_row(0), other]))
+        tables.render(summarize([make_row(0), other]))

@@ -8,9 +8,9 @@ import pytest
 from segjax import results
 from segjax.cli import main
 from segjax.errors import UserError
-from segjax.inference import scoring
 from segjax.metrics import boundary
 from segjax.results import bootstrap
+from segjax.results import counts as counting
 from support.rows import CLASS_NAMES, make_row
 
 
@@ -26,9 +26,9 @@ def write_run(folder, hits, boundaries=None, **changed):
     confusion = np.stack([image(each) for each in hits])
     if boundaries is None:
         boundaries = np.tile([1, 2, 2], (len(hits), 3, 1))
-    counts = scoring.Counts(confusion, np.asarray(boundaries))
+    counts = counting.Counts(confusion, np.asarray(boundaries))
     row = make_row(confusion=counts.total.tolist(), num_images=len(hits), **changed)
-    scoring.write_counts(folder / "result.json", counts)
+    counting.write_counts(folder / "result.json", counts)
     results.write_row(folder / "result.json", row | changed)
     return folder
 
@@ -113,8 +113,8 @@ def test_runs_on_other_images_are_refused(two, tmp_path):
         f"{other} has split val, but {two[0]} test; runs are compared on the same images"
     )
     labels = write_run(tmp_path / "labels", [50] * 100)
-    counts = scoring.Counts(np.stack([image(50, 101)] * 100), np.zeros((100, 3, 3), int))
-    scoring.write_counts(labels / "result.json", counts)
+    counts = counting.Counts(np.stack([image(50, 101)] * 100), np.zeros((100, 3, 3), int))
+    counting.write_counts(labels / "result.json", counts)
     results.write_row(labels / "result.json", make_row(confusion=counts.total, num_images=100))
     assert refusal(two[0], labels) == f"{labels} was scored on other labels than {two[0]}"
 

@@ -15,7 +15,7 @@ from segjax import results
 from segjax.cli import main as cli
 from segjax.cli.main import main
 from segjax.errors import UserError
-from segjax.report import tables
+from segjax.results.summary import summarize
 from segjax.sweep import grids, local
 from support import toy_grid
 from support.kill_a_sweep import kill_and_finish
@@ -249,7 +249,7 @@ def test_a_broken_run_is_recorded_and_the_rest_goes_on(
     assert "at step 2" in (broken / "error.txt").read_text()
     assert not (broken / "result.json").exists()
     assert [path.parent for path in (tmp_path / "runs").rglob("result.json")] == [sound]
-    (summary,) = tables.summarise(results.read([tmp_path / "runs"]))
+    (summary,) = summarize(results.read([tmp_path / "runs"]))
     assert summary.seeds == (3,)
     row = json.loads((sound / "result.json").read_text())
     assert row["overrides"] == {"optimizer.learning_rate": 0.1, "seed": 3}

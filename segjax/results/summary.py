@@ -1,0 +1,115 @@
+"""Result rows grouped over seeds: the mean and the spread of each score."""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from segjax import results
+from segjax.errors import UserError
+from segjax.results.schema import Row
+
+SCORES = {
+    "global_accuracy": "G",
+    "class_accuracy": "C",
+    "mean_iou": "mIoU",
+    "boundary_f": "BF",
+}
+PER_CLASS = {"iou": "IoU", "accuracy": "accuracy"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A score over the runs of a group: mean fraction and sample standard deviation (ddof 1)."""
+
+    mean: float
+    sd: float | None  # None for a single run
+    runs: int = 1
+
+    def interval(self) -> tuple[float, float] | None:
+        """Ends of the 95% interval of the mean over seeds, Student's t; None for a single run."""
+        if self.sd is None:
+            return None
+        from scipy import stats  # of some weight, and seldom asked for
+
+        reach = float(stats.t.ppf(0.975, self.runs - 1)) * self.sd / math.sqrt(self.runs)
+        return self.mean - reach, self.mean + reach
+
+    def percent(self, interval: bool = False) -> str:
+        """As printed: the mean with the deviation or the interval, where there are several runs."""
+        text = f"{100 * self.mean:.1f}"
+        ends = self.interval() if interval else None
+        if ends:
+            return f"{text} [{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]"
+        return text if self.sd is None else f"{text} ± {100 * self.sd:.1f}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """The runs of one config on one split."""
+
+    row: Row  # the first of them: what they have in common is read from it
+    overrides: Row  # without the seed
+    seeds: tuple[int, ...]  # ascending; empty for a rule that has no seed, such as "all Road"
+    scores: dict[str, Estimate | None]  # by the names of SCORES; None: not measured in all runs
+    per_class: dict[str, tuple[Estimate | None, ...]]  # by PER_CLASS, K each; None: absent class
+
+
+def _estimate(values: Sequence[float | None]) -> Estimate | None:
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return None
+    sd = float(np.std(known, ddof=1)) if len(known) > 1 else None
+    return Estimate(float(np.mean(known)), sd, len(known))
+
+
+def _summary(rows: Sequence[Row]) -> Summary:
+    return Summary(
+        row=rows[0],
+        overrides=results.overrides(rows[0]),
+        seeds=tuple(sorted(row["seed"] for row in rows if row["seed"] is not None)),
+        scores={name: _estimate([row[name] for row in rows]) for name in SCORES},
+        per_class={
+            kind: tuple(
+                _estimate([row[f"per_class_{kind}"][k] if present else None for row in rows])
+                for k, present in enumerate(rows[0]["present"])
+            )
+            for kind in PER_CLASS
+        },
+    )
+
+
+def summarize(rows: Iterable[Row]) -> list[Summary]:
+    """Groups rows over seeds; highest mean mIoU first.
+
+    A group has one experiment, overrides but for the seed, model, config digest and evaluation
+    (data set, split, number of images, resolution, classes, BatchNorm, inference). Rows that
+    differ in their digest alone are groups of their own, which a table tells apart by it. A run
+    that is there twice with the same counts is counted once.
+
+    Raises:
+      UserError: two different results of one seed in a group, or runs of one group that were scored
+        on different labels.
+    """
+    groups: dict[str, dict[int | None, Row]] = {}
+    for row in rows:
+        group = groups.setdefault(results.group_key(row), {})
+        twin = group.setdefault(row["seed"], row)
+        if twin["confusion"] != row["confusion"]:
+            raise UserError(
+                f"{results.title(row)}: two different results (finished {twin['finished']} and "
+                f"{row['finished']}), expected one for each seed"
+            )
+        first = next(iter(group.values()))
+        if list(map(sum, first["confusion"])) != list(map(sum, row["confusion"])):
+            raise UserError(
+                f"{results.title(row)}: scored on other labels than {results.title(first)}"
+            )
+    summaries = [_summary(list(group.values())) for group in groups.values()]
+
+    def mean_iou(summary: Summary) -> float:
+        estimate = summary.scores["mean_iou"]
+        return estimate.mean if estimate else 0.0
+
+    return sorted(summaries, key=mean_iou, reverse=True)

@@ -1,0 +1,62 @@
+"""How much work the runs of a grid are: multiply-adds, by shapes alone."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+from ml_collections import ConfigDict
+
+from segjax import config as configs
+from segjax import models
+from segjax.data import datasets
+from segjax.errors import UserError
+from segjax.models import flops
+from segjax.sweep.grids import Point
+
+# A backward pass does the work of about two forward ones: one for the gradients of the parameters,
+# one for those of the maps.
+PASSES = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Of one run."""
+
+    parameters: int
+    operations: int  # multiply-adds of its training, validation and test not counted
+
+
+def of_training(config: ConfigDict) -> Cost:
+    """Parameters, and PASSES x those of a forward pass x images x steps; no data set is needed.
+
+    Raises:
+      UserError: the model does not take the config's options or images.
+    """
+    data = config.data
+    module = datasets.DATASETS[data.dataset]
+    cost = _of_image(
+        config.model.name,
+        len(module.CLASS_NAMES),
+        tuple(sorted(configs.flat(config.model.options).items())),
+        (*(config.augment.crop or data.resolution), datasets.channels(data.dataset)),
+        data.patches,
+    )
+    images = config.batch_size * config.steps
+    return Cost(cost.parameters, PASSES * images * cost.operations)
+
+
+@functools.cache
+def _of_image(name, num_classes, options, shape, patches):
+    model = models.create(name, num_classes, **dict(options))
+    if patches:
+        shape = (model.patch_size, model.patch_size, shape[-1])
+    operations = flops.forward_operations(model, shape, train=True)
+    return Cost(flops.parameters(model, shape), max(patches, 1) * operations)
+
+
+def amounts(grid: Sequence[Point]) -> list[int]:
+    """Multiply-adds of each run; images, where a run cannot be counted as it cannot be."""
+    try:
+        return [of_training(point.config).operations for point in grid]
+    except UserError:
+        return [point.config.batch_size * point.config.steps for point in grid]
