@@ -1,3 +1,22 @@
 """segjax: architecture ablations in semantic segmentation, in JAX and Flax."""
 
+from typing import Any
+
 __version__ = "0.1.0"
+__all__ = ["__version__", "create_model"]
+
+
+def create_model(name: str, num_classes: int, **options: Any) -> Any:
+    """Create an untrained network, a Flax module: `model.apply(variables, image, train=False)`.
+
+    Args:
+      name: a key of `segjax.models.MODELS`, such as `unet`.
+      num_classes: K, the channels of its logits (B, H, W, K).
+      **options: fields of the model, such as width.
+
+    Raises:
+      UserError: an unknown name or option, or a value that the option does not take.
+    """
+    from segjax import models  # JAX is imported here, not by `import segjax`
+
+    return models.create(name, num_classes, **options)

@@ -66,11 +66,3 @@ class Phases:
             schema.append(self._path, row)
         self._mark()
 
-
-def read(workdir: Path, since: float = 0.0) -> list[dict[str, Any]]:
-    """The stretches of a run that ended after a time (seconds since 1970), in their order."""
-    path = workdir / FILE
-    if not path.exists():
-        return []
-    rows = [row for _, row in schema.parse(path, "a phase of a run")]
-    return [row for row in rows if row["time"] >= since]

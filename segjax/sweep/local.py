@@ -39,6 +39,8 @@ from segjax.cli.main import main
 sys.exit(main())
 """
 
+REMAINS = 75  # exit status where the time limit left runs to do (EX_TEMPFAIL)
+
 _LOOK_EVERY = 0.2  # seconds
 _RENEW_EVERY = 1.0  # seconds, the overview
 
@@ -72,13 +74,18 @@ def run(
     workdir: Path,
     jobs: int = 1,
     console: Console | None = None,
+    time_limit: float | None = None,
 ) -> int:
-    """Trains what is not finished, `jobs` at a time; the exit status is 1 where a run failed.
+    """Train the unfinished runs of a grid, `jobs` at a time.
 
-    What a run says is added to `log.txt` of its folder. One that fails leaves what it said in
-    `error.txt`, and the others go on; the next start tries it again. One that another process is
-    at is left to it, and waited for in the end. On SIGTERM or SIGINT the runs under way save, and
-    the sweep ends with 143 or 130.
+    The output of a run is appended to `log.txt` in its run directory. A run that fails leaves its
+    output in `error.txt` and the others go on; the next start tries it again. A run that another
+    process holds is left to it, and waited for in the end. On SIGTERM or SIGINT, and when
+    `time_limit` seconds are over, the running ones save and nothing new starts.
+
+    Returns:
+      The exit status: 0, 1 where a run failed, 143 or 130 after a signal, or `REMAINS` where the
+      time was over before all were finished.
 
     Raises:
       UserError: a folder holds a run of another config, or the GPUs do not suffice.
@@ -92,14 +99,19 @@ def run(
     ):
         if jobs > cores:
             screen.line(f"{jobs} runs at a time share {cores} core{'s' * (cores != 1)}")
-        sweep_of = _Sweep(spec, workdir, screen, free, running, received)
-        failed = sweep_of.run(grid)
+        deadline = math.inf if time_limit is None else time.monotonic() + time_limit
+        sweep = _Sweep(spec, workdir, screen, free, running, received, deadline)
+        failed = sweep.run(grid)
     if received:
         screen.line("stopped; the same command goes on")
         return 128 + received[0]
-    screen.line(f"{len(grid) - len(failed)} of {len(grid)} runs are finished in {workdir}")
+    finished = len(grid) - len(failed) - sweep.remaining
+    screen.line(f"{finished} of {len(grid)} runs are finished in {workdir}")
     for name in failed:
         screen.line(f"failed: {name}, see {workdir / name / 'error.txt'}")
+    if sweep.remaining:
+        screen.line(f"time limit reached, {sweep.remaining} to do; the same command goes on")
+        return REMAINS
     return 1 if failed else 0
 
 
@@ -113,6 +125,9 @@ class _Sweep:
     free: list[Share]
     running: list[Child]
     received: list[int]  # signals
+    deadline: float  # of `time.monotonic`
+    stopping: bool = False  # by a signal or the deadline
+    remaining: int = 0  # runs that the deadline left unfinished
     waiting: list[tuple[str, grids.Point]] = dataclasses.field(default_factory=list)
     failed: list[str] = dataclasses.field(default_factory=list)
     left_alone: set[str] = dataclasses.field(default_factory=set)
@@ -121,9 +136,10 @@ class _Sweep:
         """The names of those that failed, when all are done or a signal has stopped them."""
         self.waiting = [(f"[{n}/{len(grid)}]", point) for n, point in enumerate(grid, start=1)]
         renewed = -math.inf
-        while self.running or (self.waiting and not self.received):
+        while self.running or (self.waiting and not self.stopping):
+            self._look_at_the_clock()
             for title, point in list(self.waiting):
-                if self.free and not self.received:
+                if self.free and not self.stopping:
                     self._start_or_leave(title, point)
             for child in list(self.running):
                 if child.process.poll() is None:
@@ -135,7 +151,16 @@ class _Sweep:
                 self.screen.renew()
                 renewed = time.monotonic()
             time.sleep(_LOOK_EVERY)
+        if not self.received:
+            self.remaining += len(self.waiting)
         return self.failed
+
+    def _look_at_the_clock(self):
+        self.stopping = self.stopping or bool(self.received)
+        if not self.stopping and time.monotonic() >= self.deadline:
+            self.stopping = True
+            for child in self.running:
+                child.process.terminate()
 
     def _start_or_leave(self, title, point):
         folder = self.workdir / point.name
@@ -164,7 +189,9 @@ class _Sweep:
             self.waiting.append((child.title, child.point))
         elif status == 0:
             self.screen.end(f"{where}: {last_line(said)}")
-        elif not self.received:
+        elif self.stopping:
+            self.remaining += not self.received
+        else:
             if status < 0:
                 said += f"ended by {signal.Signals(-status).name}\n"
             write_whole(child.folder / "error.txt", said)
@@ -208,6 +235,13 @@ def _cores():
     if sys.platform == "linux":
         return tuple(sorted(os.sched_getaffinity(0)))
     return tuple(range(os.cpu_count() or 1))
+
+
+def default_jobs(jobs: int | str | None, environment: Mapping[str, str]) -> int:
+    """Return the number of runs at a time that --jobs asks for: N, `gpus` for one a GPU, or 1."""
+    if jobs == "gpus":
+        return max(len(visible_gpus(environment)), 1)
+    return int(jobs or 1)
 
 
 def visible_gpus(environment: Mapping[str, str]) -> list[str]:

@@ -19,8 +19,7 @@ from segjax import config as configs
 from segjax.errors import UserError
 from segjax.files import write_whole
 from segjax.runs import experiment
-from segjax.sweep import display, slurm_script, status
-from segjax.sweep import grids as sweeps
+from segjax.sweep import display, grids, slurm_script, status
 from segjax.sweep.slurm_script import RUNS, SCRIPT, Options
 
 _JOBS = Path("slurm", "jobs.jsonl")  # a line a submission: the job and its runs
@@ -57,7 +56,7 @@ class Job:
 
 def script(
     spec: str,
-    grid: Sequence[sweeps.Point],
+    grid: Sequence[grids.Point],
     workdir: Path,
     options: Options,
     at_once: int | None = None,
@@ -77,7 +76,7 @@ def script(
 
 def submit(
     spec: str,
-    grid: Sequence[sweeps.Point],
+    grid: Sequence[grids.Point],
     workdir: Path,
     options: Options,
     at_once: int | None = None,
@@ -110,28 +109,29 @@ def submit(
         return f"{_sbatch(workdir, names)}{said and f'; {said}'}"
 
 
-def resubmit(workdir: Path, patterns: Sequence[str] = ()) -> str:
-    """Submits the script again for the runs that are neither finished nor under way, and says so.
+def resubmit(workdir: Path, names: Sequence[str]) -> str:
+    """Submit the script again for the named runs that are neither finished nor queued.
 
-    Args:
-      patterns: of names, as for `sweep.select`; (): all that were ever submitted.
+    The script is that of the last submission, with what was edited in it since.
+
+    Returns:
+      What was submitted, in words.
 
     Raises:
       UserError: nothing was submitted from here, or Slurm is not there or refuses.
     """
-    grid = points(workdir, patterns)
+    known = _submitted_runs(workdir, names)
     with _locked(workdir):
-        jobs = queue(workdir)
-        names, said = _missing([point.name for point in grid], workdir, jobs)
-        if not names:
+        missing, said = _missing(known, workdir, queue(workdir))
+        if not missing:
             return f"nothing to submit: {said}"
-        lines = [n for n, name in enumerate(read_runs(workdir), start=1) if name in names]
+        lines = [n for n, name in enumerate(read_runs(workdir), start=1) if name in missing]
         text = (workdir / SCRIPT).read_text()
         write_whole(workdir / SCRIPT, slurm_script.with_lines(text, lines))
-        return f"{_sbatch(workdir, names)}{said and f'; {said}'}"
+        return f"{_sbatch(workdir, missing)}{said and f'; {said}'}"
 
 
-def report(grid: Sequence[sweeps.Point], workdir: Path) -> str:
+def report(grid: Sequence[grids.Point], workdir: Path) -> str:
     """How far each run is, and where it is in the queue."""
     jobs = {name: str(job) for name, job in queue(workdir).items()}
     last = {name: f"{job} has left the queue" for name, job in _submitted(workdir).items()}
@@ -139,12 +139,16 @@ def report(grid: Sequence[sweeps.Point], workdir: Path) -> str:
     return display.report(grid, status.snapshot(grid, workdir), shown)
 
 
-def cancel(workdir: Path, patterns: Sequence[str] = ()) -> str:
-    """Cancels the jobs of the runs that the patterns fit, of all if there is none, and says so.
+def cancel(workdir: Path, names: Sequence[str]) -> str:
+    """Cancel the jobs of the named runs; running ones save first.
 
-    Those that run save first.
+    Returns:
+      What was cancelled, in words.
+
+    Raises:
+      UserError: nothing was submitted from here, or Slurm is not there or refuses.
     """
-    chosen = {point.name for point in points(workdir, patterns)}
+    chosen = set(_submitted_runs(workdir, names))
     found = {name: job for name, job in queue(workdir).items() if job.lives and name in chosen}
     if not found:
         return "nothing to cancel: none of the runs is in the queue"
@@ -152,21 +156,11 @@ def cancel(workdir: Path, patterns: Sequence[str] = ()) -> str:
     return "\n".join(f"cancelled {job.id}: {name}" for name, job in found.items())
 
 
-def points(workdir: Path, patterns: Sequence[str] = ()) -> list[sweeps.Point]:
-    """The runs that were submitted from a workdir, those that the patterns fit.
-
-    Raises:
-      UserError: there is none, or its config file is no longer there.
-    """
-    grid = []
-    for name, command in read_runs(workdir).items():
-        words = shlex.split(command)
-        overrides = configs.parse_overrides([w for w in words if w.startswith("--config.")])
-        config = configs.load(words[words.index("--config") + 1], overrides)
-        grid.append(sweeps.Point(name, dict(overrides), config))
-    if not grid:
+def _submitted_runs(workdir, names):
+    known = read_runs(workdir)
+    if not known:
         raise UserError(f"{workdir} is not the workdir of a sweep on Slurm: it has no {RUNS}")
-    return sweeps.select(grid, patterns)
+    return [name for name in names if name in known]
 
 
 def read_runs(workdir: Path) -> dict[str, str]:
@@ -202,7 +196,7 @@ def _merged(known, spec, grid, workdir):
     """The commands by name: those that are there keep their place, new ones come after."""
     commands = dict(known)
     for point in grid:
-        command = shlex.join(sweeps.command(spec, point, workdir))
+        command = shlex.join(grids.command(spec, point, workdir))
         if not command.isprintable():
             raise UserError(f"run {point.name} has an override of more than one line: {command!r}")
         commands[point.name] = command

@@ -11,16 +11,13 @@ Written to be read, changed and submitted by hand. What it takes care of:
 - A failed run leaves `error.txt`, as on one machine.
 """
 
-import argparse
 import dataclasses
 import re
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from segjax.cli.arguments import count, number
 from segjax.errors import UserError
 from segjax.runs import compilation_cache
 
@@ -84,9 +81,7 @@ while signalled=; wait $!; status=$?; [[ $signalled ]]; do :; done
 exit $status
 """
 
-_TIME = re.compile(r"\d+|\d+:\d+(:\d+)?|\d+-\d+(:\d+){0,2}")
 _FORMS = {
-    "time": (_TIME, "minutes, HH:MM:SS or D-HH:MM:SS"),
     "gpus_per_node": (re.compile(r"([\w.-]+:)?[1-9]\d*"), "N or TYPE:N"),
     "memory": (re.compile(r"\d+[KMGT]?"), "a number with K, M, G or T"),
 }
@@ -99,7 +94,7 @@ class Options:
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
-    time: str | None = None  # minutes, HH:MM:SS or D-HH:MM:SS
+    time: int | None = None  # seconds, the limit of one start of a run
     nodes: int = 1
     processes_per_node: int = 1
     gpus_per_node: str | None = None  # N or TYPE:N
@@ -133,79 +128,10 @@ class Options:
         for option in self.sbatch:
             if not option.startswith("-"):
                 raise UserError(f"--sbatch is {option!r}, expected --sbatch=--NAME=VALUE")
-        if self.time and self.warning >= seconds(self.time):
+        if self.time and self.warning >= self.time:
             raise UserError(
-                f"--warning is {self.warning} seconds, expected less than --time {self.time}"
+                f"--warning is {self.warning} seconds, expected less than --time-limit, {self.time}"
             )
-
-
-def seconds(time: str) -> int:
-    """A time limit as Slurm reads it: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S."""
-    days, dash, rest = time.rpartition("-")
-    parts = [int(part) for part in rest.split(":")]
-    if dash:
-        parts = [int(days), *parts, 0, 0][:4]
-    else:
-        parts = [0, *([0, *parts, 0] if len(parts) < 3 else parts)][:4]
-    return sum(n * unit for n, unit in zip(parts, (86400, 3600, 60, 1), strict=True))
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options, each None where it is not given."""
-    add = parser.add_argument_group("with --launcher slurm").add_argument
-    add("--partition", metavar="NAME")
-    add("--account", metavar="NAME")
-    add("--qos", metavar="NAME")
-    add("--time", help="the limit of one start of a run: minutes, HH:MM:SS or D-HH:MM:SS")
-    add("--nodes", type=count, metavar="N", help="of each run (default: 1)")
-    add(
-        "--processes-per-node",
-        type=count,
-        metavar="N",
-        help="(default: 1, with all its GPUs)",
-    )
-    add("--gpus-per-node", metavar="[TYPE:]N")
-    add("--cpus-per-task", type=count, metavar="N", help="of each process")
-    add("--memory", metavar="SIZE", help="of each node, such as 64G")
-    add("--constraint", metavar="FEATURES", help="that the nodes have")
-    add("--container-image", metavar="IMAGE", help="run in it (Pyxis and Enroot)")
-    add(
-        "--container-mounts",
-        action="append",
-        metavar="FROM:TO",
-        help="beside the working directory and the workdir; may be given again",
-    )
-    add("--python", help="that has segjax (default: this one; in a container: python3)")
-    add(
-        "--setup",
-        action="append",
-        metavar="LINE",
-        help="of shell, before the run: 'module load cuda'; may be given again",
-    )
-    add(
-        "--sbatch",
-        action="append",
-        metavar="OPTION",
-        help="any other: --sbatch=--exclude=node7; may be given again",
-    )
-    add(
-        "--most-requeues",
-        type=number,
-        metavar="N",
-        help=f"of a run that had to stop (default: {Options.most_requeues})",
-    )
-    add(
-        "--warning",
-        type=count,
-        metavar="SECONDS",
-        help=f"to save in, before the time limit (default: {Options.warning})",
-    )
-
-
-def given(namespace: argparse.Namespace) -> dict[str, Any]:
-    """The options of `add_arguments` that were given."""
-    values = {field.name: getattr(namespace, field.name) for field in dataclasses.fields(Options)}
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def render(
@@ -228,7 +154,7 @@ def render(
         "--partition": options.partition,
         "--account": options.account,
         "--qos": options.qos,
-        "--time": options.time,
+        "--time": options.time and _clock(options.time),
         "--nodes": options.nodes,
         "--ntasks-per-node": options.processes_per_node,
         "--cpus-per-task": options.cpus_per_task,
@@ -289,6 +215,14 @@ def array(lines: Sequence[int]) -> str:
         else:
             parts.append([line])
     return ",".join("-".join(map(str, part)) for part in parts)
+
+
+def _clock(seconds):
+    """Return D-HH:MM:SS, as Slurm writes a duration."""
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    return f"{days}-{hours:02}:{minutes:02}:{seconds:02}"
 
 
 def _quoted(value):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections import Counter
 from collections.abc import Sequence
 
 from ml_collections import ConfigDict
@@ -60,3 +61,15 @@ def amounts(grid: Sequence[Point]) -> list[int]:
         return [of_training(point.config).operations for point in grid]
     except UserError:
         return [point.config.batch_size * point.config.steps for point in grid]
+
+
+def breadth_first(grid: Sequence[Point]) -> list[Point]:
+    """Order runs so that the first ones tell most: one seed of each config before second seeds,
+    the cheapest first."""
+    seen: Counter[str] = Counter()
+    found = []
+    for point, amount in zip(grid, amounts(grid), strict=True):
+        digest = configs.digest(point.config)  # the same for all seeds
+        found.append((seen[digest], amount, point.name, point))
+        seen[digest] += 1
+    return [point for *_, point in sorted(found, key=lambda run: run[:3])]

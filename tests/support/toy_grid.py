@@ -4,6 +4,8 @@ from pathlib import Path
 
 from support import runs
 
+TESTS = Path(__file__).parents[1]  # where such a file finds what it imports
+
 FILE = """
 from support.runs import OneLayer, small_config
 from segjax import models
@@ -29,7 +31,7 @@ def write(folder: Path, data_dir, rates, seeds=(0, 1)) -> str:
 
 def start(arguments, **environment):
     """Starts `segjax` in a process of its own, which finds what such a file imports."""
-    return runs.start(arguments, PYTHONPATH=str(Path(__file__).parents[1]), **environment)
+    return runs.start(arguments, PYTHONPATH=str(TESTS), **environment)
 
 
 def start_sweep(spec, workdir, *arguments, **environment):

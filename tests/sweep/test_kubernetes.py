@@ -13,10 +13,11 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from segjax.cli.main import main
 from segjax.errors import UserError
 from segjax.runs import processes
 from segjax.sweep import grids, kubernetes
-from support.launching import ROOT, launch
+from support import ROOT
 
 QUICKSTART = "--config experiments/quickstart.py --workdir /mnt/runs/quickstart"
 GPU = f"{QUICKSTART} --image segjax --claim runs"
@@ -35,7 +36,7 @@ def manifests(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
 
     def read(arguments):
-        assert launch("kubernetes.py", arguments) == 0
+        assert main(["sweep", "--launcher", "kubernetes", *shlex.split(arguments)]) == 0
         return list(yaml.safe_load_all(capsys.readouterr().out))
 
     return read
@@ -81,8 +82,8 @@ def test_the_check_of_the_schema_can_fail(manifests):
 def test_the_committed_examples_are_what_their_first_line_makes(name, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     example = (ROOT / "launch" / "kubernetes" / f"{name}.yaml").read_text()
-    made_by = example.splitlines()[0].removeprefix("# Made by: python launch/kubernetes.py ")
-    assert launch("kubernetes.py", made_by) == 0
+    made_by = example.splitlines()[0].removeprefix("# Made by: segjax ")
+    assert main(shlex.split(made_by)) == 0
     assert capsys.readouterr().out == example
     for version in ("1.31", "1.37"):  # the oldest that has all of it, and the newest known
         validate(yaml.safe_load_all(example), version)
@@ -232,12 +233,14 @@ def test_names_are_dns_labels_with_room_for_the_index(experiment, run):
         (f"{GPU} --seeds 0", "--seeds 0 asks for no run"),
         (f"{GPU} --config.stepps=3", "stepps"),
         (f"{GPU} --host 2", "unknown argument '--host'"),
-        (QUICKSTART, "the following arguments are required: --image, --claim"),
+        (f"{GPU} --jobs 2", "--jobs does nothing without --launcher local or slurm"),
+        (f"{GPU} --partition gpu", "--partition does nothing without --launcher slurm"),
+        (QUICKSTART, "--launcher kubernetes needs --image"),
     ],
 )
 def test_a_mistake_is_one_line(arguments, said, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    assert launch("kubernetes.py", arguments) == 2
+    assert main(["sweep", "--launcher", "kubernetes", *shlex.split(arguments)]) == 2
     out, error = capsys.readouterr()
     assert out == ""
     assert said in error

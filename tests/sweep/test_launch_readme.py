@@ -7,9 +7,10 @@ import subprocess
 import pytest
 
 from segjax import config
-from segjax.cli import main
+from segjax.cli import main as cli
+from segjax.cli import sweep
 from segjax.sweep import grids, slurm_script
-from support.launching import ROOT, launch
+from support import ROOT
 
 TEXT = (ROOT / "launch" / "README.md").read_text()
 LINES = [
@@ -40,37 +41,24 @@ def check_grid(options, rest):
 
 
 def test_every_command_is_looked_at():
-    ours = ("segjax ", "python launch/", "launch/tpu_vm.sh ")
+    ours = ("segjax ", "launch/tpu_vm.sh ")
     assert [line for line in LINES if not line.startswith(ours + FOREIGN)] == []
 
 
 @pytest.mark.parametrize("line", lines("segjax "))
-def test_the_command_line_takes_it(line):
-    options, rest = main._parser().parse_known_args(shlex.split(line))
-    if options.command == "sweep":
-        check_grid(options, rest)
-
-
-@pytest.mark.parametrize("line", lines("python launch/slurm.py "))
-def test_the_script_for_slurm_takes_it(line, capsys):
-    command, *given = shlex.split(line)
-    if command == "submit":
-        options, rest = main._parser().parse_known_args(["sweep", "--launcher", "slurm", *given])
-        check_grid(options, rest)
-        slurm_script.Options(**slurm_script.given(options))
-    else:  # as far as it goes without what is submitted
-        assert launch("slurm.py", line) == 2
-        assert "is not the workdir of a sweep on Slurm" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "line", lines("python launch/kubernetes.py ") + lines("python launch/wandb_sweep.py ")
-)
-def test_a_script_takes_it(line, monkeypatch, capsys):
+def test_the_command_line_takes_it(line, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    script = "kubernetes.py" if "--image" in line else "wandb_sweep.py"
-    assert launch(script, line.partition(" > ")[0]) == 0
-    assert capsys.readouterr().out.startswith("# Made by: ")
+    words = shlex.split(line.partition(" > ")[0])
+    options, rest = cli.parser().parse_known_args(words)
+    if options.command != "sweep":
+        return
+    check_grid(options, rest)
+    if options.launcher == "slurm":
+        fields = sweep.given(options, sweep.SLURM, "slurm")
+        slurm_script.Options(time=options.time_limit, **fields)
+    elif options.launcher in ("kubernetes", "wandb"):
+        assert cli.main(words) == 0
+        assert capsys.readouterr().out.startswith("# Made by: segjax sweep ")
 
 
 @pytest.mark.parametrize("line", lines("launch/tpu_vm.sh "))
@@ -81,7 +69,7 @@ def test_a_dry_run_of_the_script_for_tpu_vms_takes_it(line):
     assert done.stdout.startswith("gcloud compute tpus tpu-vm ")
     _, is_sweep, arguments = line.partition(" sweep ")
     if is_sweep:
-        check_grid(*main._parser().parse_known_args(["sweep", *shlex.split(arguments)]))
+        check_grid(*cli.parser().parse_known_args(["sweep", *shlex.split(arguments)]))
 
 
 def test_the_files_that_it_names_are_there():

@@ -12,14 +12,12 @@ import pytest
 from rich.console import Console
 
 from segjax import results
-from segjax.cli import main as cli
 from segjax.cli.main import main
 from segjax.errors import UserError
 from segjax.results.summary import summarize
 from segjax.sweep import grids, local
 from support import toy_grid
 from support.kill_a_sweep import kill_and_finish
-from support.launching import launch
 
 # Stands for `segjax train`: says its name, and does what the file `do` in its folder says.
 FAKE = """
@@ -54,9 +52,9 @@ def stand_in(tmp_path, monkeypatch):
             self.folders[number].mkdir(parents=True, exist_ok=True)
             (self.folders[number] / "do").write_text(code)
 
-        def run(self, jobs=1, interactive=False):
+        def run(self, jobs=1, interactive=False, time_limit=None):
             console = Console(file=io.StringIO(), force_terminal=interactive, width=120)
-            status = local.run(spec, grid, workdir, jobs, console)
+            status = local.run(spec, grid, workdir, jobs, console, time_limit)
             return status, console.file.getvalue()
 
         def log(self):
@@ -267,18 +265,28 @@ def test_a_sweep_that_is_killed_loses_no_run_and_ends_none_twice(tmp_path, scene
 
 
 @pytest.mark.parametrize(
-    ("variables", "given", "jobs"),
+    ("environment", "asked", "jobs"),
     [
-        ({"CUDA_VISIBLE_DEVICES": "0,2,5"}, "", "--jobs 3"),
-        ({"CUDA_VISIBLE_DEVICES": "0,2,5"}, "--jobs=2", "--jobs=2"),
-        ({"CUDA_VISIBLE_DEVICES": "0,2,5", "JAX_PLATFORMS": "cpu"}, "", "--jobs 1"),
+        ({"CUDA_VISIBLE_DEVICES": "0,2,5"}, "gpus", 3),
+        ({"CUDA_VISIBLE_DEVICES": "0,2,5"}, 2, 2),
+        ({"CUDA_VISIBLE_DEVICES": "0,2,5"}, None, 1),
+        ({"CUDA_VISIBLE_DEVICES": "0,2,5", "JAX_PLATFORMS": "cpu"}, "gpus", 1),
     ],
 )
-def test_the_script_packs_one_run_a_gpu(variables, given, jobs, monkeypatch):
-    called = []
-    monkeypatch.setattr(cli, "main", lambda arguments: called.append(" ".join(arguments)) or 0)
-    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    assert launch("local.py", f"{given} --config grid.py --workdir runs") == 0
-    assert called == [f"sweep {jobs} --config grid.py --workdir runs"]
+def test_jobs_are_one_a_gpu_where_that_is_asked(environment, asked, jobs):
+    assert local.default_jobs(asked, environment) == jobs
+
+
+def test_after_the_time_limit_nothing_starts_and_what_runs_saves(stand_in):
+    first, second = names(stand_in, 0, 1)
+    stand_in.do(1, "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)); time.sleep(60)")
+    status, said = stand_in.run(time_limit=3.0)
+    assert status == local.REMAINS == 75
+    assert stand_in.log() == [("begin", first), ("end", first), ("begin", second)]
+    assert said.splitlines()[-2:] == [
+        f"1 of 4 runs are finished in {stand_in.folders[0].parent}",
+        "time limit reached, 3 to do; the same command goes on",
+    ]
+    assert not (stand_in.folders[1] / "error.txt").exists()
+    stand_in.do(1, "")
+    assert stand_in.run(time_limit=1000.0)[0] == 0

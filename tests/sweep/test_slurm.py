@@ -3,7 +3,6 @@
 import io
 import os
 import re
-import shlex
 import signal
 import time
 from contextlib import redirect_stdout
@@ -15,7 +14,6 @@ from segjax import results
 from segjax.cli.main import main
 from segjax.sweep import slurm, slurm_script, status
 from support import slurm_cluster
-from support.launching import launch
 from support.runs import arrays, assert_same_bits, saved_steps
 
 # As long as the file `slowly` is there, runs take their time from the twelfth step on.
@@ -72,8 +70,8 @@ class Sweep:
     def act(self, command, *options):
         said = io.StringIO()
         with redirect_stdout(said):
-            words = [command, "--workdir", str(self.workdir), *options]
-            assert launch("slurm.py", shlex.join(words)) == 0
+            words = ["--config", self.spec, "--workdir", self.workdir, *options]
+            assert main(["sweep", "--launcher", "slurm", f"--{command}", *map(str, words)]) == 0
         return said.getvalue()
 
     def job(self, value):
@@ -126,7 +124,7 @@ def cluster(tmp_path_factory):
 def test_an_array_of_four_one_of_which_is_broken(cluster, tmp_path, scenes_data_dir):
     rates = (0.05, 0.1, 1e30, 0.2)
     own = Sweep(cluster, tmp_path, scenes_data_dir, "optimizer.learning_rate", rates)
-    said = own.sweep("--jobs", "2", "--time", "10", "--cpus-per-task", "2")
+    said = own.sweep("--jobs", "2", "--time-limit", "600", "--cpus-per-task", "2")
     assert said.startswith("submitted 4 runs as job ")
     assert "4 in the queue" in own.sweep()
     own.wait_for_all()
@@ -197,7 +195,7 @@ def disturb(cluster, folder, data_dir):
 
     def submit(name):
         only = ["--only", f"*={name}", f"--sbatch=--nodelist={nodes.get(name, '127.0.0.[1-2]')}"]
-        own.sweep("--nodes", "2", "--time", "60", *only)
+        own.sweep("--nodes", "2", "--time-limit", "3600", *only)
 
     submit("alone")
     own.wait_for_all()

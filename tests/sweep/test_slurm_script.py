@@ -11,9 +11,8 @@ from segjax.cli.main import main
 from segjax.errors import UserError
 from segjax.files import write_whole
 from segjax.sweep import grids, slurm, slurm_script, status
-from segjax.sweep.slurm_script import Options, array, render, seconds, with_lines
+from segjax.sweep.slurm_script import Options, array, render, with_lines
 from support import toy_grid
-from support.launching import launch
 
 # Says what it was called with; `srun` does what it is told to in the file `do`.
 STAND_IN = """#!/bin/bash
@@ -80,7 +79,7 @@ def test_what_is_asked_for_is_in_the_script(tmp_path, monkeypatch):
             partition="gpu",
             account="vision",
             qos="long",
-            time="1-12:00:00",
+            time=129600,
             nodes=2,
             processes_per_node=4,
             gpus_per_node="a100:4",
@@ -237,8 +236,7 @@ def test_a_set_up_that_fails_fails_the_run(bench):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"time": "2h"}, "--time is '2h', expected minutes, HH:MM:SS or D-HH:MM:SS"),
-        ({"time": "2"}, "--warning is 120 seconds, expected less than --time 2"),
+        ({"time": 120}, "--warning is 120 seconds, expected less than --time-limit, 120"),
         ({"gpus_per_node": "many"}, "--gpus-per-node is 'many', expected N or TYPE:N"),
         ({"memory": "64GB"}, "--memory is '64GB', expected a number with K, M, G or T"),
         ({"partition": "a\nb"}, r"--partition is 'a\nb', expected one line of text"),
@@ -250,17 +248,6 @@ def test_options_that_slurm_would_not_take_are_refused(options, message):
     with pytest.raises(UserError) as error:
         Options(**options)
     assert str(error.value) == message
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        *(("90", 5400), ("5:30", 330), ("2:00:01", 7201), ("1-2", 93600), ("1-2:30", 95400)),
-        ("1-2:30:05", 95405),
-    ],
-)
-def test_times(text, expected):
-    assert seconds(text) == expected
 
 
 def test_lines_of_an_array():
@@ -308,8 +295,7 @@ def test_submitting(bench, scenes_data_dir, tmp_path, monkeypatch, capsys):
         [*own, "--config.steps=8"], 2
     )
     in_queue("CANCELLED")
-    assert launch("slurm.py", shlex.join(["resubmit", "--workdir", str(bench.workdir)])) == 0
-    assert "submitted 1 run as job 12" in capsys.readouterr().out
+    assert "submitted 1 run as job 12" in said([*own, "--resubmit"])
     assert "#SBATCH --array=2\n" in (bench.workdir / slurm_script.SCRIPT).read_text()
 
     assert "12_2 CANCELLED" in said([*own, "--status"])
@@ -335,11 +321,15 @@ def test_what_a_command_line_cannot_mean_is_said(tmp_path, capsys, scenes_data_d
     )
     assert main([*own, "--launcher", "slurm", "--dry-run", "--config.data.data_dir=a\nb"]) == 2
     assert "has an override of more than one line" in capsys.readouterr().err
+    slurm = ["--launcher", "slurm"]
     for arguments, message in (
-        (f"cancel --workdir {tmp_path}", "is not the workdir of a sweep on Slurm"),
-        ("status", "the following arguments are required: --workdir"),
-        (f"status --workdir {tmp_path} --config.seed=1", "unrecognized arguments"),
-        ("watch", "invalid choice: 'watch'"),
+        (["--cancel"], "--cancel does nothing without --launcher slurm"),
+        ([*slurm, "--cancel"], "is not the workdir of a sweep on Slurm"),
+        ([*slurm, "--resubmit"], "is not the workdir of a sweep on Slurm"),
+        ([*slurm, "--cancel", "--resubmit"], "not allowed with argument"),
+        ([*slurm, "--image", "x"], "--image does nothing without --launcher kubernetes"),
+        ([*slurm, "--jobs", "gpus"], "--jobs gpus is for one machine"),
+        ([*slurm, "--time-limit", "1:2"], "argument --time-limit: expected seconds, HH:MM:SS"),
     ):
-        assert launch("slurm.py", arguments) == 2
+        assert main([*own, *arguments]) == 2
         assert message in capsys.readouterr().err

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from support.launching import ROOT
+from support import ROOT
 
 SCRIPT = ROOT / "launch" / "tpu_vm.sh"
 WORKERS = ("worker-0", "worker-1")

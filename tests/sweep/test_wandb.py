@@ -5,6 +5,7 @@ Only its server is not there.
 
 import json
 import os
+import shlex
 import sys
 import warnings
 from pathlib import Path
@@ -13,10 +14,10 @@ import pytest
 import yaml
 from wandb.wandb_agent import Agent
 
+from segjax.cli.main import main
 from segjax.errors import UserError
 from segjax.sweep import grids, status, wandb
-from support import toy_grid
-from support.launching import ROOT, launch
+from support import ROOT, toy_grid
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of its models, which are in the style of an older pydantic
@@ -31,7 +32,7 @@ def definition(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
 
     def read(arguments):
-        assert launch("wandb_sweep.py", arguments) == 0
+        assert main(["sweep", "--launcher", "wandb", *shlex.split(arguments)]) == 0
         return yaml.safe_load(capsys.readouterr().out)
 
     return read
@@ -139,7 +140,7 @@ def test_a_sweep_of_finished_runs_is_refused(tmp_path):
 )
 def test_a_mistake_is_one_line(arguments, said, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    assert launch("wandb_sweep.py", arguments) == 2
+    assert main(["sweep", "--launcher", "wandb", *shlex.split(arguments)]) == 2
     out, error = capsys.readouterr()
     assert out == ""
     assert said in error

@@ -1,0 +1,68 @@
+"""`segjax benchmark`: measure time, memory and size of architectures."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from segjax.cli.arguments import count, size
+
+SUMMARY = "Measure time, memory and size of architectures"
+DETAILS = "Each network at each batch and precision is one row; rows that --output has are skipped."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--models", nargs="+", metavar="NAME", help="(default: one of each kind)")
+    add(
+        "--options",
+        nargs="+",
+        default=(),
+        metavar="[NAME.]OPTION=VALUE",
+        help="of one model, or of all that have it, such as width=16",
+    )
+    add("--resolution", type=size, default=(360, 480), metavar="HxW", help="(default: 360x480)")
+    add("--batch", nargs="+", type=count, default=(1, 4, 8, 16), help="images (default: 1 4 8 16)")
+    add(
+        "--precision",
+        nargs="+",
+        choices=("bfloat16", "float32"),
+        default=("bfloat16", "float32"),
+        help="of the computation (default: both)",
+    )
+    add(
+        "--against",
+        nargs="+",
+        choices=("torch", "torch.compile"),
+        default=(),
+        help="time PyTorch's networks, eager or compiled, in turn with ours",
+    )
+    add("--torch-python", metavar="PYTHON", help="a Python that has torch (default: this one)")
+    add("--repeats", type=count, default=20, metavar="N", help="samples of each (default: 20)")
+    add("--seconds", type=count, metavar="S", help="start no further row after this time")
+    add("--output", type=Path, metavar="FILE.jsonl", help="append the rows to it")
+    add("--format", default="markdown", choices=("markdown", "latex", "csv", "json"))
+
+
+def run(options: argparse.Namespace) -> None:
+    from segjax.benchmark import run, tables
+    from segjax.report.table import draw
+
+    plan = run.Plan(
+        models=tuple(options.models or run.NETWORKS),
+        options=run.read_options(options.options),
+        resolution=options.resolution,
+        batches=tuple(sorted(set(options.batch))),
+        precisions=tuple(dict.fromkeys(options.precision)),
+        against=tuple(dict.fromkeys(options.against)),
+        repeats=options.repeats,
+        seconds=options.seconds,
+        torch_python=options.torch_python or sys.executable,
+    )
+    run.check(plan)
+
+    command, other = options.shell, options.torch_python
+    if other:  # its folder means nothing on another machine
+        command = command.replace(other, Path(other).name)
+    rows = run.run(plan, command, options.output)
+    if rows:
+        print(draw(tables.listing(rows), options.format))

@@ -1,0 +1,35 @@
+"""`segjax data`: prepare a dataset."""
+
+import argparse
+from pathlib import Path
+
+from segjax.cli.arguments import size
+
+SUMMARY = "Prepare a dataset"
+DETAILS = "Done once; a dataset that is prepared already is left alone."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("name", help="camvid, isbi2012 or streetscenes")
+    add("--source", metavar="DIR", help="the published folder (default: download it)")
+    add("--data-dir", metavar="DIR", help="where prepared datasets are kept")
+    add("--resolution", type=size, metavar="HxW", help="size at which streetscenes are drawn")
+    add("--sheet", type=Path, metavar="FILE", help="also draw a contact sheet of its images")
+
+
+def run(options: argparse.Namespace) -> None:
+    from segjax import predict
+    from segjax.data import datasets, pictures
+
+    info = datasets.prepare(
+        options.name,
+        data_dir=options.data_dir,
+        source=options.source,
+        resolution=options.resolution,
+    )
+    sizes = ", ".join(f"{split} {counts.num_images}" for split, counts in info.splits.items())
+    print(f"{info.name} is ready: {sizes} images of {info.resolution[0]}x{info.resolution[1]}")
+    if options.sheet:
+        sheet = predict.contact_sheet(options.name, options.resolution, options.data_dir)
+        pictures.save(options.sheet, sheet)

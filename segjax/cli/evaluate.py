@@ -1,0 +1,54 @@
+"""`segjax evaluate`: score trained runs on a split."""
+
+import argparse
+from pathlib import Path
+
+from segjax.cli import arguments
+from segjax.cli.arguments import count
+
+SUMMARY = "Score a trained run on a split"
+DETAILS = "Several runs are scored as an ensemble, by the mean of their probabilities."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--workdir",
+        required=True,
+        action="append",
+        type=Path,
+        help="the run directory; repeat it for an ensemble",
+    )
+    add("--split", default="test", help="train, val or test (default: test)")
+    add(
+        "--checkpoint",
+        choices=("final", "best", "latest"),
+        help="default: final where the run is finished, else best",
+    )
+    add("--limit", type=count, metavar="N", help="score only the first N images")
+    add("--data-dir", metavar="DIR", help="where prepared datasets are kept, if elsewhere")
+    arguments.add_inference(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    from segjax import evaluate, results
+    from segjax.report import tables
+    from segjax.results.counts import write_counts
+    from segjax.results.summary import summarize
+    from segjax.runs import compilation_cache
+
+    compilation_cache.turn_on()
+    path, row, counts = evaluate.evaluate_workdirs(
+        options.workdir,
+        options.split,
+        kind=options.checkpoint,
+        limit=options.limit,
+        data_dir=options.data_dir,
+        crf=arguments.crf(options),
+        samples=options.samples,
+        views=arguments.views(options),
+    )
+    write_counts(path, counts)
+    results.write_row(path, row)
+    print(tables.render(summarize([row])))
+    print(f"written to {path}")

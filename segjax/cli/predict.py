@@ -1,0 +1,51 @@
+"""`segjax predict`: write label maps and overlays of image files."""
+
+import argparse
+from pathlib import Path
+
+from segjax.cli import arguments
+from segjax.errors import UserError
+
+SUMMARY = "Write label maps and overlays for images of any size"
+DETAILS = ""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
+    add("--workdir", required=True, type=Path, help="the run directory")
+    add("--output", required=True, type=Path, metavar="DIR", help="where to write")
+    add(
+        "--native",
+        action="store_true",
+        help="predict at the image's own size, not resized to the height of training",
+    )
+    arguments.add_inference(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    from segjax import predict
+    from segjax.progress import Bar
+    from segjax.runs import compilation_cache, experiment
+
+    compilation_cache.turn_on()
+    crf, views = arguments.crf(options), arguments.views(options)
+    if views and options.samples:
+        raise UserError("--samples draws maps of its own, expected neither --flip nor --scales")
+
+    paths = predict.find_images(options.images)
+    run, _ = experiment.open_run(options.workdir, None)
+    variables, _ = experiment.load_variables(run, options.workdir, None)
+    with Bar("predict", len(paths), unit_per_step=1) as bar:
+        predict.predict_files(
+            run,
+            variables,
+            paths,
+            options.output,
+            native=options.native,
+            crf=crf,
+            samples=options.samples,
+            views=views,
+            progress=bar.advance,
+        )
+    print(f"{len(paths)} label maps and overlays in {options.output}")

@@ -1,0 +1,25 @@
+"""`segjax preview`: draw what a config trains on."""
+
+import argparse
+from pathlib import Path
+
+from segjax.cli.arguments import OVERRIDES, add_config, count
+
+SUMMARY = "Draw what a config trains on: images, labels and weights, plain and augmented"
+DETAILS = OVERRIDES
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config(parser)
+    parser.add_argument("--output", required=True, type=Path, metavar="FILE.png")
+    parser.add_argument("--count", type=count, default=4, metavar="N", help="images (default: 4)")
+
+
+def run(options: argparse.Namespace) -> None:
+    from segjax import config
+    from segjax.data import pictures
+    from segjax.runs import preview
+
+    loaded = config.load(options.config, config.parse_overrides(options.rest))
+    pictures.save(options.output, preview.preview(loaded, options.count))
+    print(f"drawn in {options.output}")

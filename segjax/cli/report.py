@@ -1,0 +1,22 @@
+"""`segjax report`: write results as one HTML page."""
+
+import argparse
+from pathlib import Path
+
+from segjax.cli.arguments import add_results
+
+SUMMARY = "Write results as one page: tables, figures, predictions, configs and provenance"
+DETAILS = "The page needs no connection and no other file."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_results(parser, images=3)
+    parser.add_argument("--output", required=True, type=Path, metavar="FILE.html")
+
+
+def run(options: argparse.Namespace) -> None:
+    from segjax.report import page
+
+    count = 0 if options.no_predictions else options.count
+    rows = page.write(options.results, options.output, count=count, data_dir=options.data_dir)
+    print(f"{rows} rows in {options.output}")

@@ -1,0 +1,58 @@
+"""`segjax train`: train and test one run."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from segjax.cli.arguments import OVERRIDES, add_config
+from segjax.errors import UserError
+
+SUMMARY = "Train and test one run, or resume it"
+DETAILS = OVERRIDES
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add_config(parser)
+    add("--workdir", required=True, type=Path, help="the run directory")
+    add("--name", help="of the run (default: the config's name)")
+    add(
+        "--distributed",
+        action="store_true",
+        help="one process of several, as on a slice of TPU VMs; detected without it under Slurm "
+        "and from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    from segjax import config, train
+    from segjax.runs import compilation_cache, processes
+    from segjax.runs.experiment import Description
+
+    compilation_cache.turn_on()
+    processes.join(always=options.distributed)
+
+    overrides = config.parse_overrides(options.rest)
+    loaded = config.load(options.config, overrides)
+    experiment, fields = config.experiment_name(options.config), config.flat(loaded)
+    kept = {name: fields[name] for name in overrides if not config.incidental(name)}
+    description = Description(experiment, options.name or experiment, kept, options.shell)
+
+    try:
+        row = train.train(loaded, options.workdir, description)
+    except train.Stopped as stopped:
+        if processes.is_first():
+            print(f"segjax: {stopped}", file=sys.stderr)
+        return stopped.status
+    except train.Diverged as diverged:
+        print(f"segjax: {diverged}", file=sys.stderr)
+        return 1
+    except (UserError, OSError) as error:
+        processes.leave(error)
+
+    if processes.is_first():
+        print(
+            f"{row['split']} G {row['global_accuracy']:.1%}  C {row['class_accuracy']:.1%}  "
+            f"mIoU {row['mean_iou']:.1%}, written to {options.workdir / 'result.json'}"
+        )
+    return 0

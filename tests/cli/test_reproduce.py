@@ -1,0 +1,57 @@
+"""`segjax reproduce`: the dataset, the grid and the table by one command, which resumes."""
+
+import pytest
+
+from segjax.cli import reproduce
+from segjax.cli.main import main
+from support import ROOT, toy_grid
+
+
+@pytest.fixture
+def command(tmp_path, camvid_data_dir, monkeypatch):
+    spec = toy_grid.write(tmp_path, camvid_data_dir, [0.1], (0, 1))
+    monkeypatch.setenv("PYTHONPATH", str(toy_grid.TESTS))
+    workdir = tmp_path / "runs"
+    given = ["--config", spec, "--workdir", str(workdir), "--config.data.dataset=camvid"]
+    return ["reproduce", "camvid", *given]
+
+
+def test_it_trains_the_grid_and_prints_the_table_and_nothing_twice(command, capfd):
+    assert main([*command, "--time-limit", "1"]) == 75
+    assert "time limit reached, 2 to do" in capfd.readouterr().out
+    for _ in range(2):
+        assert main(command) == 0
+        out = capfd.readouterr().out
+        assert "2 of 2 runs are finished" in out
+        (ours,) = [line for line in out.splitlines() if line.startswith("| one_layer")]
+        assert "| ours" in ours
+        assert any(line.startswith("| SegNet") for line in out.splitlines())
+    assert out.count("finished already") == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--size", "small", "--config", "x.py"], "not allowed with argument"),
+        (["--size", "huge"], "argument --size: invalid choice"),
+        (["--config", "nowhere.py"], "config file nowhere.py does not exist"),
+        (["--time-limit", "0"], "argument --time-limit: expected seconds"),
+        (["--budget", "10"], "--budget"),
+        (["--config", str(ROOT / "experiments/quickstart.py")], "trains on streetscenes, expected"),
+        (["--config.model.widht=3"], "config has no field 'model.widht'"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["reproduce", "camvid", *arguments]) == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_without_the_repository_the_config_is_asked_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(reproduce, "GRIDS", {"camvid": "no_such_table"})
+    assert main(["reproduce", "camvid"]) == 2
+    assert "or --config" in capsys.readouterr().err
