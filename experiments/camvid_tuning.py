@@ -28,7 +28,7 @@ def get_config(size: str = "full") -> ConfigDict:
     if size == "crops":
         config.model.name = "segnet_basic"
         config.loss.class_weights = "none"
-        config.steps, config.eval_every, config.checkpoint_every = 250, 125, 125
+        config.steps, config.eval_every, config.checkpoint_every = 150, 150, 50
         config.ema_decay = 0.97
     elif size == "full":
         config.model.pretrained = recipes.VGG16
@@ -77,11 +77,9 @@ def crops() -> Iterator[dict[str, Any]]:
         "model.pretrained": recipes.VGG16,
         "seed": 0,
     }
-    scratch = {"model.name": "segnet_basic", "seed": 0}
+    scratch = {"model.name": "segnet_basic", "optimizer.learning_rate": 3e-3, "seed": 0}
     for rate in (3e-4, 1e-4, 1e-3):
         yield {**trunk, "optimizer.learning_rate": rate}
-    for weights in ("enet", "median_frequency"):
-        yield {**trunk, "optimizer.learning_rate": 3e-4, "loss.class_weights": weights}
-    for rate in (3e-3, 1e-3):
-        yield {**scratch, "optimizer.learning_rate": rate}
-    yield {**scratch, "optimizer.learning_rate": 3e-3, "loss.class_weights": "enet"}
+    yield {**trunk, "optimizer.learning_rate": 3e-4, "loss.class_weights": "enet"}
+    yield scratch
+    yield {**scratch, "loss.class_weights": "enet"}
