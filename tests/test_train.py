@@ -14,8 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
-from test_tracking import history
 
 from segjax import models, results, train
 from segjax.cli import main
@@ -27,11 +25,14 @@ from support.runs import (
     OneLayer,
     arrays,
     assert_same_bits,
+    assert_same_run,
     finish,
     saved_steps,
     small_config,
     start,
+    without_time,
 )
+from support.wandb_file import history
 
 STEPS = 40
 
@@ -79,33 +80,6 @@ def commands(scenes_data_dir):
     folder = scenes_data_dir.parent / "training"
     folder.mkdir(exist_ok=True)
     return Commands(folder, scenes_data_dir)
-
-
-def without_time(workdir):
-    times = ("seconds", "train/images_per_second")
-    return [
-        {name: value for name, value in row.items() if name not in times}
-        for row in read_metrics(workdir / "metrics.jsonl")
-    ]
-
-
-def assert_same_run(ours, theirs):
-    """All that a run leaves behind, but for what says when and how fast."""
-    for kind in ("latest", "best", "final"):
-        assert max(saved_steps(ours, kind)) == max(saved_steps(theirs, kind))
-        assert_same_bits(arrays(ours, kind), arrays(theirs, kind))
-    assert without_time(ours) == without_time(theirs)
-    (our_row,), (their_row,) = results.read([ours]), results.read([theirs])
-    own = {"command", "finished", "seconds", "overrides"}
-    assert {k: v for k, v in our_row.items() if k not in own} == {
-        k: v for k, v in their_row.items() if k not in own
-    }
-    ours, theirs = ours / "samples", theirs / "samples"
-    assert sorted(os.listdir(ours)) == sorted(os.listdir(theirs))
-    for picture in ours.iterdir():
-        np.testing.assert_array_equal(
-            np.asarray(Image.open(picture)), np.asarray(Image.open(theirs / picture.name))
-        )
 
 
 def newest(workdir, kind="latest"):

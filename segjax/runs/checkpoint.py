@@ -173,7 +173,7 @@ class Checkpoints:
             faults["best", best] = lost
         where = f"step {found[1]['steps']}" if found else "the beginning"
         for line in dict.fromkeys(faults.values()) if processes.is_first() else ():
-            _log.warning("%s; going on from %s", line, where)
+            _log.warning("%s; resuming from %s", line, where)
         # In this order: a kill between two of them changes nothing for the next start.
         for kind, step in [*faults, *(("final", step) for step in self._steps("final"))]:
             with self._writing(kind):

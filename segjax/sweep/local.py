@@ -6,7 +6,6 @@ again, and several may work on one workdir.
 
 import contextlib
 import dataclasses
-import fcntl
 import math
 import os
 import signal
@@ -19,11 +18,12 @@ from typing import IO
 
 from rich.console import Console
 
+from segjax import locks
 from segjax.errors import UserError
 from segjax.files import write_whole
 from segjax.runs import compilation_cache, experiment
 from segjax.sweep import display, grids
-from segjax.sweep.status import LOCKS, cause, is_held, last_line
+from segjax.sweep.status import LOCKS, cause, last_line
 
 # A killed sweep leaves no run behind, which its next start would find in use: on Linux the run asks
 # for the SIGKILL that it may get at any instant (PR_SET_PDEATHSIG is 1), unless it is too late to.
@@ -255,20 +255,15 @@ def visible_gpus(environment: Mapping[str, str]) -> list[str]:
 
 
 def claim(folder: Path) -> IO[str] | None:
-    """A file whose lock says that this sweep runs this run, or none where another process does."""
+    """Claim a run for this sweep: return a locked file, or None where another process has it."""
     folder.mkdir(parents=True, exist_ok=True)
     sweeping, training = (folder / name for name in LOCKS)
-    file = sweeping.open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
+    held = locks.acquire(sweeping)
     # No sweep starts it now, so that looking at its lock is in nobody's way; one may have ended it.
-    if is_held(training) or (folder / "result.json").exists():
-        file.close()
+    if held and (locks.is_held(training) or (folder / "result.json").exists()):
+        held.close()
         return None
-    return file
+    return held
 
 
 def python(cores: Sequence[int] = ()) -> list[str]:

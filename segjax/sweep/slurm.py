@@ -8,7 +8,6 @@ jobs of that script, so that those submitted by hand are known as well.
 import contextlib
 import dataclasses
 import datetime
-import fcntl
 import json
 import shlex
 import subprocess
@@ -16,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from segjax import config as configs
+from segjax import locks
 from segjax.errors import UserError
 from segjax.files import write_whole
 from segjax.runs import experiment
@@ -259,6 +259,7 @@ def _call(program, *arguments):
 def _locked(workdir: Path) -> Iterator[None]:
     """One submission at a time, so that no run gets two jobs."""
     (workdir / SCRIPT).parent.mkdir(parents=True, exist_ok=True)
-    with (workdir / SCRIPT).with_name(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    lock = locks.acquire((workdir / SCRIPT).with_name(".lock"), wait=None)
+    assert lock  # it has waited
+    with lock:
         yield

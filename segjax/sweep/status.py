@@ -4,7 +4,6 @@ Nothing here needs the process that runs them, and nothing is written.
 """
 
 import dataclasses
-import fcntl
 import json
 import os
 import re
@@ -14,6 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from segjax import locks
 from segjax.errors import UserError
 from segjax.runs import experiment
 from segjax.sweep.grids import Point
@@ -83,19 +83,7 @@ def snapshot(grid: Sequence[Point], workdir: Path) -> list[Status]:
 
 def in_use(folder: Path) -> bool:
     """Whether a sweep or a training has this folder now."""
-    return any(is_held(folder / name) for name in LOCKS)
-
-
-def is_held(path: Path) -> bool:
-    """Whether another process, or another part of this one, holds the lock of this file."""
-    try:
-        with path.open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
+    return any(locks.is_held(folder / name) for name in LOCKS)
 
 
 def cause(said: str) -> str:

@@ -29,15 +29,14 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from support.runs import OneLayer, finish, saved_steps, start
+from support.wandb_file import history
+from support.runs import assert_same_run, OneLayer, finish, saved_steps, start
 from segjax.cli import main
 from segjax import models, results, train
 from segjax.runs import tracking
 from segjax.runs.checkpoint import Checkpoints
 from segjax.errors import UserError
 from segjax.runs.tracking import MetricsLog, read_metrics
-from test_tracking import history
-from test_train import assert_same_run
 
 # What Orbax leaves behind where a save or a restore fails complains when it is collected, which in
 # a process of our own nobody hears, and in a later test would be heard.
@@ -267,7 +266,7 @@ def test_a_checkpoint_that_is_cut_off_is_made_again(command, stopped, undisturbe
     assert status == 0
     (line,) = said.splitlines()
     assert line.startswith(f"checkpoint {damaged[-1]} is damaged, or not of this model: ")
-    assert line.endswith("; going on from step 1")
+    assert line.endswith("; resuming from step 1")
     assert_same_run(stopped, undisturbed)
 
 
@@ -312,7 +311,7 @@ def test_a_second_run_in_a_workdir_is_refused_and_the_first_unharmed(
 ):
     first = start_alone(spec, stopped)
     begun = first.stdout.readline()  # it has the workdir, and compiles
-    assert begun.endswith("going on from step 2\n"), first.communicate()
+    assert begun.endswith("resumed at step 2\n"), first.communicate()
     said = f"segjax: workdir {stopped} is in use by another process\n"
     assert command(stopped) == (2, said)
     assert not (stopped / "result.json").exists(), "the first ended before the second began"

@@ -146,7 +146,7 @@ def test_each_opens_the_checkpoint_of_the_other_and_counts_the_same(
     for name in ("result.json", "result.npz"):
         (workdir / name).unlink()
     (_, said, _), *_ = training.run(workdir, processes)
-    assert f"going on from step {STEPS}" in said
+    assert f"resumed at step {STEPS}" in said
     # Five test images in batches of four: the last is filled up, and some have nothing of it.
     made, expected = counts(workdir), counts(saved)
     assert made["confusion"].shape[0] == 5
@@ -170,7 +170,7 @@ def test_all_save_at_the_same_step_when_any_is_told_to_stop(training, of_two, tm
     assert max(saved_steps(workdir, "latest")) == int(said) < STEPS
     assert "stopped" not in ends[1][2]
     (_, said, _), _ = training.run(workdir)
-    assert "going on from step" in said
+    assert "resumed at step" in said
     for kind in ("latest", "best", "final"):
         assert_same_bits(arrays(workdir, kind), arrays(of_two[0], kind))
     assert [row["train/loss"] for row in rows(workdir)] == [

@@ -10,10 +10,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import linen as nn
 from ml_collections import ConfigDict
+from PIL import Image
 
+from segjax import results
 from segjax.config import default
 from segjax.models.layers import ConvBlock
 from segjax.runs.experiment import Description
+from segjax.runs.tracking import read_metrics
 
 DESCRIPTION = Description("tiny", "tiny", {}, "segjax train")
 
@@ -121,3 +124,30 @@ def small_config(data_dir, **changed):
     config.augment.scale = (1.0, 1.0)  # what compiles slowest
     config.steps, config.eval_every, config.checkpoint_every = 4, 2, 2
     return change(config, **changed)
+
+
+def without_time(workdir):
+    times = ("seconds", "train/images_per_second")
+    return [
+        {name: value for name, value in row.items() if name not in times}
+        for row in read_metrics(workdir / "metrics.jsonl")
+    ]
+
+
+def assert_same_run(ours, theirs):
+    """All that a run leaves behind, but for what says when and how fast."""
+    for kind in ("latest", "best", "final"):
+        assert max(saved_steps(ours, kind)) == max(saved_steps(theirs, kind))
+        assert_same_bits(arrays(ours, kind), arrays(theirs, kind))
+    assert without_time(ours) == without_time(theirs)
+    (our_row,), (their_row,) = results.read([ours]), results.read([theirs])
+    own = {"command", "finished", "seconds", "overrides"}
+    assert {k: v for k, v in our_row.items() if k not in own} == {
+        k: v for k, v in their_row.items() if k not in own
+    }
+    ours, theirs = ours / "samples", theirs / "samples"
+    assert sorted(os.listdir(ours)) == sorted(os.listdir(theirs))
+    for picture in ours.iterdir():
+        np.testing.assert_array_equal(
+            np.asarray(Image.open(picture)), np.asarray(Image.open(theirs / picture.name))
+        )

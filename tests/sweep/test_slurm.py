@@ -172,7 +172,7 @@ def test_a_cancelled_run_stays_so_until_it_is_asked_for(cluster, tmp_path, scene
     cluster.call("sbatch", "--array=1", own.workdir / slurm_script.SCRIPT)
     assert own.act("resubmit") == "nothing to submit: 1 finished, 1 in the queue\n"
     own.wait_for_all()
-    assert f"going on from step {stopped}" in own.log(0)
+    assert f"resumed at step {stopped}" in own.log(0)
     assert "2 runs: 2 finished" in own.act("status")
     assert own.act("resubmit") == "nothing to submit: 2 finished\n"
 
@@ -243,7 +243,7 @@ def test_what_ends_a_start_of_two_processes_leaves_no_trace(
     for name in DISTURBANCES:
         with subtests.test(name):
             log = own.log(name)
-            (step,) = re.findall(r"cpu x2 of 2 processes, going on from step (\d+)", log)
+            (step,) = re.findall(r"cpu x2 of 2 processes, resumed at step (\d+)", log)
             if name in ("node", "process"):  # without a word
                 assert int(step) % 10 == 0 < int(step)
                 assert "stopped by" not in log

@@ -1,0 +1,47 @@
+"""Pictures of validation images with their predictions, as training goes on."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from segjax.data import pictures
+from segjax.data.datasets import DatasetInfo
+
+COUNT = 4
+
+
+def draw(
+    workdir: Path,
+    step: int,
+    info: DatasetInfo,
+    examples: dict[str, np.ndarray],
+    predict: Callable[[np.ndarray], np.ndarray],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Draw `COUNT` images, evenly spaced in a split, into workdir/samples/STEP.png.
+
+    Args:
+      workdir: the run directory.
+      step: steps of training done.
+      info: the dataset.
+      examples: the split in memory: image (N, H, W, C) and label (N, H, W), uint8.
+      predict: f(images) -> labels.
+
+    Returns:
+      The images, their predictions and their labels.
+    """
+    count = len(examples["label"])
+    places = np.linspace(0, count - 1, min(COUNT, count)).round().astype(int)
+    images, truths = examples["image"][places], examples["label"][places]
+    predictions = predict(images)
+    rows = [
+        [
+            image,
+            pictures.colourise(truth, info.palette),
+            pictures.colourise(prediction, info.palette),
+        ]
+        for image, truth, prediction in zip(images, truths, predictions, strict=True)
+    ]
+    picture = pictures.grid(rows, ["image", "truth", f"step {step}"])
+    pictures.save(workdir / "samples" / f"{step:07d}.png", picture)
+    return images, predictions, truths
