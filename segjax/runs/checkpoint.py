@@ -22,8 +22,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from segjax.runs import processes
 from segjax.errors import UserError
+from segjax.runs import processes
 
 _log = logging.getLogger(__name__)
 

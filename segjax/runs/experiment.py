@@ -13,12 +13,12 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from segjax import config as configs
-from segjax.data import datasets, loader
-from segjax.training import losses, optimizers, parallel, steps
 from segjax import models
-from segjax.runs.checkpoint import Checkpoints
+from segjax.data import datasets, loader
 from segjax.errors import UserError
 from segjax.files import write_whole
+from segjax.runs.checkpoint import Checkpoints
+from segjax.training import losses, optimizers, parallel, steps
 
 
 @dataclasses.dataclass(frozen=True)

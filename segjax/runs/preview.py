@@ -6,8 +6,8 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from segjax.runs import experiment
 from segjax.data import loader, pictures
+from segjax.runs import experiment
 
 
 def preview(config: ConfigDict, count: int) -> Image.Image:

@@ -10,7 +10,6 @@ import functools
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -65,4 +64,3 @@ class Phases:
         if self._path:
             schema.append(self._path, row)
         self._mark()
-

@@ -8,11 +8,11 @@ import numpy as np
 import optax
 import pytest
 
-from support.runs import arrays, assert_same_bits, saved_steps
-from segjax.training import parallel
-from segjax.runs.checkpoint import Checkpoints, abstract
 from segjax.errors import UserError
+from segjax.runs.checkpoint import Checkpoints, abstract
+from segjax.training import parallel
 from segjax.training.steps import TrainState
+from support.runs import arrays, assert_same_bits, saved_steps
 
 # Where a restore fails Orbax leaves coroutines behind, and what they say when they are collected is
 # not of the test that is then running.

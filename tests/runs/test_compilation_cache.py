@@ -6,10 +6,10 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
-from support import toy_grid
-from support.runs import arrays, assert_same_bits
 from segjax.runs import compilation_cache
 from segjax.sweep import grids
+from support import toy_grid
+from support.runs import arrays, assert_same_bits
 
 DIRECTORY = "jax_compilation_cache_dir"
 LEAST_SECONDS = "jax_persistent_cache_min_compile_time_secs"

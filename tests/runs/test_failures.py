@@ -29,14 +29,14 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from support.wandb_file import history
-from support.runs import assert_same_run, OneLayer, finish, saved_steps, start
-from segjax.cli import main
 from segjax import models, results, train
+from segjax.cli import main
+from segjax.errors import UserError
 from segjax.runs import tracking
 from segjax.runs.checkpoint import Checkpoints
-from segjax.errors import UserError
 from segjax.runs.tracking import MetricsLog, read_metrics
+from support.runs import OneLayer, assert_same_run, finish, saved_steps, start
+from support.wandb_file import history
 
 # What Orbax leaves behind where a save or a restore fails complains when it is collected, which in
 # a process of our own nobody hears, and in a later test would be heard.

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from support.runs import tiny_config
-from segjax.data import pictures
 from segjax.cli.main import main
+from segjax.data import pictures
 from segjax.runs.preview import preview
+from support.runs import tiny_config
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from support.runs import arrays, assert_same_bits, saved_steps, start
-from segjax.runs import processes
 from segjax.errors import UserError
 from segjax.files import write_whole
+from segjax.runs import processes
 from segjax.runs.tracking import read_metrics
+from support.runs import arrays, assert_same_bits, saved_steps, start
 
 STEPS = 20
 

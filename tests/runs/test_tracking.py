@@ -1,10 +1,8 @@
 import json
 import logging
 import math
-import struct
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
