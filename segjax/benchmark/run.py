@@ -70,7 +70,7 @@ class Plan:
         ]
 
     def _options(self, name: str) -> dict[str, Any]:
-        fields = {field.name for field in dataclasses.fields(models.MODELS[name])}
+        fields = {field.name for field in dataclasses.fields(models.find(name))}
         of_all = {k: v for k, v in self.options.items() if k in fields}
         own = {k.removeprefix(f"{name}."): v for k, v in self.options.items()}
         return of_all | {k: v for k, v in own.items() if f"{name}.{k}" in self.options}

@@ -294,7 +294,7 @@ def config_of(
         "model.name": model,
         "precision": precision,
         "data.resolution": tuple(resolution),
-        "data.patches": PATCHES if hasattr(models.MODELS.get(model), "patch_size") else 0,
+        "data.patches": PATCHES if hasattr(models.find(model), "patch_size") else 0,
         "batch_size": batch,
         "optimizer.learning_rate": LEARNING_RATE,
         "optimizer.weight_decay": 5e-4,

@@ -26,6 +26,7 @@ from flax import linen as nn
 from segjax.errors import UserError
 from segjax.models import vgg
 from segjax.models.layers import BatchNorm, Conv, ConvBlock, ConvTranspose
+from segjax.models.options import Positive
 from segjax.ops.pooling import max_pool_with_indices, max_unpool
 
 gaussian = nn.initializers.normal(0.01)
@@ -68,9 +69,9 @@ class DeconvNet(nn.Module):
     """
 
     num_classes: int
-    width: int = vgg.WIDTH  # features of the first stage; the others have 2, 4, 8 and 8 times that
-    fc_width: int = 4096  # features of fc6 and fc7
-    fc_kernel: int = 7  # side of fc6's kernel and its inverse's, in pixels of stride 32
+    width: Positive = vgg.WIDTH  # features of stage 1; stages 2 to 5 have 2, 4, 8 and 8 times that
+    fc_width: Positive = 4096  # features of fc6 and fc7
+    fc_kernel: Positive = 7  # side of fc6's kernel and its inverse's, in pixels of stride 32
     dtype: Any = jnp.float32
     axis_name: str | None = None
 

@@ -27,7 +27,7 @@ Deviations:
   benchmark.
 """
 
-from typing import Any, ClassVar
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -35,8 +35,11 @@ from flax import linen as nn
 
 from segjax.models import vgg
 from segjax.models.layers import Conv, ConvBlock
+from segjax.models.options import Positive, Positives, Probability
 from segjax.ops.pooling import max_pool
 from segjax.ops.upsampling import bilinear_conv_transpose
+
+OutputStride = Literal[32, 16, 8]
 
 
 class DeepLabLargeFOV(nn.Module):
@@ -46,14 +49,12 @@ class DeepLabLargeFOV(nn.Module):
     authors' files.
     """
 
-    CHOICES: ClassVar[dict[str, tuple]] = {"output_stride": (32, 16, 8)}
-
     num_classes: int
-    output_stride: int = 8  # pixels of the image between two scores
-    rate: int = 12  # dilation of fc6, in scores of output stride 8
-    width: int = vgg.WIDTH  # features of the first stage; the others have 2, 4, 8 and 8 times that
-    fc_width: int = 1024  # features of fc6 and fc7
-    dropout: float = 0.5  # probability, after fc6 and fc7
+    output_stride: OutputStride = 8  # pixels of the image between two scores
+    rate: Positive = 12  # dilation of fc6, in scores of output stride 8
+    width: Positive = vgg.WIDTH  # features of stage 1; stages 2 to 5 have 2, 4, 8 and 8 times that
+    fc_width: Positive = 1024  # features of fc6 and fc7
+    dropout: Probability = 0.5  # after fc6 and fc7
     batch_norm: bool = False  # after every convolution but the scores'
     dtype: Any = jnp.float32
     axis_name: str | None = None
@@ -74,14 +75,12 @@ class DeepLabASPP(nn.Module):
     files.
     """
 
-    CHOICES: ClassVar[dict[str, tuple]] = {"output_stride": (32, 16, 8)}
-
     num_classes: int
-    output_stride: int = 8  # pixels of the image between two scores
-    rates: tuple[int, ...] = (6, 12, 18, 24)  # dilation of each fc6, in scores of output stride 8
-    width: int = vgg.WIDTH  # features of the first stage; the others have 2, 4, 8 and 8 times that
-    fc_width: int = 1024  # features of each fc6 and fc7
-    dropout: float = 0.5  # probability, after fc6 and fc7
+    output_stride: OutputStride = 8  # pixels of the image between two scores
+    rates: Positives = (6, 12, 18, 24)  # dilation of each fc6, in scores of output stride 8
+    width: Positive = vgg.WIDTH  # features of stage 1; stages 2 to 5 have 2, 4, 8 and 8 times that
+    fc_width: Positive = 1024  # features of each fc6 and fc7
+    dropout: Probability = 0.5  # after fc6 and fc7
     batch_norm: bool = False  # after every convolution but the scores'
     dtype: Any = jnp.float32
     axis_name: str | None = None

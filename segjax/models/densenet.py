@@ -19,6 +19,7 @@ from flax import linen as nn
 
 from segjax.errors import UserError
 from segjax.models.layers import BatchNorm, Conv, ConvTranspose
+from segjax.models.options import Positive, Positives, Probability
 from segjax.ops.concatenation import concatenate
 from segjax.ops.pooling import max_pool
 
@@ -37,10 +38,10 @@ class FCDenseNet56(nn.Module):
     """
 
     num_classes: int
-    layers: tuple[int, ...] = (4, 4, 4, 4, 4, 4)  # of each dense block from the finest, going down
-    growth: int = 12  # maps that a layer adds
-    width: int = 48  # maps of the first convolution
-    dropout: float = 0.2  # probability, after each convolution of a dense block or transition down
+    layers: Positives = (4, 4, 4, 4, 4, 4)  # of each dense block from the finest, going down
+    growth: Positive = 12  # maps that a layer adds
+    width: Positive = 48  # maps of the first convolution
+    dropout: Probability = 0.2  # after each convolution of a dense block or transition down
     dtype: Any = jnp.float32
     axis_name: str | None = None
 
@@ -97,15 +98,15 @@ class FCDenseNet56(nn.Module):
 class FCDenseNet67(FCDenseNet56):
     """FC-DenseNet67: 3,463,243 parameters at 11 classes."""
 
-    layers: tuple[int, ...] = (5, 5, 5, 5, 5, 5)
-    growth: int = 16
+    layers: Positives = (5, 5, 5, 5, 5, 5)
+    growth: Positive = 16
 
 
 class FCDenseNet103(FCDenseNet56):
     """FC-DenseNet103: 9,322,091 parameters at 11 classes."""
 
-    layers: tuple[int, ...] = (4, 5, 7, 10, 12, 15)
-    growth: int = 16
+    layers: Positives = (4, 5, 7, 10, 12, 15)
+    growth: Positive = 16
 
 
 class PreActivation(nn.Module):

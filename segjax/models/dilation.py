@@ -22,7 +22,7 @@ Deviations:
 - `width` and `fc_width` scale the front end; the paper's network has 64 and 4096.
 """
 
-from typing import Any, ClassVar
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ from flax import linen as nn
 
 from segjax.models import vgg
 from segjax.models.layers import Conv, ConvBlock
+from segjax.models.options import NotNegative, Positive, Probability
 from segjax.ops.padding import mirror
 from segjax.ops.pooling import max_pool_with_indices
 from segjax.ops.upsampling import bilinear_conv_transpose
@@ -55,14 +56,13 @@ class Dilation8(nn.Module):
     of `CONTEXT` and ctx_final, as in the authors' files.
     """
 
-    CHOICES: ClassVar[dict[str, tuple]] = {"context": ("none", "basic", "large")}
-
     num_classes: int
-    context: str = "basic"  # basic: as many maps as classes; large: up to 32 times that; none
-    noise: float = 0.01  # standard deviation around the identity that the context module starts as
-    width: int = vgg.WIDTH  # features of the first stage; the others have 2, 4, 8 and 8 times that
-    fc_width: int = 4096  # features of fc6 and fc7
-    dropout: float = 0.5  # probability, after fc6 and fc7
+    # basic: as many maps as classes; large: up to 32 times that; none: the front end alone
+    context: Literal["none", "basic", "large"] = "basic"
+    noise: NotNegative = 0.01  # standard deviation around the identity, the context's first value
+    width: Positive = vgg.WIDTH  # features of stage 1; stages 2 to 5 have 2, 4, 8 and 8 times that
+    fc_width: Positive = 4096  # features of fc6 and fc7
+    dropout: Probability = 0.5  # after fc6 and fc7
     batch_norm: bool = False  # after the convolutions of the front end; not the authors'
     dtype: Any = jnp.float32
     axis_name: str | None = None

@@ -21,7 +21,7 @@ Deviations:
   `width` and `fc_width`.
 """
 
-from typing import Any, ClassVar
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ from flax import linen as nn
 
 from segjax.models import vgg
 from segjax.models.layers import Conv, ConvBlock, ConvTranspose, bilinear_diagonal
+from segjax.models.options import Positive, Probability
 from segjax.ops.pooling import max_pool_with_indices
 from segjax.ops.upsampling import bed_of_nails, bilinear_conv_transpose, nearest
 
@@ -39,24 +40,23 @@ SKIPS = {4: ("upscore2", 5, 1e-2), 3: ("upscore_pool4", 9, 1e-4), 2: ("upscore_p
 OFFSETS = {32: 19, 16: 27, 8: 31, 4: 33}
 
 
+Padding = Literal["pad100", "same"]
+Upsampling = Literal["bilinear", "learnt", "nearest", "bed_of_nails"]
+
+
 class FCN(nn.Module):
     """What the four have in common."""
 
-    CHOICES: ClassVar[dict[str, tuple]] = {
-        "padding": ("pad100", "same"),
-        "upsampling": ("bilinear", "learnt", "nearest", "bed_of_nails"),
-    }
-
     num_classes: int
-    padding: str = "pad100"  # pad100: as published; same: every convolution keeps its size
+    padding: Padding = "pad100"  # pad100: as published; same: every convolution keeps its size
     # bilinear: fixed; learnt: the same kernels, dense and free to change; nearest: repetition;
     # bed_of_nails: for each factor of 2, zeros between the pixels and a learnt 3x3 convolution
     # without bias, bilinear at first.
-    upsampling: str = "bilinear"
+    upsampling: Upsampling = "bilinear"
     batch_norm: bool = False  # after every convolution but the scores'
-    dropout: float = 0.5  # probability, after fc6 and fc7
-    width: int = vgg.WIDTH  # features of the first stage; the others have 2, 4, 8 and 8 times that
-    fc_width: int = 4096  # features of fc6 and fc7
+    dropout: Probability = 0.5  # after fc6 and fc7
+    width: Positive = vgg.WIDTH  # features of stage 1; stages 2 to 5 have 2, 4, 8 and 8 times that
+    fc_width: Positive = 4096  # features of fc6 and fc7
     dtype: Any = jnp.float32
     axis_name: str | None = None
 

@@ -30,6 +30,7 @@ from flax import linen as nn
 
 from segjax.errors import UserError
 from segjax.models.layers import Conv, ConvBlock
+from segjax.models.options import Positive, Positives
 from segjax.ops.padding import mirror
 from segjax.ops.pooling import max_pool
 
@@ -45,9 +46,9 @@ class PatchCNN(nn.Module):
     """
 
     num_classes: int
-    kernel_sizes: tuple[int, ...] = (4, 5, 4, 4)  # pixels, of each level; a 2x2 pool ends a level
-    width: int = 48  # features of every level
-    fc_width: int = 200  # units of the fully connected layer
+    kernel_sizes: Positives = (4, 5, 4, 4)  # pixels, of each level; a 2x2 pool ends a level
+    width: Positive = 48  # features of every level
+    fc_width: Positive = 200  # units of the fully connected layer
     dtype: Any = jnp.float32
     axis_name: str | None = None
 

@@ -24,7 +24,7 @@ arXiv 1511.02680, dropped units at the places of `bayesian_segnet_train.prototxt
 """
 
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,7 @@ from flax import linen as nn
 
 from segjax.models import vgg
 from segjax.models.layers import Conv, ConvBlock, ConvTranspose, bilinear_diagonal
+from segjax.models.options import Positive, Probability
 from segjax.ops.pooling import max_pool_with_indices, max_unpool
 from segjax.ops.upsampling import bed_of_nails, bilinear, nearest
 
@@ -44,8 +45,8 @@ class SegNet(nn.Module):
     """
 
     num_classes: int
-    width: int = 64  # features of the first stage; the others have 2, 4, 8 and 8 times that
-    dropout: float = 0.0  # probability; after pools 3 to 5, conv5_1_D, conv4_1_D and conv3_1_D
+    width: Positive = 64  # features of stage 1; stages 2 to 5 have 2, 4, 8 and 8 times that
+    dropout: Probability = 0.0  # after pools 3 to 5, conv5_1_D, conv4_1_D and conv3_1_D
     dtype: Any = jnp.float32
     axis_name: str | None = None
 
@@ -81,7 +82,7 @@ class SegNet(nn.Module):
 class BayesianSegNet(SegNet):
     """SegNet that drops half of its deeper features, in training and when it is sampled."""
 
-    dropout: float = 0.5
+    dropout: Probability = 0.5
 
 
 class Level(NamedTuple):
@@ -99,7 +100,7 @@ class Basic(nn.Module):
     """
 
     num_classes: int
-    width: int = 64  # features of every level
+    width: Positive = 64  # features of every level
     dtype: Any = jnp.float32
     axis_name: str | None = None
 
@@ -135,6 +136,9 @@ class Basic(nn.Module):
         return Conv(self.num_classes, 1, dtype=self.dtype, name=name)(x)
 
 
+Upsampling = Literal["unpool", "bed_of_nails", "nearest", "bilinear", "learnt"]
+
+
 class SegNetBasic(Basic):
     """The small SegNet of the ablations: four 7x7 levels of equal width and a linear decoder.
 
@@ -142,15 +146,11 @@ class SegNetBasic(Basic):
     Parameters: conv{level}, conv_decode{level} and conv_classifier, as in the authors' files.
     """
 
-    CHOICES: ClassVar[dict[str, tuple]] = {
-        "upsampling": ("unpool", "bed_of_nails", "nearest", "bilinear", "learnt")
-    }
-
-    dropout: float = 0.0  # probability; after pools 3 and 4, conv_decode4 and conv_decode3
+    dropout: Probability = 0.0  # after pools 3 and 4, conv_decode4 and conv_decode3
     # Of the decoder, before its convolutions. unpool: by the indices of the maxima; bed_of_nails:
     # at the top left of each window; nearest; bilinear; learnt: a transposed convolution of 4x4
     # without bias, bilinear at first (upsample{level}).
-    upsampling: str = "unpool"
+    upsampling: Upsampling = "unpool"
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
@@ -194,4 +194,4 @@ class SegNetBasic(Basic):
 class BayesianSegNetBasic(SegNetBasic):
     """SegNet-Basic that drops half of its deeper features, in training and when it is sampled."""
 
-    dropout: float = 0.5
+    dropout: Probability = 0.5

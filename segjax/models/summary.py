@@ -155,7 +155,7 @@ def receptive_field(name: str, side: int) -> tuple[int, int]:
       name: of the architecture.
       side: of the image, in pixels; a field as large may be larger.
     """
-    fields = {field.name: field.default for field in dataclasses.fields(models.MODELS[name])}
+    fields = {field.name: field.default for field in dataclasses.fields(models.find(name))}
     narrow: dict[str, Any] = {width: 2 for width in WIDTHS if width in fields}
     # On the CPU compiling for speed takes longer than these few calls.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None

@@ -20,7 +20,7 @@ Deviations:
 """
 
 import functools
-from typing import Any, ClassVar
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ from flax import linen as nn
 
 from segjax.errors import UserError
 from segjax.models.layers import Conv, ConvBlock, ConvTranspose
+from segjax.models.options import Positive, Probability
 from segjax.ops.concatenation import concatenate
 from segjax.ops.padding import mirror
 from segjax.ops.pooling import max_pool
@@ -47,14 +48,13 @@ class UNet(nn.Module):
     """
 
     num_classes: int
-    width: int = 64  # features of the first level; each level below has twice those above
-    padding: str = "valid"  # of the convolutions: "valid" takes 92 pixels from each side, or "same"
+    width: Positive = 64  # features of the first level; each level below has twice those above
+    # Of the convolutions: "valid" takes 92 pixels from each side, "same" takes none.
+    padding: Literal["valid", "same"] = "valid"
     batch_norm: bool = False  # after each 3x3 convolution
-    dropout: float = 0.5  # rate
+    dropout: Probability = 0.5
     dtype: Any = jnp.float32
     axis_name: str | None = None
-
-    CHOICES: ClassVar[dict[str, tuple]] = {"padding": ("valid", "same")}
 
     def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
         logits = self.unmirrored(_mirrored(image, self.padding), train=train)

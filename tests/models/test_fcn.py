@@ -5,6 +5,7 @@ import itertools
 import math
 from fractions import Fraction
 from pathlib import Path
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -122,7 +123,7 @@ def test_sizes_of_the_maps_for_camvid():
 
 # Sides whose map with pad100 just divides by 32 (26, 58) or just does not (27, 59), and by 8.
 @pytest.mark.parametrize("name", STRIDES)
-@pytest.mark.parametrize("padding", fcn.FCN.CHOICES["padding"])
+@pytest.mark.parametrize("padding", get_args(fcn.Padding))
 def test_any_size_fits(name, padding):
     for upsampling, size in [
         ("bilinear", (1, 33)),
@@ -230,7 +231,7 @@ def test_scores_are_zero_at_first():
     assert np.std(kernel) == pytest.approx(math.sqrt(2 / (9 * 4)), rel=0.2)
 
 
-@pytest.mark.parametrize("padding", fcn.FCN.CHOICES["padding"])
+@pytest.mark.parametrize("padding", get_args(fcn.Padding))
 @pytest.mark.parametrize("factor", [2, 8])
 def test_upsampling_starts_as_interpolation_in_the_frame_of_caffe(padding, factor):
     class Upsample(fcn.FCN):
@@ -240,7 +241,7 @@ def test_upsampling_starts_as_interpolation_in_the_frame_of_caffe(padding, facto
 
     x = np.random.default_rng(0).normal(size=(1, 5, 4, 2)).astype(np.float32)
     results = {}
-    for upsampling in fcn.FCN.CHOICES["upsampling"]:
+    for upsampling in get_args(fcn.Upsampling):
         model = Upsample(2, padding=padding, upsampling=upsampling)
         results[upsampling] = np.asarray(model.init_with_output(jax.random.key(0), x)[0])[0]
     border = factor // 2 if padding == "pad100" else 0

@@ -251,10 +251,9 @@ def test_an_unknown_model_is_refused():
         models.create("segnett", 11)
 
 
-@pytest.mark.parametrize("option", ["num_classes", "parent", "name"])
-def test_what_is_no_option_is_refused(option):
-    with pytest.raises(UserError, match=f"^unknown option '{option}' of model segnet; known: "):
-        models.create("segnet", 11, **{option: 1})
+def test_what_is_no_option_is_refused():
+    with pytest.raises(UserError, match=r"^unknown option 'parent' of model segnet; known: "):
+        models.create(name="segnet", num_classes=11, parent=1)
 
 
 @pytest.mark.parametrize("value", [0, -1, 2.0, "4", True])

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 from flax import linen as nn
 
 from segjax import models
+from segjax.models import segnet
 from segjax.models.segnet import Level, SegNetBasic
 from segjax.ops.pooling import max_pool_with_indices
 
@@ -155,7 +157,7 @@ class Upsampling(SegNetBasic):
 
 
 @pytest.mark.parametrize("size", [(6, 8), (5, 7)])
-@pytest.mark.parametrize("upsampling", SegNetBasic.CHOICES["upsampling"])
+@pytest.mark.parametrize("upsampling", get_args(segnet.Upsampling))
 def test_what_the_decoder_upsamples_by(upsampling, size):
     """Between two levels of one channel, by a way of its own for each, from worked examples."""
     rng = np.random.default_rng(0)
