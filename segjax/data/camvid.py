@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from segjax.data import builders, png, statistics
+from segjax.data import builders, statistics
 from segjax.errors import UserError
 
 CLASS_NAMES = (
@@ -211,7 +211,7 @@ class CamVid(tfds.core.GeneratorBasedBuilder):
         for index, name in enumerate(builders.progress(names, f"writing {split}")):
             image = (folder / split / name).read_bytes()
             label = with_void(read_png(folder / f"{split}annot" / name, "L"))
-            yield index, builders.record(image, png.encode(label), Path(name).stem)
+            yield index, builders.record(image, builders.encode_png(label), Path(name).stem)
 
 
 def builder(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from segjax.data import builders, png, statistics
+from segjax.data import builders, statistics
 from segjax.errors import UserError
 
 # Membrane first: it is the background that U-Net's weight map wants between its objects.
@@ -116,7 +116,8 @@ class Isbi2012(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, folder: Path, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
         for index, number in enumerate(builders.progress(SPLITS[split], f"writing {split}")):
             image, label = read_slice(folder, number)
-            image_png, label_png = png.encode(image[..., 0]), png.encode(label)
+            image_png = builders.encode_png(image[..., 0])
+            label_png = builders.encode_png(label)
             yield index, builders.record(image_png, label_png, f"slice_{number:02d}")
 
 

@@ -97,7 +97,7 @@ def test_a_set_that_was_tampered_with_is_named(data_dir):
 def test_building_is_quiet_and_needs_no_tensorflow(tmp_path):
     program = """
 import sys
-from segjax import datasets
+from segjax.data import datasets
 datasets.streetscenes.SPLITS = {"train": range(2), "val": range(2, 3), "test": range(3, 4)}
 source = datasets.open_split("streetscenes", "val", data_dir=sys.argv[1], resolution=(24, 32))
 assert source[0]["image"].shape == (24, 32, 3)

@@ -7,7 +7,8 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from segjax.data import builders, camvid, png, statistics
+from segjax.data import builders, camvid, statistics
+from segjax.data.streetscenes import scene
 from segjax.errors import UserError
 
 CLASS_NAMES = camvid.CLASS_NAMES
@@ -61,16 +62,12 @@ class StreetScenes(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(
         self, split: str, indices: range
     ) -> Iterator[tuple[int, dict[str, Any]]]:
-        from segjax.data.streetscenes import (
-            scene,  # it draws with Pillow, which nothing else here needs
-        )
-
         config = self.builder_config
         tally = statistics.Tally(len(CLASS_NAMES))
         for index in builders.progress(indices, f"drawing {split}"):
             image, label = scene.render(SEED, index, config.height, config.width)
             tally.add(image, label)
-            image_png, label_png = png.encode(image), png.encode(label)
+            image_png, label_png = builders.encode_png(image), builders.encode_png(label)
             yield index, builders.record(image_png, label_png, f"scene_{index:05d}")
         self.info.metadata[split] = tally.to_metadata()
 
