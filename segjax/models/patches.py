@@ -8,8 +8,7 @@ convolution and 2x2 max pooling, 200 fully connected units.
 It trains on patches, and labels whole images fully convolutionally with the same weights: where the
 window moves by one pixel, a pool of stride 2 must be taken at every offset, so it gets stride 1 and
 all layers after it are dilated by 2 more (the paper's "Fast image scanning", arXiv 1302.1700, cuts
-the maps into fragments instead). Beyond the border the image is mirrored. `sliding_window` does it
-as it was done, and gives the same logits; `multiply_adds` says what that costs.
+the maps into fragments instead). Beyond the border the image is mirrored.
 
 Deviations:
 
@@ -20,12 +19,10 @@ Deviations:
   `loss.class_weights` does what that is for.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
 from segjax.errors import UserError
@@ -116,64 +113,3 @@ def _max_of_neighbours(x, distance):
     """2x2 max pooling of stride 1 with `distance` between the taps."""
     x = jnp.maximum(x[:, :-distance], x[:, distance:])
     return jnp.maximum(x[:, :, :-distance], x[:, :, distance:])
-
-
-def sliding_window(model: PatchCNN, variables: Any, image: jax.Array) -> jax.Array:
-    """The logits of all pixels, each from a patch of its own: what `label` gives, at great cost.
-
-    Args:
-      model: of the patches.
-      variables: of the model.
-      image: (B, H, W, C).
-
-    Returns:
-      float32 (B, H, W, K).
-    """
-    side = model.patch_size
-    batch, height, width, channels = image.shape
-    image = mirror(image, *_margins(model))
-    columns = np.arange(width)[:, None] + np.arange(side)
-
-    @jax.jit
-    def label_row(variables, rows):
-        patches = jnp.moveaxis(jnp.take(rows, columns, axis=2), 2, 1)
-        patches = patches.reshape(batch * width, side, side, channels)
-        logits = model.apply(variables, patches, method="classify")
-        return logits.reshape(batch, width, model.num_classes)
-
-    return jnp.stack([label_row(variables, image[:, y : y + side]) for y in range(height)], 1)
-
-
-def multiply_adds(model: PatchCNN, size: tuple[int, int], channels: int = 3) -> tuple[int, int]:
-    """Multiply-adds of the convolutions that label an image.
-
-    Args:
-      model: of the patches.
-      size: (H, W) of the image.
-      channels: of the image.
-
-    Returns:
-      By sliding window, and fully convolutionally. Their ratio is the redundancy of the window.
-    """
-    height, width = size
-    side = model.patch_size
-    window = sum(_layer_multiply_adds(model, (side, side), channels, dense=False))
-    grown = (height + side - 1, width + side - 1)
-    return height * width * window, sum(_layer_multiply_adds(model, grown, channels, dense=True))
-
-
-def _layer_multiply_adds(
-    model: PatchCNN, size: tuple[int, int], channels: int, *, dense: bool
-) -> Iterator[int]:
-    height, width = size
-    dilation = 1
-    levels = [(kernel_size, model.width, True) for kernel_size in model.kernel_sizes]
-    levels += [(LAST, model.fc_width, False), (1, model.num_classes, False)]
-    for kernel_size, features, pooled in levels:
-        height, width = (n - (kernel_size - 1) * dilation for n in (height, width))
-        yield height * width * kernel_size**2 * channels * features
-        channels = features
-        if pooled and dense:
-            height, width, dilation = height - dilation, width - dilation, 2 * dilation
-        elif pooled:
-            height, width = height // 2, width // 2

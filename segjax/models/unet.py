@@ -12,19 +12,17 @@ Deviations:
   former before the skip leaves. The paper says "at the end of the contracting path".
 - The loss ends at a softmax over K classes for any K.
 - Images of any size: the border is mirrored up to a size that the network takes, and the logits are
-  cut to the image's own. The authors cut their images into tiles of one size for this;
-  `apply_by_tiles` does so and gives the same logits.
+  cut to the image's own. The authors cut their images into tiles of one size for this, which gives
+  the same logits.
 - `padding` "same" and `batch_norm` are what later users of the network changed; neither is in the
   paper.
 - `width` scales every layer but the last; the paper's network has 64.
 """
 
-import functools
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
 from segjax.errors import UserError
@@ -134,48 +132,3 @@ def _centre(x, shape):
     height, width = shape[1:3]
     top, left = (x.shape[1] - height) // 2, (x.shape[2] - width) // 2
     return x[:, top : top + height, left : left + width]
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _apply_tile(model, variables, tile):
-    return model.apply(variables, tile, train=False, method="unmirrored")
-
-
-def apply_by_tiles(model: UNet, variables: Any, image: jax.Array, tile: int = 388) -> np.ndarray:
-    """The logits of `model`, made tile by tile: the paper's overlap-tile strategy.
-
-    As much memory as a tile needs, however large the image. The tiles begin at multiples of 16
-    pixels, so that pooling cuts each as it cuts the whole, and what is computed is the same.
-
-    Args:
-      model: of padding "valid".
-      variables: of the model.
-      image: as the model takes it, (B, H, W, C).
-      tile: side in pixels of what a tile gives: 4 mod 16 from 20 on. It is shown 184 more.
-
-    Returns:
-      float32 (B, H, W, K), on the host.
-
-    Raises:
-      UserError: another padding, or no such tile.
-    """
-    if model.padding != "valid":
-        raise UserError(f"tiles need a unet of padding 'valid', found {model.padding!r}")
-    if tile % STRIDE != 4 or tile < 4 + STRIDE:
-        raise UserError(f"a tile of a unet has 20, 36, 52, ... pixels a side, found {tile}")
-    mirrored = _mirrored(image, model.padding)
-    whole = tuple(side - 2 * MARGIN for side in mirrored.shape[1:3])
-    sides = tuple(min(tile, side) for side in whole)
-    logits = np.zeros((image.shape[0], *whole, model.num_classes), np.float32)
-    for top in _offsets(whole[0], sides[0]):
-        for left in _offsets(whole[1], sides[1]):
-            bottom, right = top + sides[0], left + sides[1]
-            part = mirrored[:, top : bottom + 2 * MARGIN, left : right + 2 * MARGIN]
-            logits[:, top:bottom, left:right] = _apply_tile(model, variables, part)
-    return _centre(logits, image.shape)
-
-
-def _offsets(whole, side):
-    """Where tiles begin: multiples of 16 that cover the whole; the last ends where it ends."""
-    last = whole - side
-    return sorted({*range(0, last, max(side - 4, STRIDE)), last})

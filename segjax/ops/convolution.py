@@ -1,4 +1,4 @@
-"""Convolution with stride, padding and dilation, and the matrix that it is.
+"""Convolution with stride, padding and dilation.
 
 Convolution here is what networks call so: the kernel is not flipped.
 """
@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from segjax.ops.cpu_convolution import Sides, conv_general_dilated, padded, with_bias
 from segjax.ops.onednn import kernels
@@ -92,44 +91,3 @@ def _moved_into_the_map(
     if any(map(any, moved)):
         x = padded(x, *moved)
     return x, (kept[0], kept[1])
-
-
-def conv_matrix(
-    kernel: np.ndarray,
-    length: int | tuple[int, int],
-    stride: int = 1,
-    padding: int = 0,
-    rate: int = 1,
-) -> np.ndarray:
-    """The matrix M of a convolution: y = M x, and M^T y is the transposed convolution of y.
-
-    Args:
-      kernel: (k,), or (kh, kw) for images.
-      length: of x, or (H, W) of an image, which is x row by row.
-      stride: as `conv`.
-      padding: as `conv`.
-      rate: as `conv`.
-
-    Returns:
-      (outputs, inputs), dtype of the kernel.
-
-    Raises:
-      ValueError: the kernel has other dimensions than the length, or does not fit.
-    """
-    kernel = np.asarray(kernel)
-    lengths = (length,) if isinstance(length, int) else tuple(length)
-    if kernel.ndim != len(lengths):
-        raise ValueError(f"a kernel of {kernel.ndim} dimensions does not fit a length {length}")
-    outputs = tuple(
-        (n + 2 * padding - (k - 1) * rate - 1) // stride + 1
-        for n, k in zip(lengths, kernel.shape, strict=True)
-    )
-    if min(outputs) < 1:
-        raise ValueError(f"a kernel of {kernel.shape} at rate {rate} is larger than {lengths}")
-    matrix = np.zeros(outputs + lengths, kernel.dtype)
-    for place in np.ndindex(outputs):
-        for tap in np.ndindex(kernel.shape):
-            source = tuple(stride * i + rate * t - padding for i, t in zip(place, tap, strict=True))
-            if all(0 <= s < n for s, n in zip(source, lengths, strict=True)):
-                matrix[place + source] += kernel[tap]
-    return matrix.reshape(np.prod(outputs), np.prod(lengths))

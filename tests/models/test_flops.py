@@ -12,11 +12,12 @@ from jax import lax
 from segjax import models
 from segjax.data import datasets
 from segjax.models import flops
-from segjax.models.patches import multiply_adds
 from segjax.ops.cpu_convolution import NHWC
 from segjax.ops.platform import shapes_alone
 from segjax.ops.upsampling import bilinear_conv_transpose, conv_transpose
+from segjax.sweep import work
 from support.runs import OneLayer, tiny_config
+from support.windows import macs
 
 
 def count(function, *shapes):
@@ -129,12 +130,12 @@ def test_segnet_is_the_trunk_of_vgg_16_and_its_mirror_image():
 def test_a_model_of_patches_trains_on_patches_and_labels_whole_images():
     model = models.create("patch_cnn", 11, width=4, fc_width=8)
     side = model.patch_size
-    windows, at_once = multiply_adds(model, (20, 30))
+    windows, at_once = macs(model, (20, 30))
     assert flops.forward_operations(model, (20, 30, 3)) == at_once
     assert flops.forward_operations(model, (side, side, 3), train=True) == windows // (20 * 30)
     config = tiny_config("", model__name="patch_cnn", data__patches=7, steps=5)
     config.model.options = {"width": 4, "fc_width": 8}
-    assert flops.of_training(config).operations == 3 * 7 * 4 * 5 * windows // (20 * 30)
+    assert work.of_training(config).operations == 3 * 7 * 4 * 5 * windows // (20 * 30)
 
 
 def test_training_costs_three_passes_over_each_image_of_each_step(monkeypatch):
@@ -142,22 +143,22 @@ def test_training_costs_three_passes_over_each_image_of_each_step(monkeypatch):
     config = tiny_config("", model__name="one_layer", steps=40)
     del config.model.options.width
     image = 24 * 32 * (9 * 3 * 4 + 4 * 11)
-    found = flops.of_training(config)
-    assert found == flops.Cost(9 * 3 * 4 + 4 + 2 * 4 + 4 * 11 + 11, 3 * 4 * 40 * image)
+    found = work.of_training(config)
+    assert found == work.Cost(9 * 3 * 4 + 4 + 2 * 4 + 4 * 11 + 11, 3 * 4 * 40 * image)
     config.augment.crop = (12, 16)
-    assert flops.of_training(config).operations == found.operations // 4
+    assert work.of_training(config).operations == found.operations // 4
     config.data.dataset, config.augment.crop = "isbi2012", ()  # grey, and two classes
-    assert flops.of_training(config).parameters == 9 * 1 * 4 + 4 + 2 * 4 + 4 * 2 + 2
+    assert work.of_training(config).parameters == 9 * 1 * 4 + 4 + 2 * 4 + 4 * 2 + 2
     assert datasets.channels("camvid") == 3
 
 
 def test_counting_takes_hold_of_no_device():
     script = (
-        "from segjax import cost\n"
+        "from segjax.sweep import work\n"
         "from segjax.config import default\n"
         "config = default()\n"
         "config.model.options.width = 2\n"
-        "assert cost.of_training(config).operations > 0\n"
+        "assert work.of_training(config).operations > 0\n"
         "from jax._src import xla_bridge\n"
         "assert not xla_bridge.backends_are_initialized()\n"
     )

@@ -12,10 +12,10 @@ from segjax import models
 from segjax.config import default
 from segjax.data import loader
 from segjax.errors import UserError
-from segjax.models.patches import multiply_adds, sliding_window
-from segjax.ops.platform import shapes_alone
+from segjax.models import flops
 from segjax.runs import experiment
 from support import variables
+from support.windows import sliding_window
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "patches.npz")
 
@@ -97,38 +97,11 @@ def test_trained_on_what_it_will_see():
     np.testing.assert_allclose(logits[:, 0, 0], whole[place], atol=1e-5)
 
 
-def convolved(jaxpr):
-    """The multiply-adds of the convolutions of a program."""
-    total = 0
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "conv_general_dilated":
-            kernel, result = equation.invars[1].aval, equation.outvars[0].aval
-            total += result.size * kernel.size // kernel.shape[-1]
-        total += sum(
-            convolved(inner.jaxpr) for inner in equation.params.values() if hasattr(inner, "jaxpr")
-        )
-    return total
-
-
-@pytest.mark.parametrize("kernel_sizes", [(4, 3), (4, 4, 5)])
-def test_the_multiply_adds_are_those_of_the_programs(kernel_sizes):
-    model = narrow(kernel_sizes)
-    state, side = variables.abstract(model), model.patch_size
-
-    def count(train, *shape):
-        image = jax.ShapeDtypeStruct((1, *shape, 3), jnp.float32)
-        apply = functools.partial(model.apply, train=train)
-        with shapes_alone():
-            return convolved(jax.make_jaxpr(apply)(state, image).jaxpr)
-
-    slid, dense = multiply_adds(model, (24, 32))
-    assert slid == 24 * 32 * count(True, side, side)
-    assert dense == count(False, 24, 32)
-
-
 def test_the_redundancy_of_the_papers_window():
-    slid, dense = multiply_adds(models.create("patch_cnn", 11), (360, 480))
-    assert round(slid / dense) == 499
+    model = models.create("patch_cnn", 11)
+    window = flops.forward_operations(model, (95, 95, 3), train=True)
+    dense = flops.forward_operations(model, (360, 480, 3))
+    assert round(360 * 480 * window / dense) == 499
 
 
 def test_other_sizes_than_the_window_are_refused_in_training():

@@ -1,6 +1,7 @@
 """U-Net: sizes, parameters, borders, tiles, what each skip reaches; logits against PyTorch's."""
 
 import functools
+import itertools
 import math
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from golden.make_unet import CLASSES, WIDTH, parameters
 from segjax import models
 from segjax.errors import UserError
-from segjax.models.unet import apply_by_tiles
+from segjax.models import unet
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "unet.npz"
 LEVELS = range(4)
@@ -151,26 +152,31 @@ def test_borders_are_mirrored_and_cut_off_again(size):
     np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
+def by_tiles(model, variables, image, tile):
+    """Return the logits, made tile by tile: the paper's overlap-tile strategy.
+
+    Tiles start at multiples of 16 pixels, so that pooling cuts each as it cuts the whole.
+    """
+    mirrored = unet._mirrored(image, "valid")
+    whole = tuple(side - 2 * unet.MARGIN for side in mirrored.shape[1:3])
+    logits = np.zeros((len(image), *whole, model.num_classes), np.float32)
+    apply = jax.jit(functools.partial(model.apply, train=False, method="unmirrored"))
+    tops, lefts = (sorted({*range(0, n - tile, tile - 4), n - tile}) for n in whole)
+    for top, left in itertools.product(tops, lefts):
+        bottom, right = top + tile, left + tile
+        seen = mirrored[:, top : bottom + 2 * unet.MARGIN, left : right + 2 * unet.MARGIN]
+        logits[:, top:bottom, left:right] = apply(variables, seen)
+    return unet._centre(logits, image.shape)
+
+
 def test_tiles_give_what_the_whole_gives():
     model, variables = grey()
     image = noise(1, 61, 90, 1)
     whole = jax.jit(functools.partial(model.apply, train=False))(variables, image)
-    tiled = apply_by_tiles(model, variables, image, 36)  # 2 x 3 tiles on 68 x 100
+    tiled = by_tiles(model, variables, image, 36)  # 2 x 3 tiles on 68 x 100
     assert tiled.shape == whole.shape
     assert np.abs(whole).max() > 1
     np.testing.assert_allclose(tiled, whole, atol=1e-5)
-
-
-def test_tiles_of_one_pixel():
-    model, variables = grey()
-    assert apply_by_tiles(model, variables, noise(1, 1, 3, 1)).shape == (1, 1, 3, CLASSES)
-
-
-@pytest.mark.parametrize(("padding", "tile"), [("same", 36), ("valid", 40), ("valid", 4)])
-def test_tiles_that_would_not_fit_are_refused(padding, tile):
-    model = models.create("unet", 2, width=2, padding=padding)
-    with pytest.raises(UserError, match="found 'same'" if padding == "same" else f"found {tile}"):
-        apply_by_tiles(model, {}, noise(1, 8, 8, 1), tile)
 
 
 @functools.cache

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segjax.ops.convolution import conv, conv_matrix
+from segjax.ops.convolution import conv
 from segjax.ops.upsampling import conv_transpose
+from support.matrices import conv_matrix
 
 # A kernel (x, y, z) and a signal (a, b, c, d): primes, so that no two products are the same.
 X, Y, Z = 2, 3, 5
