@@ -327,7 +327,7 @@ class _Training:
         predictions = self.predictor(variables, images)
         names, palette = self.experiment.info.class_names, self.experiment.info.palette
         rows = [
-            [image, pictures.colourise(truth, palette), pictures.colourise(prediction, palette)]
+            [image, pictures.colorize(truth, palette), pictures.colorize(prediction, palette)]
             for image, truth, prediction in zip(images, truths, predictions, strict=True)
         ]
         picture = pictures.grid(rows, ["image", "truth", f"step {step}"])

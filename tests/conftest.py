@@ -1,4 +1,4 @@
-"""Two virtual CPU devices, JAX at its strictest, and the data sets that tests share."""
+"""Two virtual CPU devices, JAX at its strictest, and the datasets that tests share."""
 
 import fcntl
 import gc

@@ -2,7 +2,7 @@
 
 An example is a dict of `image`, float32 (H, W, C) in [0, 1]; `label`, uint8 (H, W); and perhaps
 `weight`, float32 (H, W), the weight of each pixel in the loss. Examples, not batches: vmap them.
-Labels and weights are only ever moved or resampled by nearest neighbour; new pixels are VOID, of
+Labels and weights are only ever moved or resampled by nearest neighbor; new pixels are VOID, of
 weight 0, unless they are mirror images.
 """
 
@@ -40,10 +40,10 @@ def scale_and_crop(
       scales: the least and the greatest factor; its logarithm is uniform between theirs.
       size: (h, w) of the window. Where the resized image is smaller it lies at a random place in
         the window, and the rest is `fill`, VOID, and of weight 0.
-      fill: (C,), the colour outside the image.
+      fill: (C,), the color outside the image.
 
     Returns:
-      The example at (h, w): the image bilinear, antialiased when it shrinks, half-pixel centres.
+      The example at (h, w): the image bilinear, antialiased when it shrinks, half-pixel centers.
     """
     scale_key, place_key = jax.random.split(key)
     low, high = jnp.log(jnp.asarray(scales, jnp.float32))
@@ -87,7 +87,7 @@ def displacements(key: jax.Array, shape: tuple[int, int], sd: float) -> jax.Arra
       sd: standard deviation at the nodes, in pixels.
     """
     nodes = sd * jax.random.normal(key, (3, 3, 2))
-    # From the centre of a node to that of the next, and the first node on the first pixel.
+    # From the center of a node to that of the next, and the first node on the first pixel.
     spacing = (jnp.asarray(shape, jnp.float32) - 1) / 2
     spacing = jnp.maximum(spacing, 1e-3)  # of an image one pixel wide
     return jax.image.scale_and_translate(
@@ -105,7 +105,7 @@ def deform(
     mirror: bool = False,
     fill: jax.Array,
 ) -> Example:
-    """Elastic deformation, rotation about the centre, and shift, in one resampling.
+    """Elastic deformation, rotation about the center, and shift, in one resampling.
 
     Args:
       key: of the random numbers.
@@ -114,7 +114,7 @@ def deform(
       rotation: greatest angle in degrees; uniform, either way.
       shift: greatest shift in pixels along each axis; uniform, either way.
       mirror: whether what lies outside is the image mirrored, its edge pixels not repeated.
-      fill: (C,), else the colour outside, where labels are VOID and weights 0.
+      fill: (C,), else the color outside, where labels are VOID and weights 0.
 
     Returns:
       The example at (H, W): the image bilinear, label and weight from the nearest pixel.
@@ -172,7 +172,7 @@ def _mirrored(place, size):
 def color_jitter(
     key: jax.Array, example: Example, brightness: float, contrast: float, saturation: float
 ) -> Example:
-    """Changes brightness, contrast about the mean grey, and colourfulness about each pixel's grey.
+    """Changes brightness, contrast about the mean gray, and colorfulness about each pixel's gray.
 
     Each argument b draws a factor uniform in [1 - b, 1 + b]; 0 leaves the image alone. The result
     is clipped to [0, 1].
@@ -180,17 +180,17 @@ def color_jitter(
     image = example["image"]
     factors = jax.random.uniform(key, (3,), minval=-1.0, maxval=1.0)
     amounts = jnp.asarray((brightness, contrast, saturation), jnp.float32)
-    bright, contrasty, colourful = 1 + factors * amounts
+    bright, contrasty, colorful = 1 + factors * amounts
 
     image = image * bright
-    grey = _grey(image)
-    image = grey + (image - grey) * colourful
-    mean = jnp.mean(grey)
+    gray = _gray(image)
+    image = gray + (image - gray) * colorful
+    mean = jnp.mean(gray)
     image = mean + (image - mean) * contrasty
     return {**example, "image": jnp.clip(image, 0.0, 1.0)}
 
 
-def _grey(image):
+def _gray(image):
     if image.shape[-1] == 1:
         return image
     return jnp.sum(image * jnp.asarray(LUMA, jnp.float32)[None, None, :], -1, keepdims=True)

@@ -33,7 +33,7 @@ CLASS_NAMES = (
     "Bicyclist",
 )
 
-# The colours of the authors' own scripts; the original CamVid has 0, 0, 192 for the pavement.
+# The colors of the authors' own scripts; the original CamVid has 0, 0, 192 for the pavement.
 PALETTE = (
     (128, 128, 128),
     (128, 0, 0),

@@ -1,6 +1,6 @@
-"""The data sets: built once by TFDS as array_record files, then read by index.
+"""The datasets: built once by TFDS as array_record files, then read by index.
 
-Images are uint8, RGB (H, W, 3) or grey (H, W, 1); labels are uint8 (H, W) in [0, K) with `VOID` =
+Images are uint8, RGB (H, W, 3) or gray (H, W, 1); labels are uint8 (H, W) in [0, K) with `VOID` =
 255 for "ignore".
 """
 
@@ -40,7 +40,7 @@ def prepare(
     source: PathLike | None = None,
     resolution: tuple[int, int] | None = None,
 ) -> DatasetInfo:
-    """Build a data set where it is not built yet; a build that was cut off leaves none.
+    """Build a dataset where it is not built yet; a build that was cut off leaves none.
 
     Args:
         name: a key of `DATASETS`.
@@ -102,7 +102,7 @@ def _builder(
     resolution: tuple[int, int] | None,
 ) -> tfds.core.DatasetBuilder:
     if name not in DATASETS:
-        raise UserError(f"unknown data set {name!r}, expected one of {', '.join(DATASETS)}")
+        raise UserError(f"unknown dataset {name!r}, expected one of {', '.join(DATASETS)}")
     if resolution is not None and (
         len(resolution) != 2 or any(type(side) is not int or side < 1 for side in resolution)
     ):

@@ -1,9 +1,9 @@
 """ISBI 2012: membranes between the cells of a fly's nerve cord, seen by an electron microscope.
 
-The 30 labelled slices of the challenge's stack (Arganda-Carreras et al., Frontiers in Neuroanatomy
-2015; Cardona et al., PLoS Biology 2010), 512x512 grey, as PNG files in `data/membrane` of
+The 30 labeled slices of the challenge's stack (Arganda-Carreras et al., Frontiers in Neuroanatomy
+2015; Cardona et al., PLoS Biology 2010), 512x512 gray, as PNG files in `data/membrane` of
 https://github.com/zhixuhao/unet. The labels of the challenge's own test stack are not published, so
-the last six slices are held out as the test. Neighbouring slices look much alike: the splits are
+the last six slices are held out as the test. Neighboring slices look much alike: the splits are
 blocks of the stack, and the four slices of validation lie between training and test.
 """
 
@@ -81,7 +81,7 @@ def verify(folder: Path) -> dict[str, statistics.Tally]:
 
 
 class Isbi2012(tfds.core.GeneratorBasedBuilder):
-    """TFDS builder of the labelled slices, from the published folder `folder`."""
+    """TFDS builder of the labeled slices, from the published folder `folder`."""
 
     name = "isbi2012"
     VERSION = tfds.core.Version("1.0.0")
@@ -94,7 +94,7 @@ class Isbi2012(tfds.core.GeneratorBasedBuilder):
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
-            description="ISBI 2012 electron microscopy: membranes and cells, 30 labelled slices.",
+            description="ISBI 2012 electron microscopy: membranes and cells, 30 labeled slices.",
             homepage="https://imagej.net/events/isbi-2012-segmentation-challenge",
             features=builders.features(HEIGHT, WIDTH, channels=1),
             metadata=tfds.core.MetadataDict(),

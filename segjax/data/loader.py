@@ -29,7 +29,7 @@ IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Seed = jax.Array | int
 
 # What the one seed of an experiment is used for.
-INITIALISATION, ORDER, AUGMENTATION, DROPOUT, PATCHES, SAMPLING = range(6)
+INITIALIZATION, ORDER, AUGMENTATION, DROPOUT, PATCHES, SAMPLING = range(6)
 
 # image uint8 (N, H, W, C), label uint8 (N, H, W), and perhaps weight float32 (N, H, W)
 Raw = dict[str, np.ndarray]
@@ -151,7 +151,7 @@ def training_batch(
     config: ConfigDict,
     info: DatasetInfo,
 ) -> Example:
-    """Augments and normalises a raw batch, or a device's share of it, on the device.
+    """Augments and normalizes a raw batch, or a device's share of it, on the device.
 
     Args:
       raw: image uint8 (B, H, W, 3), label uint8 (B, H, W).
@@ -159,7 +159,7 @@ def training_batch(
       step: of the training.
       first: place of the first image in the step's whole batch; each image has a key of its own.
       config: of the experiment.
-      info: of the data set.
+      info: of the dataset.
 
     Returns:
       image, float32 (B, h, w, 3), and label, uint8 (B, h, w).
@@ -189,9 +189,9 @@ def patch_batch(
     count: int,
     size: int,
 ) -> Example:
-    """Patches of a training batch, each labelled by its centre, pixel (size // 2, size // 2).
+    """Patches of a training batch, each labeled by its center, pixel (size // 2, size // 2).
 
-    The centres are drawn from the labelled pixels of each image, all of them as likely, and may
+    The centers are drawn from the labeled pixels of each image, all of them as likely, and may
     fall together. Beyond the border the image is mirrored. An image without a label gives patches
     that are VOID.
 
@@ -204,12 +204,12 @@ def patch_batch(
       size: of a patch, in pixels.
 
     Returns:
-      image, (count B, size, size, 3), and all else, (count B, 1, 1), as it is at the centre.
+      image, (count B, size, size, 3), and all else, (count B, 1, 1), as it is at the center.
     """
     images, height, width = batch["label"].shape
 
     def one(image_key, example):
-        # The k-th labelled pixel is where as many have been counted: no draw is in vain.
+        # The k-th labeled pixel is where as many have been counted: no draw is in vain.
         counted = jnp.cumsum((example["label"] != VOID).astype(jnp.int32).ravel())
         drawn = jax.random.randint(image_key, (count,), 0, jnp.maximum(counted[-1], 1))
         place = jnp.searchsorted(counted, drawn, side="right").astype(jnp.int32)
@@ -220,15 +220,15 @@ def patch_batch(
         def cut(place):
             return jax.lax.dynamic_slice(image, (place // width, place % width, 0), shape)
 
-        centres = {name: x.ravel()[place] for name, x in example.items() if name != "image"}
-        return {**jax.tree.map(lambda x: x[:, None, None], centres), "image": jax.vmap(cut)(place)}
+        centers = {name: x.ravel()[place] for name, x in example.items() if name != "image"}
+        return {**jax.tree.map(lambda x: x[:, None, None], centers), "image": jax.vmap(cut)(place)}
 
     patches = jax.vmap(one)(_image_keys(seed, PATCHES, step, first, images), batch)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), patches)
 
 
 def normalize(image: jax.Array, method: str, info: DatasetInfo) -> jax.Array:
-    """Network input from float32 (..., C) in [0, 1], RGB or grey.
+    """Network input from float32 (..., C) in [0, 1], RGB or gray.
 
     mean_std: minus the training set's mean, divided by its standard deviation. local_response: as
     SegNet-Basic, across the channels of values 0 to 255. none: as it is. imagenet: as mean_std, but
@@ -254,7 +254,7 @@ def normalize(image: jax.Array, method: str, info: DatasetInfo) -> jax.Array:
 
 
 def evaluation_batches(examples: Raw | Source, batch_size: int) -> Iterator[Raw]:
-    """All examples in order; the ragged last batch is filled up with black images labelled VOID."""
+    """All examples in order; the ragged last batch is filled up with black images labeled VOID."""
     total = num_examples(examples)
     for start in range(0, total, batch_size):
         stop = min(start + batch_size, total)

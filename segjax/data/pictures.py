@@ -1,4 +1,4 @@
-"""Labels as pictures: coloured, laid over images, saved as label PNGs, and set side by side."""
+"""Labels as pictures: colored, laid over images, saved as label PNGs, and set side by side."""
 
 import io
 import os
@@ -19,7 +19,7 @@ _GAP = 8  # pixels, between the cells of a grid and around it
 _FONT_SIZE = 16
 
 
-def _colours(label: np.ndarray, palette: Palette) -> np.ndarray:
+def _colors(label: np.ndarray, palette: Palette) -> np.ndarray:
     """The palette as uint8 (256, 3), void and all that is no class black; checks the label."""
     if not (np.issubdtype(label.dtype, np.integer) and label.ndim == 2):
         raise UserError(
@@ -30,13 +30,13 @@ def _colours(label: np.ndarray, palette: Palette) -> np.ndarray:
         raise UserError(
             f"label value {wrong[0]}, expected 0 to {len(palette) - 1}, or {VOID} for void"
         )
-    colours = np.zeros((256, 3), np.uint8)
-    colours[: len(palette)] = palette
-    return colours
+    colors = np.zeros((256, 3), np.uint8)
+    colors[: len(palette)] = palette
+    return colors
 
 
-def colourise(label: np.ndarray, palette: Palette) -> np.ndarray:
-    """Draws a label in the colours of its classes, void in black.
+def colorize(label: np.ndarray, palette: Palette) -> np.ndarray:
+    """Draws a label in the colors of its classes, void in black.
 
     Args:
       label: integers (H, W) in [0, K) or VOID.
@@ -45,7 +45,7 @@ def colourise(label: np.ndarray, palette: Palette) -> np.ndarray:
     Returns:
       uint8 (H, W, 3) RGB.
     """
-    return _colours(label, palette)[label]
+    return _colors(label, palette)[label]
 
 
 RIGHT, WRONG, UNKNOWN = (255, 255, 255), (170, 0, 0), (190, 190, 190)
@@ -61,8 +61,8 @@ def errors(label: np.ndarray, prediction: np.ndarray) -> np.ndarray:
     Returns:
       uint8 (H, W, 3) RGB.
     """
-    colours = np.array([RIGHT, WRONG, UNKNOWN], np.uint8)
-    return colours[np.where(label == VOID, 2, label != prediction)]
+    colors = np.array([RIGHT, WRONG, UNKNOWN], np.uint8)
+    return colors[np.where(label == VOID, 2, label != prediction)]
 
 
 def heat(values: np.ndarray, greatest: float) -> np.ndarray:
@@ -82,30 +82,30 @@ def heat(values: np.ndarray, greatest: float) -> np.ndarray:
 def overlay(
     image: np.ndarray, label: np.ndarray, palette: Palette, opacity: float = 0.5
 ) -> np.ndarray:
-    """Lays a coloured label over its image; void pixels show the image as it is.
+    """Lays a colored label over its image; void pixels show the image as it is.
 
     Args:
-      image: uint8 (H, W, 3) RGB or (H, W, 1) grey.
+      image: uint8 (H, W, 3) RGB or (H, W, 1) gray.
       label: integers (H, W) in [0, K) or VOID.
       palette: K RGB triples in [0, 255].
-      opacity: of the label; 0 gives the image, 1 the colours.
+      opacity: of the label; 0 gives the image, 1 the colors.
 
     Returns:
       uint8 (H, W, 3) RGB.
     """
     weight = np.where(label == VOID, 0.0, opacity)[..., None]
-    mixed = (1 - weight) * image + weight * colourise(label, palette)
+    mixed = (1 - weight) * image + weight * colorize(label, palette)
     return np.rint(mixed).astype(np.uint8)
 
 
 def save_label(path: str | os.PathLike[str], label: np.ndarray, palette: Palette) -> None:
     """Saves a label as an indexed PNG: its pixel values are the class ids, VOID for void.
 
-    Viewers show it in the colours of the palette.
+    Viewers show it in the colors of the palette.
     """
-    colours = _colours(label, palette)
+    colors = _colors(label, palette)
     picture = Image.fromarray(label.astype(np.uint8))
-    picture.putpalette(colours.tobytes())
+    picture.putpalette(colors.tobytes())
     content = io.BytesIO()
     picture.save(content, format="PNG")
     write_whole(path, content.getvalue())
@@ -137,12 +137,12 @@ def grid(
     """Sets pictures side by side, on white, in rows that may be of different lengths.
 
     A picture narrower than `cell_width` is enlarged by the least whole factor that reaches it, by
-    nearest neighbour, so every pixel of a small label stays a sharp square. Rows of slices of one
+    nearest neighbor, so every pixel of a small label stays a sharp square. Rows of slices of one
     list make a contact sheet.
 
     Args:
-      rows: pictures of any sizes, uint8 (H, W, 3) RGB or (H, W, 1) grey: for a figure of
-        predictions image, colourised truth, and each run's colourised prediction.
+      rows: pictures of any sizes, uint8 (H, W, 3) RGB or (H, W, 1) gray: for a figure of
+        predictions image, colorized truth, and each run's colorized prediction.
       titles: one above each column; long ones are broken into lines. None at all: no title line.
       class_names, palette: K each; a legend of them, and of void, goes at the foot.
       cell_width: pixels.
@@ -207,7 +207,7 @@ def _broken(title: str, width: int, font: _Font) -> str:
 
 
 def _legend(class_names: Sequence[str], palette: Palette, width: int, font: _Font) -> Image.Image:
-    """A square of colour and the name for each class and void, in lines of at most `width`."""
+    """A square of color and the name for each class and void, in lines of at most `width`."""
     side, line_height = _FONT_SIZE, _FONT_SIZE + 8
     entries = [*zip(class_names, map(tuple, palette), strict=True), ("void", (0, 0, 0))]
     places, left, line = [], 0, 0
@@ -219,7 +219,7 @@ def _legend(class_names: Sequence[str], palette: Palette, width: int, font: _Fon
         left += entry_width
     sheet = Image.new("RGB", (width, (line + 1) * line_height), "white")
     draw = ImageDraw.Draw(sheet)
-    for (name, colour), (x, y) in zip(entries, places, strict=True):
-        draw.rectangle((x, y, x + side - 1, y + side - 1), fill=colour, outline=(120, 120, 120))
+    for (name, color), (x, y) in zip(entries, places, strict=True):
+        draw.rectangle((x, y, x + side - 1, y + side - 1), fill=color, outline=(120, 120, 120))
         draw.text((x + side + 6, y - 2), name, "black", font)
     return sheet

@@ -1,4 +1,4 @@
-"""What a data set says of itself: names, colours, and the counts taken when it was built."""
+"""What a dataset says of itself: names, colors, and the counts taken when it was built."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class SplitInfo:
     the weights `median(freq) / freq` = 0.2793 ... 8.8587; without void they would be
     0.2794 ... 8.8193.
 
-    `mean` and `std` are per channel, RGB or grey, over every pixel, of values in [0, 1].
+    `mean` and `std` are per channel, RGB or gray, over every pixel, of values in [0, 1].
     """
 
     num_images: int
@@ -33,7 +33,7 @@ class SplitInfo:
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """A prepared data set.
+    """A prepared dataset.
 
     `mean` and `std` are those of the training images. They and the counts in `splits` were taken at
     the stored size; `resolution` (height, width) is the size of the images that `open_split` gives.

@@ -19,9 +19,9 @@ PRESENT = ("truth", "either")
 
 
 def boundary(mask: np.ndarray) -> np.ndarray:
-    """The pixels that differ from their right, lower or lower right neighbour (BSDS `seg2bdry`).
+    """The pixels that differ from their right, lower or lower right neighbor (BSDS `seg2bdry`).
 
-    Bool (H, W) to bool (H, W); the last row and column have only the neighbours that they have.
+    Bool (H, W) to bool (H, W); the last row and column have only the neighbors that they have.
     """
     padded = np.pad(mask, ((0, 1), (0, 1)), mode="edge")
     return (mask != padded[:-1, 1:]) | (mask != padded[1:, :-1]) | (mask != padded[1:, 1:])

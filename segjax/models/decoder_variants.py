@@ -6,13 +6,13 @@ published no files of the variants, and where the paper is silent we chose:
 
 - All that is said of SegNet-Basic in `segnet.py` holds here.
 - EncoderAddition adds the encoder's maps of a level, as they were before the pool, to what the
-  decoder's convolution and its batch normalisation make of that level.
-- SingleChannelDecoder normalises after each of its 7x7 convolutions, as SegNet-Basic does.
+  decoder's convolution and its batch normalization make of that level.
+- SingleChannelDecoder normalizes after each of its 7x7 convolutions, as SegNet-Basic does.
 - Bilinear-Interpolation classifies the encoder's deepest map and doubles the scores four times: 1x1
   convolution and interpolation commute, and eleven maps cost less than sixty-four. Edges are
   repeated, where Caffe's deconvolution would fade to zero.
 - The upsampling of the FCN-Basic networks has stride 2 and padding 3, which doubles a map, no bias,
-  and nothing after it: no normalisation and no ReLU. Rows and columns beyond the level above are
+  and nothing after it: no normalization and no ReLU. Rows and columns beyond the level above are
   cropped at the bottom and the right.
 - It starts as Caffe's bilinear filler, which at side 8 is a tent of factor 4, divided by the 4 that
   it sums to at stride 2: it smooths a little more than interpolation, and keeps the mean.

@@ -2,14 +2,14 @@
 
 Layer list from the authors' Caffe files (`training/*/`, `DeconvNet_inference_deploy.prototxt`).
 VGG16 down to a map of 7x7, through fc6 and fc7 to a single pixel, and the whole way back by
-unpooling and transposed convolutions, batch normalisation after every layer but the last.
+unpooling and transposed convolutions, batch normalization after every layer but the last.
 
 Deviations:
 
 - Larger images than the authors' 224x224 are taken whole, with no object proposals, so that fc6
   and its inverse slide over the map of pool5 (12x15 for 360x480).
 - Sides that do not halve: pooling rounds up, and unpooling crops to the size before the pool.
-- The normalisation's epsilon is 1e-5 and not 1e-9, its shift starts at 0 and not 0.001, and it
+- The normalization's epsilon is 1e-5 and not 1e-9, its shift starts at 0 and not 0.001, and it
   keeps running averages (momentum 0.9) beside the recomputation over the training set.
 - Without weights of VGG16, the kernels of the encoder are He et al.'s.
 - The doubled learning rate of biases is left out.
@@ -33,7 +33,7 @@ gaussian = nn.initializers.normal(0.01)
 
 
 class DeconvBlock(nn.Module):
-    """Transposed convolution of stride 1, batch normalisation and a ReLU.
+    """Transposed convolution of stride 1, batch normalization and a ReLU.
 
     (B, h, w, C) to (B, h + kernel_size - 1 - 2 padding, and w alike, features) of the compute
     dtype. Parameters: deconv and bn.

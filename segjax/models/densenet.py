@@ -6,7 +6,7 @@ code (`FC-DenseNet.py`, `config/FC-DenseNet103.py`).
 
 Deviations:
 
-- Batch normalisation has running averages, and recomputed ones for the test. The authors normalise
+- Batch normalization has running averages, and recomputed ones for the test. The authors normalize
   by the batch at hand at the test too, so that their score depends on the size of its batches.
 - `growth` and `width` scale the layers; the papers' networks have 12 or 16, and 48.
 """
@@ -110,7 +110,7 @@ class FCDenseNet103(FCDenseNet56):
 
 
 class PreActivation(nn.Module):
-    """Batch normalisation, ReLU, convolution, dropout: (B, H, W, C) to (B, H, W, features)."""
+    """Batch normalization, ReLU, convolution, dropout: (B, H, W, C) to (B, H, W, features)."""
 
     features: int
     kernel_size: int  # odd; pixels

@@ -123,9 +123,9 @@ class Dilation8(nn.Module):
 
 
 def identity(num_classes: int, noise: float) -> nn.initializers.Initializer:
-    """Initialises a context layer to hand its maps on (the paper's equations 4 and 5).
+    """Initializes a context layer to hand its maps on (the paper's equations 4 and 5).
 
-    Map a of c_in belongs to class floor(a K / c_in), and b of c_out likewise. The centre of the
+    Map a of c_in belongs to class floor(a K / c_in), and b of c_out likewise. The center of the
     kernel from a to b is K / c_out where both are of one class, so that the sum over the maps of
     each class is handed on; everything else is N(0, noise^2).
 
@@ -140,8 +140,8 @@ def identity(num_classes: int, noise: float) -> nn.initializers.Initializer:
         of_output = jnp.arange(c_out) * num_classes // c_out
         same = of_input[:, None] == of_output[None, :]
         kernel = noise * jax.random.normal(key, shape, dtype)
-        centre = kernel[rows // 2, columns // 2]
+        center = kernel[rows // 2, columns // 2]
         handed_on = jnp.asarray(num_classes / c_out, dtype)
-        return kernel.at[rows // 2, columns // 2].set(jnp.where(same, handed_on, centre))
+        return kernel.at[rows // 2, columns // 2].set(jnp.where(same, handed_on, center))
 
     return init

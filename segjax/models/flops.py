@@ -25,7 +25,7 @@ def forward_operations(
     Counted as the field does: a convolution does outputs x taps x channels of a group, zeros of
     the padding not excepted; a transposed one, inputs x taps x channels. What is computed as a
     product with a matrix, such as a fixed bilinear deconvolution, counts as that product.
-    Everything else (normalisation, pooling, activations) is not counted.
+    Everything else (normalization, pooling, activations) is not counted.
 
     Args:
       model: any of `segjax.models`.

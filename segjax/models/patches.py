@@ -1,8 +1,8 @@
-"""Classifying the centre pixel of a patch: Ciresan, Giusti, Gambardella, Schmidhuber, NIPS 2012.
+"""Classifying the center pixel of a patch: Ciresan, Giusti, Gambardella, Schmidhuber, NIPS 2012.
 
 "Deep neural networks segment neuronal membranes in electron microscopy images". Before networks
 were fully convolutional a window slid over the image, and a classifier of whole images said what
-its centre is. The default is the paper's largest network, N4: a window of 95x95, four levels of
+its center is. The default is the paper's largest network, N4: a window of 95x95, four levels of
 convolution and 2x2 max pooling, 200 fully connected units.
 
 It trains on patches, and labels whole images fully convolutionally with the same weights: where the
@@ -12,10 +12,10 @@ the maps into fragments instead). Beyond the border the image is mirrored.
 
 Deviations:
 
-- RGB images and K classes, not grey ones and two.
-- ReLU, and He et al.'s initialisation.
+- RGB images and K classes, not gray ones and two.
+- ReLU, and He et al.'s initialization.
 - No foveation, no nonuniform sampling of the window, no mean of several networks, no calibration.
-- Patches are drawn evenly from the labelled pixels, and not as many of each class;
+- Patches are drawn evenly from the labeled pixels, and not as many of each class;
   `loss.class_weights` does what that is for.
 """
 
@@ -35,9 +35,9 @@ LAST = 3  # side of the maps that the first fully connected layer sees
 
 
 class PatchCNN(nn.Module):
-    """Patches to the classes of their centres, images to those of their pixels.
+    """Patches to the classes of their centers, images to those of their pixels.
 
-    In training patches (N, P, P, C), P = `patch_size`, to float32 logits (N, 1, 1, K); the centre
+    In training patches (N, P, P, C), P = `patch_size`, to float32 logits (N, 1, 1, K); the center
     is pixel (P // 2, P // 2). At inference images (B, H, W, C) to (B, H, W, K). 222,635 parameters
     at 11 classes. Parameters: conv{level}, fc1 and fc2.
     """
@@ -61,7 +61,7 @@ class PatchCNN(nn.Module):
         return self.classify(image) if train else self.label(image)
 
     def classify(self, patches: jax.Array) -> jax.Array:
-        """The logits of the centres: (N, P, P, C) to float32 (N, 1, 1, K).
+        """The logits of the centers: (N, P, P, C) to float32 (N, 1, 1, K).
 
         Raises:
           UserError: the patches have another size.
@@ -95,7 +95,7 @@ class PatchCNN(nn.Module):
         for level, kernel_size in enumerate(self.kernel_sizes, start=1):
             x = block(x, self.width, kernel_size, dilation, f"conv{level}")
             if dense:
-                x = _max_of_neighbours(x, dilation)
+                x = _max_of_neighbors(x, dilation)
                 dilation *= 2
             else:
                 x = max_pool(x, 2, 2)
@@ -105,11 +105,11 @@ class PatchCNN(nn.Module):
 
 
 def _margins(model):
-    """Pixels of the window before its centre, and after."""
+    """Pixels of the window before its center, and after."""
     return model.patch_size // 2, (model.patch_size - 1) // 2
 
 
-def _max_of_neighbours(x, distance):
+def _max_of_neighbors(x, distance):
     """2x2 max pooling of stride 1 with `distance` between the taps."""
     x = jnp.maximum(x[:, :-distance], x[:, distance:])
     return jnp.maximum(x[:, :, :-distance], x[:, :, distance:])

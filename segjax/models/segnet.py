@@ -5,13 +5,13 @@ The decoder upsamples by unpooling: values go back to where their maxima were in
 
 Deviations:
 
-- Batch normalisation keeps running averages (momentum 0.9) beside the authors' recomputation over
+- Batch normalization keeps running averages (momentum 0.9) beside the authors' recomputation over
   the training set, which `segjax.inference.scoring.recompute_batch_norm` does after training.
 - Its epsilon is 1e-5 and not 1e-9, below what float32 variances resolve.
 - Its shift starts at 0 and not 0.001.
-- The local response normalisation that opens SegNet-Basic is an input option of the loader
+- The local response normalization that opens SegNet-Basic is an input option of the loader
   (`data.normalization = "local_response"`) and not a layer, and sees RGB and not BGR.
-- Of the authors' solver, the doubled learning rate of biases and the decay of batch-normalisation
+- Of the authors' solver, the doubled learning rate of biases and the decay of batch-normalization
   scales are left out: `segjax.training.optimizers` decays kernels alone.
 - Pooling rounds odd sizes up, and unpooling crops to the size before the pool, at every level; the
   files say so only where 360x480 needs it.

@@ -160,7 +160,7 @@ def receptive_field(name: str, side: int) -> tuple[int, int]:
     # On the CPU compiling for speed takes longer than these few calls.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     felt, size = np.zeros((side, side), bool), (0, 0)
-    # Flax's batch normalisation mixes float32 with float64.
+    # Flax's batch normalization mixes float32 with float64.
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         model = models.create(name, 2, dtype=jnp.float64, **narrow)
         variables = _positive(abstract(model, (side, side)))
@@ -180,7 +180,7 @@ def receptive_field(name: str, side: int) -> tuple[int, int]:
 
 
 def _positive(shapes):
-    """Variables of these shapes: kernels positive and random, normalisation that does nothing."""
+    """Variables of these shapes: kernels positive and random, normalization that does nothing."""
     rng = np.random.default_rng(0)
 
     def fill(path, leaf):

@@ -2,7 +2,7 @@
 
 Layer list from the paper's figure 1, names from the authors' released Caffe files (`phseg_v5`). An
 encoder and a decoder of 3x3 convolutions without padding; each level of the decoder sees the
-encoder's map of its resolution, cut to its size at the centre and concatenated after its own.
+encoder's map of its resolution, cut to its size at the center and concatenated after its own.
 
 Deviations:
 
@@ -56,7 +56,7 @@ class UNet(nn.Module):
 
     def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
         logits = self.unmirrored(_mirrored(image, self.padding), train=train)
-        return _centre(logits, image.shape)
+        return _center(logits, image.shape)
 
     @nn.compact
     def unmirrored(self, image: jax.Array, *, train: bool) -> jax.Array:
@@ -101,7 +101,7 @@ class UNet(nn.Module):
             x = ConvTranspose(
                 2**level * self.width, 2, 2, dtype=self.dtype, name=f"upconv_{source}_u{level}a"
             )(x)
-            x = concatenate([x, _centre(skips.pop(), x.shape)])
+            x = concatenate([x, _center(skips.pop(), x.shape)])
             x = block(x, level, f"conv_u{level}b-c")
             x = block(x, level, f"conv_u{level}c-d")
             source = f"u{level}d"
@@ -127,8 +127,8 @@ def _mirrored(image, padding):
     return mirror(image, before, (extra[0] - before[0], extra[1] - before[1]))
 
 
-def _centre(x, shape):
-    """The centre of x at the height and width of `shape`."""
+def _center(x, shape):
+    """The center of x at the height and width of `shape`."""
     height, width = shape[1:3]
     top, left = (x.shape[1] - height) // 2, (x.shape[2] - width) // 2
     return x[:, top : top + height, left : left + width]

@@ -104,9 +104,9 @@ _batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
 def local_response_normalization(
     x: jax.Array, size: int = 5, alpha: float = 1e-4, beta: float = 0.75
 ) -> jax.Array:
-    """Divides by the energy of the neighbouring channels: x / (1 + alpha / size * sum x^2)^beta.
+    """Divide by the energy of the neighboring channels: x / (1 + alpha / size * sum x^2)^beta.
 
-    The sum runs over the `size` channels centred on each (Caffe's LRN, ACROSS_CHANNELS, k = 1). The
+    The sum is over the `size` channels centered on each (Caffe's LRN, ACROSS_CHANNELS, k = 1). The
     defaults are the first layer of SegNet-Basic, which sees raw RGB values of 0 to 255.
 
     Args:

@@ -11,7 +11,7 @@ from segjax.ops.platform import on_cpu
 
 
 def nearest(x: jax.Array, shape: tuple[int, int]) -> jax.Array:
-    """Nearest neighbour: y[i] = x[floor((i + 1/2) h / H)], repetition where h divides H.
+    """Nearest neighbor: y[i] = x[floor((i + 1/2) h / H)], repetition where h divides H.
 
     Args:
       x: (..., h, w, C).
@@ -36,7 +36,7 @@ def bed_of_nails(x: jax.Array, stride: int) -> jax.Array:
 
 
 def bilinear(x: jax.Array, shape: tuple[int, int]) -> jax.Array:
-    """Bilinear interpolation with half-pixel centres, edges repeated, no antialiasing.
+    """Bilinear interpolation with half-pixel centers, edges repeated, no antialiasing.
 
     y[i] interpolates x at (i + 1/2) h / H - 1/2, as PyTorch's interpolate(align_corners=False).
 
@@ -62,8 +62,8 @@ def bilinear_kernel(size: int) -> np.ndarray:
 
 def _tent(size):
     factor = (size + 1) // 2
-    centre = factor - 1 if size % 2 else factor - 0.5
-    return 1 - np.abs(np.arange(size) - centre) / factor
+    center = factor - 1 if size % 2 else factor - 0.5
+    return 1 - np.abs(np.arange(size) - center) / factor
 
 
 def conv_transpose(

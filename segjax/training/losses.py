@@ -256,7 +256,7 @@ def class_weights(
     - median_frequency: median(f) / f, f = pixels of the class / pixels of the images that have it
       (Eigen and Fergus, arXiv 1411.4734; SegNet). 0 for a class that never occurs.
     - segnet: the eleven numbers of the SegNet authors' files.
-    - enet: 1 / ln(1.02 + p), p the class's share of the labelled pixels (ENet, arXiv 1606.02147).
+    - enet: 1 / ln(1.02 + p), p the class's share of the labeled pixels (ENet, arXiv 1606.02147).
 
     Args:
       kind: one of `CLASS_WEIGHTS`.

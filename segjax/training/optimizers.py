@@ -1,4 +1,4 @@
-"""Optimisers and learning-rate schedules, put together from optax."""
+"""Optimizers and learning-rate schedules, put together from optax."""
 
 import jax
 import optax
@@ -35,7 +35,7 @@ def create_schedule(config: ConfigDict, steps: int) -> optax.Schedule:
 def create_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
     """sgd with momentum, adam or adamw, from the `optimizer` part of a config.
 
-    Weight decay w spares biases and the scale and shift of batch normalisation. For sgd and adam it
+    Weight decay w spares biases and the scale and shift of batch normalization. For sgd and adam it
     is the L2 penalty w / 2 * |kernel|^2, its gradient added before the momentum, as in Caffe; for
     adamw it is decoupled. The gradient is clipped before all else.
     """
@@ -55,5 +55,5 @@ def create_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Grad
 
 
 def decayed(params: optax.Params) -> optax.Params:
-    """Which parameters decay: kernels, and neither biases nor batch normalisation."""
+    """Which parameters decay: kernels, and neither biases nor batch normalization."""
     return jax.tree.map_with_path(lambda path, _: path[-1].key == "kernel", params)

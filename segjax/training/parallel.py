@@ -50,7 +50,7 @@ def pick_devices(count: int, shares: Mapping[str, int]) -> list[jax.Device]:
 
 
 def axis_name(devices: Sequence[jax.Device]) -> str | None:
-    """The axis for `pmean` and batch normalisation; none on one device."""
+    """The axis for `pmean` and batch normalization; none on one device."""
     return AXIS if len(devices) > 1 else None
 
 

@@ -1,4 +1,4 @@
-"""The pure steps of training, evaluation and batch-normalisation statistics.
+"""The pure steps of training, evaluation and batch-normalization statistics.
 
 A training step is a function of the state alone, for the batch follows from (seed, step). Each
 step takes the name of the axis that it may be mapped over; `training.parallel` does the mapping.
@@ -21,7 +21,7 @@ from segjax.data.datasets import DatasetInfo
 from segjax.metrics import confusion_matrix
 from segjax.training import losses, parallel
 
-# {"params": ..., "batch_stats": ...}; the latter is not there without batch normalisation.
+# {"params": ..., "batch_stats": ...}; the latter is not there without batch normalization.
 Variables = dict[str, Any]
 
 
@@ -49,7 +49,7 @@ def create_state(
     # On the CPU compiling for speed takes many times longer than the one call.
     options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
     init = jax.jit(_init(model, optimizer, config, channels), compiler_options=options)
-    return init(loader.key(config.seed, loader.INITIALISATION))
+    return init(loader.key(config.seed, loader.INITIALIZATION))
 
 
 def abstract_state(
@@ -140,10 +140,10 @@ def train_step(
     seed: loader.Seed,
     axis_name: str | None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One optimiser step on a device's share of the batch.
+    """One optimizer step on a device's share of the batch.
 
     The loss is the sum over all devices and micro-batches divided by the terms of them all (see
-    `losses.count`), so that neither changes it; batch normalisation sees one micro-batch at a time,
+    `losses.count`), so that neither changes it; batch normalization sees one micro-batch at a time,
     of all devices.
     """
     num_classes, parts, labels = class_weights.shape[0], config.micro_batches, batch["label"]

@@ -52,8 +52,8 @@ DAMAGES = {
     "truncated label": ("testannot/d_4.png", truncate, "cannot be read"),
     "image size": ("train/a_1.png", png(full(0, 720, 960, 3)), "960x720 pixels, expected 480x360"),
     "label size": ("valannot/c_3.png", png(full(0, 480, 360)), "360x480 pixels, expected 480x360"),
-    "grey image": ("train/a_1.png", png(full(0, 360, 480)), "mode L, expected RGB"),
-    "coloured label": ("valannot/c_3.png", png(full(0, 360, 480, 3)), "mode RGB, expected L"),
+    "gray image": ("train/a_1.png", png(full(0, 360, 480)), "mode L, expected RGB"),
+    "colored label": ("valannot/c_3.png", png(full(0, 360, 480, 3)), "mode RGB, expected L"),
     "label value": ("valannot/c_3.png", png(full(12, 360, 480)), "value 12, expected 0 to 10"),
     "label void 255": ("valannot/c_3.png", png(full(255, 360, 480)), "label value 255"),
 }  # fmt: skip
@@ -221,7 +221,7 @@ def test_counts_give_the_published_median_frequency_weights(info):
     np.testing.assert_allclose(np.median(frequency) / frequency, expected, atol=5e-5)
 
 
-def test_names_and_colours(info):
+def test_names_and_colors(info):
     assert len(info.class_names) == len(info.palette) == 11
     assert info.class_names[4] == "Pavement"
     assert info.palette[4] == (60, 40, 222)

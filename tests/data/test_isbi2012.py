@@ -41,7 +41,7 @@ DAMAGES = {
     "not an image": ("image/0.png", lambda p: p.write_text("<html>"), "not a PNG"),
     "truncated": ("label/1.png", lambda p: p.write_bytes(p.read_bytes()[:200]), "cannot be read"),
     "size": ("image/1.png", png(np.zeros((512, 256), np.uint8)), "256x512 pixels, expected 512x5"),
-    "coloured": ("image/1.png", png(np.zeros((512, 512, 3), np.uint8)), "RGB, expected L"),
+    "colored": ("image/1.png", png(np.zeros((512, 512, 3), np.uint8)), "RGB, expected L"),
     "label value": ("label/0.png", png(np.full((512, 512), 7, np.uint8)), "label value 7, expec"),
 }
 

@@ -103,7 +103,7 @@ def drawn_patches(batch, step=0, first=0, count=40, size=4):
 
 
 @pytest.mark.parametrize("size", [1, 4, 9])
-def test_a_patch_lies_around_a_labelled_pixel(size):
+def test_a_patch_lies_around_a_labeled_pixel(size):
     rng = np.random.default_rng(0)
     image = rng.normal(size=(2, 5, 6, 3)).astype(np.float32)
     label = np.full((2, 5, 6), VOID, np.uint8)
@@ -127,7 +127,7 @@ def test_a_patch_lies_around_a_labelled_pixel(size):
     assert set(np.unique(patches["label"])) == {0, 1, 2, 3}
 
 
-def test_labelled_pixels_are_drawn_alike_and_follow_from_the_step():
+def test_labeled_pixels_are_drawn_alike_and_follow_from_the_step():
     label = np.arange(4 * 50, dtype=np.uint8).reshape(1, 10, 20)
     label[0, ::2] = VOID
     batch = {"image": jnp.zeros((1, 10, 20, 3)), "label": jnp.asarray(label)}
@@ -158,7 +158,7 @@ def test_an_image_without_a_label_gives_void_patches():
     np.testing.assert_array_equal(drawn_patches(batch)["label"], VOID)
 
 
-def test_normalisations():
+def test_normalizations():
     image = jnp.array([[[0.0, 0.5, 1.0]]])
     np.testing.assert_allclose(loader.normalize(image, "mean_std", INFO), [[[-2, 0.5, 0.875]]])
     np.testing.assert_array_equal(loader.normalize(image, "none", INFO), image)

@@ -118,8 +118,8 @@ def test_a_resized_image_is_the_image_at_the_smaller_size():
         assert np.corrcoef(small.ravel(), shrunk.ravel())[0, 1] > 0.9
 
 
-def test_colour_alone_does_not_give_the_class(scenes):
-    """The nearest mean colour, fitted to the very pixels it is asked about, errs on most."""
+def test_color_alone_does_not_give_the_class(scenes):
+    """The nearest mean color, fitted to the very pixels it is asked about, errs on most."""
     images, labels = (part[::4, ::4, ::4] for part in scenes)
     pixels, truth = images[labels != VOID].astype(float), labels[labels != VOID]
     means = np.stack([pixels[truth == k].mean(axis=0) for k in range(NUM_CLASSES)])

@@ -1,4 +1,4 @@
-"""Streetscenes as a data set: sizes, splits, statistics, and that it prepares itself."""
+"""Streetscenes as a dataset: sizes, splits, statistics, and that it prepares itself."""
 
 import numpy as np
 import pytest

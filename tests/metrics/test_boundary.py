@@ -65,7 +65,7 @@ def test_boundary_by_hand():
     mask[1:3, 2:4] = True
     expected = np.array(
         [
-            [0, 1, 1, 1, 0, 0],  # its lower or lower right neighbour is in
+            [0, 1, 1, 1, 0, 0],  # its lower or lower right neighbor is in
             [0, 1, 0, 1, 0, 0],
             [0, 1, 1, 1, 0, 0],
             [0, 0, 0, 0, 0, 0],

@@ -78,7 +78,7 @@ CLASSES, SAMPLES = 3, 4
 
 
 class Dropping(nn.Module):
-    """The least network with normalisation and dropout, `active` in training or always."""
+    """The least network with normalization and dropout, `active` in training or always."""
 
     num_classes: int = CLASSES
     rate: float = 0.5

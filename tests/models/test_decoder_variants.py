@@ -51,8 +51,8 @@ def test_the_variants_are_the_table():
     assert len(NAMES) == 1 + 8
 
 
-# Kernels, other convolutions' biases and the parameters of batch normalisation at 11 classes. The
-# encoder has kernels of 49 (3 * 64 + 3 * 64 * 64) = 611,520, 256 biases and 512 of normalisation.
+# Kernels, other convolutions' biases and the parameters of batch normalization at 11 classes. The
+# encoder has kernels of 49 (3 * 64 + 3 * 64 * 64) = 611,520, 256 biases and 512 of normalization.
 ENCODER = 611_520
 COUNTS = {
     # Decoder: 4 * 49 * 64 * 64 and 64 * 11.
@@ -79,8 +79,8 @@ def test_parameters_are_those_of_the_table(name):
         for path, leaf in jax.tree.leaves_with_path(params)
     }
     kernels = sum(size for path, size in sizes.items() if path.endswith("kernel"))
-    normalisation = sum(size for path, size in sizes.items() if "/bn/" in path)
-    assert (kernels, sum(sizes.values()) - kernels - normalisation, normalisation) == COUNTS[name]
+    normalization = sum(size for path, size in sizes.items() if "/bn/" in path)
+    assert (kernels, sum(sizes.values()) - kernels - normalization, normalization) == COUNTS[name]
     total = f"{sum(sizes.values()):,} parameters"
     assert total in " ".join(models.MODELS[name].__doc__.split())
 

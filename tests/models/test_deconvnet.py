@@ -169,7 +169,7 @@ def test_a_logit_depends_on_every_level_of_the_decoder():
     assert {*columns} <= {19, 20, 21}
 
 
-def test_initialisation():
+def test_initialization():
     model = models.create("deconvnet", 3, width=4, fc_width=16, fc_kernel=1)
     init = jax.jit(functools.partial(model.init, train=False))
     params = init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]

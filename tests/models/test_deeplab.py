@@ -55,7 +55,7 @@ def test_names_and_shapes_are_those_of_the_authors_files():
         assert shapes[f"fc8_{branch}/kernel"] == (1, 1, 1024, 11)
 
 
-def test_batch_normalisation_is_an_option():
+def test_batch_normalization_is_an_option():
     model = models.create("deeplab_largefov", 11, batch_norm=True)
     # Scale and shift of VGG16's 4,224 features and of fc6's and fc7's.
     assert variables.count(model) == 20_495_179 + 2 * (4_224 + 2 * 1024)
@@ -87,9 +87,9 @@ def test_the_field_of_view_survives_the_trade(output_stride, rate, side):
     assert side == after_pool5a + 2 * rate * output_stride
     model = narrow("deeplab_largefov", output_stride=output_stride)
     apply = jax.jit(functools.partial(model.apply, train=False))
-    centre = 256
-    image = lit(513, centre - side // 2, centre + side // 2)
-    seen = np.asarray(apply(variables.positive(model), image))[:, centre, 0] > 0
+    center = 256
+    image = lit(513, center - side // 2, center + side // 2)
+    seen = np.asarray(apply(variables.positive(model), image))[:, center, 0] > 0
     np.testing.assert_array_equal(seen.all(-1), [False, True, False, True])
     np.testing.assert_array_equal(seen.any(-1), [False, True, False, True])
 

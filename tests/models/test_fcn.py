@@ -140,18 +140,18 @@ def test_any_size_fits(name, padding):
 
 def test_the_published_crops_put_pixel_on_pixel():
     # Where in the image the middle of pixel 0 of each map lies.
-    centre, pools = Fraction(-99), {}
+    center, pools = Fraction(-99), {}
     for number in range(1, 6):
-        centre += Fraction(2 ** (number - 1), 2)  # between two pixels of the map above
-        pools[number] = centre
-    centre += 3 * 32  # fc6 is not padded
-    assert fcn.OFFSETS[32] == Fraction(63, 2) - centre
+        center += Fraction(2 ** (number - 1), 2)  # between two pixels of the map above
+        pools[number] = center
+    center += 3 * 32  # fc6 is not padded
+    assert fcn.OFFSETS[32] == Fraction(63, 2) - center
     stride = 32
     for number, (_, offset, _) in fcn.SKIPS.items():
         stride //= 2
-        centre -= stride * Fraction(3, 2)  # a kernel of 4 pixels
-        assert offset == (centre - pools[number]) / stride
-        assert fcn.OFFSETS[stride] == Fraction(2 * stride - 1, 2) - centre
+        center -= stride * Fraction(3, 2)  # a kernel of 4 pixels
+        assert offset == (center - pools[number]) / stride
+        assert fcn.OFFSETS[stride] == Fraction(2 * stride - 1, 2) - center
     assert {32: 19, 16: 27, 8: 31}.items() <= fcn.OFFSETS.items()
     assert [offset for _, offset, _ in fcn.SKIPS.values()][:2] == [5, 9]
 

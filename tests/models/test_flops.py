@@ -147,7 +147,7 @@ def test_training_costs_three_passes_over_each_image_of_each_step(monkeypatch):
     assert found == work.Cost(9 * 3 * 4 + 4 + 2 * 4 + 4 * 11 + 11, 3 * 4 * 40 * image)
     config.augment.crop = (12, 16)
     assert work.of_training(config).operations == found.operations // 4
-    config.data.dataset, config.augment.crop = "isbi2012", ()  # grey, and two classes
+    config.data.dataset, config.augment.crop = "isbi2012", ()  # gray, and two classes
     assert work.of_training(config).parameters == 9 * 1 * 4 + 4 + 2 * 4 + 4 * 2 + 2
     assert datasets.channels("camvid") == 3
 

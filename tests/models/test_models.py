@@ -117,7 +117,7 @@ def test_bfloat16_computes_low_and_keeps_high(name):
             keys, image, train=True, mutable=True, capture_intermediates=True
         )
 
-    with jax.numpy_dtype_promotion("standard"):  # Flax's batch normalisation relies on it
+    with jax.numpy_dtype_promotion("standard"):  # Flax's batch normalization relies on it
         logits, variables = jax.eval_shape(train, image)
     inner = variables.pop("intermediates")
     del inner["__call__"]  # the logits again
@@ -208,7 +208,7 @@ def test_every_parameter_has_a_gradient(name):
     largest = max(np.abs(leaf).max() for leaf in found.values())
     for path, leaf in found.items():
         assert np.isfinite(leaf).all(), path
-        # Batch normalisation takes away the mean, and with it the bias of the convolution before.
+        # Batch normalization takes away the mean, and with it the bias of the convolution before.
         if path.endswith("/conv/bias") and path.replace("conv/bias", "bn/bias") in found:
             assert np.abs(leaf).max() < 1e-4 * largest, path
         else:

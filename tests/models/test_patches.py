@@ -66,19 +66,19 @@ def test_sliding_window_and_fully_convolutional_are_the_same(kernel_sizes):
 
 
 def test_a_pixel_sees_its_window_and_nothing_else():
-    model, height, centre = narrow(), 61, 30
+    model, height, center = narrow(), 61, 30
     half = model.patch_size // 2
     row = np.arange(height)
-    first, last = centre - half, centre + half
+    first, last = center - half, center + half
     rows = np.stack([row < first, row <= first, row > last, row >= last])
     image = np.broadcast_to(rows[:, :, None, None], (4, height, 1, 3)).astype(np.float32)
-    seen = np.asarray(label()(variables.positive(model), image))[:, centre, 0] > 0
+    seen = np.asarray(label()(variables.positive(model), image))[:, center, 0] > 0
     np.testing.assert_array_equal(seen.all(-1), [False, True, False, True])
     np.testing.assert_array_equal(seen.any(-1), [False, True, False, True])
 
 
 def test_trained_on_what_it_will_see():
-    """A drawn patch has the logits of the pixel that it is labelled by, in the whole image."""
+    """A drawn patch has the logits of the pixel that it is labeled by, in the whole image."""
     model, size = narrow(), (9, 12)
     state = variables.seeded(model)
     rng = np.random.default_rng(0)

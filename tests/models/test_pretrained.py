@@ -393,7 +393,7 @@ def test_training_starts_from_the_weights_and_does_not_go_back_to_them(
         train.train(config, tmp_path / "other", DESCRIPTION)
 
 
-def test_the_normalisation_follows_the_weights(tmp_path):
+def test_the_normalization_follows_the_weights(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text("from segjax.config import default as get_config")
     assert configs.load(str(file), {}).data.normalization == "mean_std"
@@ -403,8 +403,8 @@ def test_the_normalisation_follows_the_weights(tmp_path):
         configs.load(str(file), {"model.pretrained": "a/b", "data.normalization": "none"})
 
 
-def test_imagenets_normalisation():
-    info = DatasetInfo("grey", (), (), (0.5,) * 3, (0.5,) * 3, {}, (1, 2))
+def test_imagenets_normalization():
+    info = DatasetInfo("gray", (), (), (0.5,) * 3, (0.5,) * 3, {}, (1, 2))
     image = jnp.asarray([[[0.485, 0.456, 0.406], [1.0, 0.0, 0.631]]], jnp.float32)
     found = loader.normalize(image, "imagenet", info)
     expected = [[[0, 0, 0], [0.515 / 0.229, -0.456 / 0.224, 1]]]

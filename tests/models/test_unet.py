@@ -52,8 +52,8 @@ def test_parameters_are_as_many_as_in_the_paper(channels, num_classes, options, 
     params = abstract(models.create("unet", num_classes, **options), channels)["params"]
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)) == count
     assert set(params) == {*DOWN, *UP, "conv_u0d-score"}  # 23 convolutions
-    normalised = [name for name in params if "bn" in params[name]]
-    assert len(normalised) == (18 if "batch_norm" in options else 0)
+    normalized = [name for name in params if "bn" in params[name]]
+    assert len(normalized) == (18 if "batch_norm" in options else 0)
 
 
 def test_the_papers_sizes():
@@ -123,7 +123,7 @@ def test_logits_are_those_of_pytorch(padding):
 
 
 @functools.cache
-def grey():
+def gray():
     """The published network at a narrow width, for one channel, with random weights."""
     model = models.create("unet", CLASSES, width=WIDTH)
     return model, variables_of(parameters(1, batch_norm=False))
@@ -135,7 +135,7 @@ def noise(*shape):
 
 @pytest.mark.parametrize("size", [(24, 32), (1, 40)])
 def test_borders_are_mirrored_and_cut_off_again(size):
-    model, variables = grey()
+    model, variables = gray()
     image = noise(1, *size, 1)
     logits = jax.jit(functools.partial(model.apply, train=False))(variables, image)
     assert logits.shape == (1, *size, CLASSES)
@@ -166,11 +166,11 @@ def by_tiles(model, variables, image, tile):
         bottom, right = top + tile, left + tile
         seen = mirrored[:, top : bottom + 2 * unet.MARGIN, left : right + 2 * unet.MARGIN]
         logits[:, top:bottom, left:right] = apply(variables, seen)
-    return unet._centre(logits, image.shape)
+    return unet._center(logits, image.shape)
 
 
 def test_tiles_give_what_the_whole_gives():
-    model, variables = grey()
+    model, variables = gray()
     image = noise(1, 61, 90, 1)
     whole = jax.jit(functools.partial(model.apply, train=False))(variables, image)
     tiled = by_tiles(model, variables, image, 36)  # 2 x 3 tiles on 68 x 100
@@ -182,7 +182,7 @@ def test_tiles_give_what_the_whole_gives():
 @functools.cache
 def gradient():
     """f(params, image) -> gradients of one logit, at (1, 2) of the 4x4 that 188x188 give."""
-    model, _ = grey()
+    model, _ = gray()
 
     def logit(params, image):
         logits = model.apply({"params": params}, image, train=False, method="unmirrored")
@@ -193,7 +193,7 @@ def gradient():
 
 def positive():
     """Parameters that let every unit through its ReLU, and nothing cancel."""
-    return jax.tree.map(jnp.abs, grey()[1]["params"])
+    return jax.tree.map(jnp.abs, gray()[1]["params"])
 
 
 def cut_from_below(params, level):
@@ -276,7 +276,7 @@ def test_dropout_is_at_the_end_of_the_contracting_path():
     np.testing.assert_array_equal(logits(positive(), keys[0]), logits(positive(), keys[0]))
 
 
-def test_initialisation():
+def test_initialization():
     model = models.create("unet", 2, width=4, padding="same")
     init = jax.jit(functools.partial(model.init, train=False))
     params = init(jax.random.key(0), jnp.zeros((1, 16, 16, 1)))["params"]

@@ -141,12 +141,12 @@ def test_three_by_three_at_rate_two_sees_five_by_five_with_nine_weights():
     image = jnp.asarray(rng.normal(size=(1, 9, 9, 1)), jnp.float32)
     kernel = jnp.asarray(rng.normal(size=(3, 3, 1, 1)), jnp.float32)
 
-    def centre(image, kernel):
+    def center(image, kernel):
         y = conv(image, kernel, padding=2, rate=2)
         assert y.shape == image.shape
         return y[0, 4, 4, 0]
 
-    of_image, of_kernel = jax.grad(centre, argnums=(0, 1))(image, kernel)
+    of_image, of_kernel = jax.grad(center, argnums=(0, 1))(image, kernel)
     assert kernel.size == (of_kernel != 0).sum() == 9
     expected = np.zeros((9, 9))
     expected[2:7:2, 2:7:2] = kernel[..., 0, 0]

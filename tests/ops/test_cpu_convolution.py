@@ -137,7 +137,7 @@ def test_where_a_kernel_is_larger_than_its_map_it_is_a_product():
 
 def test_taps_that_see_no_pixel_are_left_out():
     x, kernel = arrays(0, (2, 6, 9, 16), (3, 3, 16, 17))
-    kernel[0], kernel[2] = np.inf, np.inf  # six rows away from the centre's
+    kernel[0], kernel[2] = np.inf, np.inf  # six rows away from the center's
 
     def loss(kernel):
         y = convolved(own.conv_general_dilated, x, kernel, [(6, 6), (6, 6)], (6, 6))

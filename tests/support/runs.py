@@ -53,7 +53,7 @@ def change(config, **changed):
 
 
 class OneLayer(nn.Module):
-    """The least network with batch normalisation; it compiles in a fraction of a second."""
+    """The least network with batch normalization; it compiles in a fraction of a second."""
 
     num_classes: int
     dtype: object = np.float32

@@ -1,4 +1,4 @@
-"""Variables of models that tests make up instead of initialising."""
+"""Variables of models that tests make up instead of initializing."""
 
 import functools
 import math

@@ -229,7 +229,7 @@ def test_no_loss_changes_with_devices_or_micro_batches(scenes_data_dir, name):
     np.testing.assert_allclose(found[0][1]["loss"], whole, rtol=1e-5)
 
 
-def test_micro_batches_sum_their_gradients_and_normalise_one_after_the_other(scenes_data_dir):
+def test_micro_batches_sum_their_gradients_and_normalize_one_after_the_other(scenes_data_dir):
     config = tiny_config(
         scenes_data_dir,
         micro_batches=2,
@@ -310,7 +310,7 @@ def test_bfloat16_computes_but_is_never_kept(scenes_data_dir, name):
         tiny_config(scenes_data_dir, precision="bfloat16", **changed),
         OneLayer(11, dtype=jnp.bfloat16),
     )
-    # flax's batch normalisation mixes bfloat16 and float32, which strict promotion forbids.
+    # flax's batch normalization mixes bfloat16 and float32, which strict promotion forbids.
     with jax.numpy_dtype_promotion("standard"):
         (state,), metrics = half.train(1)
         logits = half.model.apply(half.state().variables, jnp.zeros((1, 4, 4, 3)), train=False)
@@ -394,7 +394,7 @@ def test_devices_are_those_that_divide_the_batches():
         parallel.pick_devices(2, {"batch": 5})
 
 
-def test_the_optimiser_gets_the_schedule_of_its_own_steps(scenes_data_dir):
+def test_the_optimizer_gets_the_schedule_of_its_own_steps(scenes_data_dir):
     changed = PLAIN | {"optimizer__momentum": 0.0, "optimizer__schedule": "poly"}
     config = tiny_config(scenes_data_dir, steps=2, **changed)
     setup = Setup(config, OneLayer(11))

@@ -1,4 +1,4 @@
-"""What stands where: a scene in metres, before anything is drawn."""
+"""What stands where: a scene in meters, before anything is drawn."""
 
 import math
 from collections.abc import Callable
@@ -11,20 +11,20 @@ from segjax.data.streetscenes.objects import chance
 from segjax.data.streetscenes.painter import NEAR, Camera, Light, Place, mix
 
 FAR = 100.0
-"""Metres to the end of the street."""
+"""Meters to the end of the street."""
 
 
 @dataclass
 class Scene:
     """A street: the road, a pavement on each side, and all that stands on and beside them.
 
-    `things` are (metres ahead, a function of `buildings`, `objects` or `traffic`, its arguments
+    `things` are (meters ahead, a function of `buildings`, `objects` or `traffic`, its arguments
     after the painter and the random numbers).
     """
 
     camera: Camera
     light: Light
-    road: float  # metres from the middle of the road to its edge
+    road: float  # meters from the middle of the road to its edge
     pavements: dict[int, float]  # side -> width; the left is -1, the right 1
     junctions: list[tuple[int, float, float]] = field(default_factory=list)  # side, near, far
     things: list[tuple[float, Callable[..., None], tuple[float, ...]]] = field(default_factory=list)
@@ -63,7 +63,7 @@ def _camera(rng: np.random.Generator, aspect: float, road: float) -> Camera:
         across=-road * rng.uniform(0.15, 0.5),  # traffic keeps left, as in CamVid
         focal=rng.uniform(0.95, 1.3),
         horizon=rng.uniform(0.44, 0.57),
-        centre=aspect * rng.uniform(0.37, 0.63),
+        center=aspect * rng.uniform(0.37, 0.63),
         bend=rng.normal() / 600,
     )
 

@@ -1,6 +1,6 @@
 """What stands in a street: each function draws one thing, its choices taken from `rng`.
 
-Places are (across, up, ahead) in metres, as in `painter`. Nothing here may depend on the
+Places are (across, up, ahead) in meters, as in `painter`. Nothing here may depend on the
 resolution, or a scene would differ from one size to another.
 """
 
@@ -19,14 +19,14 @@ from segjax.data.streetscenes.painter import (
     SIGN,
     TREE,
     UP,
-    Colour,
+    Color,
     Painter,
     Place,
     scale,
 )
 
-# The palettes overlap on purpose: a colour alone must not tell the class.
-GREYS = [(70, 70, 72), (105, 105, 105), (140, 140, 142), (175, 174, 170), (120, 125, 135)]
+# The palettes overlap on purpose: a color alone must not tell the class.
+GRAYS = [(70, 70, 72), (105, 105, 105), (140, 140, 142), (175, 174, 170), (120, 125, 135)]
 WALLS = [(150, 84, 62), (122, 72, 58), (168, 118, 84), (205, 188, 152), (222, 216, 200)]
 WALLS += [(160, 150, 130), (128, 120, 110), (96, 100, 108), (186, 196, 196), (112, 118, 96)]
 ROOFS = [(92, 58, 48), (70, 66, 68), (110, 72, 54), (58, 60, 66), (90, 88, 82)]
@@ -58,11 +58,11 @@ def chance(rng: np.random.Generator, probability: float) -> bool:
     return bool(rng.random() < probability)
 
 
-def pick(rng: np.random.Generator, palette: Sequence[Colour], spread: float = 10) -> Colour:
-    """One of the colours, a little off."""
-    colour = palette[int(rng.integers(len(palette)))]
+def pick(rng: np.random.Generator, palette: Sequence[Color], spread: float = 10) -> Color:
+    """One of the colors, a little off."""
+    color = palette[int(rng.integers(len(palette)))]
     red, green, blue = (
-        max(0.0, c + spread * d) for c, d in zip(colour, rng.normal(size=3).tolist(), strict=True)
+        max(0.0, c + spread * d) for c, d in zip(color, rng.normal(size=3).tolist(), strict=True)
     )
     return red, green, blue
 
@@ -70,7 +70,7 @@ def pick(rng: np.random.Generator, palette: Sequence[Colour], spread: float = 10
 def turned(across: float, ahead: float, heading: float) -> Callable[..., Place]:
     """A frame at a place on the ground, its own forward axis `heading` radians right of ahead.
 
-    The result maps (forward, up, aside) in metres to a place.
+    The result maps (forward, up, aside) in meters to a place.
     """
     sine, cosine = math.sin(heading), math.cos(heading)
 
@@ -142,20 +142,20 @@ def fence(
     """Boards, a low wall or railings along the street."""
     near = max(near, NEAR)
     height = rng.uniform(1.0, 1.9)
-    colour = pick(rng, WOODS + WALLS + METALS)
+    color = pick(rng, WOODS + WALLS + METALS)
     facing = LEFT if side > 0 else RIGHT
     foot, top = rng.uniform(0, 0.12), height
 
-    def panel(z0: float, z1: float, y0: float, y1: float, tone: Colour) -> None:
+    def panel(z0: float, z1: float, y0: float, y1: float, tone: Color) -> None:
         corners = [(across, y0, z0), (across, y0, z1), (across, y1, z1), (across, y1, z0)]
         p.fill(corners, tone, FENCE, facing)
 
-    panel(near, far, foot, top, colour)
+    panel(near, far, foot, top, color)
     pitch, gap = float(rng.choice([0.35, 0.7, 2.0])), rng.uniform(0.2, 0.6)
-    tone = scale(colour, float(rng.choice([0.45, 0.7, 1.35])))
+    tone = scale(color, float(rng.choice([0.45, 0.7, 1.35])))
     for z in np.arange(near, min(far, 45), pitch).tolist():
         panel(z, z + gap * pitch, foot + 0.1, top - 0.1, tone)
-    panel(near, far, top - 0.08, top, scale(colour, 0.8))
+    panel(near, far, top - 0.08, top, scale(color, 0.8))
 
 
 def lamp_post(p: Painter, rng: np.random.Generator, across: float, ahead: float) -> None:
@@ -175,14 +175,14 @@ def sign_post(p: Painter, rng: np.random.Generator, across: float, ahead: float)
     rim, face = (RED, WHITE) if chance(rng, 0.5) else (WHITE, pick(rng, BOARDS))
     p.stroke([(across, 0, ahead), (across, up, ahead)], 0.08, pick(rng, METALS), POLE)
     shape = rng.integers(3)
-    for radius, colour in ((size, rim), (0.75 * size, face)):
+    for radius, color in ((size, rim), (0.75 * size, face)):
         if shape == 0:
-            p.disc((across, up, ahead), radius, colour, SIGN)
+            p.disc((across, up, ahead), radius, color, SIGN)
             continue
         corners = [(-1.0, -0.6), (1.0, -0.6), (0.0, 1.1)]
         if shape == 1:
             corners = [(-1.0, -1.2), (1.0, -1.2), (1.0, 1.2), (-1.0, 1.2)]
-        p.fill([(across + radius * x, up + radius * y, ahead) for x, y in corners], colour, SIGN)
+        p.fill([(across + radius * x, up + radius * y, ahead) for x, y in corners], color, SIGN)
 
 
 def sign_board(p: Painter, rng: np.random.Generator, across: float, ahead: float) -> None:
@@ -223,8 +223,8 @@ def traffic_light(p: Painter, rng: np.random.Generator, across: float, ahead: fl
     case += [(across + 0.24, up + 1.05, ahead), (across - 0.24, up + 1.05, ahead)]
     p.fill(case, (38, 40, 42), SIGN)
     lit = rng.integers(3)
-    for lamp, colour in enumerate([(60, 240, 130), (255, 180, 40), (255, 50, 40)]):
-        glow = scale(colour, 1.6 if lamp == lit else 0.3)
+    for lamp, color in enumerate([(60, 240, 130), (255, 180, 40), (255, 50, 40)]):
+        glow = scale(color, 1.6 if lamp == lit else 0.3)
         p.disc((across, up + 0.2 + 0.32 * lamp, ahead), 0.12, glow, SIGN)
 
 

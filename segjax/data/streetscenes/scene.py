@@ -1,9 +1,9 @@
 """Street scenes as from a car's camera, with the eleven classes of CamVid and void.
 
-A scene is laid out in metres (`layout`), then `buildings`, `objects` and `traffic` draw it with a
+A scene is laid out in meters (`layout`), then `buildings`, `objects` and `traffic` draw it with a
 perspective `painter`, over the sky and the ground that are drawn here, and it is put on film: the
 same scene at every size. Class shares are those of CamVid's training split within a factor of two,
-and colours say little about classes.
+and colors say little about classes.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from segjax.data.streetscenes.painter import (
     ROAD,
     TREE,
     UP,
-    Colour,
+    Color,
     Light,
     Painter,
     mix,
@@ -29,7 +29,7 @@ from segjax.data.streetscenes.painter import (
 )
 
 CUTS = [NEAR, 2.0, 4.0, 8.0, *np.arange(14.0, FAR + 60, 9.0).tolist()]
-"""Metres ahead at which the ground is cut, so that it follows the bend."""
+"""Meters ahead at which the ground is cut, so that it follows the bend."""
 
 
 def render(seed: int, index: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -67,7 +67,7 @@ def _noise(rng: np.random.Generator, cells: int, height: int, width: int) -> np.
 
 
 def _sky(rng: np.random.Generator, light: Light, aspect: float) -> Image.Image:
-    """Blue or grey, paler towards the horizon, with clouds; often overexposed as in CamVid."""
+    """Blue or gray, paler towards the horizon, with clouds; often overexposed as in CamVid."""
     height, width = 96, max(2, round(96 * aspect))
     zenith = mix((88, 130, 196), (150, 156, 164), rng.random())
     burnt = rng.uniform(0, 0.9)
@@ -84,7 +84,7 @@ def _sky(rng: np.random.Generator, light: Light, aspect: float) -> Image.Image:
 def _ground(painter: Painter, rng: np.random.Generator, scene: Scene) -> None:
     """Grass or paving to the horizon, then pavements, kerbs, the road, side roads and paint."""
 
-    def strip(left: float, right: float, near: float, far: float, tone: Colour, label: int) -> None:
+    def strip(left: float, right: float, near: float, far: float, tone: Color, label: int) -> None:
         cuts = [near, *(cut for cut in CUTS if near < cut < far), far]
         edge = [(left, 0.0, ahead) for ahead in cuts]
         edge += [(right, 0.0, ahead) for ahead in reversed(cuts)]
@@ -122,7 +122,7 @@ def _markings(strip: Callable[..., None], rng: np.random.Generator, scene: Scene
                 strip(middle - 0.06, middle + 0.06, NEAR, FAR, line, ROAD)
     if chance(rng, 0.3):
         near = rng.uniform(7, 25)
-        if chance(rng, 0.5):  # a zebra crossing, or else a line to stop at
+        if chance(rng, 0.5):  # a crosswalk, or else a line to stop at
             for left in np.arange(-scene.road + 0.4, scene.road - 0.5, 1.2).tolist():
                 strip(left, left + 0.6, near, near + 3, paint, ROAD)
         else:
@@ -155,11 +155,11 @@ def _ground_pattern(
     scene: Scene,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Tones of these pixels of the ground: patches and tyre tracks, and joints between slabs."""
+    """Tones of these pixels of the ground: patches and tire tracks, and joints between slabs."""
     camera, height = scene.camera, label.shape[0]
     below = ((rows + 0.5) / height - camera.horizon).clip(0.004)
     ahead = camera.focal * camera.height / below
-    aside = ((columns + 0.5) / height - camera.centre) * ahead / camera.focal
+    aside = ((columns + 0.5) / height - camera.center) * ahead / camera.focal
     across = aside + camera.across - camera.bend * ahead**2 / 2
     patches = rng.standard_normal((64, 64), np.float32)
     points = np.stack([ahead * 0.8, across * 2.5])
@@ -175,7 +175,7 @@ def _ground_pattern(
 
 
 def _expose(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The film: exposure, contrast, colour cast, a dark rim and noise; uint8 again."""
+    """The film: exposure, contrast, color cast, a dark rim and noise; uint8 again."""
     height, width = image.shape[:2]
     gain = rng.choice([0.5, 0.8, 1.0, 1.2], p=[0.12, 0.2, 0.4, 0.28])
     cast = gain * rng.uniform(0.95, 1.05, 3)
