@@ -107,7 +107,7 @@ def check(plan: Plan) -> None:
         config = worker.config_of(1, **network)
         experiment.check_names(config)
         model = models.create(network["model"], NUM_CLASSES, **config.model.options)
-        flops.forward_operations(model, (*plan.resolution, 3))
+        flops.forward_macs(model, (*plan.resolution, 3))
 
 
 def read_options(texts: Sequence[str]) -> dict[str, Any]:

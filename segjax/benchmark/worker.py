@@ -222,8 +222,8 @@ class Bench:
             step = jax.make_jaxpr(self._step("training_step"))
             traced = step(*self._arguments("training_step", 0))
         return {
-            "forward": batch * flops.forward_operations(self.model, size),
-            "training_step": flops.operations(traced.jaxpr),
+            "forward": batch * flops.forward_macs(self.model, size),
+            "training_step": flops.macs(traced.jaxpr),
         }
 
     def _device_peak(self):

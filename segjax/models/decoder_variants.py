@@ -1,10 +1,10 @@
 """Decoders for the encoder of SegNet-Basic: Table 1 of Badrinarayanan, Kendall, Cipolla.
 
-arXiv 1511.00561v3, section 3.1. SegNet-Basic itself is in `segnet.py`; what these ask is how much
-of it is due to the indices, to the width of the decoder, and to the encoder's maps. The authors
+arXiv 1511.00561v3, section 3.1. SegNet-Basic itself is in `segnet.py`; these variants show how much
+it owes to the indices, to the width of the decoder, and to the encoder's maps. The authors
 published no files of the variants, and where the paper is silent we chose:
 
-- All that is said of SegNet-Basic in `segnet.py` holds here.
+- The deviations of SegNet-Basic in `segnet.py` hold here.
 - EncoderAddition adds the encoder's maps of a level, as they were before the pool, to what the
   decoder's convolution and its batch normalization make of that level.
 - SingleChannelDecoder normalizes after each of its 7x7 convolutions, as SegNet-Basic does.
@@ -142,7 +142,7 @@ class FCNBasicNoAdditionNoDimReduction(FCNBasic):
 
 
 def interpolating(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-    """The first value of a (k, k, C, C) upsampling kernel: channels to themselves, means kept."""
+    """Initialize a (k, k, C, C) upsampling kernel: each channel to itself, means kept."""
     tent = bilinear_kernel(shape[0])
     tent = tent / tent[::STRIDE, ::STRIDE].sum()
     return jnp.asarray(tent[:, :, None, None] * np.eye(shape[2]), dtype)

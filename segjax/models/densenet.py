@@ -1,13 +1,13 @@
 """FC-DenseNet: Jegou, Drozdzal, Vazquez, Romero, Bengio, "The one hundred layers tiramisu".
 
-arXiv 1611.09326. Dense blocks, whose every layer sees all that came before it in the block, on the
-way down and up again; the way up takes the new maps of a block alone. Layer lists from the authors'
-code (`FC-DenseNet.py`, `config/FC-DenseNet103.py`).
+arXiv 1611.09326. Dense blocks, in which every layer sees all maps before it, on the way down and on
+the way up; the way up takes only the new maps of a block. Layer lists from the authors' code
+(`FC-DenseNet.py`, `config/FC-DenseNet103.py`).
 
 Deviations:
 
 - Batch normalization has running averages, and recomputed ones for the test. The authors normalize
-  by the batch at hand at the test too, so that their score depends on the size of its batches.
+  by the batch in testing too, so that their score depends on the batch size.
 - `growth` and `width` scale the layers; the papers' networks have 12 or 16, and 48.
 """
 
@@ -61,7 +61,7 @@ class FCDenseNet56(nn.Module):
             )(x, train=train)
 
         def dense(x, count, name):
-            """All that a dense block has seen, and its new maps."""
+            """Return all maps of a dense block, and the new ones."""
             new: list[jax.Array] = []
             for n in range(1, count + 1):
                 new.append(layer(x, self.growth, 3, f"{name}_{n}"))
@@ -87,7 +87,7 @@ class FCDenseNet56(nn.Module):
                 dtype=self.dtype,
                 name=f"transition_up{block}",
             )(new)
-            up = up[:, : skip.shape[1], : skip.shape[2]]  # a row more than twice as many
+            up = up[:, : skip.shape[1], : skip.shape[2]]  # it has a row more than twice as many
             x, new = dense(concatenate([up, skip]), self.layers[block - 1], f"up{block}")
         x = Conv(self.num_classes, 1, kernel_init=he_uniform, dtype=self.dtype, name="classifier")(
             x

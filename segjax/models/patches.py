@@ -51,7 +51,7 @@ class PatchCNN(nn.Module):
 
     @property
     def patch_size(self) -> int:
-        """The side of the window in pixels, with no row or column that a pool would lose."""
+        """Side of the window in pixels, such that no pool drops a row or column."""
         side = LAST
         for kernel_size in reversed(self.kernel_sizes):
             side = 2 * side + kernel_size - 1
@@ -61,7 +61,7 @@ class PatchCNN(nn.Module):
         return self.classify(image) if train else self.label(image)
 
     def classify(self, patches: jax.Array) -> jax.Array:
-        """The logits of the centers: (N, P, P, C) to float32 (N, 1, 1, K).
+        """Classify the centers of patches: (N, P, P, C) to float32 logits (N, 1, 1, K).
 
         Raises:
           UserError: the patches have another size.
@@ -75,7 +75,7 @@ class PatchCNN(nn.Module):
         return self._layers(patches, dense=False)
 
     def label(self, image: jax.Array) -> jax.Array:
-        """The logits of all pixels, fully convolutionally: (B, H, W, C) to float32 (B, H, W, K)."""
+        """Classify all pixels at once: (B, H, W, C) to float32 logits (B, H, W, K)."""
         return self._layers(mirror(image, *_margins(self)), dense=True)
 
     @nn.compact
@@ -105,11 +105,11 @@ class PatchCNN(nn.Module):
 
 
 def _margins(model):
-    """Pixels of the window before its center, and after."""
+    """Return the pixels of the window before its center, and after."""
     return model.patch_size // 2, (model.patch_size - 1) // 2
 
 
 def _max_of_neighbors(x, distance):
-    """2x2 max pooling of stride 1 with `distance` between the taps."""
+    """Apply 2x2 max pooling of stride 1 with `distance` between the taps."""
     x = jnp.maximum(x[:, :-distance], x[:, distance:])
     return jnp.maximum(x[:, :, :-distance], x[:, :, distance:])

@@ -16,11 +16,11 @@ Deviations:
 - Pooling rounds odd sizes up, and unpooling crops to the size before the pool, at every level; the
   files say so only where 360x480 needs it.
 - `width` scales every layer but the last; the papers' networks have 64.
-- `upsampling` other than "unpool" is not the authors' but for ablations of it.
+- `upsampling` other than "unpool" is not the authors', but for ablations.
 
 `dropout` makes them Bayesian SegNet and Bayesian SegNet-Basic: Kendall, Badrinarayanan, Cipolla,
-arXiv 1511.02680, dropped units at the places of `bayesian_segnet_train.prototxt` and
-`bayesian_segnet_basic_train.prototxt`. Samples of them are drawn by `segjax.inference.dropout`.
+arXiv 1511.02680, with dropout at the places of `bayesian_segnet_train.prototxt` and
+`bayesian_segnet_basic_train.prototxt`. `segjax.inference.dropout` draws samples from them.
 """
 
 from collections.abc import Callable
@@ -86,9 +86,9 @@ class BayesianSegNet(SegNet):
 
 
 class Level(NamedTuple):
-    """What the encoder of SegNet-Basic leaves of one level, for decoders to use."""
+    """The maps of one level of SegNet-Basic's encoder, for decoders to use."""
 
-    encoded: jax.Array  # (B, H, W, width), what is pooled
+    encoded: jax.Array  # (B, H, W, width), before the pool
     pooled: jax.Array  # (B, ceil(H / 2), ceil(W / 2), width)
     indices: jax.Array  # of the maxima, uint8 like pooled
 
@@ -107,7 +107,7 @@ class Basic(nn.Module):
     def encode(
         self, image: jax.Array, *, train: bool, drop: Callable[[jax.Array], jax.Array] | None = None
     ) -> list[Level]:
-        """The levels from the image down; `drop` is done to what pools 3 and 4 give."""
+        """Return the levels from the image down; `drop` is applied after pools 3 and 4."""
         x, levels = image.astype(self.dtype), []
         for number in range(1, 5):
             x = encoded = self.block(x, f"conv{number}", train=train)
@@ -120,7 +120,7 @@ class Basic(nn.Module):
     def block(
         self, x: jax.Array, name: str, *, train: bool, relu: bool = True, groups: int = 1
     ) -> jax.Array:
-        """A 7x7 block of the network's width."""
+        """Apply a 7x7 block of the network's width."""
         return ConvBlock(
             self.width,
             7,
@@ -132,7 +132,7 @@ class Basic(nn.Module):
         )(x, train=train)
 
     def classify(self, x: jax.Array, name: str = "conv_classifier") -> jax.Array:
-        """A 1x1 convolution to the classes."""
+        """Apply a 1x1 convolution to the classes."""
         return Conv(self.num_classes, 1, dtype=self.dtype, name=name)(x)
 
 
@@ -188,7 +188,7 @@ class SegNetBasic(Basic):
                 dtype=self.dtype,
                 name=name,
             )(x)
-        return x[:, :height, :width]  # a side that was odd has grown by one
+        return x[:, :height, :width]  # an odd side has grown by one
 
 
 class BayesianSegNetBasic(SegNetBasic):

@@ -34,7 +34,7 @@ from segjax.ops.pooling import max_pool
 
 LEVELS = 4  # of pooling
 MARGIN = 92  # pixels that convolutions without padding take from each side
-STRIDE = 2**LEVELS  # pixels; what moves by a multiple of it is pooled alike
+STRIDE = 2**LEVELS  # pixels of the image between two of the deepest map
 
 
 class UNet(nn.Module):
@@ -60,10 +60,10 @@ class UNet(nn.Module):
 
     @nn.compact
     def unmirrored(self, image: jax.Array, *, train: bool) -> jax.Array:
-        """The network alone; with padding "valid" (B, n, m, C) to (B, n - 184, m - 184, K).
+        """Apply the network alone; with padding "valid" (B, n, m, C) to (B, n - 184, m - 184, K).
 
         Raises:
-          UserError: a side is none that the network takes: 12 mod 16 from 188 on for "valid", a
+          UserError: a side does not fit: it must be 12 mod 16 and at least 188 for "valid", a
             multiple of 16 for "same".
         """
         margin = _margin(self.padding)
@@ -114,21 +114,21 @@ def _margin(padding):
 
 
 def _size(side, padding):
-    """The least size that the network takes and that gives at least `side` pixels."""
+    """Return the least input size that gives at least `side` pixels."""
     # "valid" takes 4 pixels before each halving: of 12 mod 16 the halves come out even each time.
     least, rest = (4, 4) if padding == "valid" else (STRIDE, 0)
     return max(side + (rest - side) % STRIDE, least) + 2 * _margin(padding)
 
 
 def _mirrored(image, padding):
-    """The image in the middle of one of a size that the network takes."""
+    """Mirror the borders of an image up to a size that the network takes."""
     extra = [_size(side, padding) - side for side in image.shape[1:3]]
     before = (extra[0] // 2, extra[1] // 2)
     return mirror(image, before, (extra[0] - before[0], extra[1] - before[1]))
 
 
 def _center(x, shape):
-    """The center of x at the height and width of `shape`."""
+    """Crop x to the height and width of `shape` at its center."""
     height, width = shape[1:3]
     top, left = (x.shape[1] - height) // 2, (x.shape[2] - width) // 2
     return x[:, top : top + height, left : left + width]

@@ -20,16 +20,16 @@ def batch_norm(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Normalize each channel over the batch: scale (x - mean) / sqrt(var + epsilon) + bias.
 
-    Ioffe and Szegedy, arXiv 1502.03167. The statistics are float32 whatever the dtype of x. The
-    variance is that around the mean: E[x^2] - E[x]^2 loses what a mean far from zero drowns.
+    Ioffe and Szegedy, arXiv 1502.03167. The statistics are float32 for any dtype of x. The variance
+    is that around the mean: E[x^2] - E[x]^2 is inexact for a mean far from zero.
 
     Args:
       x: (..., C), float32 or bfloat16.
       scale: float32 (C,).
       bias: float32 (C,).
       epsilon: added to the variance.
-      axis_name: the mapped axis of devices whose batches are one batch, each of the same size.
-      relu: cut off what is below zero.
+      axis_name: the mapped axis of devices whose batches, of equal size, are one batch.
+      relu: whether to apply a ReLU.
 
     Returns:
       y: shape and dtype of x.

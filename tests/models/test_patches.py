@@ -99,8 +99,8 @@ def test_trained_on_what_it_will_see():
 
 def test_the_redundancy_of_the_papers_window():
     model = models.create("patch_cnn", 11)
-    window = flops.forward_operations(model, (95, 95, 3), train=True)
-    dense = flops.forward_operations(model, (360, 480, 3))
+    window = flops.forward_macs(model, (95, 95, 3), train=True)
+    dense = flops.forward_macs(model, (360, 480, 3))
     assert round(360 * 480 * window / dense) == 499
 
 

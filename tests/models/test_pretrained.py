@@ -409,5 +409,5 @@ def test_imagenets_normalization():
     found = loader.normalize(image, "imagenet", info)
     expected = [[[0, 0, 0], [0.515 / 0.229, -0.456 / 0.224, 1]]]
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
-    with pytest.raises(UserError, match=r"^data\.normalization imagenet is of 3 channels, but the"):
+    with pytest.raises(UserError, match=r"^data\.normalization imagenet needs 3 channels, but the"):
         loader.normalize(image[..., :1], "imagenet", info)

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from segjax.training.losses import LOSSES, count, cross_entropy, dice, focal, loss, lovasz
+from segjax.training.losses import LOSSES, cross_entropy, dice, focal, loss, lovasz, num_terms
 
 VOID = 255
 SHAPE, CLASSES = (3, 4, 5), 4
@@ -150,7 +150,7 @@ def test_parts_with_the_whole_batchs_divisor_add_up(name, batch):
     logits, labels, weights = batch
     labels = np.concatenate([labels, np.full_like(labels[:1], VOID)])  # one image without a term
     logits = np.concatenate([logits, logits[:1]])
-    total = count(name, jnp.asarray(labels), CLASSES)
+    total = num_terms(name, jnp.asarray(labels), CLASSES)
     assert total.dtype == jnp.float32
     assert float(total) == ((labels < CLASSES).sum() if name in ("cross_entropy", "focal") else 3)
     parts = [

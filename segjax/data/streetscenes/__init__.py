@@ -17,22 +17,22 @@ MADE_ON_FIRST_USE = True
 
 DEFAULT_RESOLUTION = (96, 128)
 
-# What a row of results was trained on. Change either of these, or what `scenery` draws, and raise
-# `StreetScenes.VERSION` with it: a set that is on disk under an old version is never drawn anew.
+# Results depend on these and on what `scene` draws: raise `StreetScenes.VERSION` with any change,
+# because a dataset that is on disk is never drawn again.
 SEED = 0
 SPLITS = {"train": range(400), "val": range(400, 450), "test": range(450, 550)}
 
 
 @dataclass(eq=False)
 class StreetScenesConfig(tfds.core.BuilderConfig):
-    """The size that the scenes are drawn at, in pixels."""
+    """The size of the scenes, in pixels."""
 
     height: int = 0
     width: int = 0
 
 
 class StreetScenes(tfds.core.GeneratorBasedBuilder):
-    """TFDS builder of the drawn scenes; scene i is `scenery.render(SEED, i, height, width)`."""
+    """TFDS builder of the drawn scenes; scene i is `scene.render(SEED, i, height, width)`."""
 
     name = "streetscenes"
     VERSION = tfds.core.Version("1.0.0")
@@ -40,7 +40,7 @@ class StreetScenes(tfds.core.GeneratorBasedBuilder):
 
     @classmethod
     def get_builder_config(cls, name: str, version: Any = None) -> StreetScenesConfig:
-        """The config of a size spelt as "96x128"; TFDS would look for it in a fixed list."""
+        """Return the config of a size such as "96x128"; TFDS would look it up in a fixed list."""
         del version  # there is one version
         height, width = (int(side) for side in name.split("x"))
         return StreetScenesConfig(name=name, height=height, width=width)
@@ -75,7 +75,7 @@ class StreetScenes(tfds.core.GeneratorBasedBuilder):
 def builder(
     data_dir: Path | None, source: Path | None, resolution: tuple[int, int] | None
 ) -> StreetScenes:
-    """The builder of the set of that size (height, width), by default 96x128.
+    """Return the builder of scenes of a size (height, width), by default 96x128.
 
     Raises:
         UserError: a source was given.

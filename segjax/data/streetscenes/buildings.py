@@ -30,7 +30,7 @@ def _facade(
     facing: Place,
     shop: bool,
 ) -> None:
-    """A wall with rows of windows; `at(along, up)` places its points, `along` up to `length`."""
+    """Draw a wall with rows of windows; `at(along, up)` places its points, 0 to `length` along."""
 
     def panel(x0: float, y0: float, x1: float, y1: float, color: Color, label: int) -> None:
         p.fill([at(x0, y0), at(x1, y0), at(x1, y1), at(x0, y1)], color, label, facing)
@@ -83,7 +83,7 @@ def building(
     far: float,
     height: float,
 ) -> None:
-    """A house whose front runs along the street from `near` to `far`; side -1 is the left."""
+    """Draw a house whose front runs along the street from `near` to `far`; side -1 is the left."""
     near = max(near, NEAR)
     wall, roof = pick(rng, WALLS + GRAYS), pick(rng, ROOFS + GRAYS)
     depth = rng.uniform(7, 12)
@@ -112,7 +112,7 @@ def building(
 def end_building(
     p: Painter, rng: np.random.Generator, across: float, ahead: float, width: float, height: float
 ) -> None:
-    """A house that closes the view, its front towards the camera."""
+    """Draw a house that closes the view, its front towards the camera."""
     wall = pick(rng, WALLS + GRAYS)
     left = across - width / 2
     if chance(rng, 0.5):

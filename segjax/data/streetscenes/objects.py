@@ -1,4 +1,4 @@
-"""What stands in a street: each function draws one thing, its choices taken from `rng`.
+"""Things in a street: each function draws one, with random choices from `rng`.
 
 Places are (across, up, ahead) in meters, as in `painter`. Nothing here may depend on the
 resolution, or a scene would differ from one size to another.
@@ -54,12 +54,12 @@ WHITE = (228, 228, 224)
 
 
 def chance(rng: np.random.Generator, probability: float) -> bool:
-    """True that often."""
+    """Return True with that probability."""
     return bool(rng.random() < probability)
 
 
 def pick(rng: np.random.Generator, palette: Sequence[Color], spread: float = 10) -> Color:
-    """One of the colors, a little off."""
+    """Pick one of the colors and vary it a little."""
     color = palette[int(rng.integers(len(palette)))]
     red, green, blue = (
         max(0.0, c + spread * d) for c, d in zip(color, rng.normal(size=3).tolist(), strict=True)
@@ -68,7 +68,7 @@ def pick(rng: np.random.Generator, palette: Sequence[Color], spread: float = 10)
 
 
 def turned(across: float, ahead: float, heading: float) -> Callable[..., Place]:
-    """A frame at a place on the ground, its own forward axis `heading` radians right of ahead.
+    """Return a frame at a place on the ground, its forward axis `heading` radians right of ahead.
 
     The result maps (forward, up, aside) in meters to a place.
     """
@@ -85,7 +85,7 @@ def turned(across: float, ahead: float, heading: float) -> Callable[..., Place]:
 
 
 def tree(p: Painter, rng: np.random.Generator, across: float, ahead: float, height: float) -> None:
-    """A trunk, branches and a crown of clumps: lighter above, ragged, thin or dense."""
+    """Draw a tree: a trunk, branches and a crown of clumps, lighter above, thin or dense."""
     bark = pick(rng, [(74, 62, 52), (96, 88, 78), (58, 54, 48)])
     leaves = pick(rng, LEAVES, 8)
     crown = height * rng.uniform(0.26, 0.4)
@@ -111,7 +111,7 @@ def tree(p: Painter, rng: np.random.Generator, across: float, ahead: float, heig
 
 
 def bush(p: Painter, rng: np.random.Generator, across: float, ahead: float, height: float) -> None:
-    """A wood far away."""
+    """Draw a distant wood."""
     leaves = pick(rng, LEAVES, 8)
     places = np.full((4, 3), ahead)
     places[:, 0] = across + 0.4 * height * rng.normal(size=4)
@@ -123,7 +123,7 @@ def bush(p: Painter, rng: np.random.Generator, across: float, ahead: float, heig
 def hedge(
     p: Painter, rng: np.random.Generator, across: float, near: float, far: float, height: float
 ) -> None:
-    """A row of bushes along the street."""
+    """Draw a row of bushes along the street."""
     leaves = pick(rng, LEAVES, 8)
     near = max(near, NEAR)
     body = [(across, 0, near), (across, 0, far), (across, height, far), (across, height, near)]
@@ -139,7 +139,7 @@ def hedge(
 def fence(
     p: Painter, rng: np.random.Generator, side: int, across: float, near: float, far: float
 ) -> None:
-    """Boards, a low wall or railings along the street."""
+    """Draw boards, a low wall or railings along the street."""
     near = max(near, NEAR)
     height = rng.uniform(1.0, 1.9)
     color = pick(rng, WOODS + WALLS + METALS)
@@ -159,7 +159,7 @@ def fence(
 
 
 def lamp_post(p: Painter, rng: np.random.Generator, across: float, ahead: float) -> None:
-    """A tall thin post; its arm reaches over the road."""
+    """Draw a tall thin post with an arm over the road."""
     height, metal = rng.uniform(5, 9), pick(rng, METALS)
     reach = -math.copysign(rng.uniform(0.5, 1.8), across)
     top = (across, height, ahead)
@@ -170,7 +170,7 @@ def lamp_post(p: Painter, rng: np.random.Generator, across: float, ahead: float)
 
 
 def sign_post(p: Painter, rng: np.random.Generator, across: float, ahead: float) -> None:
-    """A road sign on a post: round, three-cornered or a board."""
+    """Draw a road sign on a post: round, triangular or rectangular."""
     up, size = rng.uniform(2.0, 3.0), rng.uniform(0.3, 0.48)
     rim, face = (RED, WHITE) if chance(rng, 0.5) else (WHITE, pick(rng, BOARDS))
     p.stroke([(across, 0, ahead), (across, up, ahead)], 0.08, pick(rng, METALS), POLE)
@@ -186,7 +186,7 @@ def sign_post(p: Painter, rng: np.random.Generator, across: float, ahead: float)
 
 
 def sign_board(p: Painter, rng: np.random.Generator, across: float, ahead: float) -> None:
-    """A direction board or a poster on two posts."""
+    """Draw a direction board or a poster on two posts."""
     half, low, high = rng.uniform(0.6, 1.3), rng.uniform(1.0, 2.2), rng.uniform(1.0, 1.8)
     for foot in (across - 0.7 * half, across + 0.7 * half):
         p.stroke([(foot, 0, ahead), (foot, low + high, ahead)], 0.08, pick(rng, METALS), POLE)
@@ -216,7 +216,7 @@ def sign_board(p: Painter, rng: np.random.Generator, across: float, ahead: float
 
 
 def traffic_light(p: Painter, rng: np.random.Generator, across: float, ahead: float) -> None:
-    """Three lamps in a dark case on a post, one of them lit."""
+    """Draw three lamps in a dark case on a post, one of them lit."""
     up = rng.uniform(2.3, 3.0)
     p.stroke([(across, 0, ahead), (across, up + 1.0, ahead)], 0.11, pick(rng, METALS), POLE)
     case = [(across - 0.24, up, ahead), (across + 0.24, up, ahead)]
@@ -229,7 +229,7 @@ def traffic_light(p: Painter, rng: np.random.Generator, across: float, ahead: fl
 
 
 def bin_box(p: Painter, rng: np.random.Generator, across: float, ahead: float) -> None:
-    """Street furniture that belongs to no class."""
+    """Draw street furniture, which is void."""
     half, height = rng.uniform(0.25, 0.5), rng.uniform(0.8, 1.4)
     corners = [(across - half, 0.0, ahead), (across + half, 0.0, ahead)]
     corners += [(across + half, height, ahead), (across - half, height, ahead)]

@@ -1,4 +1,4 @@
-"""A camera and a brush: polygons given in meters, drawn into an image and its label at once.
+"""A camera and a painter: polygons in meters, drawn into an image and its label at once.
 
 A place in the street is (across, up, ahead) in meters: right of the middle of the road, above its
 surface, from the camera. Screen positions are in image heights, so that a scene is the same at
@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 SKY, BUILDING, POLE, ROAD, PAVEMENT, TREE, SIGN, FENCE, CAR, PEDESTRIAN, BICYCLIST = range(11)
 
 NEAR = 0.6
-"""Meters: what is closer to the camera is cut off."""
+"""Meters from the camera to the near plane."""
 
 OVERSAMPLE = 2
 """Drawn pixels per pixel, along each side: images are averaged over them, labels sampled."""
@@ -28,18 +28,17 @@ RIGHT: Place = (1.0, 0.0, 0.0)
 UP: Place = (0.0, 1.0, 0.0)
 BACK: Place = (0.0, 0.0, -1.0)
 LEAFY: Place = (0.0, 0.7, -0.7)
-"""The directions that faces look in; BACK is towards the camera,
-LEAFY what leaves do on the whole."""
+"""Normals of faces; BACK is towards the camera, LEAFY the mean of leaves."""
 
 
 def mix(a: Sequence[float], b: Sequence[float], share: float) -> Color:
-    """The color between `a` (share 0) and `b` (share 1)."""
+    """Interpolate between the colors `a` (share 0) and `b` (share 1)."""
     red, green, blue = (x + share * (y - x) for x, y in zip(a, b, strict=True))
     return red, green, blue
 
 
 def scale(color: Sequence[float], gain: float) -> Color:
-    """The color made darker (gain below 1) or lighter."""
+    """Make a color darker (gain below 1) or lighter."""
     return color[0] * gain, color[1] * gain, color[2] * gain
 
 
@@ -55,7 +54,7 @@ class Camera:
     bend: float  # curvature of the road, 1 / meters
 
     def project(self, places: Sequence[Place], unit: float) -> list[tuple[float, float]]:
-        """Screen positions (from the left, from the top); an image height is `unit` long."""
+        """Return screen positions (from the left, from the top); an image height is `unit` long."""
         screen = []
         for across, up, ahead in places:
             # Moving a corner up to NEAR is an exact cut for edges that run along the street.
@@ -75,10 +74,10 @@ class Light:
     direct: float  # gain of a face that looks into the sun, added to `ambient`
     ambient: float  # gain of a face in shadow
     haze: Color
-    visibility: float  # meters to where a share of 1/e of a color is left
+    visibility: float  # meters at which a color is reduced to 1/e
 
     def on(self, color: Sequence[float], facing: Place, ahead: float) -> tuple[int, int, int]:
-        """The color of a lit face at that distance, 0 to 255."""
+        """Return the color of a lit face at a distance, 0 to 255."""
         (nx, ny, nz), (sx, sy, sz) = facing, self.sun
         toward_sun = max(0.0, nx * sx + ny * sy + nz * sz)
         clear = math.exp(-max(ahead, 0.0) / self.visibility)
@@ -94,8 +93,8 @@ class Light:
 class Painter:
     """Draws back to front into one picture of red, green, blue and label.
 
-    The label is the picture's fourth channel, so that no shape can be in the one and not in the
-    other. Nothing is blended: edges are hard until `develop` averages the image.
+    The label is the picture's fourth channel, so that every shape is in both. Nothing is blended:
+    edges are hard until `develop` averages the image.
     """
 
     def __init__(self, height: int, width: int, camera: Camera, light: Light, sky: Image.Image):
@@ -144,7 +143,7 @@ class Painter:
         label: int,
         rng: np.random.Generator,
     ) -> None:
-        """Fill ragged discs at `places` (n, 3), lit from above, as `radii` (n) of leaves would be.
+        """Fill ragged discs at `places` (n, 3), lit from above like leaves, of `radii` (n).
 
         One `fill` each, but projected all at once: a scene has hundreds.
         """
@@ -167,8 +166,7 @@ class Painter:
     def stroke(
         self, places: Sequence[Place], thickness: float, color: Sequence[float], label: int
     ) -> None:
-        """Draw a line as thick as that many meters at its first place, and never lost: it is at
-        least one pixel wide."""
+        """Draw a line of a thickness in meters at its first place, at least one pixel wide."""
         ahead = max(places[0][2], NEAR)
         width = round(thickness * self.camera.focal / ahead * self.unit)
         width = max(OVERSAMPLE, width)
@@ -179,7 +177,7 @@ class Painter:
     def disc(
         self, place: Place, radius: float, color: Sequence[float], label: int, stretch: float = 1.0
     ) -> None:
-        """Draw a disc of that radius in meters, its height times `stretch`, facing the camera."""
+        """Draw a disc of a radius in meters, its height times `stretch`, facing the camera."""
         ahead = max(place[2], NEAR)
         x, y = self.camera.project([place], self.unit)[0]
         rx = radius * self.camera.focal / ahead * self.unit
@@ -187,7 +185,7 @@ class Painter:
         self.draw.ellipse(box, fill=(*self.light.on(color, BACK, ahead), label))
 
     def shade(self, shadows: Sequence[Sequence[Place]], gain: float) -> None:
-        """Darken what is drawn so far inside the polygons; labels stay."""
+        """Darken the picture inside the polygons; labels stay."""
         mask = Image.new("L", self.picture.size, 0)
         draw = ImageDraw.Draw(mask)
         for places in shadows:
@@ -196,7 +194,7 @@ class Painter:
         self._start(Image.composite(darker, self.picture, mask))
 
     def develop(self) -> tuple[np.ndarray, np.ndarray]:
-        """The image, float32 (H, W, 3) in 0 to 255, and the label, uint8 (H, W)."""
+        """Return the image, float32 (H, W, 3) in 0 to 255, and the label, uint8 (H, W)."""
         image = np.asarray(self.picture.convert("RGB").reduce(OVERSAMPLE), np.float32)
         label = np.asarray(self.picture.getchannel("A"))[::OVERSAMPLE, ::OVERSAMPLE].copy()
         return image, label

@@ -1,4 +1,4 @@
-"""What moves in a street: cars, pedestrians and cyclists, drawn as in `objects`."""
+"""Cars, pedestrians and cyclists, drawn as in `objects`."""
 
 import math
 from collections.abc import Callable
@@ -56,7 +56,7 @@ PLATE: Color = (222, 206, 120)
 
 @dataclass(frozen=True)
 class _Body:
-    """A side view drawn out over the width of a car that stands somewhere, turned somehow."""
+    """A car: its profile, extruded over its width, at a place and heading."""
 
     profile: list[tuple[float, float]]
     length: float
@@ -71,7 +71,7 @@ class _Body:
 
     @cached_property
     def belt(self) -> float:
-        """Meters up to the windows; above it the sides lean inwards."""
+        """Height of the windows' lower edge in meters; above it the sides lean inwards."""
         return 0.62 * self.roof
 
     @cached_property
@@ -79,20 +79,20 @@ class _Body:
         return turned(self.across, self.ahead, self.heading)
 
     def point(self, share: float, up: float, side: float) -> Place:
-        """The place at that share of the length from the tail and of the half width (-1 left)."""
+        """Return the place at a share of the length from the tail, and of the width, -1 to 1."""
         lean = 1 - 0.16 * max(0.0, up - self.belt) / (self.roof - self.belt)
         forward, aside = (share - 0.5) * self.length, side * lean * self.width / 2
         return self.frame(forward, up, aside)
 
     def direction(self, forward: float, up: float, aside: float) -> Place:
-        """A direction of the car's own in the street."""
+        """Return a direction of the car in the street."""
         return turned(0, 0, self.heading)(forward, up, aside)
 
 
 def car(
     p: Painter, rng: np.random.Generator, across: float, ahead: float, heading: float = 0.0
 ) -> None:
-    """A car, van or bus whose middle stands there, `heading` radians right of ahead."""
+    """Draw a car, van or bus with its middle there, `heading` radians right of ahead."""
     profile, length, width = BODIES[rng.choice(len(BODIES), p=BODY_SHARES)]
     body = _Body(profile, length * rng.uniform(0.94, 1.06), width, across, ahead, heading)
     paint = pick(rng, PAINTS, 12)
@@ -106,7 +106,7 @@ def car(
 
 
 def _skin(p: Painter, body: _Body, paint: Color) -> None:
-    """Tail, rear window, roof, windshield, hood and nose; glass where it is high and steep."""
+    """Draw tail, rear window, roof, windshield, hood and nose; high and steep faces are glass."""
     glass = mix(GLASS, p.light.haze, 0.15)
     edges = list(zip(body.profile, body.profile[1:], strict=False))
     if body.point(0, 0, 0)[2] < body.point(1, 0, 0)[2]:
@@ -123,7 +123,7 @@ def _skin(p: Painter, body: _Body, paint: Color) -> None:
 
 
 def _ends(p: Painter, rng: np.random.Generator, body: _Body) -> None:
-    """Lamps, bumper, plate and the wheels below, at the tail and at the nose."""
+    """Draw lamps, bumper, plate and the wheels below, at the tail and at the nose."""
     for share, turn, lamp in ((0, 1, RED), (1, -1, (240, 236, 214))):
         lit = scale(lamp, 1.5 if chance(rng, 0.3) else 1.0)
         patches = [(-0.95, -0.65, 0.62, 0.8, lit), (0.65, 0.95, 0.62, 0.8, lit)]
@@ -138,7 +138,7 @@ def _ends(p: Painter, rng: np.random.Generator, body: _Body) -> None:
 
 
 def _flank(p: Painter, body: _Body, side: int, paint: Color) -> None:
-    """One side: its wall, the windows and two wheels."""
+    """Draw one side: its wall, the windows and two wheels."""
 
     def fill(shape: list[tuple[float, float]], color: Color) -> bool:
         # Shapes are given clockwise as seen from the right.
@@ -161,14 +161,14 @@ def _flank(p: Painter, body: _Body, side: int, paint: Color) -> None:
 
 
 def _head(p: Painter, rng: np.random.Generator, place: Place, label: int) -> None:
-    """A head, with hair, a cap or a helmet on it."""
+    """Draw a head with hair, a cap or a helmet."""
     across, up, ahead = place
     p.disc((across, up + 0.03, ahead), 0.13, pick(rng, [*CLOTHES, WHITE, RED], 15), label, 1.2)
     p.disc((across, up - 0.04, ahead), 0.1, pick(rng, SKINS), label, 1.2)
 
 
 def pedestrian(p: Painter, rng: np.random.Generator, across: float, ahead: float) -> None:
-    """Someone who stands or walks, with or without a bag."""
+    """Draw a person who stands or walks, with or without a bag."""
     tall = rng.uniform(0.85, 1.08)  # times 1.75 m
     stride, lean = rng.uniform(-0.3, 0.3), rng.uniform(-0.06, 0.06)
     coat, trousers = pick(rng, CLOTHES, 20), pick(rng, CLOTHES, 15)
@@ -193,7 +193,7 @@ def pedestrian(p: Painter, rng: np.random.Generator, across: float, ahead: float
 def cyclist(
     p: Painter, rng: np.random.Generator, across: float, ahead: float, heading: float
 ) -> None:
-    """A rider on a bicycle; `heading` 0 is seen from behind, a right angle from the side."""
+    """Draw a cyclist; `heading` 0 is seen from behind, a right angle from the side."""
     at = turned(across, ahead, heading)
     metal, coat = pick(rng, METALS + PAINTS), pick(rng, CLOTHES + BOARDS, 20)
     trousers = pick(rng, CLOTHES, 15)
