@@ -1,4 +1,4 @@
-"""CamVid: what is refused and how, what is stored, and the exact counts of the published files."""
+"""CamVid: errors, stored records, and the exact counts of the published files."""
 
 import shutil
 import zipfile
@@ -101,7 +101,7 @@ def test_one_changed_pixel_is_refused_and_its_repair_accepted(file, tiny_camvid,
     assert datasets.prepare("camvid", data_dir=tmp_path / "data", source=tiny_camvid).splits
 
 
-def test_a_source_that_is_not_there_is_named(tmp_path):
+def test_a_missing_source_is_named(tmp_path):
     message = refusal(data_dir=tmp_path / "data", source=tmp_path / "nowhere")
     assert str(tmp_path / "nowhere" / "train.txt") in message
 
@@ -139,7 +139,7 @@ def test_what_is_read_is_what_was_published(tiny_camvid, tmp_path):
         np.testing.assert_allclose(counts.std, images.std((0, 1, 2)), rtol=1e-12)
 
 
-def test_a_prepared_set_needs_its_source_no_more(tiny_camvid, tmp_path):
+def test_a_prepared_dataset_does_not_need_its_source(tiny_camvid, tmp_path):
     first = datasets.prepare("camvid", data_dir=tmp_path / "data", source=tiny_camvid)
     shutil.rmtree(tiny_camvid)
     assert datasets.prepare("camvid", data_dir=tmp_path / "data") == first

@@ -18,7 +18,7 @@ def test_colors_follow_the_palette_and_void_is_black():
 
 
 @pytest.mark.parametrize("value", [3, 11, 254, 256, -1])
-def test_a_value_that_is_no_class_is_refused(tmp_path, value):
+def test_a_value_that_is_not_a_class_is_refused(tmp_path, value):
     label = LABEL.astype(np.int32)
     label[1, 1] = value
     message = f"^label value {value}, expected 0 to 2, or 255 for void$"
@@ -30,7 +30,7 @@ def test_a_value_that_is_no_class_is_refused(tmp_path, value):
 
 
 @pytest.mark.parametrize("label", [LABEL[None], LABEL.astype(np.float32)])
-def test_what_is_no_label_is_refused(label):
+def test_what_is_not_a_label_is_refused(label):
     with pytest.raises(UserError, match=r"expected integers \(H, W\)"):
         pictures.colorize(label, PALETTE)
 
@@ -59,7 +59,7 @@ def test_label_png_holds_class_ids_and_shows_colors(tmp_path):
 
 
 def find(sheet, picture):
-    """The places (top, left) at which a picture stands in a sheet."""
+    """Return the places (top, left) of a picture in a sheet."""
     height, width = picture.shape[:2]
     sheet = np.asarray(sheet)
     windows = np.lib.stride_tricks.sliding_window_view(sheet, (height, width), axis=(0, 1))

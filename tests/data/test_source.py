@@ -1,4 +1,4 @@
-"""Reading by index: resizing, threads, bounds; and what `datasets` refuses."""
+"""Reading by index: resizing, threads, bounds; and the errors of `datasets`."""
 
 import subprocess
 import sys
@@ -88,7 +88,7 @@ def test_mistakes_are_answered_in_one_line(arguments, found, data_dir):
     assert "\n" not in str(refused.value)
 
 
-def test_a_set_that_was_tampered_with_is_named(data_dir):
+def test_a_damaged_dataset_is_named(data_dir):
     (data_dir / "camvid" / "1.0.0" / "dataset_info.json").unlink()
     with pytest.raises(UserError, match="lost files: delete it"):
         datasets.info("camvid", data_dir=data_dir)

@@ -1,4 +1,4 @@
-"""Dilation8: its parameters, its logits against PyTorch's, its start as the identity."""
+"""Dilation8: parameters, logits against PyTorch's, and initialization as the identity."""
 
 import functools
 from pathlib import Path
@@ -23,7 +23,7 @@ def narrow(context, **options):
 
 @functools.cache
 def run(context):
-    """f(variables, image) -> the logits, and the maps that leave each layer without a ReLU."""
+    """Return f(variables, image) -> the logits, and the output of each layer without a ReLU."""
 
     def apply(variables, image):
         logits, state = narrow(context).apply(

@@ -36,7 +36,7 @@ def paths(tree):
 
 
 def drawn(model):
-    """Variables that follow from their names."""
+    """Return variables that follow from their names."""
 
     def draw(path, leaf):
         return array("/".join(key.key for key in path[1:]), leaf.shape)
@@ -138,7 +138,7 @@ def test_any_size_fits(name, padding):
         assert (logits.shape, logits.dtype) == ((1, *size, 3), jnp.float32)
 
 
-def test_the_published_crops_put_pixel_on_pixel():
+def test_the_published_crops_align_the_pixels():
     # Where in the image the middle of pixel 0 of each map lies.
     center, pools = Fraction(-99), {}
     for number in range(1, 6):
@@ -178,7 +178,7 @@ def test_logits_are_those_of_an_independent_implementation(case):
 
 @functools.cache
 def network(name, upsampling="bilinear", padding="same"):
-    """Logits and the gradient of one of them by the parameters, compiled; and drawn variables."""
+    """Compile the logits and the gradient of one by the parameters; draw variables."""
     model = models.create(name, 2, upsampling=upsampling, padding=padding, **NARROW)
     image = np.random.default_rng(0).normal(size=(1, 40, 44, 3)).astype(np.float32)
 
@@ -199,7 +199,7 @@ DEEPEST = {
 
 
 @pytest.mark.parametrize("name", STRIDES)
-def test_each_score_sees_its_own_pool_and_what_is_before(name):
+def test_each_score_sees_its_own_pool_and_the_layers_before(name):
     gradient_of, params = network(name)
     scores = [score for score in DEEPEST if score in params]
     assert len(scores) == 1 + len([s for s in fcn.SKIPS if 2**s >= STRIDES[name]])

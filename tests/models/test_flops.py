@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds against numbers worked by hand."""
+"""Parameters and MACs against numbers worked by hand."""
 
 import subprocess
 import sys
@@ -77,7 +77,7 @@ def test_products_of_matrices():
     assert found in (3 * (12 * 6 * 8 + 12 * 16 * 8), 3 * (6 * 16 * 8 + 12 * 6 * 16))
 
 
-def test_what_is_inside_other_operations():
+def test_operations_inside_others():
     x, w = (4, 4), (4, 4)
 
     def looped(x, w):
@@ -114,7 +114,7 @@ def test_a_model():
 
 
 def test_segnet_is_the_trunk_of_vgg_16_and_its_mirror_image():
-    """The thirteen convolutions of VGG-16 at 224x224 are the known 15.3 G multiply-adds."""
+    """The thirteen convolutions of VGG-16 at 224x224 have the known 15.3 G MACs."""
     layers = [(224, 3, 64), (224, 64, 64), (112, 64, 128), (112, 128, 128), (56, 128, 256)]
     layers += [(56, 256, 256)] * 2 + [(28, 256, 512)] + [(28, 512, 512)] * 2 + [(14, 512, 512)] * 3
     encoder = sum(side**2 * 9 * inner * outer for side, inner, outer in layers)
@@ -152,7 +152,7 @@ def test_training_costs_three_passes_over_each_image_of_each_step(monkeypatch):
     assert datasets.channels("camvid") == 3
 
 
-def test_counting_takes_hold_of_no_device():
+def test_counting_initializes_no_device():
     script = (
         "from segjax.sweep import work\n"
         "from segjax.config import default\n"

@@ -10,7 +10,7 @@ SHAPE, FEATURES = (4, 5, 7, 3), 6
 
 
 def arrays(kernel_size=3, seed=0):
-    """An image, and variables of a block that are all random."""
+    """Draw an image, and all variables of a block."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=SHAPE)
     params = {

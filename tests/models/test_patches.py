@@ -1,4 +1,4 @@
-"""The classifier of patches: by sliding window and fully convolutionally the same, but for cost."""
+"""PatchCNN: the same logits by sliding window and fully convolutionally, at different cost."""
 
 import functools
 from pathlib import Path
@@ -77,8 +77,8 @@ def test_a_pixel_sees_its_window_and_nothing_else():
     np.testing.assert_array_equal(seen.any(-1), [False, True, False, True])
 
 
-def test_trained_on_what_it_will_see():
-    """A drawn patch has the logits of the pixel that it is labeled by, in the whole image."""
+def test_training_and_inference_agree():
+    """A patch has the logits of its center in the whole image."""
     model, size = narrow(), (9, 12)
     state = variables.seeded(model)
     rng = np.random.default_rng(0)

@@ -39,7 +39,7 @@ TORCHVISION = dict(
 
 @pytest.fixture(scope="session")
 def vgg16_path():
-    """The real weights: SEGJAX_VGG16, or those beside the checkout."""
+    """Return the path of the real weights: SEGJAX_VGG16, or beside the checkout."""
     beside = Path(__file__).parents[3] / "shared/data/pretrained/vgg16_conv_f16.safetensors"
     path = Path(os.environ.get("SEGJAX_VGG16", beside))
     if not path.is_file():
@@ -54,7 +54,7 @@ def write(path, tensors, dtype=np.float32):
 
 @functools.cache
 def weights(width=2, fc_width=0):
-    """{"conv1_1/kernel": ...} of a narrow VGG-16; fc_width 0: without fc6 and fc7."""
+    """Draw {"conv1_1/kernel": ...} of a narrow VGG-16; fc_width 0: without fc6 and fc7."""
     rng = np.random.default_rng(0)
     tensors, features = {}, 3
     for stage, (depth, multiple) in enumerate(vgg.STAGES, 1):
@@ -75,7 +75,7 @@ def oihw(kernel):
 
 
 def torchvision(tensors, fc6, fc7, flat):
-    """As torchvision saves them (flat: its linear layers), or timm, with a classifier."""
+    """Rename weights as torchvision (flat linear layers) or timm save them, with a classifier."""
     names = {k: f"features.{n}" for k, n in TORCHVISION.items()} | {"fc6": fc6, "fc7": fc7}
     saved = {}
     for path, value in tensors.items():
@@ -100,7 +100,7 @@ def zeros(name, **options):
 
 
 def assert_holds(variables, tensors, layers):
-    """All of these layers have their weights, and everything else is as it was: zero."""
+    """Assert that these layers have their weights, and everything else is still zero."""
     found = {
         "/".join(key.key for key in path): np.asarray(x)
         for path, x in jax.tree.leaves_with_path(variables)
@@ -228,7 +228,7 @@ def test_a_source_that_is_neither_a_file_nor_a_name_is_refused(source):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A stand-in of the hub with one repository, and an empty cache; gives what it was asked."""
+    """Serve a stand-in of the hub with one repository, and an empty cache; list its requests."""
     folder = tmp_path / "hub"
     file = folder / "timm" / "vgg16.tiny" / "resolve" / "main" / "model.safetensors"
     file.parent.mkdir(parents=True)
@@ -310,7 +310,7 @@ def test_the_library_of_the_hub_is_imported_only_to_download():
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-def test_the_real_weights_see_as_an_independent_implementation_does(vgg16_path):
+def test_the_real_weights_agree_with_an_independent_implementation(vgg16_path):
     model = models.create("fcn32s", 3, padding="same", fc_width=2)
     image = np.load(GOLDEN)["image"]
     variables = zeros("fcn32s", padding="same", fc_width=2)
@@ -340,7 +340,7 @@ def test_the_real_weights_see_as_an_independent_implementation_does(vgg16_path):
 
 
 class Trunk(nn.Module):
-    """The least network that has VGG-16's convolutions: nothing else but a classifier."""
+    """VGG-16's convolutions and a classifier, nothing else."""
 
     num_classes: int
     width: int = 2
@@ -359,9 +359,7 @@ class Trunk(nn.Module):
         return jax.image.resize(x, (*image.shape[:3], self.num_classes), "nearest")
 
 
-def test_training_starts_from_the_weights_and_does_not_go_back_to_them(
-    scenes_data_dir, tmp_path, monkeypatch
-):
+def test_training_starts_from_the_weights_once(scenes_data_dir, tmp_path, monkeypatch):
     monkeypatch.setitem(models.MODELS, "trunk", Trunk)
     path = Path(write(tmp_path / "vgg.safetensors", weights()))
     config = small_config(

@@ -41,7 +41,7 @@ conv4     7  64  64 | conv_decode1    7 64 64
 
 
 def shapes(name, num_classes=11, channels=3, **options):
-    """{parameter path: shape}, without computing anything."""
+    """Return {parameter path: shape}, without computing anything."""
     model = models.create(name, num_classes, **options)
     image = jax.ShapeDtypeStruct((1, 32, 32, channels), jnp.float32)
     init = functools.partial(model.init, train=False)
@@ -149,7 +149,7 @@ def test_initialization():
 
 
 class Upsampling(SegNetBasic):
-    """One step of the decoder alone."""
+    """A single step of the decoder."""
 
     @nn.compact
     def __call__(self, x, level):
@@ -158,8 +158,8 @@ class Upsampling(SegNetBasic):
 
 @pytest.mark.parametrize("size", [(6, 8), (5, 7)])
 @pytest.mark.parametrize("upsampling", get_args(segnet.Upsampling))
-def test_what_the_decoder_upsamples_by(upsampling, size):
-    """Between two levels of one channel, by a way of its own for each, from worked examples."""
+def test_the_upsampling_of_the_decoder(upsampling, size):
+    """Between two levels of one channel, against a reference of its own for each."""
     rng = np.random.default_rng(0)
     encoded = jnp.asarray(rng.normal(size=(2, *size, 1)), jnp.float32)
     pooled, indices = max_pool_with_indices(encoded)

@@ -1,4 +1,4 @@
-"""U-Net: sizes, parameters, borders, tiles, what each skip reaches; logits against PyTorch's."""
+"""U-Net: sizes, parameters, borders, tiles, reach of each skip, logits against PyTorch's."""
 
 import functools
 import itertools
@@ -87,7 +87,7 @@ def test_another_padding_is_refused():
 
 
 def variables_of(layers):
-    """PyTorch's layers in Flax's names and layout."""
+    """Convert PyTorch's layers to Flax's names and layout."""
     names = [*DOWN, *UP, "conv_u0d-score"]
     params, statistics = {}, {}
     for name, layer in zip(names, layers, strict=True):
@@ -124,7 +124,7 @@ def test_logits_are_those_of_pytorch(padding):
 
 @functools.cache
 def gray():
-    """The published network at a narrow width, for one channel, with random weights."""
+    """Return the published network at a narrow width, for one channel, with random weights."""
     model = models.create("unet", CLASSES, width=WIDTH)
     return model, variables_of(parameters(1, batch_norm=False))
 
@@ -181,7 +181,7 @@ def test_tiles_give_what_the_whole_gives():
 
 @functools.cache
 def gradient():
-    """f(params, image) -> gradients of one logit, at (1, 2) of the 4x4 that 188x188 give."""
+    """Return f(params, image) -> gradients of one logit, at (1, 2) of the 4x4 that 188x188 give."""
     model, _ = gray()
 
     def logit(params, image):
@@ -192,17 +192,17 @@ def gradient():
 
 
 def positive():
-    """Parameters that let every unit through its ReLU, and nothing cancel."""
+    """Return parameters with which no ReLU is zero and nothing cancels."""
     return jax.tree.map(jnp.abs, gray()[1]["params"])
 
 
 def cut_from_below(params, level):
-    """Without what comes up into a level: it sees its skip alone."""
+    """Cut a level off from the one below: it sees only its skip."""
     return params | {UPCONV[level]: jax.tree.map(jnp.zeros_like, params[UPCONV[level]])}
 
 
 def cut_skip(params, level):
-    """Without a level's skip, the second half of what its first convolution sees."""
+    """Cut off a level's skip, the second half of the input of its first convolution."""
     name = f"conv_u{level}b-c"
     conv = params[name]["conv"]
     half = conv["kernel"].shape[2] // 2
@@ -211,7 +211,7 @@ def cut_skip(params, level):
 
 
 def window(level, place):
-    """The pixels, first and last, that a logit at `place` sees by way of one skip: by hand."""
+    """Return the first and last pixel that a logit at `place` sees through one skip, by hand."""
     first = last = place
     for _ in range(level):
         first, last = first // 2, (last + 4) // 2  # two convolutions, and the up-convolution

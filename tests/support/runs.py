@@ -42,7 +42,7 @@ def tiny_config(data_dir, **changed):
 
 
 def change(config, **changed):
-    """Sets fields, `a__b` for config.a.b."""
+    """Set fields, `a__b` for config.a.b."""
     for name, value in changed.items():
         *parents, field = name.split("__")
         owner = config
