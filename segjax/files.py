@@ -26,13 +26,13 @@ def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".tmp")
+    partial = path.with_name(path.name + ".tmp")
     with naming(path):
-        with beside.open("wb") as file:
+        with partial.open("wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(path)
+        partial.replace(path)
     # The new name is data of the folder: without this a power cut may lose it.
     folder = os.open(path.parent, os.O_RDONLY)
     try:

@@ -56,7 +56,7 @@ def read_png(path: Path | zipfile.Path, mode: str, height: int, width: int) -> n
     try:
         with Image.open(io.BytesIO(path.read_bytes()), formats=["PNG"]) as image:
             found_size = image.size
-            # Of 8 bits it is the mode; others Pillow would scale to 8, but for indices.
+            # Equal to the mode for 8 bits; Pillow scales other depths, except indices.
             found_mode = "P" if image.mode == "P" else image.tile[0].args
             pixels = np.asarray(image)
     except UnidentifiedImageError as error:

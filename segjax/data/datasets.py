@@ -47,7 +47,7 @@ def prepare(
         data_dir: folder of prepared datasets; None is $TFDS_DATA_DIR or ~/tensorflow_datasets.
         source: the published folder of camvid or isbi2012; None downloads camvid.
         resolution: (height, width) at which streetscenes are drawn, 96x128 by default; the others
-            are stored at their own size whatever is given here.
+            are stored at their own size and ignore it.
 
     Raises:
         UserError: an unknown name, a source that is not as published, a directory that cannot be

@@ -31,7 +31,7 @@ from segjax.models.segnet import Basic
 from segjax.ops.pooling import max_unpool
 from segjax.ops.upsampling import bilinear, bilinear_kernel
 
-SIDE, STRIDE = 8, 2  # of the learnt upsampling, in pixels
+SIDE, STRIDE = 8, 2  # of the learned upsampling, in pixels
 
 
 class SegNetBasicEncoderAddition(Basic):
@@ -87,14 +87,14 @@ class BilinearInterpolation(Basic):
 
 
 class FCNBasic(Basic):
-    """Upsampling by learnt 8x8 kernels, and the encoder's maps added after each.
+    """Upsampling by learned 8x8 kernels, and the encoder's maps added after each.
 
     646,124 parameters at 11 classes. Parameters: conv{level}, conv_reduce{level} (64 to K channels
     of the level's pooled map), upsample{level} and, where nothing is reduced, conv_classifier.
     """
 
     ADDITION: ClassVar[bool] = True  # of the pooled maps of the levels above the deepest
-    REDUCTION: ClassVar[bool] = True  # of every map to as many channels as there are classes
+    REDUCTION: ClassVar[bool] = True  # of every map to K channels
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Types of the options of models: what a field's annotation allows, and how it is said."""
+"""Types of model options: the values that an annotation allows, and their description."""
 
 import types
 import typing
@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 
 class Constraint(NamedTuple):
-    """What the values of an annotated type have in common beside their type."""
+    """A constraint on the values of a type, as metadata of `Annotated`."""
 
     words: str  # such as "an integer of at least 1"
     holds: Callable[[Any], bool]
@@ -43,7 +43,7 @@ def allows(kind: Any, value: Any) -> bool:
 
 
 def describe(kind: Any) -> str:
-    """Return in words what an annotated type allows."""
+    """Describe the values that an annotated type allows."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Annotated:
         words = [x.words for x in arguments[1:] if isinstance(x, Constraint)]

@@ -1,8 +1,8 @@
-"""Classifying the center pixel of a patch: Ciresan, Giusti, Gambardella, Schmidhuber, NIPS 2012.
+"""Classification of the center pixel of a patch: Ciresan, Giusti, Gambardella, Schmidhuber (2012).
 
 "Deep neural networks segment neuronal membranes in electron microscopy images". Before networks
-were fully convolutional a window slid over the image, and a classifier of whole images said what
-its center is. The default is the paper's largest network, N4: a window of 95x95, four levels of
+were fully convolutional, a window slid over the image, and a classifier of images labeled its
+center. The default is the paper's largest network, N4: a window of 95x95, four levels of
 convolution and 2x2 max pooling, 200 fully connected units.
 
 It trains on patches, and labels whole images fully convolutionally with the same weights: where the
@@ -15,8 +15,8 @@ Deviations:
 - RGB images and K classes, not gray ones and two.
 - ReLU, and He et al.'s initialization.
 - No foveation, no nonuniform sampling of the window, no mean of several networks, no calibration.
-- Patches are drawn evenly from the labeled pixels, and not as many of each class;
-  `loss.class_weights` does what that is for.
+- Patches are drawn uniformly from the labeled pixels, and not balanced between the classes;
+  `loss.class_weights` does that.
 """
 
 from typing import Any

@@ -1,10 +1,10 @@
-"""Weights of VGG-16 learnt on ImageNet, for the networks that have it as their trunk.
+"""Weights of VGG-16 trained on ImageNet, for the networks that have it as their trunk.
 
 A safetensors file is read from its path, or from the Hugging Face hub by the name of a repository
 and perhaps a revision, such as timm/vgg16.tv_in1k or timm/vgg16.tv_in1k@main. The hub's own library
 downloads it once into the hub's own cache and follows its variables: HF_TOKEN, HF_HOME,
 HF_HUB_OFFLINE, HF_ENDPOINT. Keys are ours (conv1_1/kernel, HWIO), torchvision's (features.0.weight,
-OIHW) or timm's. The weights expect RGB in [0, 1] minus ImageNet's mean, divided by its standard
+OIHW) or timm's. The weights need RGB in [0, 1] minus ImageNet's mean, divided by its standard
 deviation: `data.normalization = "imagenet"`.
 """
 
@@ -34,7 +34,7 @@ LAYERS = {
     "pre_logits.fc2": "fc7",
 }
 LEAVES = ("kernel", "bias")
-CLASSIFIERS = ("classifier.6.", "head.fc.")  # of the 1000 classes of ImageNet, of no use here
+CLASSIFIERS = ("classifier.6.", "head.fc.")  # of ImageNet's 1000 classes, not used
 
 FILE = "model.safetensors"  # of a repository on the hub
 
@@ -106,8 +106,8 @@ def _read(path, source):
     try:
         arrays = load_file(path)
     except (SafetensorError, OSError) as error:
-        said = " ".join(str(error).split())
-        raise UserError(f"{source} cannot be read as a safetensors file: {said}") from error
+        reason = " ".join(str(error).split())
+        raise UserError(f"{source} cannot be read as a safetensors file: {reason}") from error
     for key, value in arrays.items():
         if not jnp.issubdtype(value.dtype, jnp.floating):
             raise UserError(f"{source}: {key!r} is {value.dtype}, expected floating point")
@@ -131,5 +131,5 @@ def _locate(source):
     try:
         return hf_hub_download(name, FILE, revision=revision or None)
     except (OSError, ValueError) as error:
-        said = " ".join(str(error).split())
-        raise UserError(f"pretrained weights {source} cannot be downloaded: {said}") from error
+        reason = " ".join(str(error).split())
+        raise UserError(f"pretrained weights {source} cannot be downloaded: {reason}") from error

@@ -36,7 +36,7 @@ def conv(
       bias: (D,), added to each feature.
       stride: pixels between outputs.
       padding: zeros added on each side; or above and below, left and right, negative to crop; or
-        "SAME": as many as keep the size at stride 1.
+        "SAME", which keeps the size at stride 1.
       rate: pixels between the taps of the kernel.
       groups: of channels, convolved separately; divides C and D.
       relu: whether to apply a ReLU.

@@ -34,7 +34,7 @@ from segjax.data.streetscenes.painter import (
     scale,
 )
 
-# Clockwise as seen from the right of what is heading to the right.
+# Clockwise as seen from the right side of the vehicle.
 CIRCLE = [(math.cos(turn * math.pi / 6), -math.sin(turn * math.pi / 6)) for turn in range(12)]
 
 # Side views from the tail over the roof to the nose: (share of the length, meters up).

@@ -148,12 +148,12 @@ def _find_compiler():
 def _key(root, version, compiler):
     """Return a hash of everything that the build depends on, such as this CPU's instructions."""
     shared = _shared_object(root).resolve()
-    said = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
+    described = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
     text = "\n".join(
         [
             SOURCE.read_text(),
             *(metadata.version("jaxlib"), version, str(shared), str(shared.stat().st_size)),
-            *(said.partition("\n")[0], " ".join(FLAGS), _instructions()),
+            *(described.partition("\n")[0], " ".join(FLAGS), _instructions()),
         ]
     )
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -195,16 +195,16 @@ def _compile(path, root, compiler):
     import jax
 
     shared = _shared_object(root)
-    beside = path.with_suffix(".tmp")
+    partial = path.with_suffix(".tmp")
     command = [
         *(compiler, *FLAGS, "-isystem", jax.ffi.include_dir(), "-isystem", str(root / "include")),
-        *(str(SOURCE), "-o", str(beside), str(shared), f"-Wl,-rpath,{shared.parent}"),
+        *(str(SOURCE), "-o", str(partial), str(shared), f"-Wl,-rpath,{shared.parent}"),
     ]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         errors = [text for text in done.stderr.splitlines() if "error" in text]
-        raise Unavailable(f"{compiler} failed: {(errors or ['no word'])[0].strip()}")
-    os.replace(beside, path)
+        raise Unavailable(f"{compiler} failed: {(errors or ['no error message'])[0].strip()}")
+    os.replace(partial, path)
 
 
 def versions(platform: str) -> dict[str, str]:
