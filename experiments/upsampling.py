@@ -11,12 +11,12 @@ has been run to its end, so no figure stands here.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 from ml_collections import ConfigDict
 
 from segjax import recipes
-from segjax.models.segnet import SegNetBasic
+from segjax.models.segnet import Upsampling
 
 
 def get_config(size: str = "full") -> ConfigDict:
@@ -33,5 +33,5 @@ def get_config(size: str = "full") -> ConfigDict:
 def sweep() -> Iterator[dict[str, Any]]:
     """The five ways."""
     for seed in (0, 1, 2):
-        for upsampling in SegNetBasic.CHOICES["upsampling"]:
+        for upsampling in get_args(Upsampling):
             yield {"model.options.upsampling": upsampling, "seed": seed}

@@ -1,15 +1,15 @@
-"""The one exception that speaks to the user."""
+"""The exception for mistakes of the user, and errors in one line."""
 
 
 class UserError(Exception):
-    """Something the user can put right, in one line: its name, what was found, what was expected.
+    """A mistake that the user can correct, in one line: what, found, expected.
 
-    The command line prints the line alone and exits with status 2.
+    The command line prints this line and exits with status 2.
     """
 
 
 def line(error: Exception) -> str:
-    """What a person is told: an OSError by its file and its cause, any other by its words."""
+    """Return an error as one line: an OSError as its file and cause, another as its message."""
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
     return str(error)

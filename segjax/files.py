@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and errors of writing that name them."""
+"""Write files whole or not at all, with errors that name them."""
 
 import contextlib
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def naming(path: str | os.PathLike[str]) -> Iterator[None]:
-    """An OSError that comes from within names the file; a full disk does not do so by itself."""
+    """Add the file's name to an OSError raised inside, which a full disk lacks."""
     try:
         yield
     except OSError as error:
@@ -16,24 +16,24 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
-    """Writes a file so that a kill at any instant leaves the old content or the new, never a part.
+    """Write a file so that a kill at any time leaves the old content or the new, never a part.
 
-    The content goes to ``<name>.tmp`` beside it, reaches the disk, and takes the name in one step.
-    Folders that are missing are made. One process at a time may write a given path.
+    The content goes to ``<name>.tmp`` beside it, reaches the disk, and is renamed. Missing folders
+    are created. Only one process at a time may write a path.
 
     Raises:
-      OSError: with the name of the file, such as of a full disk.
+      OSError: the disk is full, for example; names the file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".tmp")
+    partial = path.with_name(path.name + ".tmp")
     with naming(path):
-        with beside.open("wb") as file:
+        with partial.open("wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(path)
-    # The new name is itself data of the folder: without this a power cut may forget it.
+        partial.replace(path)
+    # The new name is data of the folder: without this a power cut may lose it.
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -200,11 +200,11 @@ def sheet(compared: Compared, errors: bool = False) -> Image.Image:
     """Image, truth and each run's labels in rows; with `errors` also where each run is wrong."""
     palette = compared.info.palette
     titles = ["image", "truth"]
-    rows = [[e["image"], pictures.colourise(e["label"], palette)] for e in compared.examples]
+    rows = [[e["image"], pictures.colorize(e["label"], palette)] for e in compared.examples]
     for title, labels in compared.labels:
         titles += [title, "errors"] if errors else [title]
         for row, example, label in zip(rows, compared.examples, labels, strict=True):
-            row.append(pictures.colourise(label, palette))
+            row.append(pictures.colorize(label, palette))
             if errors:
                 row.append(pictures.errors(example["label"], label))
     return pictures.grid(rows, titles, class_names=compared.info.class_names, palette=palette)
@@ -220,5 +220,5 @@ def contact_sheet(
     rows = []
     for three in (examples[:3], examples[3:]):
         rows.append([example["image"] for example in three])
-        rows.append([pictures.colourise(example["label"], info.palette) for example in three])
+        rows.append([pictures.colorize(example["label"], info.palette) for example in three])
     return pictures.grid(rows, class_names=info.class_names, palette=info.palette)

@@ -1,4 +1,4 @@
-"""What a person sees of a long command: a bar with rate and remaining time, and lines that stay."""
+"""Progress of a long command: a bar with rate and remaining time, and printed lines."""
 
 from types import TracebackType
 
@@ -14,12 +14,16 @@ from rich.progress import (
 
 
 class Bar:
-    """A progress bar on a terminal, nothing where output goes to a file; lines print in both."""
+    """A progress bar, shown on a terminal only; lines are printed in any case."""
 
     def __init__(
         self, title: str, total: int, done: int = 0, unit_per_step: int = 0, quiet: bool = False
     ):
-        """unit_per_step: images in a step, to show images a second; 0: no rate. quiet: nothing."""
+        """Start at `done` of `total` steps.
+
+        unit_per_step: images in a step, to show images per second; 0 for no rate. quiet: print
+        nothing.
+        """
         self._console = Console(quiet=quiet)
         self._images = unit_per_step
         self._progress = Progress(
@@ -49,12 +53,12 @@ class Bar:
         self._progress.stop()
 
     def advance(self, done: int, note: str = "") -> None:
-        """Moves to `done` steps."""
+        """Move to `done` steps."""
         self._progress.update(self._task, completed=done, note=note)
         speed = self._progress.tasks[0].speed
         if speed and self._images:
             self._progress.update(self._task, rate=f"{speed * self._images:.1f} images/s")
 
     def line(self, text: str) -> None:
-        """Prints a line that stays."""
+        """Print a line above the bar."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Two virtual CPU devices, JAX at its strictest, and the data sets that tests share."""
+"""Two virtual CPU devices, strict JAX, and the datasets that tests share."""
 
 import fcntl
 import gc
@@ -11,9 +11,8 @@ from pathlib import Path
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "2"
 os.environ["OMP_NUM_THREADS"] = "1"  # for two test workers, or processes of one test
-# Compiling well takes many times longer than programs of such sizes run: this quarters it. What is
-# computed is the same but for the last bits, which tests of whole trainings (test_train.py) compare
-# as users get them.
+# Optimizing programs of such sizes takes far longer than running them: this quarters it. Results
+# differ in the last bits only; test_train.py compares those with the optimizations of users.
 os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 
 import jax
@@ -26,7 +25,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
-# The longest first, so that no worker is left with one of them when the others have ended.
+# The longest tests start first, so that no worker ends long after the others.
 LONGEST = (
     "test_the_commands_run_in_their_order",
     "test_ten_kills_leave_no_trace",
@@ -40,14 +39,14 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture
 def collected():
-    """What a test leaves behind is collected while its own filters of warnings still hold."""
+    """Collect a test's garbage while its own warning filters are active."""
     yield
     gc.collect()
 
 
 @pytest.fixture(autouse=True)
 def _known_models(monkeypatch):
-    """What a config file of a test adds to them ends with the test."""
+    """Undo what a test adds to the models."""
     monkeypatch.setattr(models, "MODELS", dict(models.MODELS))
 
 
@@ -56,14 +55,14 @@ TINY_SPLITS = {"train": range(10), "val": range(10, 15), "test": range(15, 20)}
 
 
 def _shared(tmp_path_factory):
-    """A folder that all workers of this test run see."""
+    """Return a folder that all workers of this test run share."""
     folder = tmp_path_factory.getbasetemp()
     return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
 
 
 @pytest.fixture(scope="session")
 def scenes_data_dir(tmp_path_factory):
-    """A data directory with streetscenes of 24x32: 10 to train on, 5 to validate, 5 to test."""
+    """Prepare streetscenes of 24x32 in a data directory: 10, 5 and 5 in their splits."""
     shared = _shared(tmp_path_factory)
     with (shared / "scenes.lock").open("w") as lock, pytest.MonkeyPatch.context() as patch:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -74,7 +73,7 @@ def scenes_data_dir(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def camvid_data_dir(tmp_path_factory):
-    """A data directory with the real CamVid prepared in it, once for all workers.
+    """Prepare the real CamVid in a data directory, once for all workers.
 
     The published folder is named by SEGJAX_CAMVID, or restored from the packed copy beside the
     checkout.
@@ -97,7 +96,7 @@ def camvid_data_dir(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def isbi2012_data_dir(tmp_path_factory):
-    """A data directory with the real ISBI 2012 slices prepared in it, once for all workers.
+    """Prepare the real ISBI 2012 slices in a data directory, once for all workers.
 
     The published folder is named by SEGJAX_ISBI2012, or lies beside the checkout.
     """

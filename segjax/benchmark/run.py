@@ -70,7 +70,7 @@ class Plan:
         ]
 
     def _options(self, name: str) -> dict[str, Any]:
-        fields = {field.name for field in dataclasses.fields(models.MODELS[name])}
+        fields = {field.name for field in dataclasses.fields(models.find(name))}
         of_all = {k: v for k, v in self.options.items() if k in fields}
         own = {k.removeprefix(f"{name}."): v for k, v in self.options.items()}
         return of_all | {k: v for k, v in own.items() if f"{name}.{k}" in self.options}
@@ -107,7 +107,7 @@ def check(plan: Plan) -> None:
         config = worker.config_of(1, **network)
         experiment.check_names(config)
         model = models.create(network["model"], NUM_CLASSES, **config.model.options)
-        flops.forward_operations(model, (*plan.resolution, 3))
+        flops.forward_macs(model, (*plan.resolution, 3))
 
 
 def read_options(texts: Sequence[str]) -> dict[str, Any]:

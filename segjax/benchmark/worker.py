@@ -222,8 +222,8 @@ class Bench:
             step = jax.make_jaxpr(self._step("training_step"))
             traced = step(*self._arguments("training_step", 0))
         return {
-            "forward": batch * flops.forward_operations(self.model, size),
-            "training_step": flops.operations(traced.jaxpr),
+            "forward": batch * flops.forward_macs(self.model, size),
+            "training_step": flops.macs(traced.jaxpr),
         }
 
     def _device_peak(self):
@@ -294,7 +294,7 @@ def config_of(
         "model.name": model,
         "precision": precision,
         "data.resolution": tuple(resolution),
-        "data.patches": PATCHES if hasattr(models.MODELS.get(model), "patch_size") else 0,
+        "data.patches": PATCHES if hasattr(models.find(model), "patch_size") else 0,
         "batch_size": batch,
         "optimizer.learning_rate": LEARNING_RATE,
         "optimizer.weight_decay": 5e-4,

@@ -1,9 +1,9 @@
-"""Augmentations: image, label and weight together, on the device, a pure function of a key.
+"""Augmentation of an image with its label and weight, on the device, from a random key.
 
 An example is a dict of `image`, float32 (H, W, C) in [0, 1]; `label`, uint8 (H, W); and perhaps
 `weight`, float32 (H, W), the weight of each pixel in the loss. Examples, not batches: vmap them.
-Labels and weights are only ever moved or resampled by nearest neighbour; new pixels are VOID, of
-weight 0, unless they are mirror images.
+Labels and weights are only ever moved or resampled by nearest neighbor; new pixels are VOID, of
+weight 0, unless the image is mirrored there.
 """
 
 import math
@@ -20,7 +20,7 @@ LUMA = (0.299, 0.587, 0.114)  # Rec. 601
 
 
 def horizontal_flip(key: jax.Array, example: Example) -> Example:
-    """Mirrors left and right, half of the time."""
+    """Flip left and right with probability 1/2."""
     flip = jax.random.bernoulli(key)
     return {name: jnp.where(flip, x[:, ::-1], x) for name, x in example.items()}
 
@@ -32,18 +32,18 @@ def scale_and_crop(
     size: tuple[int, int],
     fill: jax.Array,
 ) -> Example:
-    """Resizes by a random factor and cuts out a random window.
+    """Resize by a random factor and cut out a random window.
 
     Args:
       key: of the random numbers.
       example: (H, W) pixels.
-      scales: the least and the greatest factor; its logarithm is uniform between theirs.
+      scales: the least and the greatest factor; the logarithm of the factor is uniform.
       size: (h, w) of the window. Where the resized image is smaller it lies at a random place in
         the window, and the rest is `fill`, VOID, and of weight 0.
-      fill: (C,), the colour outside the image.
+      fill: (C,), the color outside the image.
 
     Returns:
-      The example at (h, w): the image bilinear, antialiased when it shrinks, half-pixel centres.
+      The example at (h, w): the image bilinear, antialiased when it shrinks, half-pixel centers.
     """
     scale_key, place_key = jax.random.split(key)
     low, high = jnp.log(jnp.asarray(scales, jnp.float32))
@@ -69,14 +69,14 @@ def scale_and_crop(
 
 
 def _nearest(size, source_size, scale, shift):
-    """Along one axis: the source pixel under each output pixel, and whether there is one."""
+    """Return, along one axis, the source pixel under each output pixel and whether there is one."""
     position = jnp.floor((jnp.arange(size, dtype=jnp.float32) + 0.5 - shift) / scale)
     inside = (position >= 0) & (position < source_size)
     return jnp.clip(position, 0, source_size - 1).astype(jnp.int32), inside
 
 
 def displacements(key: jax.Array, shape: tuple[int, int], sd: float) -> jax.Array:
-    """A smooth random field of displacement vectors, in pixels: float32 (H, W, 2), rows first.
+    """Draw a smooth field of displacement vectors, in pixels: float32 (H, W, 2), rows first.
 
     Both parts are drawn from a Gaussian at each node of a 3x3 grid, whose outer nodes are the
     corner pixels, and interpolated between them bicubically (U-Net, arXiv 1505.04597, section 3.1).
@@ -87,7 +87,7 @@ def displacements(key: jax.Array, shape: tuple[int, int], sd: float) -> jax.Arra
       sd: standard deviation at the nodes, in pixels.
     """
     nodes = sd * jax.random.normal(key, (3, 3, 2))
-    # From the centre of a node to that of the next, and the first node on the first pixel.
+    # Pixels between nodes; the first node is on the first pixel.
     spacing = (jnp.asarray(shape, jnp.float32) - 1) / 2
     spacing = jnp.maximum(spacing, 1e-3)  # of an image one pixel wide
     return jax.image.scale_and_translate(
@@ -105,7 +105,7 @@ def deform(
     mirror: bool = False,
     fill: jax.Array,
 ) -> Example:
-    """Elastic deformation, rotation about the centre, and shift, in one resampling.
+    """Deform elastically, rotate about the center, and shift, in one resampling.
 
     Args:
       key: of the random numbers.
@@ -114,7 +114,7 @@ def deform(
       rotation: greatest angle in degrees; uniform, either way.
       shift: greatest shift in pixels along each axis; uniform, either way.
       mirror: whether what lies outside is the image mirrored, its edge pixels not repeated.
-      fill: (C,), else the colour outside, where labels are VOID and weights 0.
+      fill: (C,), else the color outside, where labels are VOID and weights 0.
 
     Returns:
       The example at (H, W): the image bilinear, label and weight from the nearest pixel.
@@ -150,7 +150,7 @@ def deform(
 
 
 def _bilinear(image, row, column):
-    """The image (H, W, C) at places (h, w) between its pixels, mirrored outside."""
+    """Interpolate an image (H, W, C) at places (h, w), mirrored outside."""
     height, width = image.shape[:2]
     top, left = jnp.floor(row), jnp.floor(column)
     total = jnp.zeros((), image.dtype)
@@ -164,7 +164,7 @@ def _bilinear(image, row, column):
 
 
 def _mirrored(place, size):
-    """Whole places on an axis of `size` pixels as places inside, as np.pad(mode="reflect")."""
+    """Map places on an axis to places in [0, size), as np.pad(mode="reflect") does."""
     period = max(2 * size - 2, 1)
     return size - 1 - jnp.abs(size - 1 - place % period)
 
@@ -172,7 +172,7 @@ def _mirrored(place, size):
 def color_jitter(
     key: jax.Array, example: Example, brightness: float, contrast: float, saturation: float
 ) -> Example:
-    """Changes brightness, contrast about the mean grey, and colourfulness about each pixel's grey.
+    """Change brightness, contrast about the mean gray, and saturation about each pixel's gray.
 
     Each argument b draws a factor uniform in [1 - b, 1 + b]; 0 leaves the image alone. The result
     is clipped to [0, 1].
@@ -180,24 +180,24 @@ def color_jitter(
     image = example["image"]
     factors = jax.random.uniform(key, (3,), minval=-1.0, maxval=1.0)
     amounts = jnp.asarray((brightness, contrast, saturation), jnp.float32)
-    bright, contrasty, colourful = 1 + factors * amounts
+    bright, contrasty, colorful = 1 + factors * amounts
 
     image = image * bright
-    grey = _grey(image)
-    image = grey + (image - grey) * colourful
-    mean = jnp.mean(grey)
+    gray = _gray(image)
+    image = gray + (image - gray) * colorful
+    mean = jnp.mean(gray)
     image = mean + (image - mean) * contrasty
     return {**example, "image": jnp.clip(image, 0.0, 1.0)}
 
 
-def _grey(image):
+def _gray(image):
     if image.shape[-1] == 1:
         return image
     return jnp.sum(image * jnp.asarray(LUMA, jnp.float32)[None, None, :], -1, keepdims=True)
 
 
 def augment(key: jax.Array, example: Example, config: ConfigDict, fill: jax.Array) -> Example:
-    """All that `config` (the `augment` part of an experiment's config) asks for, in fixed order."""
+    """Apply the augmentations of `config`, the `augment` part of a config, in a fixed order."""
     flip_key, crop_key, color_key, deform_key = jax.random.split(key, 4)
     color = (config.brightness, config.contrast, config.saturation)
     if any(color):

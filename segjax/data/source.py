@@ -1,21 +1,20 @@
 """Random access to the images and labels of a prepared split."""
 
+import io
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-
-from segjax.data import png
-from segjax.errors import UserError
+from PIL import Image
 
 
 class Source:
     """The examples of a split, by index, in the order they were stored; safe to read from threads.
 
-    `source[i]` is `{"image": uint8 (H, W, 3) RGB or (H, W, 1) grey, "label": uint8 (H, W),
-    "id": str}`. With a resolution other than the stored one, the image is reduced with antialiasing
+    `source[i]` is `{"image": uint8 (H, W, 3) RGB or (H, W, 1) gray, "label": uint8 (H, W),
+    "id": str}`. At a resolution other than the stored one, the image is reduced with antialiasing
     (bilinear, its support scaled with the reduction) and the label takes its nearest pixel, so that
-    no label value arises that was not there.
+    no new label value arises.
     """
 
     def __init__(
@@ -35,22 +34,15 @@ class Source:
     def __getitem__(self, index: int) -> dict[str, Any]:
         index = range(len(self))[index]  # negative from the end; IndexError beyond, ending a `for`
         stored = self._records[index]
-        image = self._decode(stored["image"], "BILINEAR")
+        image = self._decode(stored["image"], Image.Resampling.BILINEAR)
         return {
             "image": image if image.ndim == 3 else image[..., None],
-            "label": self._decode(stored["label"], "NEAREST"),
+            "label": self._decode(stored["label"], Image.Resampling.NEAREST),
             "id": stored["id"].decode(),
         }
 
-    def _decode(self, data: bytes, resampling: str) -> np.ndarray:
-        pixels = png.decode(data)
-        height, width = pixels.shape[:2]
-        if self._size is None or self._size == (width, height):
-            return pixels
-        try:
-            from PIL import Image
-        except ImportError:
-            found = f"{height}x{width} to {self._size[1]}x{self._size[0]}"
-            raise UserError(f"images are resized, {found}, by Pillow, which is missing") from None
-        resized = Image.fromarray(pixels).resize(self._size, Image.Resampling[resampling])
-        return np.array(resized)
+    def _decode(self, data: bytes, resampling: Image.Resampling) -> np.ndarray:
+        with Image.open(io.BytesIO(data)) as image:
+            if self._size is None or self._size == image.size:
+                return np.array(image)
+            return np.array(image.resize(self._size, resampling))

@@ -1,4 +1,4 @@
-"""What a data set says of itself: names, colours, and the counts taken when it was built."""
+"""The facts of a dataset: class names, palette, and counts taken when it was built."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 VOID = 255
-"""The label of a pixel that counts nowhere: not in a loss and not in a metric."""
+"""The label of a pixel that no loss and no metric counts."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class SplitInfo:
     the weights `median(freq) / freq` = 0.2793 ... 8.8587; without void they would be
     0.2794 ... 8.8193.
 
-    `mean` and `std` are per channel, RGB or grey, over every pixel, of values in [0, 1].
+    `mean` and `std` are per channel, RGB or gray, over every pixel, of values in [0, 1].
     """
 
     num_images: int
@@ -33,7 +33,7 @@ class SplitInfo:
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """A prepared data set.
+    """A prepared dataset.
 
     `mean` and `std` are those of the training images. They and the counts in `splits` were taken at
     the stored size; `resolution` (height, width) is the size of the images that `open_split` gives.
@@ -49,7 +49,7 @@ class DatasetInfo:
 
 
 class Tally:
-    """Counts over a split, image by image, in integers: the order of the images cannot matter."""
+    """Counts over a split, image by image, in integers, so that their order does not matter."""
 
     def __init__(self, num_classes: int, channels: int = 3):
         self.num_images = 0
@@ -78,7 +78,7 @@ class Tally:
             self.channel_square_sums[channel] += histogram @ values**2
 
     def to_metadata(self) -> dict[str, Any]:
-        """The fields of `SplitInfo` as JSON types, to be stored beside the records."""
+        """Return the fields of `SplitInfo` as JSON types, to be stored beside the records."""
         mean = self.channel_sums / self.num_pixels
         variance = self.channel_square_sums / self.num_pixels - mean**2
         return {
@@ -92,7 +92,7 @@ class Tally:
 
 
 def split_info(metadata: Mapping[str, Any]) -> SplitInfo:
-    """What `Tally.to_metadata` stored."""
+    """Return the inverse of `Tally.to_metadata`."""
     return SplitInfo(
         num_images=metadata["num_images"],
         pixel_counts=tuple(metadata["pixel_counts"]),

@@ -1,4 +1,4 @@
-"""BF, the boundary F-measure of the SegNet paper: how well contours are placed, class by class.
+"""BF, the boundary F-measure of the SegNet paper: how well contours are placed, by class.
 
 Csurka et al. (BMVC 2013) as SegNet uses it (arXiv 1511.00561v3, section 3.3, and the authors'
 `computeBFmeasure.m`): for each class of an image the boundary pixels of its mask in the prediction
@@ -6,8 +6,8 @@ are matched one to one with those in the truth, no further apart than 0.75% of t
 (4.5 pixels at 360x480). The F of precision and recall is averaged over the classes of the image,
 and then over the images.
 
-Void is no class, so that its border with a class is a boundary of that class; predictions inside it
-count, as in the authors' script.
+Void is not a class: its border with a class is a boundary of that class, and predictions inside
+void count, as in the authors' script.
 """
 
 import numpy as np
@@ -19,21 +19,21 @@ PRESENT = ("truth", "either")
 
 
 def boundary(mask: np.ndarray) -> np.ndarray:
-    """The pixels that differ from their right, lower or lower right neighbour (BSDS `seg2bdry`).
+    """Return the pixels that differ from their right, lower or lower right neighbor (`seg2bdry`).
 
-    Bool (H, W) to bool (H, W); the last row and column have only the neighbours that they have.
+    Bool (H, W) to bool (H, W); neighbors outside the image do not count. Source: BSDS.
     """
     padded = np.pad(mask, ((0, 1), (0, 1)), mode="edge")
     return (mask != padded[:-1, 1:]) | (mask != padded[1:, :-1]) | (mask != padded[1:, 1:])
 
 
 def num_matched(ours: np.ndarray, theirs: np.ndarray, distance: float) -> int:
-    """The most pixels of one boundary that can be paired, each once, with pixels of another.
+    """Count the most pixels of one boundary that can be paired one to one with pixels of another.
 
     Args:
       ours: bool (H, W).
       theirs: bool (H, W).
-      distance: the greatest between the two of a pair, in pixels.
+      distance: greatest distance within a pair, in pixels.
     """
     rows, columns = np.nonzero(ours)
     places = np.count_nonzero(theirs)
@@ -41,9 +41,9 @@ def num_matched(ours: np.ndarray, theirs: np.ndarray, distance: float) -> int:
     number[theirs] = np.arange(places)
     reach = int(distance)
     number = np.pad(number, reach, constant_values=-1)
-    # A pixel that finds no partner takes a column of its own, which makes the matching a full one,
-    # at the price of two pairs. All pairs have one price: so it takes a fraction of the time that
-    # SciPy's own matching of the greatest number takes, or one by distances.
+    # A pixel without a partner takes a column of its own at the price of two pairs, so that the
+    # matching is full. With one price for all pairs this takes a fraction of the time of SciPy's
+    # maximum matching, or of prices by distance.
     unmatched = np.arange(len(rows))
     mine, partner = [unmatched], [unmatched + places]
     for dy in range(-reach, reach + 1):
@@ -60,7 +60,7 @@ def num_matched(ours: np.ndarray, theirs: np.ndarray, distance: float) -> int:
 
 
 def counts(label: np.ndarray, prediction: np.ndarray, num_classes: int) -> np.ndarray:
-    """What F follows from in one image, of each class.
+    """Count the boundary pixels of each class in one image, from which F follows.
 
     Args:
       label: integers (H, W); values of num_classes and above are void.
@@ -68,7 +68,7 @@ def counts(label: np.ndarray, prediction: np.ndarray, num_classes: int) -> np.nd
       num_classes: K.
 
     Returns:
-      int64 (K, 3): boundary pixels that are matched, of the label, of the prediction.
+      int64 (K, 3): boundary pixels that are matched, those of the label, those of the prediction.
 
     Raises:
       ValueError: shapes that differ.
@@ -86,15 +86,14 @@ def counts(label: np.ndarray, prediction: np.ndarray, num_classes: int) -> np.nd
 
 
 def f_measure(counts: np.ndarray, present: str = "truth") -> np.ndarray:
-    """F = 2 P R / (P + R) of counts (..., K, 3).
+    """Compute F = 2 P R / (P + R) from counts (..., K, 3).
 
     P is the share of the predicted boundary that is matched, R that of the true one.
 
     Args:
       counts: of `counts`.
-      present: which classes of an image count. truth: those with a boundary in the label (as the
-        paper says); either: those with one in the label or in the prediction (as the authors'
-        script does).
+      present: which classes of an image count. truth: those with a boundary in the label (the
+        paper); either: those with one in the label or the prediction (the authors' script).
 
     Returns:
       float64 (..., K); 0 where nothing is matched, NaN for a class that does not count.
@@ -111,8 +110,9 @@ def f_measure(counts: np.ndarray, present: str = "truth") -> np.ndarray:
 
 
 def mean(f: np.ndarray) -> float | None:
-    """BF of a set from the F of its images, (N, K): over the classes of each image, then over the
-    images; none where no class counts in any.
+    """Average F (N, K) over the classes of each image, then over the images: BF of a split.
+
+    None if no class counts in any image.
     """
     counted = ~np.isnan(f)
     images = counted.any(axis=1)
@@ -123,7 +123,7 @@ def mean(f: np.ndarray) -> float | None:
 
 
 def per_class(f: np.ndarray) -> list[float | None]:
-    """The mean of each class's F, (N, K), over the images where it counts; none: it never does."""
+    """Average F (N, K) of each class over the images where it counts; None if there are none."""
     counted = ~np.isnan(f)
     return [
         float(own[seen].mean()) if seen.any() else None

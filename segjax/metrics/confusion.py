@@ -1,9 +1,9 @@
-"""Confusion counts and the scores made from them.
+"""Confusion matrices and their scores: global accuracy G, class accuracy C, and mIoU.
 
 The protocol is that of the SegNet authors' ``compute_test_results.m``: one confusion matrix over
-all images of a split, void pixels left out of it; G = trace / total; C = mean over all K classes of
-the recall; mIoU = mean over all K classes of intersection over union. A class that is absent counts
-0 in the means, and is said to be absent. It is never a mean of per-image scores.
+all images of a split, without void pixels; G = trace / total; C = mean over all K classes of the
+recall; mIoU = mean over all K classes of intersection over union. An absent class counts 0 in the
+means and is reported as absent. No score is a mean of per-image scores.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import numpy as np
 
 
 def confusion_matrix(labels: jax.Array, predictions: jax.Array, num_classes: int) -> jax.Array:
-    """Counts the pixels of each (true class, predicted class) pair.
+    """Count the pixels of each (true class, predicted class) pair.
 
     Args:
       labels: integers of any shape; values outside [0, num_classes), VOID among them, are not
@@ -23,7 +23,7 @@ def confusion_matrix(labels: jax.Array, predictions: jax.Array, num_classes: int
       num_classes: K.
 
     Returns:
-      int32 (K, K), rows are the truth. int32 holds 2**31 pixels: sum batches on the host in int64.
+      int32 (K, K), rows are the truth. int32 overflows at 2**31 pixels: sum batches in int64.
     """
     labels = labels.astype(jnp.int32).ravel()
     predictions = predictions.astype(jnp.int32).ravel()
@@ -33,7 +33,7 @@ def confusion_matrix(labels: jax.Array, predictions: jax.Array, num_classes: int
     return counts.astype(jnp.int32).reshape(num_classes, num_classes)
 
 
-SCORES = ("global_accuracy", "class_accuracy", "mean_iou")  # the numbers among Scores
+SCORES = ("global_accuracy", "class_accuracy", "mean_iou")  # fields of Scores that are numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Scores:
 
 
 def scores(confusion: np.ndarray) -> Scores:
-    """Scores a (K, K) matrix of counts, rows the truth, in float64 on the host."""
+    """Compute the scores of a (K, K) matrix of counts, rows the truth, in float64 on the host."""
     counts = np.asarray(confusion).astype(np.int64)
     hits, truth, predicted = np.diag(counts), counts.sum(1), counts.sum(0)
     accuracy = hits / np.maximum(truth, 1)

@@ -1,7 +1,8 @@
 """Architectures by name. Each maps (B, H, W, C) images of any size to (B, H, W, K) logits."""
 
 import dataclasses
-from typing import Any
+import importlib
+from typing import Any, get_type_hints
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -21,6 +22,7 @@ from segjax.models.deeplab import DeepLabASPP, DeepLabLargeFOV
 from segjax.models.densenet import FCDenseNet56, FCDenseNet67, FCDenseNet103
 from segjax.models.dilation import Dilation8
 from segjax.models.fcn import FCN4s, FCN8s, FCN16s, FCN32s
+from segjax.models.options import allows, describe
 from segjax.models.patches import PatchCNN
 from segjax.models.segnet import BayesianSegNet, BayesianSegNetBasic, SegNet, SegNetBasic
 from segjax.models.unet import UNet
@@ -53,56 +55,68 @@ MODELS: dict[str, type[nn.Module]] = {
 }
 
 
+# Fields that every model has and that are not options.
+OWN = ("num_classes", "dtype", "axis_name")
+
+
+def find(name: str) -> type[nn.Module]:
+    """Return the class of a model: a key of `MODELS`, or `module:Class` of one elsewhere.
+
+    Raises:
+      UserError: an unknown name, with the list of the known ones; a module that cannot be imported
+        or has no such class; a class without the fields num_classes, dtype and axis_name.
+    """
+    module, colon, attribute = name.partition(":")
+    if name in MODELS:
+        model = MODELS[name]
+    elif colon:
+        try:
+            model = getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise UserError(f"model {name!r} cannot be imported: {error}") from error
+    else:
+        raise UserError(f"unknown model {name!r}; known: {', '.join(sorted(MODELS))}")
+    if not (isinstance(model, type) and issubclass(model, nn.Module)):
+        raise UserError(f"model {name} is {model!r}, expected a flax.linen.Module class")
+    missing = set(OWN) - {field.name for field in dataclasses.fields(model)}
+    if missing:
+        raise UserError(f"model {name} has no field {min(missing)!r}, expected {', '.join(OWN)}")
+    return model
+
+
 def create(
     name: str,
     num_classes: int,
-    /,
     *,
     dtype: Any = jnp.float32,
     axis_name: str | None = None,
     **options: Any,
 ) -> nn.Module:
-    """An architecture of `MODELS` for K = num_classes.
+    """Return a model for K = num_classes.
 
     Args:
-      name: a key of `MODELS`.
+      name: a key of `MODELS`, or `module:Class` of a Flax module elsewhere that has the fields
+        num_classes, dtype and axis_name and is called as model(image, train=...).
       num_classes: K.
       dtype: of the computation.
-      axis_name: of the mapped axis over devices, for batch normalisation.
-      options: the architecture's own fields, such as width.
+      axis_name: of the mapped axis over devices, for batch normalization.
+      options: the model's other fields, such as width.
 
     Raises:
       UserError: an unknown name or option, with the list of the known ones; an option's value that
-        is none of its CHOICES, of another type than its default, or a number below 1; no class.
+        the annotation of its field does not allow; no class.
     """
-    if name not in MODELS:
-        raise UserError(f"unknown model {name!r}; known: {', '.join(sorted(MODELS))}")
-    own = {"num_classes", "dtype", "axis_name", "parent", "name"}
-    known = {f.name: f.default for f in dataclasses.fields(MODELS[name]) if f.name not in own}
+    model = find(name)
     if num_classes < 1:
         raise UserError(f"model {name} is asked for {num_classes} classes, expected at least 1")
-    choices = getattr(MODELS[name], "CHOICES", {})
+    kinds = get_type_hints(model, include_extras=True)
+    known = {field.name for field in dataclasses.fields(model)} - {*OWN, "parent", "name"}
     for option, value in options.items():
         if option not in known:
             raise UserError(
                 f"unknown option {option!r} of model {name}; known: {', '.join(sorted(known))}"
             )
-        if option in choices and value not in choices[option]:
-            raise UserError(
-                f"option {option!r} of model {name} is {value!r}, "
-                f"expected one of {', '.join(map(repr, choices[option]))}"
-            )
-        if not _like(value, known[option]):
-            raise UserError(
-                f"option {option!r} of model {name} is {value!r}, "
-                f"expected one such as {known[option]!r}"
-            )
-    return MODELS[name](num_classes=num_classes, dtype=dtype, axis_name=axis_name, **options)
-
-
-def _like(value, default):
-    if isinstance(default, tuple):
-        return isinstance(value, tuple) and value and all(_like(v, default[0]) for v in value)
-    if isinstance(default, float):
-        return type(value) in (int, float) and 0 <= value < 1  # a probability
-    return type(value) is type(default) and (type(value) is not int or value >= 1)
+        if not allows(kinds[option], value):
+            expected = describe(kinds[option])
+            raise UserError(f"option {option!r} of model {name} is {value!r}, expected {expected}")
+    return model(num_classes=num_classes, dtype=dtype, axis_name=axis_name, **options)

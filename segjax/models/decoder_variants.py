@@ -1,18 +1,18 @@
 """Decoders for the encoder of SegNet-Basic: Table 1 of Badrinarayanan, Kendall, Cipolla.
 
-arXiv 1511.00561v3, section 3.1. SegNet-Basic itself is in `segnet.py`; what these ask is how much
-of it is due to the indices, to the width of the decoder, and to the encoder's maps. The authors
+arXiv 1511.00561v3, section 3.1. SegNet-Basic itself is in `segnet.py`; these variants show how much
+it owes to the indices, to the width of the decoder, and to the encoder's maps. The authors
 published no files of the variants, and where the paper is silent we chose:
 
-- All that is said of SegNet-Basic in `segnet.py` holds here.
+- The deviations of SegNet-Basic in `segnet.py` hold here.
 - EncoderAddition adds the encoder's maps of a level, as they were before the pool, to what the
-  decoder's convolution and its batch normalisation make of that level.
-- SingleChannelDecoder normalises after each of its 7x7 convolutions, as SegNet-Basic does.
+  decoder's convolution and its batch normalization make of that level.
+- SingleChannelDecoder normalizes after each of its 7x7 convolutions, as SegNet-Basic does.
 - Bilinear-Interpolation classifies the encoder's deepest map and doubles the scores four times: 1x1
   convolution and interpolation commute, and eleven maps cost less than sixty-four. Edges are
   repeated, where Caffe's deconvolution would fade to zero.
 - The upsampling of the FCN-Basic networks has stride 2 and padding 3, which doubles a map, no bias,
-  and nothing after it: no normalisation and no ReLU. Rows and columns beyond the level above are
+  and nothing after it: no normalization and no ReLU. Rows and columns beyond the level above are
   cropped at the bottom and the right.
 - It starts as Caffe's bilinear filler, which at side 8 is a tent of factor 4, divided by the 4 that
   it sums to at stride 2: it smooths a little more than interpolation, and keeps the mean.
@@ -31,7 +31,7 @@ from segjax.models.segnet import Basic
 from segjax.ops.pooling import max_unpool
 from segjax.ops.upsampling import bilinear, bilinear_kernel
 
-SIDE, STRIDE = 8, 2  # of the learnt upsampling, in pixels
+SIDE, STRIDE = 8, 2  # of the learned upsampling, in pixels
 
 
 class SegNetBasicEncoderAddition(Basic):
@@ -87,14 +87,14 @@ class BilinearInterpolation(Basic):
 
 
 class FCNBasic(Basic):
-    """Upsampling by learnt 8x8 kernels, and the encoder's maps added after each.
+    """Upsampling by learned 8x8 kernels, and the encoder's maps added after each.
 
     646,124 parameters at 11 classes. Parameters: conv{level}, conv_reduce{level} (64 to K channels
     of the level's pooled map), upsample{level} and, where nothing is reduced, conv_classifier.
     """
 
     ADDITION: ClassVar[bool] = True  # of the pooled maps of the levels above the deepest
-    REDUCTION: ClassVar[bool] = True  # of every map to as many channels as there are classes
+    REDUCTION: ClassVar[bool] = True  # of every map to K channels
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
@@ -142,7 +142,7 @@ class FCNBasicNoAdditionNoDimReduction(FCNBasic):
 
 
 def interpolating(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-    """The first value of a (k, k, C, C) upsampling kernel: channels to themselves, means kept."""
+    """Initialize a (k, k, C, C) upsampling kernel: each channel to itself, means kept."""
     tent = bilinear_kernel(shape[0])
     tent = tent / tent[::STRIDE, ::STRIDE].sum()
     return jnp.asarray(tent[:, :, None, None] * np.eye(shape[2]), dtype)

@@ -2,14 +2,14 @@
 
 Layer list from the authors' Caffe files (`training/*/`, `DeconvNet_inference_deploy.prototxt`).
 VGG16 down to a map of 7x7, through fc6 and fc7 to a single pixel, and the whole way back by
-unpooling and transposed convolutions, batch normalisation after every layer but the last.
+unpooling and transposed convolutions, batch normalization after every layer but the last.
 
 Deviations:
 
 - Larger images than the authors' 224x224 are taken whole, with no object proposals, so that fc6
   and its inverse slide over the map of pool5 (12x15 for 360x480).
 - Sides that do not halve: pooling rounds up, and unpooling crops to the size before the pool.
-- The normalisation's epsilon is 1e-5 and not 1e-9, its shift starts at 0 and not 0.001, and it
+- The normalization's epsilon is 1e-5 and not 1e-9, its shift starts at 0 and not 0.001, and it
   keeps running averages (momentum 0.9) beside the recomputation over the training set.
 - Without weights of VGG16, the kernels of the encoder are He et al.'s.
 - The doubled learning rate of biases is left out.
@@ -26,13 +26,14 @@ from flax import linen as nn
 from segjax.errors import UserError
 from segjax.models import vgg
 from segjax.models.layers import BatchNorm, Conv, ConvBlock, ConvTranspose
+from segjax.models.options import Positive
 from segjax.ops.pooling import max_pool_with_indices, max_unpool
 
 gaussian = nn.initializers.normal(0.01)
 
 
 class DeconvBlock(nn.Module):
-    """Transposed convolution of stride 1, batch normalisation and a ReLU.
+    """Transposed convolution of stride 1, batch normalization and a ReLU.
 
     (B, h, w, C) to (B, h + kernel_size - 1 - 2 padding, and w alike, features) of the compute
     dtype. Parameters: deconv and bn.
@@ -68,9 +69,9 @@ class DeconvNet(nn.Module):
     """
 
     num_classes: int
-    width: int = vgg.WIDTH  # features of the first stage; the others have 2, 4, 8 and 8 times that
-    fc_width: int = 4096  # features of fc6 and fc7
-    fc_kernel: int = 7  # side of fc6's kernel and its inverse's, in pixels of stride 32
+    width: Positive = vgg.WIDTH  # features of stage 1; stages 2 to 5 have 2, 4, 8 and 8 times that
+    fc_width: Positive = 4096  # features of fc6 and fc7
+    fc_kernel: Positive = 7  # side of fc6's kernel and its inverse's, in pixels of stride 32
     dtype: Any = jnp.float32
     axis_name: str | None = None
 

@@ -2,9 +2,8 @@
 
 `deeplab_largefov` is the first paper's network of the largest field of view, `deeplab_aspp` the
 second's with atrous spatial pyramid pooling (ASPP-L on VGG16). Layer lists from the authors' Caffe
-files. The network makes an eighth of the resolution and the rest is interpolated: the strides of
-the last two pools are traded for dilation, so that the kernels of VGG16 see what they were trained
-on.
+files. The scores have an eighth of the resolution and are interpolated: the strides of the last two
+pools are replaced by dilation, so that the kernels of VGG16 see what they were trained on.
 
 `output_stride` gives that trade as one option. At 16 pool4, at 32 pool5 too keeps its stride of 2,
 and the convolutions after it are dilated by half as much: conv5 by 2 at stride 8 and by 1
@@ -27,7 +26,7 @@ Deviations:
   benchmark.
 """
 
-from typing import Any, ClassVar
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -35,8 +34,11 @@ from flax import linen as nn
 
 from segjax.models import vgg
 from segjax.models.layers import Conv, ConvBlock
+from segjax.models.options import Positive, Positives, Probability
 from segjax.ops.pooling import max_pool
 from segjax.ops.upsampling import bilinear_conv_transpose
+
+OutputStride = Literal[32, 16, 8]
 
 
 class DeepLabLargeFOV(nn.Module):
@@ -46,14 +48,12 @@ class DeepLabLargeFOV(nn.Module):
     authors' files.
     """
 
-    CHOICES: ClassVar[dict[str, tuple]] = {"output_stride": (32, 16, 8)}
-
     num_classes: int
-    output_stride: int = 8  # pixels of the image between two scores
-    rate: int = 12  # dilation of fc6, in scores of output stride 8
-    width: int = vgg.WIDTH  # features of the first stage; the others have 2, 4, 8 and 8 times that
-    fc_width: int = 1024  # features of fc6 and fc7
-    dropout: float = 0.5  # probability, after fc6 and fc7
+    output_stride: OutputStride = 8  # pixels of the image between two scores
+    rate: Positive = 12  # dilation of fc6, in scores of output stride 8
+    width: Positive = vgg.WIDTH  # features of stage 1; stages 2 to 5 have 2, 4, 8 and 8 times that
+    fc_width: Positive = 1024  # features of fc6 and fc7
+    dropout: Probability = 0.5  # after fc6 and fc7
     batch_norm: bool = False  # after every convolution but the scores'
     dtype: Any = jnp.float32
     axis_name: str | None = None
@@ -74,14 +74,12 @@ class DeepLabASPP(nn.Module):
     files.
     """
 
-    CHOICES: ClassVar[dict[str, tuple]] = {"output_stride": (32, 16, 8)}
-
     num_classes: int
-    output_stride: int = 8  # pixels of the image between two scores
-    rates: tuple[int, ...] = (6, 12, 18, 24)  # dilation of each fc6, in scores of output stride 8
-    width: int = vgg.WIDTH  # features of the first stage; the others have 2, 4, 8 and 8 times that
-    fc_width: int = 1024  # features of each fc6 and fc7
-    dropout: float = 0.5  # probability, after fc6 and fc7
+    output_stride: OutputStride = 8  # pixels of the image between two scores
+    rates: Positives = (6, 12, 18, 24)  # dilation of each fc6, in scores of output stride 8
+    width: Positive = vgg.WIDTH  # features of stage 1; stages 2 to 5 have 2, 4, 8 and 8 times that
+    fc_width: Positive = 1024  # features of each fc6 and fc7
+    dropout: Probability = 0.5  # after fc6 and fc7
     batch_norm: bool = False  # after every convolution but the scores'
     dtype: Any = jnp.float32
     axis_name: str | None = None
@@ -97,7 +95,7 @@ class DeepLabASPP(nn.Module):
 
 
 def _trunk(model, image, train):
-    """conv1_1 to pool5: VGG16 with pools of 3x3, at the output stride."""
+    """Apply conv1_1 to pool5: VGG16 with pools of 3x3, at the output stride."""
 
     def block(x, multiple, name):
         return ConvBlock(
@@ -118,21 +116,21 @@ def _trunk(model, image, train):
 
 
 def _max_pool(x, stride):
-    """3x3 around every stride-th pixel, the first among them and a last at or beyond the border."""
+    """Pool 3x3 around every stride-th pixel, from the first to one at or beyond the border."""
     # Caffe rounds up: an even side takes one window more, whose first row alone is inside.
     rows, columns = ((1, 1 + (stride == 2 and side % 2 == 0)) for side in x.shape[1:3])
     return max_pool(x, 3, stride, (rows, columns))
 
 
 def _average_pool(x):
-    """3x3 around every pixel, the zeros around the map counted, as in Caffe."""
+    """Average 3x3 around every pixel, the zeros around the map counted, as in Caffe."""
     padded = jnp.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)]).astype(jnp.float32)
     rows = padded[:, :-2] + padded[:, 1:-1] + padded[:, 2:]
     return ((rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]) / 9).astype(x.dtype)
 
 
 def _scores(model, x, rate, branch, train):
-    """fc6, dilated, fc7 and fc8: float32 (B, h, w, K)."""
+    """Apply fc6, dilated, fc7 and fc8: float32 (B, h, w, K)."""
 
     def block(x, kernel_size, dilation, name):
         x = ConvBlock(
@@ -160,6 +158,6 @@ def _scores(model, x, rate, branch, train):
 
 
 def _upsample(scores, stride, shape):
-    """Bilinear between the scores, which are those of pixels 0, stride, 2 stride and so on."""
+    """Interpolate between the scores, which are at pixels 0, stride, 2 stride and so on."""
     full = bilinear_conv_transpose(scores, size=2 * stride - 1, stride=stride, padding=stride - 1)
     return full[:, : shape[1], : shape[2]]

@@ -1,13 +1,13 @@
 """FC-DenseNet: Jegou, Drozdzal, Vazquez, Romero, Bengio, "The one hundred layers tiramisu".
 
-arXiv 1611.09326. Dense blocks, whose every layer sees all that came before it in the block, on the
-way down and up again; the way up takes the new maps of a block alone. Layer lists from the authors'
-code (`FC-DenseNet.py`, `config/FC-DenseNet103.py`).
+arXiv 1611.09326. Dense blocks, in which every layer sees all maps before it, on the way down and on
+the way up; the way up takes only the new maps of a block. Layer lists from the authors' code
+(`FC-DenseNet.py`, `config/FC-DenseNet103.py`).
 
 Deviations:
 
-- Batch normalisation has running averages, and recomputed ones for the test. The authors normalise
-  by the batch at hand at the test too, so that their score depends on the size of its batches.
+- Batch normalization has running averages, and recomputed ones for the test. The authors normalize
+  by the batch in testing too, so that their score depends on the batch size.
 - `growth` and `width` scale the layers; the papers' networks have 12 or 16, and 48.
 """
 
@@ -19,6 +19,7 @@ from flax import linen as nn
 
 from segjax.errors import UserError
 from segjax.models.layers import BatchNorm, Conv, ConvTranspose
+from segjax.models.options import Positive, Positives, Probability
 from segjax.ops.concatenation import concatenate
 from segjax.ops.pooling import max_pool
 
@@ -37,10 +38,10 @@ class FCDenseNet56(nn.Module):
     """
 
     num_classes: int
-    layers: tuple[int, ...] = (4, 4, 4, 4, 4, 4)  # of each dense block from the finest, going down
-    growth: int = 12  # maps that a layer adds
-    width: int = 48  # maps of the first convolution
-    dropout: float = 0.2  # probability, after each convolution of a dense block or transition down
+    layers: Positives = (4, 4, 4, 4, 4, 4)  # of each dense block from the finest, going down
+    growth: Positive = 12  # maps that a layer adds
+    width: Positive = 48  # maps of the first convolution
+    dropout: Probability = 0.2  # after each convolution of a dense block or transition down
     dtype: Any = jnp.float32
     axis_name: str | None = None
 
@@ -60,7 +61,7 @@ class FCDenseNet56(nn.Module):
             )(x, train=train)
 
         def dense(x, count, name):
-            """All that a dense block has seen, and its new maps."""
+            """Return all maps of a dense block, and the new ones."""
             new: list[jax.Array] = []
             for n in range(1, count + 1):
                 new.append(layer(x, self.growth, 3, f"{name}_{n}"))
@@ -86,7 +87,7 @@ class FCDenseNet56(nn.Module):
                 dtype=self.dtype,
                 name=f"transition_up{block}",
             )(new)
-            up = up[:, : skip.shape[1], : skip.shape[2]]  # a row more than twice as many
+            up = up[:, : skip.shape[1], : skip.shape[2]]  # it has a row more than twice as many
             x, new = dense(concatenate([up, skip]), self.layers[block - 1], f"up{block}")
         x = Conv(self.num_classes, 1, kernel_init=he_uniform, dtype=self.dtype, name="classifier")(
             x
@@ -97,19 +98,19 @@ class FCDenseNet56(nn.Module):
 class FCDenseNet67(FCDenseNet56):
     """FC-DenseNet67: 3,463,243 parameters at 11 classes."""
 
-    layers: tuple[int, ...] = (5, 5, 5, 5, 5, 5)
-    growth: int = 16
+    layers: Positives = (5, 5, 5, 5, 5, 5)
+    growth: Positive = 16
 
 
 class FCDenseNet103(FCDenseNet56):
     """FC-DenseNet103: 9,322,091 parameters at 11 classes."""
 
-    layers: tuple[int, ...] = (4, 5, 7, 10, 12, 15)
-    growth: int = 16
+    layers: Positives = (4, 5, 7, 10, 12, 15)
+    growth: Positive = 16
 
 
 class PreActivation(nn.Module):
-    """Batch normalisation, ReLU, convolution, dropout: (B, H, W, C) to (B, H, W, features)."""
+    """Batch normalization, ReLU, convolution, dropout: (B, H, W, C) to (B, H, W, features)."""
 
     features: int
     kernel_size: int  # odd; pixels

@@ -1,7 +1,7 @@
 """Dilation8: Yu, Koltun, "Multi-scale context aggregation by dilated convolutions" (1511.07122).
 
-A front end, VGG16 whose last two pools are gone and whose later kernels are dilated instead, and a
-context module that looks around on the maps of scores without losing resolution. Layer lists from
+A front end, VGG16 without its last two pools and with dilated kernels instead, and a context module
+that widens the field of view on the maps of scores at full resolution. Layer lists from
 the authors' files (`network.py`, `dilation8_camvid_deploy.prototxt`): no layer of the front end
 pads, the image is mirrored by 186 pixels on each side instead, so that 360x480 enters as 732x852
 and leaves as 45x60.
@@ -13,8 +13,8 @@ Deviations:
 - The loss is taken at the labels' own size, of scores interpolated as at inference; the authors
   train the front end on every eighth label.
 - The authors train the front end alone, and then both together. Here that is `context = "none"`
-  and `context = "basic"`; together they train from the start, where the context module hands the
-  scores on.
+  and `context = "basic"`; together they train from the start, where the context module is
+  the identity.
 - Without `model.pretrained` all kernels of the front end but `final` start as He et al.'s.
 - `noise` around the identity is N(0, 0.01) as in the authors' code; in the paper the basic module
   has none. The large module needs it, to tell its copies of a class apart.
@@ -22,7 +22,7 @@ Deviations:
 - `width` and `fc_width` scale the front end; the paper's network has 64 and 4096.
 """
 
-from typing import Any, ClassVar
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ from flax import linen as nn
 
 from segjax.models import vgg
 from segjax.models.layers import Conv, ConvBlock
+from segjax.models.options import NotNegative, Positive, Probability
 from segjax.ops.padding import mirror
 from segjax.ops.pooling import max_pool_with_indices
 from segjax.ops.upsampling import bilinear_conv_transpose
@@ -55,14 +56,13 @@ class Dilation8(nn.Module):
     of `CONTEXT` and ctx_final, as in the authors' files.
     """
 
-    CHOICES: ClassVar[dict[str, tuple]] = {"context": ("none", "basic", "large")}
-
     num_classes: int
-    context: str = "basic"  # basic: as many maps as classes; large: up to 32 times that; none
-    noise: float = 0.01  # standard deviation around the identity that the context module starts as
-    width: int = vgg.WIDTH  # features of the first stage; the others have 2, 4, 8 and 8 times that
-    fc_width: int = 4096  # features of fc6 and fc7
-    dropout: float = 0.5  # probability, after fc6 and fc7
+    # basic: as many maps as classes; large: up to 32 times that; none: the front end alone
+    context: Literal["none", "basic", "large"] = "basic"
+    noise: NotNegative = 0.01  # standard deviation around the identity, the context's first value
+    width: Positive = vgg.WIDTH  # features of stage 1; stages 2 to 5 have 2, 4, 8 and 8 times that
+    fc_width: Positive = 4096  # features of fc6 and fc7
+    dropout: Probability = 0.5  # after fc6 and fc7
     batch_norm: bool = False  # after the convolutions of the front end; not the authors'
     dtype: Any = jnp.float32
     axis_name: str | None = None
@@ -71,7 +71,7 @@ class Dilation8(nn.Module):
     def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
         scores = self._front_end(mirror(image.astype(self.dtype), MARGIN, MARGIN), train)
         if self.context != "none":
-            scores = self._look_around(scores)
+            scores = self._context(scores)
         scores = scores.astype(jnp.float32)
         full = bilinear_conv_transpose(scores, size=16, stride=8, padding=4)
         return full[:, : image.shape[1], : image.shape[2]]
@@ -102,7 +102,7 @@ class Dilation8(nn.Module):
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return self._conv(x, 1, 1, 1, nn.initializers.normal(0.001), "final")
 
-    def _look_around(self, x):
+    def _context(self, x):
         large = self.context == "large"
         init = identity(self.num_classes, self.noise)
         for name, dilation, multiple in CONTEXT:
@@ -123,15 +123,15 @@ class Dilation8(nn.Module):
 
 
 def identity(num_classes: int, noise: float) -> nn.initializers.Initializer:
-    """Initialises a context layer to hand its maps on (the paper's equations 4 and 5).
+    """Return an initializer of a context layer as the identity (the paper's equations 4 and 5).
 
-    Map a of c_in belongs to class floor(a K / c_in), and b of c_out likewise. The centre of the
+    Map a of c_in belongs to class floor(a K / c_in), and b of c_out likewise. The center of the
     kernel from a to b is K / c_out where both are of one class, so that the sum over the maps of
-    each class is handed on; everything else is N(0, noise^2).
+    each class is kept; everything else is N(0, noise^2).
 
     Args:
       num_classes: K; both numbers of maps are multiples of it.
-      noise: standard deviation; 0: none.
+      noise: standard deviation.
     """
 
     def init(key, shape, dtype=jnp.float32):
@@ -140,8 +140,8 @@ def identity(num_classes: int, noise: float) -> nn.initializers.Initializer:
         of_output = jnp.arange(c_out) * num_classes // c_out
         same = of_input[:, None] == of_output[None, :]
         kernel = noise * jax.random.normal(key, shape, dtype)
-        centre = kernel[rows // 2, columns // 2]
-        handed_on = jnp.asarray(num_classes / c_out, dtype)
-        return kernel.at[rows // 2, columns // 2].set(jnp.where(same, handed_on, centre))
+        center = kernel[rows // 2, columns // 2]
+        kept = jnp.asarray(num_classes / c_out, dtype)
+        return kernel.at[rows // 2, columns // 2].set(jnp.where(same, kept, center))
 
     return init

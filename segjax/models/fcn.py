@@ -1,17 +1,17 @@
 """Fully convolutional networks: Long, Shelhamer, Darrell, CVPR 2015; Shelhamer et al., PAMI 2017.
 
 Layer lists from the authors' `voc-fcn32s`, `voc-fcn16s`, `voc-fcn8s` and `voc-fcn8s-atonce/net.py`.
-VGG16 with its fully connected layers as convolutions, scores at strides 32, 16 and 8, each sum of
-them upsampled to the next.
+VGG16 with its fully connected layers as convolutions, and scores at strides 32, 16 and 8, whose sum
+is upsampled to the next finer ones.
 
 The border: with `padding="pad100"`, as published, 100 zeros around the image keep fc6, which is not
-padded, from shrinking the map away, and every crop has the authors' offset, which puts pixel on
-pixel. With "same" every convolution keeps its size and every crop is at the top left.
+padded, from shrinking the map away, and every crop has the authors' offset, which aligns the
+pixels. With "same" every convolution keeps its size and every crop is at the top left.
 
 Deviations:
 
-- `fcn4s`, with a skip from pool2, is ours, made as the others: its offsets are those that put
-  pixel on pixel, and at once pool2 is scaled by a hundredth of pool3's scale.
+- `fcn4s`, with a skip from pool2, is ours, made as the others: its offsets are those that
+  align the pixels, and at once pool2 is scaled by a hundredth of pool3's scale.
 - The staged networks are trained in stages by the authors, each from the one before. Here each
   starts from VGG16 alone; `at_once` is their own network for that.
 - Without weights of VGG16, the kernels of the trunk, fc6 and fc7 are He et al.'s.
@@ -21,7 +21,7 @@ Deviations:
   `width` and `fc_width`.
 """
 
-from typing import Any, ClassVar
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ from flax import linen as nn
 
 from segjax.models import vgg
 from segjax.models.layers import Conv, ConvBlock, ConvTranspose, bilinear_diagonal
+from segjax.models.options import Positive, Probability
 from segjax.ops.pooling import max_pool_with_indices
 from segjax.ops.upsampling import bed_of_nails, bilinear_conv_transpose, nearest
 
@@ -39,31 +40,30 @@ SKIPS = {4: ("upscore2", 5, 1e-2), 3: ("upscore_pool4", 9, 1e-4), 2: ("upscore_p
 OFFSETS = {32: 19, 16: 27, 8: 31, 4: 33}
 
 
-class FCN(nn.Module):
-    """What the four have in common."""
+Padding = Literal["pad100", "same"]
+Upsampling = Literal["bilinear", "learnt", "nearest", "bed_of_nails"]
 
-    CHOICES: ClassVar[dict[str, tuple]] = {
-        "padding": ("pad100", "same"),
-        "upsampling": ("bilinear", "learnt", "nearest", "bed_of_nails"),
-    }
+
+class FCN(nn.Module):
+    """The network that FCN-32s, 16s, 8s and 4s share."""
 
     num_classes: int
-    padding: str = "pad100"  # pad100: as published; same: every convolution keeps its size
+    padding: Padding = "pad100"  # pad100: as published; same: every convolution keeps its size
     # bilinear: fixed; learnt: the same kernels, dense and free to change; nearest: repetition;
     # bed_of_nails: for each factor of 2, zeros between the pixels and a learnt 3x3 convolution
     # without bias, bilinear at first.
-    upsampling: str = "bilinear"
+    upsampling: Upsampling = "bilinear"
     batch_norm: bool = False  # after every convolution but the scores'
-    dropout: float = 0.5  # probability, after fc6 and fc7
-    width: int = vgg.WIDTH  # features of the first stage; the others have 2, 4, 8 and 8 times that
-    fc_width: int = 4096  # features of fc6 and fc7
+    dropout: Probability = 0.5  # after fc6 and fc7
+    width: Positive = vgg.WIDTH  # features of stage 1; stages 2 to 5 have 2, 4, 8 and 8 times that
+    fc_width: Positive = 4096  # features of fc6 and fc7
     dtype: Any = jnp.float32
     axis_name: str | None = None
 
     def logits(
         self, image: jax.Array, *, train: bool, stride: int, at_once: bool = False
     ) -> jax.Array:
-        """The scores with skips down to a stride, at the size of the image, in float32."""
+        """Return the scores with skips down to a stride, at the size of the image, in float32."""
         padded = self.padding == "pad100"
 
         def block(x, features, kernel_size, padding, name):
@@ -107,7 +107,7 @@ class FCN(nn.Module):
         return _crop(x, OFFSETS[stride] if padded else 0, image).astype(jnp.float32)
 
     def _upsample(self, x, factor, name):
-        """Larger by the factor; and with pad100 by half of it on each side, as Caffe's layer is."""
+        """Upsample by a factor; with pad100 by half of it more on each side, as Caffe's layer."""
         size, border = 2 * factor, factor // 2
         padding = 0 if self.padding == "pad100" else border
         if self.upsampling == "bilinear":

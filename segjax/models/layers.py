@@ -1,4 +1,4 @@
-"""The convolution blocks that the architectures share."""
+"""Convolution and batch normalization, the layers of the architectures."""
 
 from typing import Any
 
@@ -31,10 +31,10 @@ class Conv(nn.Module):
     features: int
     kernel_size: int  # pixels
     dilation: int = 1  # pixels between the taps of the kernel
-    padding: int | None = None  # zeros on each side; none: as many as keep the size
-    groups: int = 1  # of channels that are convolved apart; divides them
+    padding: int | None = None  # zeros on each side; None keeps the size
+    groups: int = 1  # of channels, convolved separately; divides the channels
     use_bias: bool = True
-    relu: bool = False  # whether it ends in a ReLU
+    relu: bool = False  # after the convolution
     kernel_init: Any = he_normal
     dtype: Any = jnp.float32  # of the computation; parameters are float32
 
@@ -59,10 +59,10 @@ class Conv(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """Batch normalization of (..., C) with running averages, and perhaps a ReLU.
+    """Batch normalization of (..., C) with running averages, optionally with a ReLU.
 
-    In training by the statistics of the batch, of all devices where `axis_name` is set; else by
-    the running averages. Statistics are float32 whatever the compute dtype. Parameters and
+    In training by the statistics of the batch (of all devices if `axis_name` is set), else by the
+    running averages. Statistics are float32 for any compute dtype. Parameters and
     statistics are those of `flax.linen.BatchNorm`: scale and bias, mean and var.
     """
 
@@ -87,7 +87,7 @@ class BatchNorm(nn.Module):
 
 
 class ConvBlock(nn.Module):
-    """Convolution and, mostly, batch normalization and a ReLU.
+    """Convolution, by default with batch normalization and a ReLU.
 
     (..., H, W, C) to (..., h, w, features) of the compute dtype; the map's own size unless padding
     is given. Parameters: conv and bn.
@@ -98,8 +98,8 @@ class ConvBlock(nn.Module):
     relu: bool = True
     batch_norm: bool = True
     dilation: int = 1  # pixels between the taps of the kernel
-    padding: int | None = None  # zeros on each side; none: as many as keep the size
-    groups: int = 1  # of channels that are convolved apart; divides them
+    padding: int | None = None  # zeros on each side; None keeps the size
+    groups: int = 1  # of channels, convolved separately; divides the channels
     dtype: Any = jnp.float32  # of the computation; parameters are float32
     axis_name: str | None = None  # the mapped axis over devices
 
@@ -123,7 +123,7 @@ class ConvBlock(nn.Module):
 def bilinear_diagonal(
     key: jax.Array, shape: tuple[int, int, int, int], dtype: Any = jnp.float32
 ) -> jax.Array:
-    """The bilinear kernel from each channel to itself, and zero from one to another."""
+    """Initialize a (k, k, C, C) kernel: bilinear from each channel to itself, else zero."""
     size, _, channels, _ = shape
     diagonal = bilinear_kernel(size)[:, :, None, None] * np.eye(channels)[None, None]
     return jnp.asarray(diagonal, dtype)
@@ -133,7 +133,7 @@ class ConvTranspose(nn.Module):
     """Transposed convolution with the sizes of Caffe and PyTorch (`ops.upsampling`).
 
     (B, h, w, C) to (B, (h - 1) stride - 2 padding + kernel_size, and w alike, features) of the
-    compute dtype. Parameters: kernel (k, k, features, C) and, mostly, bias.
+    compute dtype. Parameters: kernel (k, k, features, C) and, by default, bias.
     """
 
     features: int

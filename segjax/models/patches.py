@@ -1,35 +1,33 @@
-"""Classifying the centre pixel of a patch: Ciresan, Giusti, Gambardella, Schmidhuber, NIPS 2012.
+"""Classification of the center pixel of a patch: Ciresan, Giusti, Gambardella, Schmidhuber (2012).
 
 "Deep neural networks segment neuronal membranes in electron microscopy images". Before networks
-were fully convolutional a window slid over the image, and a classifier of whole images said what
-its centre is. The default is the paper's largest network, N4: a window of 95x95, four levels of
+were fully convolutional, a window slid over the image, and a classifier of images labeled its
+center. The default is the paper's largest network, N4: a window of 95x95, four levels of
 convolution and 2x2 max pooling, 200 fully connected units.
 
 It trains on patches, and labels whole images fully convolutionally with the same weights: where the
 window moves by one pixel, a pool of stride 2 must be taken at every offset, so it gets stride 1 and
 all layers after it are dilated by 2 more (the paper's "Fast image scanning", arXiv 1302.1700, cuts
-the maps into fragments instead). Beyond the border the image is mirrored. `sliding_window` does it
-as it was done, and gives the same logits; `multiply_adds` says what that costs.
+the maps into fragments instead). Beyond the border the image is mirrored.
 
 Deviations:
 
-- RGB images and K classes, not grey ones and two.
-- ReLU, and He et al.'s initialisation.
+- RGB images and K classes, not gray ones and two.
+- ReLU, and He et al.'s initialization.
 - No foveation, no nonuniform sampling of the window, no mean of several networks, no calibration.
-- Patches are drawn evenly from the labelled pixels, and not as many of each class;
-  `loss.class_weights` does what that is for.
+- Patches are drawn uniformly from the labeled pixels, and not balanced between the classes;
+  `loss.class_weights` does that.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
 from segjax.errors import UserError
 from segjax.models.layers import Conv, ConvBlock
+from segjax.models.options import Positive, Positives
 from segjax.ops.padding import mirror
 from segjax.ops.pooling import max_pool
 
@@ -37,23 +35,23 @@ LAST = 3  # side of the maps that the first fully connected layer sees
 
 
 class PatchCNN(nn.Module):
-    """Patches to the classes of their centres, images to those of their pixels.
+    """Patches to the classes of their centers, images to those of their pixels.
 
-    In training patches (N, P, P, C), P = `patch_size`, to float32 logits (N, 1, 1, K); the centre
+    In training patches (N, P, P, C), P = `patch_size`, to float32 logits (N, 1, 1, K); the center
     is pixel (P // 2, P // 2). At inference images (B, H, W, C) to (B, H, W, K). 222,635 parameters
     at 11 classes. Parameters: conv{level}, fc1 and fc2.
     """
 
     num_classes: int
-    kernel_sizes: tuple[int, ...] = (4, 5, 4, 4)  # pixels, of each level; a 2x2 pool ends a level
-    width: int = 48  # features of every level
-    fc_width: int = 200  # units of the fully connected layer
+    kernel_sizes: Positives = (4, 5, 4, 4)  # pixels, of each level; a 2x2 pool ends a level
+    width: Positive = 48  # features of every level
+    fc_width: Positive = 200  # units of the fully connected layer
     dtype: Any = jnp.float32
     axis_name: str | None = None
 
     @property
     def patch_size(self) -> int:
-        """The side of the window in pixels, with no row or column that a pool would lose."""
+        """Side of the window in pixels, such that no pool drops a row or column."""
         side = LAST
         for kernel_size in reversed(self.kernel_sizes):
             side = 2 * side + kernel_size - 1
@@ -63,7 +61,7 @@ class PatchCNN(nn.Module):
         return self.classify(image) if train else self.label(image)
 
     def classify(self, patches: jax.Array) -> jax.Array:
-        """The logits of the centres: (N, P, P, C) to float32 (N, 1, 1, K).
+        """Classify the centers of patches: (N, P, P, C) to float32 logits (N, 1, 1, K).
 
         Raises:
           UserError: the patches have another size.
@@ -77,7 +75,7 @@ class PatchCNN(nn.Module):
         return self._layers(patches, dense=False)
 
     def label(self, image: jax.Array) -> jax.Array:
-        """The logits of all pixels, fully convolutionally: (B, H, W, C) to float32 (B, H, W, K)."""
+        """Classify all pixels at once: (B, H, W, C) to float32 logits (B, H, W, K)."""
         return self._layers(mirror(image, *_margins(self)), dense=True)
 
     @nn.compact
@@ -97,7 +95,7 @@ class PatchCNN(nn.Module):
         for level, kernel_size in enumerate(self.kernel_sizes, start=1):
             x = block(x, self.width, kernel_size, dilation, f"conv{level}")
             if dense:
-                x = _max_of_neighbours(x, dilation)
+                x = _max_of_neighbors(x, dilation)
                 dilation *= 2
             else:
                 x = max_pool(x, 2, 2)
@@ -107,72 +105,11 @@ class PatchCNN(nn.Module):
 
 
 def _margins(model):
-    """Pixels of the window before its centre, and after."""
+    """Return the pixels of the window before its center, and after."""
     return model.patch_size // 2, (model.patch_size - 1) // 2
 
 
-def _max_of_neighbours(x, distance):
-    """2x2 max pooling of stride 1 with `distance` between the taps."""
+def _max_of_neighbors(x, distance):
+    """Apply 2x2 max pooling of stride 1 with `distance` between the taps."""
     x = jnp.maximum(x[:, :-distance], x[:, distance:])
     return jnp.maximum(x[:, :, :-distance], x[:, :, distance:])
-
-
-def sliding_window(model: PatchCNN, variables: Any, image: jax.Array) -> jax.Array:
-    """The logits of all pixels, each from a patch of its own: what `label` gives, at great cost.
-
-    Args:
-      model: of the patches.
-      variables: of the model.
-      image: (B, H, W, C).
-
-    Returns:
-      float32 (B, H, W, K).
-    """
-    side = model.patch_size
-    batch, height, width, channels = image.shape
-    image = mirror(image, *_margins(model))
-    columns = np.arange(width)[:, None] + np.arange(side)
-
-    @jax.jit
-    def label_row(variables, rows):
-        patches = jnp.moveaxis(jnp.take(rows, columns, axis=2), 2, 1)
-        patches = patches.reshape(batch * width, side, side, channels)
-        logits = model.apply(variables, patches, method="classify")
-        return logits.reshape(batch, width, model.num_classes)
-
-    return jnp.stack([label_row(variables, image[:, y : y + side]) for y in range(height)], 1)
-
-
-def multiply_adds(model: PatchCNN, size: tuple[int, int], channels: int = 3) -> tuple[int, int]:
-    """Multiply-adds of the convolutions that label an image.
-
-    Args:
-      model: of the patches.
-      size: (H, W) of the image.
-      channels: of the image.
-
-    Returns:
-      By sliding window, and fully convolutionally. Their ratio is the redundancy of the window.
-    """
-    height, width = size
-    side = model.patch_size
-    window = sum(_layer_multiply_adds(model, (side, side), channels, dense=False))
-    grown = (height + side - 1, width + side - 1)
-    return height * width * window, sum(_layer_multiply_adds(model, grown, channels, dense=True))
-
-
-def _layer_multiply_adds(
-    model: PatchCNN, size: tuple[int, int], channels: int, *, dense: bool
-) -> Iterator[int]:
-    height, width = size
-    dilation = 1
-    levels = [(kernel_size, model.width, True) for kernel_size in model.kernel_sizes]
-    levels += [(LAST, model.fc_width, False), (1, model.num_classes, False)]
-    for kernel_size, features, pooled in levels:
-        height, width = (n - (kernel_size - 1) * dilation for n in (height, width))
-        yield height * width * kernel_size**2 * channels * features
-        channels = features
-        if pooled and dense:
-            height, width, dilation = height - dilation, width - dilation, 2 * dilation
-        elif pooled:
-            height, width = height // 2, width // 2

@@ -5,26 +5,26 @@ The decoder upsamples by unpooling: values go back to where their maxima were in
 
 Deviations:
 
-- Batch normalisation keeps running averages (momentum 0.9) beside the authors' recomputation over
+- Batch normalization keeps running averages (momentum 0.9) beside the authors' recomputation over
   the training set, which `segjax.inference.scoring.recompute_batch_norm` does after training.
 - Its epsilon is 1e-5 and not 1e-9, below what float32 variances resolve.
 - Its shift starts at 0 and not 0.001.
-- The local response normalisation that opens SegNet-Basic is an input option of the loader
+- The local response normalization that opens SegNet-Basic is an input option of the loader
   (`data.normalization = "local_response"`) and not a layer, and sees RGB and not BGR.
-- Of the authors' solver, the doubled learning rate of biases and the decay of batch-normalisation
+- Of the authors' solver, the doubled learning rate of biases and the decay of batch-normalization
   scales are left out: `segjax.training.optimizers` decays kernels alone.
 - Pooling rounds odd sizes up, and unpooling crops to the size before the pool, at every level; the
   files say so only where 360x480 needs it.
 - `width` scales every layer but the last; the papers' networks have 64.
-- `upsampling` other than "unpool" is not the authors' but for ablations of it.
+- `upsampling` other than "unpool" is not the authors', but for ablations.
 
 `dropout` makes them Bayesian SegNet and Bayesian SegNet-Basic: Kendall, Badrinarayanan, Cipolla,
-arXiv 1511.02680, dropped units at the places of `bayesian_segnet_train.prototxt` and
-`bayesian_segnet_basic_train.prototxt`. Samples of them are drawn by `segjax.inference.dropout`.
+arXiv 1511.02680, with dropout at the places of `bayesian_segnet_train.prototxt` and
+`bayesian_segnet_basic_train.prototxt`. `segjax.inference.dropout` draws samples from them.
 """
 
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,7 @@ from flax import linen as nn
 
 from segjax.models import vgg
 from segjax.models.layers import Conv, ConvBlock, ConvTranspose, bilinear_diagonal
+from segjax.models.options import Positive, Probability
 from segjax.ops.pooling import max_pool_with_indices, max_unpool
 from segjax.ops.upsampling import bed_of_nails, bilinear, nearest
 
@@ -44,8 +45,8 @@ class SegNet(nn.Module):
     """
 
     num_classes: int
-    width: int = 64  # features of the first stage; the others have 2, 4, 8 and 8 times that
-    dropout: float = 0.0  # probability; after pools 3 to 5, conv5_1_D, conv4_1_D and conv3_1_D
+    width: Positive = 64  # features of stage 1; stages 2 to 5 have 2, 4, 8 and 8 times that
+    dropout: Probability = 0.0  # after pools 3 to 5, conv5_1_D, conv4_1_D and conv3_1_D
     dtype: Any = jnp.float32
     axis_name: str | None = None
 
@@ -81,13 +82,13 @@ class SegNet(nn.Module):
 class BayesianSegNet(SegNet):
     """SegNet that drops half of its deeper features, in training and when it is sampled."""
 
-    dropout: float = 0.5
+    dropout: Probability = 0.5
 
 
 class Level(NamedTuple):
-    """What the encoder of SegNet-Basic leaves of one level, for decoders to use."""
+    """The maps of one level of SegNet-Basic's encoder, for decoders to use."""
 
-    encoded: jax.Array  # (B, H, W, width), what is pooled
+    encoded: jax.Array  # (B, H, W, width), before the pool
     pooled: jax.Array  # (B, ceil(H / 2), ceil(W / 2), width)
     indices: jax.Array  # of the maxima, uint8 like pooled
 
@@ -99,14 +100,14 @@ class Basic(nn.Module):
     """
 
     num_classes: int
-    width: int = 64  # features of every level
+    width: Positive = 64  # features of every level
     dtype: Any = jnp.float32
     axis_name: str | None = None
 
     def encode(
         self, image: jax.Array, *, train: bool, drop: Callable[[jax.Array], jax.Array] | None = None
     ) -> list[Level]:
-        """The levels from the image down; `drop` is done to what pools 3 and 4 give."""
+        """Return the levels from the image down; `drop` is applied after pools 3 and 4."""
         x, levels = image.astype(self.dtype), []
         for number in range(1, 5):
             x = encoded = self.block(x, f"conv{number}", train=train)
@@ -119,7 +120,7 @@ class Basic(nn.Module):
     def block(
         self, x: jax.Array, name: str, *, train: bool, relu: bool = True, groups: int = 1
     ) -> jax.Array:
-        """A 7x7 block of the network's width."""
+        """Apply a 7x7 block of the network's width."""
         return ConvBlock(
             self.width,
             7,
@@ -131,8 +132,11 @@ class Basic(nn.Module):
         )(x, train=train)
 
     def classify(self, x: jax.Array, name: str = "conv_classifier") -> jax.Array:
-        """A 1x1 convolution to the classes."""
+        """Apply a 1x1 convolution to the classes."""
         return Conv(self.num_classes, 1, dtype=self.dtype, name=name)(x)
+
+
+Upsampling = Literal["unpool", "bed_of_nails", "nearest", "bilinear", "learnt"]
 
 
 class SegNetBasic(Basic):
@@ -142,15 +146,11 @@ class SegNetBasic(Basic):
     Parameters: conv{level}, conv_decode{level} and conv_classifier, as in the authors' files.
     """
 
-    CHOICES: ClassVar[dict[str, tuple]] = {
-        "upsampling": ("unpool", "bed_of_nails", "nearest", "bilinear", "learnt")
-    }
-
-    dropout: float = 0.0  # probability; after pools 3 and 4, conv_decode4 and conv_decode3
+    dropout: Probability = 0.0  # after pools 3 and 4, conv_decode4 and conv_decode3
     # Of the decoder, before its convolutions. unpool: by the indices of the maxima; bed_of_nails:
     # at the top left of each window; nearest; bilinear; learnt: a transposed convolution of 4x4
     # without bias, bilinear at first (upsample{level}).
-    upsampling: str = "unpool"
+    upsampling: Upsampling = "unpool"
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
@@ -188,10 +188,10 @@ class SegNetBasic(Basic):
                 dtype=self.dtype,
                 name=name,
             )(x)
-        return x[:, :height, :width]  # a side that was odd has grown by one
+        return x[:, :height, :width]  # an odd side has grown by one
 
 
 class BayesianSegNetBasic(SegNetBasic):
     """SegNet-Basic that drops half of its deeper features, in training and when it is sampled."""
 
-    dropout: float = 0.5
+    dropout: Probability = 0.5

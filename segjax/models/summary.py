@@ -1,6 +1,6 @@
-"""Each architecture beside what is published of it: parameters, sizes of output, receptive field.
+"""Each architecture beside its published figures: parameters, output sizes, receptive field.
 
-Parameters and sizes follow from shapes (`jax.eval_shape`); the receptive field is measured.
+Parameters and sizes follow from shapes; the receptive field is measured.
 """
 
 import csv
@@ -22,23 +22,23 @@ from segjax.errors import UserError
 
 NUM_CLASSES = 11
 SIZES = ((360, 480), (361, 481), (97, 131))  # CamVid's, one more, and two odd primes
-# Options that are numbers of features: fewer of them change no connection.
+# Options that are numbers of features, which do not change the receptive field.
 WIDTHS = ("width", "fc_width", "growth")
-# Sides of the squares on which receptive fields are measured, in pixels; the next where the field
-# fills one.
+# Sides of the squares on which receptive fields are measured, in pixels; the next is used if the
+# field fills one.
 FIELD_SIDES = (512, 1024)
 
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """How many parameters an architecture of the literature has."""
+    """The published number of parameters of an architecture."""
 
-    count: int | None  # by its layer list at 11 classes; none: there is no list
-    of: str  # what is counted, a key of COUNTS
-    published: str  # as it is printed, and where
+    count: int | None  # by its layer list at 11 classes; None without a list
+    of: str  # parameters that are counted, a key of COUNTS
+    published: str  # number as printed, and its source
 
 
-# What a figure counts. Running statistics are no parameters.
+# Parameters that a figure counts, by their kind. Running statistics are not parameters.
 COUNTS: dict[str, Callable[[str], bool]] = {
     "all": lambda kind: True,
     "kernels and biases": lambda kind: kind != "batch norm",
@@ -77,18 +77,18 @@ FIGURES = {
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """One row of the table."""
+    """A row of the table of architectures."""
 
     name: str
     parameters: int
-    counted: int  # those of our parameters that the figure counts
+    counted: int  # our parameters that the figure counts
     figure: Figure
-    outputs: tuple[str, ...]  # HxW for each of SIZES, or the refusal
-    receptive_field: str  # HxW in pixels of the image, or that it fills the image
+    outputs: tuple[str, ...]  # HxW for each of SIZES, or the error
+    receptive_field: str  # HxW in pixels, or "all of HxW"
 
 
 def describe(name: str) -> Architecture:
-    """The facts of one architecture with its default options, at 11 classes."""
+    """Describe an architecture with its default options, at 11 classes."""
     model = models.create(name, NUM_CLASSES)
     shapes = abstract(model, SIZES[0])
     kinds = _count(shapes["params"])
@@ -104,13 +104,13 @@ def describe(name: str) -> Architecture:
 
 
 def abstract(model: nn.Module, size: tuple[int, int]) -> Any:
-    """The shapes of a model's variables, from an RGB image of this size."""
+    """Return the shapes of a model's variables for an RGB image of this size."""
     image = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
     return jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), image)
 
 
 def _count(params):
-    """{kernel, bias, batch norm: how many numbers}."""
+    """Count the parameters by kind: {"kernel", "bias", "batch norm": number}."""
     counts = dict.fromkeys(("kernel", "bias", "batch norm"), 0)
     leaves = {tuple(k.key for k in path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
     for path, leaf in leaves.items():
@@ -141,26 +141,25 @@ def _field(name):
 
 
 def receptive_field(name: str, side: int) -> tuple[int, int]:
-    """Height and width in pixels of what the logits of the middle pixel of a square image feel.
+    """Measure the receptive field of the middle pixel of a square image: (height, width) in pixels.
 
-    Measured as the box around the pixels at which the gradient of these logits is not zero, on the
-    same network with few features. Its kernels are positive and its image too, so that no ReLU
-    closes and no two paths cancel. A maximum passes the gradient to one pixel of its window alone,
-    so that one image shows a part of the field: the box is around what is felt on an image that
-    grows steadily away from the middle, on which every maximum lies outwards, and on random ones,
-    for what unpooling makes of places. Computed in float64: what comes the longest way through a
-    hundred layers is so small that float32 rounds it to zero.
+    It is the box around the pixels where the gradient of that pixel's logits is not zero, for the
+    same network with few features. Kernels and image are positive, so that no ReLU is zero and no
+    paths cancel. A maximum passes the gradient to one pixel of its window, so one image shows only
+    a part of the field: the box covers an image that grows away from the middle, whose maxima lie
+    outwards, and random ones, for unpooling. In float64, because in float32 the gradient of the
+    longest paths through a hundred layers rounds to zero.
 
     Args:
       name: of the architecture.
-      side: of the image, in pixels; a field as large may be larger.
+      side: of the image, in pixels; a field that fills it may be larger.
     """
-    fields = {field.name: field.default for field in dataclasses.fields(models.MODELS[name])}
+    fields = {field.name: field.default for field in dataclasses.fields(models.find(name))}
     narrow: dict[str, Any] = {width: 2 for width in WIDTHS if width in fields}
-    # On the CPU compiling for speed takes longer than these few calls.
+    # On a CPU, optimizing the program takes longer than these few calls.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    felt, size = np.zeros((side, side), bool), (0, 0)
-    # Flax's batch normalisation mixes float32 with float64.
+    seen, size = np.zeros((side, side), bool), (0, 0)
+    # Flax's batch normalization mixes float32 with float64.
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         model = models.create(name, 2, dtype=jnp.float64, **narrow)
         variables = _positive(abstract(model, (side, side)))
@@ -171,8 +170,8 @@ def receptive_field(name: str, side: int) -> tuple[int, int]:
 
         gradient = jax.jit(jax.grad(middle), compiler_options=options)
         for image in _images(side):
-            felt |= np.any(np.asarray(gradient(image, variables))[0] != 0, -1)
-            height, width = (np.ptp(np.flatnonzero(felt.any(axis))) + 1 for axis in (1, 0))
+            seen |= np.any(np.asarray(gradient(image, variables))[0] != 0, -1)
+            height, width = (np.ptp(np.flatnonzero(seen.any(axis))) + 1 for axis in (1, 0))
             size = int(height), int(width)
             if min(size) == side:
                 break
@@ -180,7 +179,7 @@ def receptive_field(name: str, side: int) -> tuple[int, int]:
 
 
 def _positive(shapes):
-    """Variables of these shapes: kernels positive and random, normalisation that does nothing."""
+    """Fill shapes: kernels positive and random, batch normalization the identity."""
     rng = np.random.default_rng(0)
 
     def fill(path, leaf):
@@ -194,7 +193,7 @@ def _positive(shapes):
 
 
 def _images(side: int) -> Iterator[np.ndarray]:
-    """Growing from the middle, and random: float64 (1, side, side, 3), from 1 to 2."""
+    """Yield images growing from the middle, and random: float64 (1, side, side, 3), from 1 to 2."""
     rows, columns = np.abs(np.mgrid[:side, :side] - side // 2) / side
     noise = np.random.default_rng(0).uniform(size=(4, side, side))
     for values in (rows + columns, *noise):
@@ -202,13 +201,13 @@ def _images(side: int) -> Iterator[np.ndarray]:
 
 
 def from_json(row: dict[str, Any]) -> Architecture:
-    """A row of `segjax models --format json`."""
+    """Read a row of `segjax models --format json`."""
     figure, outputs = Figure(**row["figure"]), tuple(row["outputs"])
     return Architecture(**{**row, "figure": figure, "outputs": outputs})
 
 
 def render(rows: Sequence[Architecture], format: str = "markdown") -> str:
-    """The rows as a table: markdown, csv or json."""
+    """Render the rows as a table: markdown, csv or json."""
     if format == "json":
         return json.dumps([dataclasses.asdict(row) for row in rows], indent=1)
     lines = [_line(row) for row in rows]

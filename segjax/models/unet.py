@@ -2,7 +2,7 @@
 
 Layer list from the paper's figure 1, names from the authors' released Caffe files (`phseg_v5`). An
 encoder and a decoder of 3x3 convolutions without padding; each level of the decoder sees the
-encoder's map of its resolution, cut to its size at the centre and concatenated after its own.
+encoder's map of its resolution, cut to its size at the center and concatenated after its own.
 
 Deviations:
 
@@ -12,30 +12,29 @@ Deviations:
   former before the skip leaves. The paper says "at the end of the contracting path".
 - The loss ends at a softmax over K classes for any K.
 - Images of any size: the border is mirrored up to a size that the network takes, and the logits are
-  cut to the image's own. The authors cut their images into tiles of one size for this;
-  `apply_by_tiles` does so and gives the same logits.
+  cut to the image's own. The authors cut their images into tiles of one size for this, which gives
+  the same logits.
 - `padding` "same" and `batch_norm` are what later users of the network changed; neither is in the
   paper.
 - `width` scales every layer but the last; the paper's network has 64.
 """
 
-import functools
-from typing import Any, ClassVar
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
 from segjax.errors import UserError
 from segjax.models.layers import Conv, ConvBlock, ConvTranspose
+from segjax.models.options import Positive, Probability
 from segjax.ops.concatenation import concatenate
 from segjax.ops.padding import mirror
 from segjax.ops.pooling import max_pool
 
 LEVELS = 4  # of pooling
 MARGIN = 92  # pixels that convolutions without padding take from each side
-STRIDE = 2**LEVELS  # pixels; what moves by a multiple of it is pooled alike
+STRIDE = 2**LEVELS  # pixels of the image between two of the deepest map
 
 
 class UNet(nn.Module):
@@ -47,25 +46,24 @@ class UNet(nn.Module):
     """
 
     num_classes: int
-    width: int = 64  # features of the first level; each level below has twice those above
-    padding: str = "valid"  # of the convolutions: "valid" takes 92 pixels from each side, or "same"
+    width: Positive = 64  # features of the first level; each level below has twice those above
+    # Of the convolutions: "valid" takes 92 pixels from each side, "same" takes none.
+    padding: Literal["valid", "same"] = "valid"
     batch_norm: bool = False  # after each 3x3 convolution
-    dropout: float = 0.5  # rate
+    dropout: Probability = 0.5
     dtype: Any = jnp.float32
     axis_name: str | None = None
 
-    CHOICES: ClassVar[dict[str, tuple]] = {"padding": ("valid", "same")}
-
     def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
         logits = self.unmirrored(_mirrored(image, self.padding), train=train)
-        return _centre(logits, image.shape)
+        return _center(logits, image.shape)
 
     @nn.compact
     def unmirrored(self, image: jax.Array, *, train: bool) -> jax.Array:
-        """The network alone; with padding "valid" (B, n, m, C) to (B, n - 184, m - 184, K).
+        """Apply the network alone; with padding "valid" (B, n, m, C) to (B, n - 184, m - 184, K).
 
         Raises:
-          UserError: a side is none that the network takes: 12 mod 16 from 188 on for "valid", a
+          UserError: a side does not fit: it must be 12 mod 16 and at least 188 for "valid", a
             multiple of 16 for "same".
         """
         margin = _margin(self.padding)
@@ -103,7 +101,7 @@ class UNet(nn.Module):
             x = ConvTranspose(
                 2**level * self.width, 2, 2, dtype=self.dtype, name=f"upconv_{source}_u{level}a"
             )(x)
-            x = concatenate([x, _centre(skips.pop(), x.shape)])
+            x = concatenate([x, _center(skips.pop(), x.shape)])
             x = block(x, level, f"conv_u{level}b-c")
             x = block(x, level, f"conv_u{level}c-d")
             source = f"u{level}d"
@@ -116,66 +114,21 @@ def _margin(padding):
 
 
 def _size(side, padding):
-    """The least size that the network takes and that gives at least `side` pixels."""
+    """Return the least input size that gives at least `side` pixels."""
     # "valid" takes 4 pixels before each halving: of 12 mod 16 the halves come out even each time.
     least, rest = (4, 4) if padding == "valid" else (STRIDE, 0)
     return max(side + (rest - side) % STRIDE, least) + 2 * _margin(padding)
 
 
 def _mirrored(image, padding):
-    """The image in the middle of one of a size that the network takes."""
+    """Mirror the borders of an image up to a size that the network takes."""
     extra = [_size(side, padding) - side for side in image.shape[1:3]]
     before = (extra[0] // 2, extra[1] // 2)
     return mirror(image, before, (extra[0] - before[0], extra[1] - before[1]))
 
 
-def _centre(x, shape):
-    """The centre of x at the height and width of `shape`."""
+def _center(x, shape):
+    """Crop x to the height and width of `shape` at its center."""
     height, width = shape[1:3]
     top, left = (x.shape[1] - height) // 2, (x.shape[2] - width) // 2
     return x[:, top : top + height, left : left + width]
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _apply_tile(model, variables, tile):
-    return model.apply(variables, tile, train=False, method="unmirrored")
-
-
-def apply_by_tiles(model: UNet, variables: Any, image: jax.Array, tile: int = 388) -> np.ndarray:
-    """The logits of `model`, made tile by tile: the paper's overlap-tile strategy.
-
-    As much memory as a tile needs, however large the image. The tiles begin at multiples of 16
-    pixels, so that pooling cuts each as it cuts the whole, and what is computed is the same.
-
-    Args:
-      model: of padding "valid".
-      variables: of the model.
-      image: as the model takes it, (B, H, W, C).
-      tile: side in pixels of what a tile gives: 4 mod 16 from 20 on. It is shown 184 more.
-
-    Returns:
-      float32 (B, H, W, K), on the host.
-
-    Raises:
-      UserError: another padding, or no such tile.
-    """
-    if model.padding != "valid":
-        raise UserError(f"tiles need a unet of padding 'valid', found {model.padding!r}")
-    if tile % STRIDE != 4 or tile < 4 + STRIDE:
-        raise UserError(f"a tile of a unet has 20, 36, 52, ... pixels a side, found {tile}")
-    mirrored = _mirrored(image, model.padding)
-    whole = tuple(side - 2 * MARGIN for side in mirrored.shape[1:3])
-    sides = tuple(min(tile, side) for side in whole)
-    logits = np.zeros((image.shape[0], *whole, model.num_classes), np.float32)
-    for top in _offsets(whole[0], sides[0]):
-        for left in _offsets(whole[1], sides[1]):
-            bottom, right = top + sides[0], left + sides[1]
-            part = mirrored[:, top : bottom + 2 * MARGIN, left : right + 2 * MARGIN]
-            logits[:, top:bottom, left:right] = _apply_tile(model, variables, part)
-    return _centre(logits, image.shape)
-
-
-def _offsets(whole, side):
-    """Where tiles begin: multiples of 16 that cover the whole; the last ends where it ends."""
-    last = whole - side
-    return sorted({*range(0, last, max(side - 4, STRIDE)), last})

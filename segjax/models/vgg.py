@@ -1,4 +1,4 @@
-"""The trunk that FCN, SegNet, DeconvNet, DeepLab and Dilation8 share: Simonyan, Zisserman, VGG-16.
+"""VGG-16, the trunk of FCN, SegNet, DeconvNet, DeepLab and Dilation8: Simonyan, Zisserman.
 
 arXiv 1409.1556, configuration D. Thirteen 3x3 convolutions in five stages, named conv1_1 to conv5_3
 in every architecture, so that `segjax.models.pretrained` can fill them.
@@ -14,7 +14,7 @@ WIDTH = 64
 
 
 def stage(x: jax.Array, number: int, conv: Callable[[jax.Array, int, str], jax.Array]) -> jax.Array:
-    """The convolutions of stage 1 to 5, in order: conv(x, multiple of the width, name) each."""
+    """Apply the convolutions of a stage, 1 to 5: conv(x, multiple of the width, name) each."""
     depth, multiple = STAGES[number - 1]
     for n in range(1, depth + 1):
         x = conv(x, multiple, f"conv{number}_{n}")

@@ -1,1 +1,1 @@
-"""Arrays in, arrays out: the operations that segmentation networks are made of. No parameters."""
+"""Operations of segmentation networks: arrays in, arrays out, no parameters."""

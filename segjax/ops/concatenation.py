@@ -1,4 +1,4 @@
-"""Join maps along their channels."""
+"""Concatenation of maps along their channels."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ def concatenate(maps: Sequence[jax.Array]) -> jax.Array:
     return jnp.concatenate(maps, -1)
 
 
-# XLA's CPU backend turns bfloat16 into float32 and back to copy it; integers it leaves alone.
+# XLA's CPU backend converts bfloat16 to float32 and back to copy it, but not integers.
 @jax.custom_vjp
 def _by_bits(maps):
     return _numbers(jnp.concatenate([_bits(x) for x in maps], -1))

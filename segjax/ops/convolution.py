@@ -1,4 +1,4 @@
-"""Convolution with stride, padding and dilation, and the matrix that it is.
+"""Convolution with stride, padding and dilation.
 
 Convolution here is what networks call so: the kernel is not flipped.
 """
@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from segjax.ops.cpu_convolution import Sides, conv_general_dilated, padded, with_bias
 from segjax.ops.onednn import kernels
@@ -27,8 +26,8 @@ def conv(
     """Convolve, dilated where rate > 1: y[i] = sum_t a[t] x[stride i + rate t - padding] + bias.
 
     A kernel of side k at rate r sees (k - 1) r + 1 pixels with the weights of k (DeepLab, arXiv
-    1606.00915, calls it atrous; Yu and Koltun, arXiv 1511.07122, dilated). On a CPU it is computed
-    by oneDNN where that is there (`segjax.ops.onednn`), else as XLA is quick at
+    1606.00915, calls it atrous; Yu and Koltun, arXiv 1511.07122, dilated). A CPU computes it by
+    oneDNN if that is installed (`segjax.ops.onednn`), else as is fast in XLA
     (`segjax.ops.cpu_convolution`).
 
     Args:
@@ -37,18 +36,18 @@ def conv(
       bias: (D,), added to each feature.
       stride: pixels between outputs.
       padding: zeros added on each side; or above and below, left and right, negative to crop; or
-        "SAME": as many as keep the size at stride 1.
+        "SAME", which keeps the size at stride 1.
       rate: pixels between the taps of the kernel.
-      groups: of channels that are convolved apart; divides C and D.
-      relu: cut off what is below zero.
+      groups: of channels, convolved separately; divides C and D.
+      relu: whether to apply a ReLU.
 
     Returns:
       (B, h, w, D), dtype of x; h = (H + padding - (kh - 1) rate - 1) // stride + 1 and w alike.
     """
     sides = _sides(padding, kernel.shape[:2], rate)
     if kernels.in_use(x, kernel):
-        # oneDNN takes no negative padding, and of a kernel's gradient it has nothing but a plain
-        # loop, hundreds of times slower, where more than half of a window lies beyond the border.
+        # oneDNN takes no negative padding, and has only a slow loop for the gradient of a kernel of
+        # which more than half lies beyond the border.
         halves = [((k - 1) * rate + 1) // 2 for k in kernel.shape[:2]]
         x, sides = _moved_into_the_map(x, sides, halves)
         window = kernels.Window((stride, stride), (rate, rate), sides, groups)
@@ -83,7 +82,7 @@ def _sides(padding: str | int | Sides, taps: Sequence[int], rate: int) -> Sides:
 def _moved_into_the_map(
     x: jax.Array, sides: Sides, halves: Sequence[int]
 ) -> tuple[jax.Array, Sides]:
-    """Pad the map by what is negative or beyond the halves; return it and the padding left."""
+    """Pad the map by padding that is negative or beyond the halves; return it and the rest."""
     kept, moved = [], []
     for (before, after), far in zip(sides, halves, strict=True):
         inside = min(max(before, 0), far), min(max(after, 0), far)
@@ -92,44 +91,3 @@ def _moved_into_the_map(
     if any(map(any, moved)):
         x = padded(x, *moved)
     return x, (kept[0], kept[1])
-
-
-def conv_matrix(
-    kernel: np.ndarray,
-    length: int | tuple[int, int],
-    stride: int = 1,
-    padding: int = 0,
-    rate: int = 1,
-) -> np.ndarray:
-    """The matrix M of a convolution: y = M x, and M^T y is the transposed convolution of y.
-
-    Args:
-      kernel: (k,), or (kh, kw) for images.
-      length: of x, or (H, W) of an image, which is x row by row.
-      stride: as `conv`.
-      padding: as `conv`.
-      rate: as `conv`.
-
-    Returns:
-      (outputs, inputs), dtype of the kernel.
-
-    Raises:
-      ValueError: the kernel has other dimensions than the length, or does not fit.
-    """
-    kernel = np.asarray(kernel)
-    lengths = (length,) if isinstance(length, int) else tuple(length)
-    if kernel.ndim != len(lengths):
-        raise ValueError(f"a kernel of {kernel.ndim} dimensions does not fit a length {length}")
-    outputs = tuple(
-        (n + 2 * padding - (k - 1) * rate - 1) // stride + 1
-        for n, k in zip(lengths, kernel.shape, strict=True)
-    )
-    if min(outputs) < 1:
-        raise ValueError(f"a kernel of {kernel.shape} at rate {rate} is larger than {lengths}")
-    matrix = np.zeros(outputs + lengths, kernel.dtype)
-    for place in np.ndindex(outputs):
-        for tap in np.ndindex(kernel.shape):
-            source = tuple(stride * i + rate * t - padding for i, t in zip(place, tap, strict=True))
-            if all(0 <= s < n for s, n in zip(source, lengths, strict=True)):
-                matrix[place + source] += kernel[tap]
-    return matrix.reshape(np.prod(outputs), np.prod(lengths))

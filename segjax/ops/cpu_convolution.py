@@ -1,13 +1,13 @@
-"""Convolution for a CPU without oneDNN: the same sums, arranged as XLA's CPU backend is quick at.
+"""Convolution on a CPU without oneDNN, arranged to be fast in XLA.
 
-- The gradient of a kernel is one product of matrices. XLA computes it as a convolution whose window
-  is a whole map, which can take longer than the forward pass and the map's gradient together.
+- The gradient of a kernel is one matrix product. XLA computes it as a convolution whose window is a
+  whole map, which can take longer than the forward pass and the map's gradient together.
 - Where a kernel has more taps than its map has pixels, in rows or columns, XLA falls back to loops:
-  one product with gathered pixels takes a tenth of the time and less.
-- Taps that see nothing but the zeros around the map are left out, such as those of a rate that is
-  at least the map's side.
+  one product with gathered pixels takes at most a tenth of the time.
+- Taps that see only the zeros around the map are left out, such as those of a rate that is at least
+  the map's side.
 
-What was tried instead, and measured, is in experiments/speed/NOTES.md.
+Alternatives that were measured are in experiments/speed/NOTES.md.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from jax import lax
 from segjax.ops.platform import on_cpu
 
 NHWC = ("NHWC", "HWIO", "NHWC")
-LEAST_CHANNELS = 16  # in and out; below, the copies cost more than the product saves
+LEAST_CHANNELS = 16  # in and out; with fewer the copies cost more than the product saves
 
 Sides = tuple[tuple[int, int], tuple[int, int]]  # above and below, left and right
 
@@ -38,23 +38,23 @@ def conv_general_dilated(
     feature_group_count: int = 1,
     **options: Any,
 ) -> jax.Array:
-    """`lax.conv_general_dilated` of images, as Flax's convolutions call it, arranged for the CPU.
+    """Convolve images as `lax.conv_general_dilated`, but fast on a CPU.
 
-    It calls that of `lax` where this does not pay: on accelerators, and for strides, groups,
-    kernels of one pixel, few channels, dtypes other than float32 and empty maps. Elsewhere values
-    agree with it to rounding, for finite kernels, and only reverse-mode differentiation is there.
+    It calls `lax` where this does not help: on accelerators, and for strides, groups, kernels of
+    one pixel, few channels, dtypes other than float32 and empty maps. Elsewhere values agree to
+    rounding, for finite kernels, and only reverse-mode differentiation is supported.
 
     Args:
       x: (B, H, W, C).
       kernel: (kh, kw, C, D), dtype of x.
       window_strides: pixels between outputs, of rows and columns.
-      padding: a word that `lax` knows, such as "SAME", or zeros added above and below, left and
+      padding: a name that `lax` knows, such as "SAME", or zeros added above and below, left and
         right.
       lhs_dilation: pixels between those of x, of rows and columns.
       rhs_dilation: pixels between the taps of the kernel, of rows and columns.
       dimension_numbers: of images, kernel and result, in any of the forms that `lax` knows.
-      feature_group_count: groups of channels that are convolved apart.
-      **options: what else `lax.conv_general_dilated` takes.
+      feature_group_count: groups of channels, convolved separately.
+      **options: other arguments of `lax.conv_general_dilated`.
 
     Returns:
       (B, h, w, D).
@@ -97,7 +97,7 @@ def _order(x, kernel, dimension_numbers):
 
 
 def _sides(x, kernel, padding, rates):
-    """The zeros around the map as numbers; none where nothing comes out."""
+    """Return the zeros around the map as numbers; None if the result is empty."""
     reach = [(taps - 1) * rate for taps, rate in zip(kernel.shape[:2], rates, strict=True)]
     if isinstance(padding, str):
         extent = [each + 1 for each in reach]
@@ -110,9 +110,9 @@ def _sides(x, kernel, padding, rates):
 
 
 def _seen_taps(size, taps, padding, rate):
-    """The taps that see a pixel of the map somewhere, and the zeros that they need around it.
+    """Return the taps that see a pixel of the map, and the zeros that they need around it.
 
-    Where none does, they are all kept: the result is the right zeros.
+    If none does, all are kept, and the result is zeros.
     """
     before, after = padding
     reach = (taps - 1) * rate
@@ -122,8 +122,8 @@ def _seen_taps(size, taps, padding, rate):
     return slice(first, last + 1), before - first * rate, after - reach + last * rate
 
 
-def _quick(x, kernel, padding, rates):
-    """The convolution at stride 1 by XLA's own, or by a product where that would be loops."""
+def _fast(x, kernel, padding, rates):
+    """Convolve at stride 1 by XLA's convolution, or by a product where that would be loops."""
     taps = kernel.shape[:2]
     if all(tap <= side for tap, side in zip(taps, x.shape[1:3], strict=True)):
         return lax.conv_general_dilated(
@@ -141,7 +141,7 @@ def _quick(x, kernel, padding, rates):
     return lax.dot_general(jnp.concatenate(pixels, -1), flat, (((3,), (0,)), ((), ())))
 
 
-_conv = jax.custom_vjp(_quick, nondiff_argnums=(2, 3))
+_conv = jax.custom_vjp(_fast, nondiff_argnums=(2, 3))
 
 
 def _forward(x, kernel, padding, rates):
@@ -153,7 +153,7 @@ def _backward(padding, rates, saved, dy):
     taps = kernel.shape[:2]
     reach = [(tap - 1) * rate for tap, rate in zip(taps, rates, strict=True)]
     around = tuple((r - a, r - b) for r, (a, b) in zip(reach, padding, strict=True))
-    dx = _quick(dy, lax.rev(kernel, (0, 1)).swapaxes(2, 3), around, rates)
+    dx = _fast(dy, lax.rev(kernel, (0, 1)).swapaxes(2, 3), around, rates)
     return dx, kernel_gradient(x, dy, taps, padding, rates)
 
 
@@ -163,14 +163,14 @@ _conv.defvjp(_forward, _backward)
 def kernel_gradient(
     x: jax.Array, dy: jax.Array, taps: tuple[int, int], padding: Sides, rates: tuple[int, int]
 ) -> jax.Array:
-    """dL/dk[i, j] = sum over b, h, w of x[b, h + ri - top, w + rj - left] dL/dy[b, h, w], outer.
+    """Sum dL/dk[i, j] = x[b, h + ri - top, w + rj - left] dL/dy[b, h, w] over b, h and w.
 
     One product (kh C, B h W) x (B h W, kw D): the shifts of rows are copies of x, those of columns
     copies of dL/dy.
 
     Args:
-      x: (B, H, W, C), what was convolved.
-      dy: (B, h, w, D), dtype of x, the gradient of what came out at stride 1.
+      x: (B, H, W, C), the input of the convolution.
+      dy: (B, h, w, D), dtype of x, the gradient of its output at stride 1.
       taps: (kh, kw) of the kernel.
       padding: zeros that were added above and below, left and right.
       rates: pixels between the taps, of rows and columns.
@@ -194,7 +194,7 @@ def kernel_gradient(
 
 
 def with_bias(y: jax.Array, bias: jax.Array | None) -> jax.Array:
-    """Add (D,) to each feature of (B, h, w, D), in float32, as its gradient is summed then."""
+    """Add (D,) to each feature of (B, h, w, D) in float32, so that its gradient is summed in it."""
     if bias is None:
         return y
     shift = bias.astype(jnp.float32).reshape(1, 1, 1, -1)
@@ -202,5 +202,5 @@ def with_bias(y: jax.Array, bias: jax.Array | None) -> jax.Array:
 
 
 def padded(x: jax.Array, rows: tuple[int, int], columns: tuple[int, int]) -> jax.Array:
-    """Zeros before and after the rows and the columns; fewer than none take away."""
+    """Pad rows and columns by zeros before and after; negative numbers crop."""
     return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), (*rows, 0), (*columns, 0), (0, 0, 0)])

@@ -20,16 +20,16 @@ def batch_norm(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Normalize each channel over the batch: scale (x - mean) / sqrt(var + epsilon) + bias.
 
-    Ioffe and Szegedy, arXiv 1502.03167. The statistics are float32 whatever the dtype of x. The
-    variance is that around the mean: E[x^2] - E[x]^2 loses what a mean far from zero drowns.
+    Ioffe and Szegedy, arXiv 1502.03167. The statistics are float32 for any dtype of x. The variance
+    is that around the mean: E[x^2] - E[x]^2 is inexact for a mean far from zero.
 
     Args:
       x: (..., C), float32 or bfloat16.
       scale: float32 (C,).
       bias: float32 (C,).
       epsilon: added to the variance.
-      axis_name: the mapped axis of devices whose batches are one batch, each of the same size.
-      relu: cut off what is below zero.
+      axis_name: the mapped axis of devices whose batches, of equal size, are one batch.
+      relu: whether to apply a ReLU.
 
     Returns:
       y: shape and dtype of x.
@@ -104,9 +104,9 @@ _batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
 def local_response_normalization(
     x: jax.Array, size: int = 5, alpha: float = 1e-4, beta: float = 0.75
 ) -> jax.Array:
-    """Divides by the energy of the neighbouring channels: x / (1 + alpha / size * sum x^2)^beta.
+    """Divide by the energy of the neighboring channels: x / (1 + alpha / size * sum x^2)^beta.
 
-    The sum runs over the `size` channels centred on each (Caffe's LRN, ACROSS_CHANNELS, k = 1). The
+    The sum is over the `size` channels centered on each (Caffe's LRN, ACROSS_CHANNELS, k = 1). The
     defaults are the first layer of SegNet-Basic, which sees raw RGB values of 0 to 255.
 
     Args:

@@ -1,4 +1,4 @@
-"""Images continued beyond their borders."""
+"""Padding of images."""
 
 import jax
 import jax.numpy as jnp
@@ -6,13 +6,13 @@ import numpy as np
 
 
 def mirror(x: jax.Array, before: int | tuple[int, int], after: int | tuple[int, int]) -> jax.Array:
-    """Mirrors the borders, the edge itself not repeated, as np.pad(mode="reflect").
+    """Mirror the borders, the edge itself not repeated, as np.pad(mode="reflect").
 
-    A side shorter than its margin is mirrored again and again; one of a single pixel repeats it.
+    A side shorter than its margin is mirrored repeatedly; a side of one pixel is repeated.
 
     Args:
       x: (..., H, W, C).
-      before: rows and columns added at the top and the left; one number where they are as many.
+      before: rows and columns added at the top and the left; one number for both.
       after: at the bottom and the right.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What an operation may know of where it will run."""
+"""The platform that operations will run on, known when they are traced."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,16 +10,13 @@ _shapes_alone = ContextVar("shapes alone", default=False)
 
 
 def on_cpu() -> bool:
-    """Whether what is traced now will run on the CPU, which asks what devices there are."""
+    """Return whether what is traced now will run on a CPU; this initializes the devices."""
     return not _shapes_alone.get() and jax.default_backend() == "cpu"
 
 
 @contextlib.contextmanager
 def shapes_alone() -> Iterator[None]:
-    """Within it no device is asked for, nor taken, and operations are as they are defined.
-
-    For what is traced to be counted.
-    """
+    """Trace operations as they are defined, for counting, without initializing a device."""
     token = _shapes_alone.set(True)
     try:
         yield

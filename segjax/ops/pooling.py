@@ -1,9 +1,9 @@
 """Max pooling that remembers where each maximum was, and its inverse.
 
-SegNet (arXiv 1511.00561, section 3) upsamples by putting each value back at the place its maximum
-came from. The place is the row-major position inside the pooling window, the first of equals: one
-byte a value, whatever the size of the map. Neither direction scatters: windows do not overlap, so
-both are a reshape and a comparison, and so are their gradients.
+SegNet (arXiv 1511.00561, section 3) upsamples by putting each value back where its maximum was. The
+index is the row-major position in the pooling window, of the first of equal maxima: one byte for
+any size of the map. Windows do not overlap, so both directions and their gradients are a reshape
+and a comparison, without a scatter.
 
 All functions take (..., H, W, C) and work under jit, vmap, grad and in bfloat16.
 """
@@ -22,7 +22,7 @@ from segjax.ops.onednn.kernels import Sides
 
 
 def max_pool_with_indices(x: jax.Array, window: int = 2) -> tuple[jax.Array, jax.Array]:
-    """Max pooling with window = stride, rounding odd sizes up as Caffe does.
+    """Pool by maxima with window = stride, rounding odd sizes up as Caffe does.
 
     Args:
       x: floating (..., H, W, C).
@@ -49,7 +49,7 @@ def max_pool_with_indices(x: jax.Array, window: int = 2) -> tuple[jax.Array, jax
 def max_pool(
     x: jax.Array, window: int, stride: int, padding: Sides = ((0, 0), (0, 0))
 ) -> jax.Array:
-    """Max pooling with any stride, windows that overlap and padding that is never the greatest.
+    """Pool by maxima with any stride; windows may overlap, and padding is never the maximum.
 
     Args:
       x: floating (B, H, W, C).
@@ -74,14 +74,13 @@ def max_pool(
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _max_pool(x, window):
-    # Slices and pairwise comparisons fuse into one pass; a windowed argmax reduction does not. Each
-    # comparison decides value and place together: to look for the place by equality with the
-    # finished maximum is wrong under jit, where either may be computed anew, rounded another way.
+    # Slices and pairwise comparisons fuse into one pass; a windowed argmax does not. A comparison
+    # decides value and place together: finding the place by equality with the final maximum is
+    # wrong under jit, which may recompute either with another rounding.
     slots = _slots(x, window, fill=-jnp.inf)
     y, indices = slots[0], jnp.zeros(slots[0].shape, jnp.uint8)
     for position, slot in enumerate(slots[1:], start=1):
-        # The first NaN counts as the greatest: a place of its own keeps unpooling from putting it
-        # into the padding.
+        # The first NaN counts as the maximum, so that unpooling cannot put it into the padding.
         greater = (slot > y) | (jnp.isnan(slot) & ~jnp.isnan(y))
         y = jnp.where(greater, slot, y)
         indices = jnp.where(greater, jnp.uint8(position), indices)
@@ -99,7 +98,7 @@ def _max_pool_jvp(window, primals, tangents):
 
 
 def _slots(x, window, fill):
-    """The window**2 maps of the values at each position of their windows, row-major."""
+    """Return the window**2 maps of the values at each position of the windows, row-major."""
     height, width = x.shape[-3:-1]
     bottom, right = -height % window, -width % window
     padding = [(0, 0, 0)] * (x.ndim - 3) + [(0, bottom, 0), (0, right, 0), (0, 0, 0)]
@@ -110,7 +109,7 @@ def _slots(x, window, fill):
 def max_unpool(
     y: jax.Array, indices: jax.Array, shape: Sequence[int], window: int = 2
 ) -> jax.Array:
-    """Puts each value at its remembered position, zeros elsewhere.
+    """Put each value at its remembered position, zeros elsewhere.
 
     Args:
       y: (..., h, w, C).
@@ -119,7 +118,7 @@ def max_unpool(
       window: the window that was pooled with.
 
     Returns:
-      (..., H, W, C), dtype of y: `max_pool_with_indices` undone but for what it lost.
+      (..., H, W, C), dtype of y.
 
     Raises:
       ValueError: H or W does not pool to h or w.

@@ -1,4 +1,4 @@
-"""Every way of making a map larger, but for unpooling, which is beside its pooling."""
+"""Upsampling, except unpooling, which is in `pooling`."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from segjax.ops.platform import on_cpu
 
 
 def nearest(x: jax.Array, shape: tuple[int, int]) -> jax.Array:
-    """Nearest neighbour: y[i] = x[floor((i + 1/2) h / H)], repetition where h divides H.
+    """Repeat the nearest neighbor: y[i] = x[floor((i + 1/2) h / H)].
 
     Args:
       x: (..., h, w, C).
@@ -27,16 +27,16 @@ def nearest(x: jax.Array, shape: tuple[int, int]) -> jax.Array:
 
 
 def bed_of_nails(x: jax.Array, stride: int) -> jax.Array:
-    """Each value at the top left of its stride x stride square, zeros elsewhere.
+    """Put each value at the top left of its stride x stride square, zeros elsewhere.
 
-    The unpooling that remembers nothing. (..., h, w, C) to (..., stride h, stride w, C).
+    (..., h, w, C) to (..., stride h, stride w, C).
     """
     gaps = [(0, 0, 0)] * (x.ndim - 3) + [(0, stride - 1, stride - 1)] * 2 + [(0, 0, 0)]
     return lax.pad(x, jnp.zeros((), x.dtype), gaps)
 
 
 def bilinear(x: jax.Array, shape: tuple[int, int]) -> jax.Array:
-    """Bilinear interpolation with half-pixel centres, edges repeated, no antialiasing.
+    """Interpolate bilinearly with half-pixel centers, edges repeated, no antialiasing.
 
     y[i] interpolates x at (i + 1/2) h / H - 1/2, as PyTorch's interpolate(align_corners=False).
 
@@ -52,18 +52,18 @@ def bilinear(x: jax.Array, shape: tuple[int, int]) -> jax.Array:
 
 
 def bilinear_kernel(size: int) -> np.ndarray:
-    """Caffe's bilinear filler, float32 (size, size): the outer square of a tent.
+    """Return Caffe's bilinear filler, float32 (size, size): the outer product of two tents.
 
     tent[i] = 1 - |i - c| / f with f = ceil(size / 2), and c = f - 1 for odd sizes, f - 1/2 for even
-    (FCN, `surgery.py`). Upsamples by f when it is moved by f.
+    (FCN, `surgery.py`). It upsamples by f at stride f.
     """
     return np.outer(_tent(size), _tent(size)).astype(np.float32)
 
 
 def _tent(size):
     factor = (size + 1) // 2
-    centre = factor - 1 if size % 2 else factor - 0.5
-    return 1 - np.abs(np.arange(size) - centre) / factor
+    center = factor - 1 if size % 2 else factor - 0.5
+    return 1 - np.abs(np.arange(size) - center) / factor
 
 
 def conv_transpose(
@@ -76,7 +76,7 @@ def conv_transpose(
     output_padding: int = 0,
     rate: int = 1,
 ) -> jax.Array:
-    """Transposed convolution: what `conv` with this kernel does to gradients.
+    """Convolve transposed: what `conv` with this kernel does to gradients.
 
     Sizes as Caffe's Deconvolution and PyTorch's ConvTranspose2d:
     H = (h - 1) stride - 2 padding + (k - 1) rate + 1 + output_padding.
@@ -120,7 +120,7 @@ def _by_lax(x, kernel, stride, padding, output_padding, rate):
 
 
 def _by_onednn(x, kernel, bias, stride, padding, output_padding, rate):
-    """Return the result, or None where a side comes out empty or takes negative padding."""
+    """Return the result, or None if a side would be empty or need negative padding."""
     reach = [(k - 1) * rate for k in kernel.shape[:2]]
     sizes = [
         (n - 1) * stride - 2 * padding + far + 1 + output_padding
@@ -140,9 +140,9 @@ def _by_onednn(x, kernel, bias, stride, padding, output_padding, rate):
 
 
 def _by_phases(x, kernel, stride, padding, output_padding):
-    """Each pixel of a stride x stride block as features of one convolution of stride 1.
+    """Compute each pixel of a stride x stride block as features of one convolution of stride 1.
 
-    XLA convolves with zeros between the pixels, on a CPU without a library.
+    On a CPU, XLA would convolve with zeros between the pixels.
     """
     *taps, features, channels = kernel.shape
     reach = [-(-k // stride) for k in taps]  # inputs that an output meets
@@ -150,7 +150,7 @@ def _by_phases(x, kernel, stride, padding, output_padding):
     kernel = jnp.pad(kernel, [*extra, (0, 0), (0, 0)])
     kernel = kernel.reshape(reach[0], stride, reach[1], stride, features, channels)
     kernel = jnp.flip(kernel, (0, 2)).transpose(0, 2, 5, 1, 3, 4).reshape(*reach, channels, -1)
-    # Whole blocks are left out by the convolution, what is left of a block after it.
+    # The convolution crops whole blocks; the rest is cropped after it.
     ends = [k - m * stride - padding + output_padding for m, k in zip(reach, taps, strict=True)]
     sides = [
         (m - 1 - padding // stride, m - 1 + -(-end // stride))
@@ -164,13 +164,13 @@ def _by_phases(x, kernel, stride, padding, output_padding):
 
 
 def bilinear_conv_transpose(x: jax.Array, *, size: int, stride: int, padding: int = 0) -> jax.Array:
-    """Caffe's fixed bilinear deconvolution: `bilinear_kernel` from each channel to itself.
+    """Apply Caffe's fixed bilinear deconvolution: `bilinear_kernel` from each channel to itself.
 
-    (B, h, w, C) to (B, (h - 1) stride - 2 padding + size, and w alike, C), dtype of x. Zeros lie
-    beyond the border, where `bilinear` repeats the edge.
+    (B, h, w, C) to (B, (h - 1) stride - 2 padding + size, and w alike, C), dtype of x. Beyond
+    the border are zeros, where `bilinear` repeats the edge.
     """
-    # The kernel is an outer square, so rows and columns are two products with small matrices. As a
-    # convolution with a group for each channel it takes thousands of times longer on a CPU.
+    # The kernel is separable, so this is two products with small matrices. A convolution with a
+    # group for each channel takes thousands of times longer on a CPU.
     rows, columns = (
         jnp.asarray(_tent_matrix(length, size, stride, padding), x.dtype) for length in x.shape[1:3]
     )
@@ -178,7 +178,7 @@ def bilinear_conv_transpose(x: jax.Array, *, size: int, stride: int, padding: in
 
 
 def _tent_matrix(length, size, stride, padding):
-    """The transposed convolution of a line with the tent as a matrix, (outputs, length)."""
+    """Return the transposed convolution of a line with the tent as a matrix, (outputs, length)."""
     place = np.arange((length - 1) * stride - 2 * padding + size)[:, None]
     tap = place + padding - stride * np.arange(length)
     return np.where((tap >= 0) & (tap < size), _tent(size)[tap.clip(0, size - 1)], 0)

@@ -114,10 +114,11 @@ def check_names(config: ConfigDict) -> None:
       UserError: with the list of the known ones; patches for a model of whole images, or none for
         one of patches.
     """
-    for option in ("dtype", "axis_name"):
+    for option in ("name", *models.OWN):
         if option in config.model.options:
             raise UserError(
-                f"model.options.{option} is not yours to set: `precision` and devices do"
+                f"model.options.{option} is not an option: model.name, the dataset, precision and "
+                "the devices set it"
             )
     model = models.create(config.model.name, 1, **config.model.options)
     patches = config.data.patches

@@ -36,7 +36,7 @@ def preview(config: ConfigDict, count: int) -> Image.Image:
     greatest = raw["weight"].max() if "weight" in raw else 1.0
 
     def cells(examples, k):
-        row = [examples["image"][k], pictures.colourise(examples["label"][k], run.info.palette)]
+        row = [examples["image"][k], pictures.colorize(examples["label"][k], run.info.palette)]
         if "weight" in examples:
             row.append(pictures.heat(examples["weight"][k], greatest))
         return row

@@ -37,8 +37,8 @@ def draw(
     rows = [
         [
             image,
-            pictures.colourise(truth, info.palette),
-            pictures.colourise(prediction, info.palette),
+            pictures.colorize(truth, info.palette),
+            pictures.colorize(prediction, info.palette),
         ]
         for image, truth, prediction in zip(images, truths, predictions, strict=True)
     ]

@@ -51,7 +51,7 @@ def _of_image(name, num_classes, options, shape, patches):
     model = models.create(name, num_classes, **dict(options))
     if patches:
         shape = (model.patch_size, model.patch_size, shape[-1])
-    operations = flops.forward_operations(model, shape, train=True)
+    operations = flops.forward_macs(model, shape, train=True)
     return Cost(flops.parameters(model, shape), max(patches, 1) * operations)
 
 

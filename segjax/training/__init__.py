@@ -1,1 +1,1 @@
-"""What a training step is made of: losses, optimizers, the step, and the devices it runs on."""
+"""Losses, optimizers, training and evaluation steps, and the devices that they run on."""

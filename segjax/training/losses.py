@@ -1,8 +1,8 @@
-"""Losses over pixels, and the weights of classes and pixels that go with them.
+"""Segmentation losses, and weights of classes and pixels.
 
-Each loss is a sum over terms divided by their number, `count`: pixels for cross entropy and focal
-loss, images for Dice and Lovász. A batch that is cut up among devices and micro-batches has the
-same loss as a whole one where every part divides by the number of terms of the whole.
+Each loss is a sum over terms divided by `num_terms`: pixels for cross entropy and focal loss,
+images for Dice and Lovász. Where every device and micro-batch divides by the terms of the whole
+batch, the parts sum to the loss of the whole batch.
 """
 
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ from scipy import ndimage
 from segjax.data.datasets import VOID
 from segjax.errors import UserError
 
-# SegNet-Tutorial, Models/segnet_train.prototxt, Sky to Bicyclist. They cannot be recomputed from
-# the released labels: the authors made them from another label mapping (SignSymbol is off 2.7x).
+# SegNet-Tutorial, Models/segnet_train.prototxt, Sky to Bicyclist. They do not follow from the
+# released labels: the authors used another label mapping (SignSymbol differs by 2.7x).
 SEGNET_CLASS_WEIGHTS = (
     *(0.2595, 0.1826, 4.5640, 0.1417, 0.9051, 0.3826),
     *(9.6446, 1.8418, 0.6823, 6.2478, 7.3614),
@@ -25,18 +25,18 @@ SEGNET_CLASS_WEIGHTS = (
 CLASS_WEIGHTS = ("none", "median_frequency", "segnet", "enet")
 
 LOSSES = ("cross_entropy", "focal", "dice", "lovasz")
-PIXEL_LOSSES = ("cross_entropy", "focal")  # those that take weights of pixels
+PIXEL_LOSSES = ("cross_entropy", "focal")  # with weights of pixels
 
 FOCAL_GAMMA = 2.0
 
 
 def num_valid(labels: jax.Array, num_classes: int) -> jax.Array:
-    """The number of pixels whose label is a class (not VOID), as a float32 scalar."""
+    """Count the pixels whose label is a class (not VOID): float32 scalar."""
     return jnp.sum(labels < num_classes).astype(jnp.float32)
 
 
-def count(name: str, labels: jax.Array, num_classes: int) -> jax.Array:
-    """The number of terms of a loss, a float32 scalar: valid pixels, or images that have any.
+def num_terms(name: str, labels: jax.Array, num_classes: int) -> jax.Array:
+    """Count the terms of a loss: valid pixels, or images with a valid pixel; float32 scalar.
 
     Args:
       name: one of `LOSSES`.
@@ -57,10 +57,10 @@ def loss(
     pixel_weights: jax.Array | None = None,
     normalizer: jax.Array | None = None,
 ) -> jax.Array:
-    """The loss of that name, of logits (B, H, W, K) and labels (B, H, W).
+    """Compute the loss `name` of logits (B, H, W, K) and labels (B, H, W).
 
-    The other arguments are those of `cross_entropy`; `normalizer` is the whole batch's `count`.
-    Dice and Lovász have no use for weights of pixels: `segjax.config.check` refuses both together.
+    The other arguments are those of `cross_entropy`; `normalizer` is the whole batch's `num_terms`.
+    Dice and Lovász ignore weights of pixels, which `segjax.config.check` refuses with them.
     """
     if name in PIXEL_LOSSES:
         function = cross_entropy if name == "cross_entropy" else focal
@@ -68,7 +68,7 @@ def loss(
             logits, labels, class_weights, pixel_weights=pixel_weights, normalizer=normalizer
         )
     if normalizer is None:
-        normalizer = count(name, labels, logits.shape[-1])
+        normalizer = num_terms(name, labels, logits.shape[-1])
     overlap = dice if name == "dice" else lovasz
     return jnp.sum(overlap(logits, labels, class_weights)) / jnp.maximum(normalizer, 1.0)
 
@@ -81,7 +81,7 @@ def cross_entropy(
     pixel_weights: jax.Array | None = None,
     normalizer: jax.Array | None = None,
 ) -> jax.Array:
-    """Weighted cross entropy divided by the number of valid pixels.
+    """Compute the weighted cross entropy, divided by the number of valid pixels.
 
     loss = sum_i v_i w[y_i] * -log softmax(z_i)[y_i] / N over the N pixels that are not void, as in
     Caffe's SoftmaxWithLoss. (A weighted mean that divides by the sum of the weights, as PyTorch's,
@@ -91,14 +91,14 @@ def cross_entropy(
       logits: z, floating (..., K).
       labels: y, integers (...); values of K and above, VOID among them, are ignored.
       class_weights: w, float32 (K,).
-      pixel_weights: v, float32 (...); none: ones.
-      normalizer: N, if it is not that of these pixels alone (shards and micro-batches).
+      pixel_weights: v, float32 (...); None for ones.
+      normalizer: N, if these pixels are a part of a batch (shards and micro-batches).
 
     Returns:
       float32 scalar; 0 where no pixel is valid.
     """
     return _weighted_mean(
-        _surprise(logits, labels), logits, labels, class_weights, pixel_weights, normalizer
+        _nll(logits, labels), logits, labels, class_weights, pixel_weights, normalizer
     )
 
 
@@ -110,17 +110,17 @@ def focal(
     pixel_weights: jax.Array | None = None,
     normalizer: jax.Array | None = None,
 ) -> jax.Array:
-    """Focal loss: `cross_entropy` with (1 - p)^2 on each pixel, p its softmax of the truth.
+    """Compute the focal loss: `cross_entropy` with a factor (1 - p)^2, p the softmax of the truth.
 
     Lin et al., arXiv 1708.02002, gamma = 2, over softmax instead of their sigmoid.
     """
-    surprise = _surprise(logits, labels)
-    focused = (-jnp.expm1(-surprise)) ** FOCAL_GAMMA * surprise
+    nll = _nll(logits, labels)
+    focused = (-jnp.expm1(-nll)) ** FOCAL_GAMMA * nll
     return _weighted_mean(focused, logits, labels, class_weights, pixel_weights, normalizer)
 
 
-def _surprise(logits, labels):
-    """-log softmax of the truth; of class 0 where that is void."""
+def _nll(logits, labels):
+    """Return -log softmax of the truth, or of class 0 where that is void."""
     target = jnp.where(labels < logits.shape[-1], labels, 0).astype(jnp.int32)
     return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), target)
 
@@ -137,11 +137,11 @@ def _weighted_mean(losses, logits, labels, class_weights, pixel_weights, normali
 
 
 def dice(logits: jax.Array, labels: jax.Array, class_weights: jax.Array) -> jax.Array:
-    """Soft Dice loss of each image: the weighted mean over all classes of 1 - Dice.
+    """Compute the soft Dice loss of each image: the weighted mean over all classes of 1 - Dice.
 
     Dice_c = (sum p t + 1) / ((sum p + sum t) / 2 + 1) over the valid pixels of the image, p the
     softmax of class c and t 1 where it is the truth (Milletari et al., arXiv 1606.04797, with the
-    smoothing of `optax.losses.dice_loss`). A class that is not in the image is best not predicted.
+    smoothing of `optax.losses.dice_loss`). Predicting a class that is not in the image is a loss.
 
     Args:
       logits: floating (B, H, W, K).
@@ -153,8 +153,7 @@ def dice(logits: jax.Array, labels: jax.Array, class_weights: jax.Array) -> jax.
     """
     num_classes = logits.shape[-1]
     valid = (labels < num_classes)[..., None]
-    # optax knows no void: here it is one class more, predicted with certainty where it is, and
-    # nowhere else, and then left out.
+    # optax has no void: make it one more class, predicted exactly where it is, and drop its loss.
     logits = jnp.where(valid, logits.astype(jnp.float32), -jnp.inf)
     logits = jnp.concatenate([logits, jnp.where(valid, -jnp.inf, 0.0)], -1)
     target = jnp.minimum(labels, num_classes).astype(jnp.int32)
@@ -165,11 +164,11 @@ def dice(logits: jax.Array, labels: jax.Array, class_weights: jax.Array) -> jax.
 
 
 def lovasz(logits: jax.Array, labels: jax.Array, class_weights: jax.Array) -> jax.Array:
-    """Lovász-softmax loss of each image: the weighted mean over its classes of a smooth 1 - IoU.
+    """Compute the Lovász-softmax loss of each image: the weighted mean of a smooth 1 - IoU.
 
-    The Lovász extension of the Jaccard loss, at the errors |t - p| of each class over the valid
-    pixels of the image: sum_i e_i (J_i - J_{i-1}) with the errors e in falling order and J_i the
-    Jaccard loss if the first i were the wrong ones (Berman et al., arXiv 1705.08790; per image,
+    It is the Lovász extension of the Jaccard loss, at the errors |t - p| of each class over the
+    valid pixels of the image: sum_i e_i (J_i - J_{i-1}), e the errors in descending order and J_i
+    the Jaccard loss if the first i pixels were wrong (Berman et al., arXiv 1705.08790; per image,
     over the classes present, as in their code).
 
     Args:
@@ -186,7 +185,7 @@ def lovasz(logits: jax.Array, labels: jax.Array, class_weights: jax.Array) -> ja
     valid = labels < num_classes
     truth = jnp.moveaxis(jax.nn.one_hot(labels, num_classes), -1, 1)  # (B, K, pixels)
     errors = jnp.where(valid[:, None], jnp.abs(truth - jnp.moveaxis(shares, -1, 1)), 0.0)
-    # Void pixels come last, behind errors of 0, and change no step before them.
+    # Void pixels come last, after errors of 0, and change no step before them.
     order = jnp.argsort(jnp.where(valid[:, None], -errors, 1.0))
     errors, truth = (jnp.take_along_axis(x, order, -1) for x in (errors, truth))
     total = jnp.sum(truth, -1, keepdims=True)
@@ -206,27 +205,27 @@ def border_weights(
     class_weights: Sequence[float] | np.ndarray | None = None,
     background: int | None = 0,
 ) -> np.ndarray:
-    """U-Net's weight map: w(x) = w_c(x) + w0 exp(-(d1 + d2)^2 / (2 sigma^2)).
+    """Compute U-Net's weight map: w(x) = w_c(x) + w0 exp(-(d1 + d2)^2 / (2 sigma^2)).
 
     d1 and d2 are the distances, in pixels, from x to the nearest and the second nearest object:
-    those to its nearest pixel, so d1 is 0 inside an object. Objects are the connected components
-    (by edges, not corners) of each class but the background, which lies between them as membrane
-    does between cells. So what separates two objects weighs most where it is thinnest
-    (Ronneberger et al., arXiv 1505.04597, equation 2).
+    that is, to its nearest pixel, so d1 is 0 inside an object. Objects are the connected components
+    (by edges, not corners) of each class but the background, which is the membrane between cells.
+    The background between two objects weighs most where it is thinnest (Ronneberger et al.,
+    arXiv 1505.04597, equation 2).
 
     Args:
       labels: integers (H, W); VOID belongs to no object.
-      w0: of the border term.
+      w0: factor of the border term.
       sigma: pixels.
-      class_weights: w_c of each class, (K,); none: ones.
-      background: the class whose components are no objects; none: every class has objects.
+      class_weights: w_c of each class, (K,); None for ones.
+      background: the class without objects; None if every class has objects.
 
     Returns:
-      float32 (H, W); 0 where the label is VOID. The border term is left out where it is below
-      1e-9 w0, and everywhere with fewer than two objects.
+      float32 (H, W); 0 where the label is VOID. The border term is omitted where it is below
+      1e-9 w0, and everywhere if there are fewer than two objects.
     """
     labels = np.asarray(labels)
-    # Beyond this reach an object changes no float32: it is looked at in its own surroundings only.
+    # Beyond this reach an object changes no float32, so its distances are needed only nearby.
     reach = int(np.ceil(sigma * np.sqrt(2 * np.log(1e9))))
     nearest = np.full(labels.shape, np.inf)
     second = np.full(labels.shape, np.inf)
@@ -250,13 +249,13 @@ def border_weights(
 def class_weights(
     kind: str, pixel_counts: Sequence[int], present_pixel_counts: Sequence[int]
 ) -> np.ndarray:
-    """Weights per class from the pixel counts of the training split.
+    """Compute the weights of classes from the pixel counts of the training split.
 
     - none: ones.
     - median_frequency: median(f) / f, f = pixels of the class / pixels of the images that have it
       (Eigen and Fergus, arXiv 1411.4734; SegNet). 0 for a class that never occurs.
-    - segnet: the eleven numbers of the SegNet authors' files.
-    - enet: 1 / ln(1.02 + p), p the class's share of the labelled pixels (ENet, arXiv 1606.02147).
+    - segnet: the eleven numbers in the SegNet authors' files.
+    - enet: 1 / ln(1.02 + p), p the class's share of the labeled pixels (ENet, arXiv 1606.02147).
 
     Args:
       kind: one of `CLASS_WEIGHTS`.

@@ -1,4 +1,4 @@
-"""Optimisers and learning-rate schedules, put together from optax."""
+"""Optimizers and learning-rate schedules, built from optax."""
 
 import jax
 import optax
@@ -11,10 +11,10 @@ SCHEDULES = ("constant", "poly", "cosine")
 
 
 def create_schedule(config: ConfigDict, steps: int) -> optax.Schedule:
-    """The learning rate at each step, from the `optimizer` part of a config.
+    """Return the learning rate as a function of the step, from the `optimizer` part of a config.
 
-    constant; poly: (1 - t / T)^power; cosine: (1 + cos(pi t / T)) / 2, t counted from the end of
-    the linear warm-up, T the steps that are left after it.
+    The rate is multiplied by 1 (constant), (1 - t / T)^power (poly) or (1 + cos(pi t / T)) / 2
+    (cosine), t counted from the end of the linear warm-up and T the steps after it.
     """
     rate, warmup = config.learning_rate, config.warmup_steps
     rest = max(steps - warmup, 1)
@@ -33,11 +33,11 @@ def create_schedule(config: ConfigDict, steps: int) -> optax.Schedule:
 
 
 def create_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """sgd with momentum, adam or adamw, from the `optimizer` part of a config.
+    """Return sgd with momentum, adam or adamw, from the `optimizer` part of a config.
 
-    Weight decay w spares biases and the scale and shift of batch normalisation. For sgd and adam it
-    is the L2 penalty w / 2 * |kernel|^2, its gradient added before the momentum, as in Caffe; for
-    adamw it is decoupled. The gradient is clipped before all else.
+    Weight decay w is applied to kernels alone, not to biases and batch normalization. For sgd and
+    adam it is the L2 penalty w / 2 * |kernel|^2, its gradient added before the momentum, as in
+    Caffe; for adamw it is decoupled. The gradient is clipped first.
     """
     decay = config.weight_decay
     parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
@@ -55,5 +55,5 @@ def create_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Grad
 
 
 def decayed(params: optax.Params) -> optax.Params:
-    """Which parameters decay: kernels, and neither biases nor batch normalisation."""
+    """Return a mask of the parameters that decay: kernels, not biases or batch normalization."""
     return jax.tree.map_with_path(lambda path, _: path[-1].key == "kernel", params)

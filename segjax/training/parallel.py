@@ -1,12 +1,12 @@
 """Data parallelism: the only place that knows whether a step is jitted or pmapped.
 
-A step is `step(state, shared, share) -> (state, outputs)`, written once for an axis name (or none).
-On one device it is jitted; on several it is pmapped, the state and what is shared un-replicated (no
-leading axis of devices anywhere outside) and the batch split. What comes out is the same on all
-devices, for the step averages or sums over the axis, so it is taken once.
+A step is `step(state, shared, share) -> (state, outputs)`, written once with the name of an axis or
+None. On one device it is jitted. On several it is pmapped over the shares of the batch; `state` and
+`shared` have no leading axis of devices. The outputs are the same on all devices, because the step
+averages or sums over the axis, so they are returned once.
 
 The devices are those of all processes. Each process has its own part of a batch and calls the step
-as often as the others; arrays that are not split lie on its own devices, whole.
+as often as the others; arrays that are not split are on each of its devices, whole.
 """
 
 import math
@@ -23,14 +23,14 @@ AXIS = "batch"
 
 
 def pick_devices(count: int, shares: Mapping[str, int]) -> list[jax.Device]:
-    """The first `count` devices, as many of each process; for 0 as many as divide the batches.
+    """Return the first `count` devices, equally many of each process.
 
     Args:
-      count: how many in all, or 0.
-      shares: by the name of a config field, what is divided among the devices.
+      count: of all processes; 0 for as many as divide the batches.
+      shares: {config field: number of images that are divided among the devices}.
 
     Raises:
-      UserError: there are fewer, or they do not divide a batch.
+      UserError: there are fewer devices, or they do not divide a batch.
     """
     processes, local = jax.process_count(), jax.local_device_count()
     if count > processes * local or count % processes:
@@ -50,20 +50,20 @@ def pick_devices(count: int, shares: Mapping[str, int]) -> list[jax.Device]:
 
 
 def axis_name(devices: Sequence[jax.Device]) -> str | None:
-    """The axis for `pmean` and batch normalisation; none on one device."""
+    """Return the axis for `pmean` and batch normalization; None on one device."""
     return AXIS if len(devices) > 1 else None
 
 
 def parallelize(step: Callable[..., Any], devices: Sequence[jax.Device]) -> Callable[..., Any]:
-    """Compiles `step(state, shared, share)` for the devices, the memory of `state` given up."""
+    """Compile `step(state, shared, share)` for the devices; the memory of `state` is donated."""
     mapped, places = _mapped(step, devices)
     if not places:
         return mapped
 
     def call(state, shared, share):
         outputs = mapped(state, shared, share, *places)
-        # Virtual CPU devices share one pool of threads: calls that queue up in it can keep the
-        # threads which a collective of an earlier call waits for.
+        # Virtual CPU devices share a pool of threads: queued calls can hold the threads that a
+        # collective of an earlier call waits for.
         return jax.block_until_ready(outputs) if devices[0].platform == "cpu" else outputs
 
     return call
@@ -72,13 +72,13 @@ def parallelize(step: Callable[..., Any], devices: Sequence[jax.Device]) -> Call
 def lower(
     step: Callable[..., Any], devices: Sequence[jax.Device], state: Any, shared: Any, share: Any
 ) -> jax.stages.Lowered:
-    """What `parallelize` has compiled when it is called so, to be looked into."""
+    """Lower the program that `parallelize` compiles for these arguments, for inspection."""
     mapped, places = _mapped(step, devices)
     return mapped.lower(state, shared, share, *places)
 
 
 def _mapped(step, devices):
-    """The step for the devices, and what it takes besides its own arguments."""
+    """Return the step for the devices, and its extra arguments."""
     if len(devices) == 1:
         return jax.jit(step, donate_argnums=0), ()
     mapped = jax.pmap(
@@ -89,12 +89,12 @@ def _mapped(step, devices):
         devices=devices,
         donate_argnums=0,
     )
-    # The share may be empty, and pmap wants something that is mapped.
+    # The share may be empty, but pmap needs a mapped argument.
     return mapped, (np.arange(len(_local(devices))),)
 
 
 def place(tree: Any, devices: Sequence[jax.Device]) -> Any:
-    """Puts arrays on every device of this process, once, so that no later call moves them."""
+    """Put arrays on every device of this process, so that no later call moves them."""
     if len(devices) == 1:
         return jax.device_put(tree, devices[0])
     mesh = Mesh(np.asarray(_local(devices)), (AXIS,))
@@ -102,16 +102,16 @@ def place(tree: Any, devices: Sequence[jax.Device]) -> Any:
 
 
 def own(size: int, devices: Sequence[jax.Device]) -> slice:
-    """The places of a batch of `size` that the devices of this process have."""
+    """Return this process's part of a batch of `size`."""
     part = size * len(_local(devices)) // len(devices)
     first = part * jax.process_index() if len(devices) > 1 else 0
     return slice(first, first + part)
 
 
 def split(tree: Any, devices: Sequence[jax.Device], axis: int = 0) -> Any:
-    """Splits this process's part of a batch, host arrays, into the shares of its devices.
+    """Split this process's part of a batch, host arrays, into the shares of its devices.
 
-    They are in a new leading axis; on one device in all the arrays are left as they are.
+    The shares are a new leading axis; with one device the arrays are returned as they are.
     """
     if len(devices) == 1:
         return tree
@@ -129,25 +129,25 @@ def _local(devices):
 
 
 def pmean(tree: Any, name: str | None) -> Any:
-    """The mean over the axis, or the tree itself without one."""
+    """Return the mean over the axis, or the tree itself without one."""
     return jax.lax.pmean(tree, name) if name else tree
 
 
 def psum(tree: Any, name: str | None) -> Any:
-    """The sum over the axis, or the tree itself without one."""
+    """Return the sum over the axis, or the tree itself without one."""
     return jax.lax.psum(tree, name) if name else tree
 
 
 def gather(tree: Any, name: str | None) -> Any:
-    """The shares of all devices, one after the other, or the tree itself without an axis."""
+    """Concatenate the shares of all devices, or return the tree itself without an axis."""
     return jax.lax.all_gather(tree, name, tiled=True) if name else tree
 
 
 def index(name: str | None) -> jax.Array | int:
-    """The place of this device on the axis; 0 without one."""
+    """Return the index of this device on the axis; 0 without one."""
     return jax.lax.axis_index(name) if name else 0
 
 
 def size(name: str | None) -> int:
-    """The number of devices on the axis; 1 without one."""
+    """Return the number of devices on the axis; 1 without one."""
     return jax.lax.axis_size(name) if name else 1

@@ -1,7 +1,7 @@
-"""The pure steps of training, evaluation and batch-normalisation statistics.
+"""The pure steps of training, evaluation and batch-normalization statistics.
 
-A training step is a function of the state alone, for the batch follows from (seed, step). Each
-step takes the name of the axis that it may be mapped over; `training.parallel` does the mapping.
+A training step is a function of the state alone, because the batch follows from (seed, step). Each
+step takes the name of the axis that it may be mapped over; `training.parallel` maps it.
 """
 
 import functools
@@ -21,13 +21,13 @@ from segjax.data.datasets import DatasetInfo
 from segjax.metrics import confusion_matrix
 from segjax.training import losses, parallel
 
-# {"params": ..., "batch_stats": ...}; the latter is not there without batch normalisation.
+# {"params": ..., "batch_stats": ...}, the latter only with batch normalization.
 Variables = dict[str, Any]
 
 
 @struct.dataclass
 class TrainState:
-    """All that training changes."""
+    """Everything that training changes."""
 
     step: jax.Array  # int32, steps done
     variables: Variables
@@ -35,7 +35,7 @@ class TrainState:
     ema: Variables  # averaged variables, empty without averaging
 
     def evaluated(self) -> Variables:
-        """The variables that are validated and tested: the averaged ones where there are any."""
+        """Return the variables to validate and test: the averaged ones if there are any."""
         return self.ema or self.variables
 
 
@@ -45,11 +45,11 @@ def create_state(
     config: ConfigDict,
     channels: int = 3,
 ) -> TrainState:
-    """The state before the first step, from the seed of the config, for images of C channels."""
-    # On the CPU compiling for speed takes many times longer than the one call.
+    """Return the state before the first step, from the config's seed, for images of C channels."""
+    # On a CPU, optimizing the program takes many times longer than its one call.
     options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
     init = jax.jit(_init(model, optimizer, config, channels), compiler_options=options)
-    return init(loader.key(config.seed, loader.INITIALISATION))
+    return init(loader.key(config.seed, loader.INITIALIZATION))
 
 
 def abstract_state(
@@ -58,14 +58,14 @@ def abstract_state(
     config: ConfigDict,
     channels: int = 3,
 ) -> TrainState:
-    """Shapes and dtypes of the state, nothing computed."""
+    """Return the shapes and dtypes of the state without computing it."""
     return jax.eval_shape(_init(model, optimizer, config, channels), jax.random.key(0))
 
 
 def _init(model, optimizer, config, channels):
     def init(seed_key):
-        # train=False does not need the axis of devices. The logits are not wanted, so the compiler
-        # leaves the network out, whatever the size.
+        # train=False needs no axis of devices. The logits are unused, so the compiler removes the
+        # network at any resolution.
         image = jnp.zeros((1, *config.data.resolution, channels))
         variables = model.init(seed_key, image, train=False)
         ema = jax.tree.map(jnp.copy, variables) if config.ema_decay else {}
@@ -86,15 +86,15 @@ def build_train_steps(
     resident: bool,
     axis_name: str | None,
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-    """`num_steps` training steps in one call.
+    """Build a function that runs `num_steps` training steps.
 
     Returns:
-      f(state, (seed, data), batches) -> (state, metrics). The seed, uint32, is no constant of the
-      program, so that runs which differ by it alone share what is compiled. Where the set is
-      `resident`, `data` is the whole of it, uint8, and `batches` empty; else `data` is empty and
-      `batches` has this device's share of each step's raw batch, (num_steps, share, H, W, ...). The
-      metrics are (num_steps,) arrays: loss, global_accuracy (of the augmented batch, before the
-      step) and gradient_norm.
+      f(state, (seed, data), batches) -> (state, metrics). The seed, uint32, is an argument, so that
+      runs that differ in it alone share a compiled program. If the dataset is `resident`, `data` is
+      the whole dataset, uint8, and `batches` is empty; else `data` is empty and `batches` has this
+      device's share of each step's raw batch, (num_steps, share, H, W, ...). The metrics are
+      (num_steps,) arrays: loss, global_accuracy (of the augmented batch, before the step) and
+      gradient_norm.
     """
 
     def train_steps(state, shared, batches):
@@ -140,18 +140,18 @@ def train_step(
     seed: loader.Seed,
     axis_name: str | None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One optimiser step on a device's share of the batch.
+    """Take one optimizer step on a device's share of the batch.
 
-    The loss is the sum over all devices and micro-batches divided by the terms of them all (see
-    `losses.count`), so that neither changes it; batch normalisation sees one micro-batch at a time,
-    of all devices.
+    The loss is the sum over all devices and micro-batches divided by their `losses.num_terms`, so
+    it does not depend on their number; batch normalization sees one micro-batch of all devices at a
+    time.
     """
     num_classes, parts, labels = class_weights.shape[0], config.micro_batches, batch["label"]
-    # pmean of the gradients below divides by the devices, hence the mean and not the sum here.
+    # A mean, because pmean of the gradients below divides by the number of devices as well.
     valid, normalizer = parallel.pmean(
         (
             losses.num_valid(labels, num_classes),
-            losses.count(config.loss.name, labels, num_classes),
+            losses.num_terms(config.loss.name, labels, num_classes),
         ),
         axis_name,
     )
@@ -193,7 +193,7 @@ def train_step(
     )
     gradients, loss, hits = parallel.pmean(sums, axis_name)
 
-    # optax raises a float to an integer power, which strict promotion forbids.
+    # optax raises a float to an integer power, which strict promotion refuses.
     with jax.numpy_dtype_promotion("standard"):
         updates, opt_state = optimizer.update(gradients, state.opt_state, params)
     variables = {**state.variables, "params": optax.apply_updates(params, updates)}
@@ -213,7 +213,7 @@ def train_step(
 def scan(
     body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, inputs: Any, length: int
 ) -> tuple[Any, Any]:
-    """`lax.scan`, unrolled on the CPU: its loops run convolutions tens of times slower."""
+    """Scan as `lax.scan`, but unrolled on a CPU, where loops run convolutions far slower."""
     if jax.default_backend() != "cpu":
         return jax.lax.scan(body, carry, inputs, length=length)
     outputs = []
@@ -226,7 +226,7 @@ def scan(
 def build_output_step(
     output: Callable[..., jax.Array], *, axis_name: str | None
 ) -> Callable[..., tuple[tuple[()], jax.Array]]:
-    """f((), variables, raw) -> ((), what an `inference.Output` gives for the whole batch)."""
+    """Build f((), variables, raw) -> ((), an `inference.Output` of the batch of all devices)."""
 
     def output_step(nothing, variables, raw):
         image = raw["image"].astype(jnp.float32) / 255
@@ -238,10 +238,10 @@ def build_output_step(
 def build_eval_step(
     output: Callable[..., jax.Array], num_classes: int, *, axis_name: str | None
 ) -> Callable[..., tuple[tuple[()], tuple[jax.Array, jax.Array]]]:
-    """f((), variables, raw) -> ((), (counts, classes)) of the batch of all devices.
+    """Build f((), variables, raw) -> ((), (counts, classes)) of the batch of all devices.
 
-    The class of a pixel, uint8 (B, H, W), is the greatest of what an `inference.Output` gives; the
-    counts are the confusion matrix of each image, int32 (B, K, K).
+    `classes`, uint8 (B, H, W), is the argmax of an `inference.Output`; `counts` is the confusion
+    matrix of each image, int32 (B, K, K).
     """
 
     def eval_step(nothing, variables, raw):
@@ -257,13 +257,13 @@ def build_eval_step(
 def build_statistics_step(
     model: nn.Module, config: ConfigDict, info: DatasetInfo, *, axis_name: str | None
 ) -> Callable[..., tuple[Variables, tuple[()]]]:
-    """f(sums, variables, raw) -> (sums + (1 - momentum) x the batch's own statistics, ())."""
+    """Build f(sums, variables, raw) -> (sums + (1 - momentum) x the batch's statistics, ())."""
 
     def statistics_step(sums, variables, raw):
         image = loader.normalize(
             raw["image"].astype(jnp.float32) / 255, config.data.normalization, info
         )
-        # From running averages of zero, an update leaves (1 - momentum) times the batch's own.
+        # From running averages of zero, an update leaves (1 - momentum) times the batch's.
         zeros = jax.tree.map(jnp.zeros_like, variables["batch_stats"])
         _, updated = model.apply(
             {"params": variables["params"], "batch_stats": zeros},

@@ -99,7 +99,7 @@ def test_each_command_explains_itself(command, capsys):
                 *("train", "--config", "experiments/quickstart.py", "--workdir", "{tmp}/w"),
                 "--config.model.options.dtype=bfloat16",
             ],
-            "model.options.dtype is not yours to set",
+            "model.options.dtype is not an option",
         ),
         (
             [

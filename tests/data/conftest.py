@@ -1,4 +1,4 @@
-"""A tiny folder in the layout that CamVid is published in."""
+"""A tiny folder in the layout of the published CamVid."""
 
 import hashlib
 from pathlib import Path
@@ -13,7 +13,7 @@ TINY = {"train": ["b_2", "a_1"], "val": ["c_3"], "test": ["e_5", "d_4"]}
 
 
 def published_digest(folder: Path) -> str:
-    """The digest of a published folder: name, shape and pixels of each file, ordered by path."""
+    """Hash a published folder: name, shape and pixels of each file, ordered by path."""
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*/*.png"), key=lambda p: p.relative_to(folder).as_posix()):
         with Image.open(path) as image:
@@ -25,7 +25,7 @@ def published_digest(folder: Path) -> str:
 
 @pytest.fixture
 def tiny_camvid(tmp_path, monkeypatch):
-    """A folder like the published one but for the number of its images; `camvid` is told so."""
+    """A folder like the published one with fewer images; `camvid` is patched to expect it."""
     rng = np.random.default_rng(0)
     folder = tmp_path / "CamVid"
     for split, names in TINY.items():

@@ -16,7 +16,7 @@ FILL = jnp.array([0.5, 0.25, 0.125])
 
 
 def coded(height, width):
-    """An example in which each pixel's label, colour and weight all say where it was."""
+    """Return an example in which each pixel's label, color and weight encode its place."""
     label = (np.arange(height * width) % 11).reshape(height, width)
     image = np.stack([label / 16, np.full_like(label, 0), label / 32], -1)
     return {
@@ -27,12 +27,12 @@ def coded(height, width):
 
 
 def deform(key, example, fill=FILL, **options):
-    """`augment.deform`, compiled anew, so that what a test puts in its place is seen."""
+    """Call `augment.deform`, compiled anew, so that patches of a test take effect."""
     return jax.jit(functools.partial(augment.deform, fill=fill, **options))(key, example)
 
 
 def together(example):
-    """Whether colour and weight still belong to the label at every pixel of the image."""
+    """Return whether color and weight still match the label at every pixel of the image."""
     label = np.asarray(example["label"])
     inside = label != VOID
     np.testing.assert_array_equal(np.asarray(example["weight"])[inside], label[inside] * 2.0)
@@ -79,7 +79,7 @@ def test_crop_at_scale_one_is_a_window_of_the_image():
     assert len(corners) > 5
 
 
-def test_enlarging_by_two_repeats_labels_and_interpolates_colours():
+def test_enlarging_by_two_repeats_labels_and_interpolates_colors():
     label = np.array([[0, 1], [2, 3]])
     example = {
         "image": jnp.asarray(np.stack([label] * 3, -1) / 4, jnp.float32),
@@ -87,11 +87,11 @@ def test_enlarging_by_two_repeats_labels_and_interpolates_colours():
     }
     big = augment.scale_and_crop(jax.random.key(0), example, (2.0, 2.0), (4, 4), FILL)
     np.testing.assert_array_equal(big["label"], label.repeat(2, 0).repeat(2, 1))
-    # Half-pixel centres: along a row 0 and 1/4 become 0, 1/16, 3/16, 1/4.
+    # Half-pixel centers: along a row 0 and 1/4 become 0, 1/16, 3/16, 1/4.
     np.testing.assert_allclose(big["image"][0, :, 0], [0, 1 / 16, 3 / 16, 1 / 4], atol=1e-6)
 
 
-def test_what_lies_outside_is_void_of_weight_zero_and_filled():
+def test_outside_is_void_of_weight_zero_and_filled():
     example = coded(8, 8)
     for seed in range(5):
         key = jax.random.key(seed)
@@ -105,7 +105,7 @@ def test_what_lies_outside_is_void_of_weight_zero_and_filled():
 
 
 @pytest.mark.parametrize("scales", [(0.5, 0.9), (0.7, 1.6), (1.5, 3.0)])
-def test_scaling_never_makes_a_label_that_was_not_there(scales):
+def test_scaling_never_makes_a_new_label(scales):
     label = jnp.asarray(np.random.default_rng(0).choice([3, 9, VOID], (12, 17)), jnp.uint8)
     example = {"image": jnp.zeros((12, 17, 3)), "label": label}
     for seed in range(5):
@@ -179,7 +179,7 @@ def test_a_deformation_is_bilinear_for_images_and_nearest_for_labels(monkeypatch
         np.testing.assert_array_equal(out[name], expected)
 
 
-def test_a_deformation_of_nothing_changes_nothing():
+def test_a_deformation_by_zero_changes_nothing():
     example = coded(5, 7)
     out = deform(jax.random.key(0), example)
     for name, x in example.items():
@@ -199,7 +199,7 @@ def test_deformations_keep_labels_and_differ_from_key_to_key():
 
 
 def test_angles_and_shifts_stay_within_their_limits():
-    # One bright pixel at the centre of a large image follows the shift alone.
+    # One bright pixel at the center of a large image follows the shift alone.
     image = jnp.zeros((41, 41, 1)).at[20, 20].set(1)
     example = {"image": image, "label": jnp.zeros((41, 41), jnp.uint8)}
     keys = jax.random.split(jax.random.key(0), 50)
@@ -219,7 +219,7 @@ def test_angles_and_shifts_stay_within_their_limits():
     assert ends.min() < 0 < ends.max()
 
 
-def test_grey_images_jitter_too():
+def test_gray_images_jitter_too():
     image = jax.random.uniform(jax.random.key(0), (6, 7, 1), minval=0.4, maxval=0.6)
     example = {"image": image, "label": jnp.zeros((6, 7), jnp.uint8)}
     out = augment.color_jitter(jax.random.key(2), example, 0.3, 0.3, 0.0)["image"]
@@ -239,7 +239,7 @@ def test_color_jitter_leaves_labels_and_range_alone():
     np.testing.assert_allclose(same["image"], example["image"], atol=1e-6)
 
 
-def test_color_jitter_of_one_kind_keeps_what_it_should():
+def test_each_color_jitter_keeps_its_invariant():
     image = jax.random.uniform(jax.random.key(0), (6, 7, 3), minval=0.4, maxval=0.6)
     example = {"image": image, "label": jnp.zeros((6, 7), jnp.uint8)}
     luma = np.array(augment.LUMA)

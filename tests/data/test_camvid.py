@@ -1,4 +1,4 @@
-"""CamVid: what is refused and how, what is stored, and the exact counts of the published files."""
+"""CamVid: errors, stored records, and the exact counts of the published files."""
 
 import shutil
 import zipfile
@@ -52,8 +52,8 @@ DAMAGES = {
     "truncated label": ("testannot/d_4.png", truncate, "cannot be read"),
     "image size": ("train/a_1.png", png(full(0, 720, 960, 3)), "960x720 pixels, expected 480x360"),
     "label size": ("valannot/c_3.png", png(full(0, 480, 360)), "360x480 pixels, expected 480x360"),
-    "grey image": ("train/a_1.png", png(full(0, 360, 480)), "mode L, expected RGB"),
-    "coloured label": ("valannot/c_3.png", png(full(0, 360, 480, 3)), "mode RGB, expected L"),
+    "gray image": ("train/a_1.png", png(full(0, 360, 480)), "mode L, expected RGB"),
+    "colored label": ("valannot/c_3.png", png(full(0, 360, 480, 3)), "mode RGB, expected L"),
     "label value": ("valannot/c_3.png", png(full(12, 360, 480)), "value 12, expected 0 to 10"),
     "label void 255": ("valannot/c_3.png", png(full(255, 360, 480)), "label value 255"),
 }  # fmt: skip
@@ -101,7 +101,7 @@ def test_one_changed_pixel_is_refused_and_its_repair_accepted(file, tiny_camvid,
     assert datasets.prepare("camvid", data_dir=tmp_path / "data", source=tiny_camvid).splits
 
 
-def test_a_source_that_is_not_there_is_named(tmp_path):
+def test_a_missing_source_is_named(tmp_path):
     message = refusal(data_dir=tmp_path / "data", source=tmp_path / "nowhere")
     assert str(tmp_path / "nowhere" / "train.txt") in message
 
@@ -139,7 +139,7 @@ def test_what_is_read_is_what_was_published(tiny_camvid, tmp_path):
         np.testing.assert_allclose(counts.std, images.std((0, 1, 2)), rtol=1e-12)
 
 
-def test_a_prepared_set_needs_its_source_no_more(tiny_camvid, tmp_path):
+def test_a_prepared_dataset_does_not_need_its_source(tiny_camvid, tmp_path):
     first = datasets.prepare("camvid", data_dir=tmp_path / "data", source=tiny_camvid)
     shutil.rmtree(tiny_camvid)
     assert datasets.prepare("camvid", data_dir=tmp_path / "data") == first
@@ -221,7 +221,7 @@ def test_counts_give_the_published_median_frequency_weights(info):
     np.testing.assert_allclose(np.median(frequency) / frequency, expected, atol=5e-5)
 
 
-def test_names_and_colours(info):
+def test_names_and_colors(info):
     assert len(info.class_names) == len(info.palette) == 11
     assert info.class_names[4] == "Pavement"
     assert info.palette[4] == (60, 40, 222)

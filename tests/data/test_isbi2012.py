@@ -1,4 +1,4 @@
-"""ISBI 2012: what is refused and how, what is stored, and the counts of the published slices."""
+"""ISBI 2012: errors, stored records, and the counts of the published slices."""
 
 import hashlib
 
@@ -14,7 +14,7 @@ TINY = {"train": range(2), "val": range(2, 3), "test": range(3, 4)}
 
 @pytest.fixture
 def published(tmp_path, monkeypatch):
-    """A folder like the published one but for the number of its slices; `isbi2012` is told so."""
+    """A folder like the published one with fewer slices; `isbi2012` is patched to expect it."""
     rng = np.random.default_rng(0)
     folder, digest = tmp_path / "membrane", hashlib.sha256()
     for kind in ("image", "label"):
@@ -41,7 +41,7 @@ DAMAGES = {
     "not an image": ("image/0.png", lambda p: p.write_text("<html>"), "not a PNG"),
     "truncated": ("label/1.png", lambda p: p.write_bytes(p.read_bytes()[:200]), "cannot be read"),
     "size": ("image/1.png", png(np.zeros((512, 256), np.uint8)), "256x512 pixels, expected 512x5"),
-    "coloured": ("image/1.png", png(np.zeros((512, 512, 3), np.uint8)), "RGB, expected L"),
+    "colored": ("image/1.png", png(np.zeros((512, 512, 3), np.uint8)), "RGB, expected L"),
     "label value": ("label/0.png", png(np.full((512, 512), 7, np.uint8)), "label value 7, expec"),
 }
 
@@ -70,7 +70,7 @@ def test_one_changed_pixel_is_refused(published, tmp_path):
         datasets.prepare("isbi2012", data_dir=tmp_path / "data", source=published)
 
 
-def test_without_a_source_it_says_where_to_get_it(tmp_path):
+def test_without_a_source_the_error_says_where_to_get_it(tmp_path):
     with pytest.raises(UserError, match=r"github.com/zhixuhao/unet .* isbi2012 --source DIR"):
         datasets.prepare("isbi2012", data_dir=tmp_path / "data")
 

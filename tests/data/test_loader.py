@@ -1,4 +1,4 @@
-"""A batch follows from (seed, step), wherever the set lies and however many devices there are."""
+"""A batch follows from (seed, step), for any placement of the data and number of devices."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ INFO = DatasetInfo(
 
 
 class Examples:
-    """Ten examples whose pixels all have the value of their index."""
+    """Ten examples whose pixels have the value of their index."""
 
     def __len__(self):
         return 10
@@ -103,7 +103,7 @@ def drawn_patches(batch, step=0, first=0, count=40, size=4):
 
 
 @pytest.mark.parametrize("size", [1, 4, 9])
-def test_a_patch_lies_around_a_labelled_pixel(size):
+def test_a_patch_lies_around_a_labeled_pixel(size):
     rng = np.random.default_rng(0)
     image = rng.normal(size=(2, 5, 6, 3)).astype(np.float32)
     label = np.full((2, 5, 6), VOID, np.uint8)
@@ -127,7 +127,7 @@ def test_a_patch_lies_around_a_labelled_pixel(size):
     assert set(np.unique(patches["label"])) == {0, 1, 2, 3}
 
 
-def test_labelled_pixels_are_drawn_alike_and_follow_from_the_step():
+def test_labeled_pixels_are_drawn_uniformly_and_follow_from_the_step():
     label = np.arange(4 * 50, dtype=np.uint8).reshape(1, 10, 20)
     label[0, ::2] = VOID
     batch = {"image": jnp.zeros((1, 10, 20, 3)), "label": jnp.asarray(label)}
@@ -158,7 +158,7 @@ def test_an_image_without_a_label_gives_void_patches():
     np.testing.assert_array_equal(drawn_patches(batch)["label"], VOID)
 
 
-def test_normalisations():
+def test_normalizations():
     image = jnp.array([[[0.0, 0.5, 1.0]]])
     np.testing.assert_allclose(loader.normalize(image, "mean_std", INFO), [[[-2, 0.5, 0.875]]])
     np.testing.assert_array_equal(loader.normalize(image, "none", INFO), image)
@@ -169,7 +169,7 @@ def test_normalisations():
 
 
 @pytest.mark.parametrize("as_arrays", [True, False])
-def test_evaluation_drops_nothing_and_fills_up_with_void(as_arrays):
+def test_evaluation_drops_nothing_and_pads_with_void(as_arrays):
     examples = Examples()
     batches = list(
         loader.evaluation_batches(loader.in_memory(examples) if as_arrays else examples, 4)
@@ -180,7 +180,7 @@ def test_evaluation_drops_nothing_and_fills_up_with_void(as_arrays):
     assert np.all(labels[10:] == VOID)
 
 
-def test_a_set_streams_when_it_does_not_fit():
+def test_a_dataset_is_streamed_when_it_does_not_fit():
     def info(num_images):
         split = SplitInfo(num_images, (), 0, (), (), ())
         return DatasetInfo("big", (), (), (), (), {"train": split}, (360, 480))
@@ -191,7 +191,7 @@ def test_a_set_streams_when_it_does_not_fit():
     assert not loader.fits(info(1), "train", "stream")
 
 
-def test_a_prepared_set_loads_whole(scenes_data_dir):
+def test_a_prepared_dataset_loads_whole(scenes_data_dir):
     source = datasets.open_split(
         "streetscenes", "train", data_dir=scenes_data_dir, resolution=(24, 32)
     )

@@ -9,57 +9,57 @@ PALETTE = ((128, 128, 128), (128, 64, 128), (0, 128, 192))
 LABEL = np.array([[0, 1, 2], [255, 2, 1]], np.uint8)
 
 
-def test_colours_follow_the_palette_and_void_is_black():
-    drawn = pictures.colourise(LABEL, PALETTE)
+def test_colors_follow_the_palette_and_void_is_black():
+    drawn = pictures.colorize(LABEL, PALETTE)
     assert drawn.dtype == np.uint8
     for (y, x), value in np.ndenumerate(LABEL):
         assert tuple(drawn[y, x]) == ((0, 0, 0) if value == 255 else PALETTE[value])
-    np.testing.assert_array_equal(pictures.colourise(LABEL.astype(np.int32), PALETTE), drawn)
+    np.testing.assert_array_equal(pictures.colorize(LABEL.astype(np.int32), PALETTE), drawn)
 
 
 @pytest.mark.parametrize("value", [3, 11, 254, 256, -1])
-def test_a_value_that_is_no_class_is_refused(tmp_path, value):
+def test_a_value_that_is_not_a_class_is_refused(tmp_path, value):
     label = LABEL.astype(np.int32)
     label[1, 1] = value
     message = f"^label value {value}, expected 0 to 2, or 255 for void$"
     with pytest.raises(UserError, match=message):
-        pictures.colourise(label, PALETTE)
+        pictures.colorize(label, PALETTE)
     with pytest.raises(UserError, match=message):
         pictures.save_label(tmp_path / "label.png", label, PALETTE)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("label", [LABEL[None], LABEL.astype(np.float32)])
-def test_what_is_no_label_is_refused(label):
+def test_what_is_not_a_label_is_refused(label):
     with pytest.raises(UserError, match=r"expected integers \(H, W\)"):
-        pictures.colourise(label, PALETTE)
+        pictures.colorize(label, PALETTE)
 
 
 def test_overlay_mixes_by_opacity_and_keeps_the_image_under_void():
     image = np.random.default_rng(0).integers(0, 256, (2, 3, 3), np.uint8)
-    colours = pictures.colourise(LABEL, PALETTE)
+    colors = pictures.colorize(LABEL, PALETTE)
     np.testing.assert_array_equal(pictures.overlay(image, LABEL, PALETTE, 0.0), image)
     covered = LABEL != 255
     full = pictures.overlay(image, LABEL, PALETTE, 1.0)
-    np.testing.assert_array_equal(full[covered], colours[covered])
+    np.testing.assert_array_equal(full[covered], colors[covered])
     half = pictures.overlay(image, LABEL, PALETTE, 0.25)
-    np.testing.assert_allclose(half[covered], (0.75 * image + 0.25 * colours)[covered], atol=0.5)
+    np.testing.assert_allclose(half[covered], (0.75 * image + 0.25 * colors)[covered], atol=0.5)
     np.testing.assert_array_equal(half[~covered], image[~covered])
 
 
-def test_label_png_holds_class_ids_and_shows_colours(tmp_path):
+def test_label_png_holds_class_ids_and_shows_colors(tmp_path):
     path = tmp_path / "new" / "label.png"
     pictures.save_label(path, LABEL.astype(np.int64), PALETTE)
     picture = Image.open(path)
     assert picture.mode == "P"
     np.testing.assert_array_equal(np.asarray(picture), LABEL)
     np.testing.assert_array_equal(
-        np.asarray(picture.convert("RGB")), pictures.colourise(LABEL, PALETTE)
+        np.asarray(picture.convert("RGB")), pictures.colorize(LABEL, PALETTE)
     )
 
 
 def find(sheet, picture):
-    """The places (top, left) at which a picture stands in a sheet."""
+    """Return the places (top, left) of a picture in a sheet."""
     height, width = picture.shape[:2]
     sheet = np.asarray(sheet)
     windows = np.lib.stride_tricks.sliding_window_view(sheet, (height, width), axis=(0, 1))
@@ -111,8 +111,8 @@ def test_titles_and_legend_add_room_and_leave_the_pictures_alone():
         edge = 8 + (column + 1) * 68 - 8
         assert np.asarray(titled)[:, edge + 1 : edge + 7].min() == 255
     foot = np.asarray(with_legend)[plain.height :].reshape(-1, 3)
-    colours = {tuple(map(int, colour)) for colour in np.unique(foot, axis=0)}
-    assert {*PALETTE, (0, 0, 0)} <= colours
+    colors = {tuple(map(int, color)) for color in np.unique(foot, axis=0)}
+    assert {*PALETTE, (0, 0, 0)} <= colors
 
 
 def test_nothing_to_show_is_a_user_error():
@@ -129,15 +129,15 @@ def test_errors_are_marked_and_void_is_neither_right_nor_wrong():
 
 def test_heat_runs_from_black_by_red_and_yellow_to_white():
     values = np.array([[0, 1, 2, 3, 5]]) * 0.5
-    colours = [(0, 0, 0), (255, 0, 0), (255, 255, 0), (255, 255, 255), (255, 255, 255)]
+    colors = [(0, 0, 0), (255, 0, 0), (255, 255, 0), (255, 255, 255), (255, 255, 255)]
     found = pictures.heat(values, 1.5)
-    np.testing.assert_array_equal(found, np.array([colours], np.uint8), strict=True)
+    np.testing.assert_array_equal(found, np.array([colors], np.uint8), strict=True)
 
 
-def test_grey_images_are_drawn_and_laid_under_labels():
-    grey = np.array([[[0], [100]]], np.uint8)
-    sheet = pictures.grid([[grey]], cell_width=2)
+def test_gray_images_are_drawn_and_laid_under_labels():
+    gray = np.array([[[0], [100]]], np.uint8)
+    sheet = pictures.grid([[gray]], cell_width=2)
     found = {sheet.getpixel((x, y)) for x in range(sheet.width) for y in range(sheet.height)}
     assert found == {(255, 255, 255), (0, 0, 0), (100, 100, 100)}
-    laid = pictures.overlay(grey, np.array([[0, 255]]), [(20, 40, 60)])
+    laid = pictures.overlay(gray, np.array([[0, 255]]), [(20, 40, 60)])
     np.testing.assert_array_equal(laid, [[[10, 20, 30], [100, 100, 100]]])

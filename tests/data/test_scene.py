@@ -1,4 +1,4 @@
-"""Scenery: the same scene from the same numbers at any size, and as hard as it is meant to be."""
+"""Scenes: the same at every size, reproducible, and as hard as intended."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ CAMVID_SHARES += [0.00666, 0.00304]
 
 @pytest.fixture(scope="module")
 def scenes():
-    """200 scenes at 96x128: images (N, H, W, 3) and labels (N, H, W)."""
+    """Draw 200 scenes at 96x128: images (N, H, W, 3) and labels (N, H, W)."""
     images, labels = zip(*(render(0, index, 96, 128) for index in range(200)), strict=True)
     return np.stack(images), np.stack(labels)
 
@@ -26,7 +26,7 @@ def share(label, name):
 
 
 def runs_along_rows(mask):
-    """Lengths of the horizontal runs of True."""
+    """Return the lengths of the horizontal runs of True."""
     edges = np.diff(np.pad(mask, ((0, 0), (1, 1))).astype(np.int8), axis=1)
     starts, ends = np.argwhere(edges == 1), np.argwhere(edges == -1)
     return ends[:, 1] - starts[:, 1]
@@ -118,8 +118,8 @@ def test_a_resized_image_is_the_image_at_the_smaller_size():
         assert np.corrcoef(small.ravel(), shrunk.ravel())[0, 1] > 0.9
 
 
-def test_colour_alone_does_not_give_the_class(scenes):
-    """The nearest mean colour, fitted to the very pixels it is asked about, errs on most."""
+def test_color_alone_does_not_give_the_class(scenes):
+    """Classification by the nearest mean color, fitted to the same pixels, is mostly wrong."""
     images, labels = (part[::4, ::4, ::4] for part in scenes)
     pixels, truth = images[labels != VOID].astype(float), labels[labels != VOID]
     means = np.stack([pixels[truth == k].mean(axis=0) for k in range(NUM_CLASSES)])

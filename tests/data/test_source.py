@@ -1,4 +1,4 @@
-"""Reading by index: resizing, threads, bounds; and what `datasets` refuses."""
+"""Reading by index: resizing, threads, bounds; and the errors of `datasets`."""
 
 import subprocess
 import sys
@@ -88,7 +88,7 @@ def test_mistakes_are_answered_in_one_line(arguments, found, data_dir):
     assert "\n" not in str(refused.value)
 
 
-def test_a_set_that_was_tampered_with_is_named(data_dir):
+def test_a_damaged_dataset_is_named(data_dir):
     (data_dir / "camvid" / "1.0.0" / "dataset_info.json").unlink()
     with pytest.raises(UserError, match="lost files: delete it"):
         datasets.info("camvid", data_dir=data_dir)
@@ -97,7 +97,7 @@ def test_a_set_that_was_tampered_with_is_named(data_dir):
 def test_building_is_quiet_and_needs_no_tensorflow(tmp_path):
     program = """
 import sys
-from segjax import datasets
+from segjax.data import datasets
 datasets.streetscenes.SPLITS = {"train": range(2), "val": range(2, 3), "test": range(3, 4)}
 source = datasets.open_split("streetscenes", "val", data_dir=sys.argv[1], resolution=(24, 32))
 assert source[0]["image"].shape == (24, 32, 3)

@@ -8,9 +8,9 @@ from segjax.data.statistics import VOID, Tally, split_info
 
 def test_counts_by_hand():
     tally = Tally(3)
-    grey = np.full((2, 2, 3), 51, np.uint8)
-    tally.add(grey, np.array([[0, 0], [1, VOID]], np.uint8))
-    tally.add(grey + np.uint8(102), np.array([[0, VOID], [VOID, VOID]], np.uint8))
+    gray = np.full((2, 2, 3), 51, np.uint8)
+    tally.add(gray, np.array([[0, 0], [1, VOID]], np.uint8))
+    tally.add(gray + np.uint8(102), np.array([[0, VOID], [VOID, VOID]], np.uint8))
     counts = split_info(tally.to_metadata())
     assert counts.num_images == 2
     assert counts.pixel_counts == (3, 1, 0)

@@ -1,4 +1,4 @@
-"""Streetscenes as a data set: sizes, splits, statistics, and that it prepares itself."""
+"""Streetscenes as a dataset: sizes, splits, statistics, and preparation on first use."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def test_splits_share_no_scene():
 
 
 @pytest.mark.parametrize("resolution", [(24, 32), (45, 61)])
-def test_the_set_is_what_scenery_draws_at_that_size(resolution, few_scenes, tmp_path):
+def test_the_dataset_is_drawn_at_its_size(resolution, few_scenes, tmp_path):
     height, width = resolution
     for split, indices in FEW.items():
         source = datasets.open_split(
@@ -77,7 +77,7 @@ def test_the_default_size_is_96x128(few_scenes, tmp_path):
     assert source[0]["image"].shape == (96, 128, 3)
 
 
-def test_an_interrupted_build_leaves_no_set(few_scenes, tmp_path, monkeypatch):
+def test_an_interrupted_build_leaves_nothing(few_scenes, tmp_path, monkeypatch):
     render = scene.render
 
     def stopped(seed, index, height, width):

@@ -4,7 +4,7 @@ PyTorch is no dependency of the project. In an environment of its own:
 
     pip install torch==2.13.0 numpy && python tests/golden/make_densenet.py
 
-`image`, NHWC, and NHWC `logits`, normalised by running statistics; weights and statistics follow
+`image`, NHWC, and NHWC `logits`, normalized by running statistics; weights and statistics follow
 from their names (`seeded`). Written from the authors' `FC-DenseNet.py`.
 """
 

@@ -6,7 +6,7 @@ PyTorch is no dependency of the project. In an environment of its own:
 
 Arrays are NCHW. `valid/image` is int8 (1, 1, 204, 220), in quarters, and `valid/logits` float32
 (1, 3, 20, 36); `same/image` is (2, 3, 32, 48) and `same/logits` (2, 3, 32, 48), with batch
-normalisation at running statistics. The parameters are not stored: `parameters` makes them anew
+normalization at running statistics. The parameters are not stored: `parameters` makes them anew
 from a seed.
 """
 

@@ -15,7 +15,7 @@ SIZE = (360, 480)  # diagonal 600 pixels, tolerance 4.5
 
 
 def brute_force(ours, theirs, distance):
-    """The most pairs, by trying for each pixel every partner that is free, and none."""
+    """Count the most pairs by trying every free partner of each pixel, and none."""
     theirs = [tuple(place) for place in np.argwhere(theirs)]
 
     def most(left, free):
@@ -33,7 +33,7 @@ def brute_force(ours, theirs, distance):
 
 @st.composite
 def two_boundaries(draw):
-    """Two maps of up to six pixels each."""
+    """Draw two maps of up to six pixels each."""
     cells = list(itertools.product(range(5), range(6)))
     maps = []
     for _ in range(2):
@@ -65,7 +65,7 @@ def test_boundary_by_hand():
     mask[1:3, 2:4] = True
     expected = np.array(
         [
-            [0, 1, 1, 1, 0, 0],  # its lower or lower right neighbour is in
+            [0, 1, 1, 1, 0, 0],  # its lower or lower right neighbor is in
             [0, 1, 0, 1, 0, 0],
             [0, 1, 1, 1, 0, 0],
             [0, 0, 0, 0, 0, 0],
@@ -91,7 +91,7 @@ def test_boundary_is_that_of_a_loop(mask):
 
 
 def half(column, size=SIZE):
-    """Class 1 from a column on, class 0 before it."""
+    """Return a map of class 1 from a column on, class 0 before it."""
     label = np.zeros(size, np.uint8)
     label[:, column:] = 1
     return label
@@ -113,7 +113,7 @@ def test_each_pixel_is_matched_once():
     np.testing.assert_allclose(boundary.f_measure(counts), [0.5, 0.5], rtol=1e-15)
 
 
-def test_a_perfect_guess_is_one():
+def test_a_perfect_prediction_scores_one():
     rng = np.random.default_rng(0)
     label = rng.integers(0, 5, (24, 32)).repeat(3, 0).repeat(3, 1).astype(np.uint8)
     f = boundary.f_measure(boundary.counts(label, label, 6))

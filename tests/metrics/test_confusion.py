@@ -28,7 +28,7 @@ def test_confusion_by_hand():
         np.testing.assert_array_equal(counted, expected)
 
 
-def test_labels_that_are_no_class_are_not_counted():
+def test_labels_that_are_not_a_class_are_not_counted():
     labels = jnp.array([-1, 0, 1, 2, 3, 11, 254, VOID, 2**31 - 1, -(2**31)])
     predictions = jnp.ones(10, jnp.int32)
     counted = count(labels, predictions, 3)
@@ -82,7 +82,7 @@ def test_recall_is_of_the_truth():
     np.testing.assert_array_equal(found.per_class_iou, [0.5, 0])
 
 
-def test_an_absent_class_counts_zero_and_is_said_absent():
+def test_an_absent_class_counts_zero_and_is_reported():
     # Class 1 is predicted but never there; class 2 is neither.
     found = scores(np.array([[5, 3, 0], [0, 0, 0], [0, 0, 0]]))
     np.testing.assert_array_equal(found.present, [True, False, False])

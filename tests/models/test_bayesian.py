@@ -1,4 +1,4 @@
-"""Bayesian SegNet: where it drops units, and samples of it."""
+"""Bayesian SegNet: the places of its dropout, and samples."""
 
 import functools
 import itertools
@@ -24,7 +24,7 @@ PLACES = {
 
 
 def order_of_layers(name, **options):
-    """The blocks, poolings and dropouts of a network in the order they are called."""
+    """Return the blocks, poolings and dropouts of a network in the order of their calls."""
     called, pool = [], segnet.max_pool_with_indices
 
     def pooled(x):
@@ -78,7 +78,7 @@ CLASSES, SAMPLES = 3, 4
 
 
 class Dropping(nn.Module):
-    """The least network with normalisation and dropout, `active` in training or always."""
+    """The least network with normalization and dropout, `active` in training or always."""
 
     num_classes: int = CLASSES
     rate: float = 0.5
@@ -96,7 +96,7 @@ IMAGES = np.random.default_rng(0).normal(size=(2, 5, 7, 3)).astype(np.float32)
 
 @functools.cache
 def variables():
-    """Random ones, running statistics too."""
+    """Draw random variables, running statistics too."""
     init = functools.partial(Dropping().init, train=False)
     rng = np.random.default_rng(0)
     return jax.tree.map(

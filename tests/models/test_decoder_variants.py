@@ -1,4 +1,4 @@
-"""The networks of the SegNet paper's Table 1, against PyTorch and in what connects their parts."""
+"""The networks of the SegNet paper's Table 1: logits against PyTorch, and their connections."""
 
 import functools
 import math
@@ -19,7 +19,7 @@ NAMES = sorted({name.partition("/")[0] for name in GOLDEN.files} - {"image"})
 
 @functools.cache
 def golden(name):
-    """A small network with the weights of the golden one, and the golden logits."""
+    """Return a small network with the weights of the golden one, and the golden logits."""
     logits, weights = GOLDEN[f"{name}/logits"], GOLDEN[f"{name}/weights"]
     model = models.create(name, logits.shape[-1], width=2 if name == "segnet" else 3)
     image = jax.ShapeDtypeStruct(GOLDEN["image"].shape, jnp.float32)
@@ -51,8 +51,8 @@ def test_the_variants_are_the_table():
     assert len(NAMES) == 1 + 8
 
 
-# Kernels, other convolutions' biases and the parameters of batch normalisation at 11 classes. The
-# encoder has kernels of 49 (3 * 64 + 3 * 64 * 64) = 611,520, 256 biases and 512 of normalisation.
+# Kernels, other convolutions' biases and the parameters of batch normalization at 11 classes. The
+# encoder has kernels of 49 (3 * 64 + 3 * 64 * 64) = 611,520, 256 biases and 512 of normalization.
 ENCODER = 611_520
 COUNTS = {
     # Decoder: 4 * 49 * 64 * 64 and 64 * 11.
@@ -79,15 +79,15 @@ def test_parameters_are_those_of_the_table(name):
         for path, leaf in jax.tree.leaves_with_path(params)
     }
     kernels = sum(size for path, size in sizes.items() if path.endswith("kernel"))
-    normalisation = sum(size for path, size in sizes.items() if "/bn/" in path)
-    assert (kernels, sum(sizes.values()) - kernels - normalisation, normalisation) == COUNTS[name]
+    normalization = sum(size for path, size in sizes.items() if "/bn/" in path)
+    assert (kernels, sum(sizes.values()) - kernels - normalization, normalization) == COUNTS[name]
     total = f"{sum(sizes.values()):,} parameters"
     assert total in " ".join(models.MODELS[name].__doc__.split())
 
 
 @functools.cache
 def gradient(name):
-    """f(variables) -> the gradients of one logit by the variables and by the image."""
+    """Return f(variables) -> the gradients of one logit by the variables and by the image."""
     model, _, _ = golden(name)
 
     def logit(variables, image):
@@ -98,7 +98,7 @@ def gradient(name):
 
 
 def cut(name, *blocks):
-    """The variables of a network, some of whose blocks give zero."""
+    """Return the variables of a network with some blocks set to zero."""
     _, variables, _ = golden(name)
     params = {
         block: jax.tree.map(jnp.zeros_like, parts) if block in blocks else parts
@@ -108,7 +108,7 @@ def cut(name, *blocks):
 
 
 def felt(name, *blocks):
-    """Which blocks, and whether the image, are felt by one logit where some blocks give zero."""
+    """Return what one logit depends on, blocks and image, if some blocks are zero."""
     of_variables, of_image = gradient(name)(cut(name, *blocks))
 
     def any_of(tree):
@@ -122,7 +122,7 @@ ADDING = ["fcn_basic", "fcn_basic_no_dim_reduction", "segnet_basic_encoder_addit
 
 
 @pytest.mark.parametrize("name", ADDING)
-def test_a_logit_feels_every_block(name):
+def test_a_logit_depends_on_every_block(name):
     assert all(felt(name).values())
 
 

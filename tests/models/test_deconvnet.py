@@ -99,7 +99,7 @@ def test_camvid_fits_and_193_pixels_are_the_least():
 
 @functools.cache
 def golden():
-    """The model, its variables by their names, the image and what PyTorch makes of it."""
+    """Return the model, its variables by name, an image and PyTorch's logits."""
     model = models.create("deconvnet", 3, **NARROW)
 
     def draw(path, leaf):
@@ -112,7 +112,7 @@ def golden():
 
 @functools.cache
 def run():
-    """Logits; the gradient of one by the encoder's maps; and the places that are unpooled to."""
+    """Return logits, the gradient of one by the encoder's maps, and the places of unpooling."""
     model, variables, image, _ = golden()
     unpool, shapes = deconvnet.max_unpool, []
 
@@ -169,7 +169,7 @@ def test_a_logit_depends_on_every_level_of_the_decoder():
     assert {*columns} <= {19, 20, 21}
 
 
-def test_initialisation():
+def test_initialization():
     model = models.create("deconvnet", 3, width=4, fc_width=16, fc_kernel=1)
     init = jax.jit(functools.partial(model.init, train=False))
     params = init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]

@@ -1,4 +1,4 @@
-"""DeepLab: its parameters, its logits against PyTorch's, and what each output stride sees."""
+"""DeepLab: parameters, logits against PyTorch's, and the field of view of each output stride."""
 
 import functools
 from pathlib import Path
@@ -55,7 +55,7 @@ def test_names_and_shapes_are_those_of_the_authors_files():
         assert shapes[f"fc8_{branch}/kernel"] == (1, 1, 1024, 11)
 
 
-def test_batch_normalisation_is_an_option():
+def test_batch_normalization_is_an_option():
     model = models.create("deeplab_largefov", 11, batch_norm=True)
     # Scale and shift of VGG16's 4,224 features and of fc6's and fc7's.
     assert variables.count(model) == 20_495_179 + 2 * (4_224 + 2 * 1024)
@@ -73,7 +73,7 @@ def test_logits_are_those_of_pytorch(case):
 
 
 def lit(height, first, last):
-    """Columns of pixels, dark but for the rows: before first, to first, after last, from last."""
+    """Return columns of pixels, lit in the rows before first, to first, after last, from last."""
     row = np.arange(height)
     rows = [row < first, row <= first, row > last, row >= last]
     return jnp.asarray(np.broadcast_to(np.stack(rows)[:, :, None, None], (4, height, 1, 3)), "f4")
@@ -82,14 +82,14 @@ def lit(height, first, last):
 @pytest.mark.parametrize(
     ("output_stride", "rate", "side"), [(8, 12, 435), (16, 6, 467), (32, 3, 499)]
 )
-def test_the_field_of_view_survives_the_trade(output_stride, rate, side):
+def test_the_field_of_view_is_that_of_every_output_stride(output_stride, rate, side):
     after_pool5a = BEFORE_FC6[output_stride] + 2 * output_stride
     assert side == after_pool5a + 2 * rate * output_stride
     model = narrow("deeplab_largefov", output_stride=output_stride)
     apply = jax.jit(functools.partial(model.apply, train=False))
-    centre = 256
-    image = lit(513, centre - side // 2, centre + side // 2)
-    seen = np.asarray(apply(variables.positive(model), image))[:, centre, 0] > 0
+    center = 256
+    image = lit(513, center - side // 2, center + side // 2)
+    seen = np.asarray(apply(variables.positive(model), image))[:, center, 0] > 0
     np.testing.assert_array_equal(seen.all(-1), [False, True, False, True])
     np.testing.assert_array_equal(seen.any(-1), [False, True, False, True])
 

@@ -1,4 +1,4 @@
-"""FC-DenseNet: its parameters, its logits against PyTorch's, what its way up takes from where."""
+"""FC-DenseNet: parameters, logits against PyTorch's, and the connections of the way up."""
 
 import functools
 from pathlib import Path
@@ -22,7 +22,7 @@ def narrow():
 
 @functools.cache
 def gradient():
-    """f(params) -> the gradient of a weighting of the logits."""
+    """Return f(params) -> the gradient of a weighting of the logits."""
     model, state = narrow(), variables.seeded(narrow())
     weight = np.random.default_rng(1).normal(size=(*GOLDEN["logits"].shape,)).astype(np.float32)
 
@@ -34,7 +34,7 @@ def gradient():
 
 
 def silenced(*names):
-    """The parameters with the convolutions of these layers zero."""
+    """Return the parameters with the convolutions of these layers set to zero."""
     params = variables.seeded(narrow())["params"]
     return {
         name: jax.tree.map(jnp.zeros_like, layer) if name in names else layer
@@ -43,7 +43,7 @@ def silenced(*names):
 
 
 def reached(params):
-    """The names of the layers that the logits depend on."""
+    """Return the names of the layers that the logits depend on."""
     return {
         name
         for name, layer in gradient()(params).items()
@@ -94,7 +94,7 @@ def test_the_way_up_takes_the_new_maps_of_the_bottleneck_alone():
     assert {"down2_1", "down2_2", "transition_down1", "transition_up2"} <= names
 
 
-def test_a_skip_is_all_that_is_left_where_the_transition_up_is_silent():
+def test_without_the_transition_up_the_skip_remains():
     names = reached(silenced("transition_up1"))
     assert {"conv1", "down1_1", "up1_1", "classifier"} <= names
     assert not {name for name in names if "2" in name.partition("_")[0] or "bottle" in name}

@@ -1,4 +1,4 @@
-"""Dilation8: its parameters, its logits against PyTorch's, its start as the identity."""
+"""Dilation8: parameters, logits against PyTorch's, and initialization as the identity."""
 
 import functools
 from pathlib import Path
@@ -23,7 +23,7 @@ def narrow(context, **options):
 
 @functools.cache
 def run(context):
-    """f(variables, image) -> the logits, and the maps that leave each layer without a ReLU."""
+    """Return f(variables, image) -> the logits, and the output of each layer without a ReLU."""
 
     def apply(variables, image):
         logits, state = narrow(context).apply(
@@ -83,10 +83,10 @@ def test_logits_are_those_of_pytorch(context):
 def test_the_context_module_starts_as_the_identity(context):
     model = narrow(context, noise=0.0)
     image = jnp.asarray(GOLDEN["image"])
-    initialised = jax.jit(functools.partial(model.init, train=False))(jax.random.key(0), image)
+    initialized = jax.jit(functools.partial(model.init, train=False))(jax.random.key(0), image)
     front_end = variables.seeded(narrow("none"))["params"]
     front_end["final"]["bias"] = jnp.asarray([4.0, 5.0])  # ReLU must find nothing to take away
-    logits, maps = run(context)({"params": initialised["params"] | front_end}, image)
+    logits, maps = run(context)({"params": initialized["params"] | front_end}, image)
     assert maps["final"].min() > 0
     assert maps["final"].std() > 0.01
     np.testing.assert_allclose(maps["ctx_final"], maps["final"], rtol=1e-5)

@@ -5,6 +5,7 @@ import itertools
 import math
 from fractions import Fraction
 from pathlib import Path
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +36,7 @@ def paths(tree):
 
 
 def drawn(model):
-    """Variables that follow from their names."""
+    """Return variables that follow from their names."""
 
     def draw(path, leaf):
         return array("/".join(key.key for key in path[1:]), leaf.shape)
@@ -122,7 +123,7 @@ def test_sizes_of_the_maps_for_camvid():
 
 # Sides whose map with pad100 just divides by 32 (26, 58) or just does not (27, 59), and by 8.
 @pytest.mark.parametrize("name", STRIDES)
-@pytest.mark.parametrize("padding", fcn.FCN.CHOICES["padding"])
+@pytest.mark.parametrize("padding", get_args(fcn.Padding))
 def test_any_size_fits(name, padding):
     for upsampling, size in [
         ("bilinear", (1, 33)),
@@ -137,20 +138,20 @@ def test_any_size_fits(name, padding):
         assert (logits.shape, logits.dtype) == ((1, *size, 3), jnp.float32)
 
 
-def test_the_published_crops_put_pixel_on_pixel():
+def test_the_published_crops_align_the_pixels():
     # Where in the image the middle of pixel 0 of each map lies.
-    centre, pools = Fraction(-99), {}
+    center, pools = Fraction(-99), {}
     for number in range(1, 6):
-        centre += Fraction(2 ** (number - 1), 2)  # between two pixels of the map above
-        pools[number] = centre
-    centre += 3 * 32  # fc6 is not padded
-    assert fcn.OFFSETS[32] == Fraction(63, 2) - centre
+        center += Fraction(2 ** (number - 1), 2)  # between two pixels of the map above
+        pools[number] = center
+    center += 3 * 32  # fc6 is not padded
+    assert fcn.OFFSETS[32] == Fraction(63, 2) - center
     stride = 32
     for number, (_, offset, _) in fcn.SKIPS.items():
         stride //= 2
-        centre -= stride * Fraction(3, 2)  # a kernel of 4 pixels
-        assert offset == (centre - pools[number]) / stride
-        assert fcn.OFFSETS[stride] == Fraction(2 * stride - 1, 2) - centre
+        center -= stride * Fraction(3, 2)  # a kernel of 4 pixels
+        assert offset == (center - pools[number]) / stride
+        assert fcn.OFFSETS[stride] == Fraction(2 * stride - 1, 2) - center
     assert {32: 19, 16: 27, 8: 31}.items() <= fcn.OFFSETS.items()
     assert [offset for _, offset, _ in fcn.SKIPS.values()][:2] == [5, 9]
 
@@ -177,7 +178,7 @@ def test_logits_are_those_of_an_independent_implementation(case):
 
 @functools.cache
 def network(name, upsampling="bilinear", padding="same"):
-    """Logits and the gradient of one of them by the parameters, compiled; and drawn variables."""
+    """Compile the logits and the gradient of one by the parameters; draw variables."""
     model = models.create(name, 2, upsampling=upsampling, padding=padding, **NARROW)
     image = np.random.default_rng(0).normal(size=(1, 40, 44, 3)).astype(np.float32)
 
@@ -198,7 +199,7 @@ DEEPEST = {
 
 
 @pytest.mark.parametrize("name", STRIDES)
-def test_each_score_sees_its_own_pool_and_what_is_before(name):
+def test_each_score_sees_its_own_pool_and_the_layers_before(name):
     gradient_of, params = network(name)
     scores = [score for score in DEEPEST if score in params]
     assert len(scores) == 1 + len([s for s in fcn.SKIPS if 2**s >= STRIDES[name]])
@@ -230,7 +231,7 @@ def test_scores_are_zero_at_first():
     assert np.std(kernel) == pytest.approx(math.sqrt(2 / (9 * 4)), rel=0.2)
 
 
-@pytest.mark.parametrize("padding", fcn.FCN.CHOICES["padding"])
+@pytest.mark.parametrize("padding", get_args(fcn.Padding))
 @pytest.mark.parametrize("factor", [2, 8])
 def test_upsampling_starts_as_interpolation_in_the_frame_of_caffe(padding, factor):
     class Upsample(fcn.FCN):
@@ -240,7 +241,7 @@ def test_upsampling_starts_as_interpolation_in_the_frame_of_caffe(padding, facto
 
     x = np.random.default_rng(0).normal(size=(1, 5, 4, 2)).astype(np.float32)
     results = {}
-    for upsampling in fcn.FCN.CHOICES["upsampling"]:
+    for upsampling in get_args(fcn.Upsampling):
         model = Upsample(2, padding=padding, upsampling=upsampling)
         results[upsampling] = np.asarray(model.init_with_output(jax.random.key(0), x)[0])[0]
     border = factor // 2 if padding == "pad100" else 0

@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds against numbers worked by hand."""
+"""Parameters and MACs against numbers worked by hand."""
 
 import subprocess
 import sys
@@ -12,17 +12,18 @@ from jax import lax
 from segjax import models
 from segjax.data import datasets
 from segjax.models import flops
-from segjax.models.patches import multiply_adds
 from segjax.ops.cpu_convolution import NHWC
 from segjax.ops.platform import shapes_alone
 from segjax.ops.upsampling import bilinear_conv_transpose, conv_transpose
+from segjax.sweep import work
 from support.runs import OneLayer, tiny_config
+from support.windows import macs
 
 
 def count(function, *shapes):
     arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
     with shapes_alone():
-        return flops.operations(jax.make_jaxpr(function)(*arrays).jaxpr)
+        return flops.macs(jax.make_jaxpr(function)(*arrays).jaxpr)
 
 
 def conv(x, kernel, **options):
@@ -76,7 +77,7 @@ def test_products_of_matrices():
     assert found in (3 * (12 * 6 * 8 + 12 * 16 * 8), 3 * (6 * 16 * 8 + 12 * 6 * 16))
 
 
-def test_what_is_inside_other_operations():
+def test_operations_inside_others():
     x, w = (4, 4), (4, 4)
 
     def looped(x, w):
@@ -92,7 +93,7 @@ def test_what_is_inside_other_operations():
     assert count(jax.checkpoint(lambda x, w: x @ w), x, w) == 64
     assert count(looped, x, w) == 5 * 64
     assert count(branched, x, w) == 64
-    with pytest.raises(ValueError, match="how many times is not known"):
+    with pytest.raises(ValueError, match="unknown number of iterations"):
         count(endless, x, w)
 
 
@@ -105,15 +106,15 @@ class Dense(nn.Module):
 
 def test_a_model():
     shape = (3, 4, 2)
-    assert flops.forward_operations(Dense(), shape) == 24 * 10
-    assert flops.forward_operations(Dense(), shape, train=True) == 24 * 10
+    assert flops.forward_macs(Dense(), shape) == 24 * 10
+    assert flops.forward_macs(Dense(), shape, train=True) == 24 * 10
     assert flops.parameters(Dense(), shape) == 24 * 10 + 10 + 2 * 24
     # 3x3 from 3 to 4 channels, then 1x1 to 11.
-    assert flops.forward_operations(OneLayer(11), (24, 32, 3)) == 24 * 32 * (9 * 3 * 4 + 4 * 11)
+    assert flops.forward_macs(OneLayer(11), (24, 32, 3)) == 24 * 32 * (9 * 3 * 4 + 4 * 11)
 
 
 def test_segnet_is_the_trunk_of_vgg_16_and_its_mirror_image():
-    """The thirteen convolutions of VGG-16 at 224x224 are the known 15.3 G multiply-adds."""
+    """The thirteen convolutions of VGG-16 at 224x224 have the known 15.3 G MACs."""
     layers = [(224, 3, 64), (224, 64, 64), (112, 64, 128), (112, 128, 128), (56, 128, 256)]
     layers += [(56, 256, 256)] * 2 + [(28, 256, 512)] + [(28, 512, 512)] * 2 + [(14, 512, 512)] * 3
     encoder = sum(side**2 * 9 * inner * outer for side, inner, outer in layers)
@@ -123,18 +124,18 @@ def test_segnet_is_the_trunk_of_vgg_16_and_its_mirror_image():
     decoder = sum(side**2 * 9 * inner * outer for side, inner, outer in mirrored)
     decoder += 224**2 * 9 * 64 * 11
     model = models.create("segnet", 11)
-    assert flops.forward_operations(model, (224, 224, 3)) == encoder + decoder
+    assert flops.forward_macs(model, (224, 224, 3)) == encoder + decoder
 
 
 def test_a_model_of_patches_trains_on_patches_and_labels_whole_images():
     model = models.create("patch_cnn", 11, width=4, fc_width=8)
     side = model.patch_size
-    windows, at_once = multiply_adds(model, (20, 30))
-    assert flops.forward_operations(model, (20, 30, 3)) == at_once
-    assert flops.forward_operations(model, (side, side, 3), train=True) == windows // (20 * 30)
+    windows, at_once = macs(model, (20, 30))
+    assert flops.forward_macs(model, (20, 30, 3)) == at_once
+    assert flops.forward_macs(model, (side, side, 3), train=True) == windows // (20 * 30)
     config = tiny_config("", model__name="patch_cnn", data__patches=7, steps=5)
     config.model.options = {"width": 4, "fc_width": 8}
-    assert flops.of_training(config).operations == 3 * 7 * 4 * 5 * windows // (20 * 30)
+    assert work.of_training(config).operations == 3 * 7 * 4 * 5 * windows // (20 * 30)
 
 
 def test_training_costs_three_passes_over_each_image_of_each_step(monkeypatch):
@@ -142,22 +143,22 @@ def test_training_costs_three_passes_over_each_image_of_each_step(monkeypatch):
     config = tiny_config("", model__name="one_layer", steps=40)
     del config.model.options.width
     image = 24 * 32 * (9 * 3 * 4 + 4 * 11)
-    found = flops.of_training(config)
-    assert found == flops.Cost(9 * 3 * 4 + 4 + 2 * 4 + 4 * 11 + 11, 3 * 4 * 40 * image)
+    found = work.of_training(config)
+    assert found == work.Cost(9 * 3 * 4 + 4 + 2 * 4 + 4 * 11 + 11, 3 * 4 * 40 * image)
     config.augment.crop = (12, 16)
-    assert flops.of_training(config).operations == found.operations // 4
-    config.data.dataset, config.augment.crop = "isbi2012", ()  # grey, and two classes
-    assert flops.of_training(config).parameters == 9 * 1 * 4 + 4 + 2 * 4 + 4 * 2 + 2
+    assert work.of_training(config).operations == found.operations // 4
+    config.data.dataset, config.augment.crop = "isbi2012", ()  # gray, and two classes
+    assert work.of_training(config).parameters == 9 * 1 * 4 + 4 + 2 * 4 + 4 * 2 + 2
     assert datasets.channels("camvid") == 3
 
 
-def test_counting_takes_hold_of_no_device():
+def test_counting_initializes_no_device():
     script = (
-        "from segjax import cost\n"
+        "from segjax.sweep import work\n"
         "from segjax.config import default\n"
         "config = default()\n"
         "config.model.options.width = 2\n"
-        "assert cost.of_training(config).operations > 0\n"
+        "assert work.of_training(config).operations > 0\n"
         "from jax._src import xla_bridge\n"
         "assert not xla_bridge.backends_are_initialized()\n"
     )

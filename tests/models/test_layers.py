@@ -10,7 +10,7 @@ SHAPE, FEATURES = (4, 5, 7, 3), 6
 
 
 def arrays(kernel_size=3, seed=0):
-    """An image, and variables of a block that are all random."""
+    """Draw an image, and all variables of a block."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=SHAPE)
     params = {
@@ -34,7 +34,7 @@ def convolve(x, conv):
     return np.asarray(y) + conv["bias"]
 
 
-def normalise(y, bn, mean, var):
+def normalize(y, bn, mean, var):
     return (y - mean) / np.sqrt(var + 1e-5) * bn["scale"] + bn["bias"]
 
 
@@ -46,7 +46,7 @@ def test_convolution_then_running_statistics_then_relu(kernel_size, relu):
         variables, x
     )
     params, stats = variables["params"], variables["batch_stats"]["bn"]
-    expected = normalise(convolve(x, params["conv"]), params["bn"], stats["mean"], stats["var"])
+    expected = normalize(convolve(x, params["conv"]), params["bn"], stats["mean"], stats["var"])
     assert expected.min() < 0
     expected = np.maximum(expected, 0) if relu else expected
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
@@ -60,7 +60,7 @@ def test_training_uses_the_batchs_statistics_and_moves_the_running_ones_a_tenth(
     )
     y = convolve(x, variables["params"]["conv"]).astype(np.float64)
     mean, var = y.mean((0, 1, 2)), y.var((0, 1, 2))
-    expected = normalise(y, variables["params"]["bn"], mean, var)
+    expected = normalize(y, variables["params"]["bn"], mean, var)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
     for name, batch in (("mean", mean), ("var", var)):
         before, after = (v["batch_stats"]["bn"][name] for v in (variables, updates))

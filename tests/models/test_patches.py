@@ -1,4 +1,4 @@
-"""The classifier of patches: by sliding window and fully convolutionally the same, but for cost."""
+"""PatchCNN: the same logits by sliding window and fully convolutionally, at different cost."""
 
 import functools
 from pathlib import Path
@@ -12,10 +12,10 @@ from segjax import models
 from segjax.config import default
 from segjax.data import loader
 from segjax.errors import UserError
-from segjax.models.patches import multiply_adds, sliding_window
-from segjax.ops.platform import shapes_alone
+from segjax.models import flops
 from segjax.runs import experiment
 from support import variables
+from support.windows import sliding_window
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "patches.npz")
 
@@ -66,19 +66,19 @@ def test_sliding_window_and_fully_convolutional_are_the_same(kernel_sizes):
 
 
 def test_a_pixel_sees_its_window_and_nothing_else():
-    model, height, centre = narrow(), 61, 30
+    model, height, center = narrow(), 61, 30
     half = model.patch_size // 2
     row = np.arange(height)
-    first, last = centre - half, centre + half
+    first, last = center - half, center + half
     rows = np.stack([row < first, row <= first, row > last, row >= last])
     image = np.broadcast_to(rows[:, :, None, None], (4, height, 1, 3)).astype(np.float32)
-    seen = np.asarray(label()(variables.positive(model), image))[:, centre, 0] > 0
+    seen = np.asarray(label()(variables.positive(model), image))[:, center, 0] > 0
     np.testing.assert_array_equal(seen.all(-1), [False, True, False, True])
     np.testing.assert_array_equal(seen.any(-1), [False, True, False, True])
 
 
-def test_trained_on_what_it_will_see():
-    """A drawn patch has the logits of the pixel that it is labelled by, in the whole image."""
+def test_training_and_inference_agree():
+    """A patch has the logits of its center in the whole image."""
     model, size = narrow(), (9, 12)
     state = variables.seeded(model)
     rng = np.random.default_rng(0)
@@ -97,38 +97,11 @@ def test_trained_on_what_it_will_see():
     np.testing.assert_allclose(logits[:, 0, 0], whole[place], atol=1e-5)
 
 
-def convolved(jaxpr):
-    """The multiply-adds of the convolutions of a program."""
-    total = 0
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "conv_general_dilated":
-            kernel, result = equation.invars[1].aval, equation.outvars[0].aval
-            total += result.size * kernel.size // kernel.shape[-1]
-        total += sum(
-            convolved(inner.jaxpr) for inner in equation.params.values() if hasattr(inner, "jaxpr")
-        )
-    return total
-
-
-@pytest.mark.parametrize("kernel_sizes", [(4, 3), (4, 4, 5)])
-def test_the_multiply_adds_are_those_of_the_programs(kernel_sizes):
-    model = narrow(kernel_sizes)
-    state, side = variables.abstract(model), model.patch_size
-
-    def count(train, *shape):
-        image = jax.ShapeDtypeStruct((1, *shape, 3), jnp.float32)
-        apply = functools.partial(model.apply, train=train)
-        with shapes_alone():
-            return convolved(jax.make_jaxpr(apply)(state, image).jaxpr)
-
-    slid, dense = multiply_adds(model, (24, 32))
-    assert slid == 24 * 32 * count(True, side, side)
-    assert dense == count(False, 24, 32)
-
-
 def test_the_redundancy_of_the_papers_window():
-    slid, dense = multiply_adds(models.create("patch_cnn", 11), (360, 480))
-    assert round(slid / dense) == 499
+    model = models.create("patch_cnn", 11)
+    window = flops.forward_macs(model, (95, 95, 3), train=True)
+    dense = flops.forward_macs(model, (360, 480, 3))
+    assert round(360 * 480 * window / dense) == 499
 
 
 def test_other_sizes_than_the_window_are_refused_in_training():

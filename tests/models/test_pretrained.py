@@ -2,8 +2,10 @@
 
 import functools
 import http.server
-import json
 import os
+import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -12,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from huggingface_hub import close_session, constants
+from safetensors.numpy import save_file
 
 from segjax import config as configs
 from segjax import models, train
@@ -35,7 +39,7 @@ TORCHVISION = dict(
 
 @pytest.fixture(scope="session")
 def vgg16_path():
-    """The real weights: SEGJAX_VGG16, or those beside the checkout."""
+    """Return the path of the real weights: SEGJAX_VGG16, or beside the checkout."""
     beside = Path(__file__).parents[3] / "shared/data/pretrained/vgg16_conv_f16.safetensors"
     path = Path(os.environ.get("SEGJAX_VGG16", beside))
     if not path.is_file():
@@ -43,22 +47,14 @@ def vgg16_path():
     return str(path)
 
 
-def write(path, tensors, dtype="F32"):
-    """A safetensors file, by its specification: length of the header, header, bytes."""
-    header, content = {"__metadata__": {"format": "np"}}, b""
-    for key, array in tensors.items():
-        data = np.asarray(array).astype(pretrained.DTYPES[dtype]).tobytes()
-        offsets = [len(content), len(content) + len(data)]
-        header[key] = {"dtype": dtype, "shape": list(np.shape(array)), "data_offsets": offsets}
-        content += data
-    text = json.dumps(header).encode()
-    path.write_bytes(len(text).to_bytes(8, "little") + text + content)
+def write(path, tensors, dtype=np.float32):
+    save_file({k: np.asarray(x).astype(dtype) for k, x in tensors.items()}, path)
     return str(path)
 
 
 @functools.cache
 def weights(width=2, fc_width=0):
-    """{"conv1_1/kernel": ...} of a narrow VGG-16; fc_width 0: without fc6 and fc7."""
+    """Draw {"conv1_1/kernel": ...} of a narrow VGG-16; fc_width 0: without fc6 and fc7."""
     rng = np.random.default_rng(0)
     tensors, features = {}, 3
     for stage, (depth, multiple) in enumerate(vgg.STAGES, 1):
@@ -79,7 +75,7 @@ def oihw(kernel):
 
 
 def torchvision(tensors, fc6, fc7, flat):
-    """As torchvision saves them (flat: its linear layers), or timm, with a classifier."""
+    """Rename weights as torchvision (flat linear layers) or timm save them, with a classifier."""
     names = {k: f"features.{n}" for k, n in TORCHVISION.items()} | {"fc6": fc6, "fc7": fc7}
     saved = {}
     for path, value in tensors.items():
@@ -104,7 +100,7 @@ def zeros(name, **options):
 
 
 def assert_holds(variables, tensors, layers):
-    """All of these layers have their weights, and everything else is as it was: zero."""
+    """Assert that these layers have their weights, and everything else is still zero."""
     found = {
         "/".join(key.key for key in path): np.asarray(x)
         for path, x in jax.tree.leaves_with_path(variables)
@@ -126,7 +122,7 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("dtype", ["F16", "F32", "F64"])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("form", FORMS)
 def test_files_of_all_forms_fill_the_same(form, dtype, tmp_path):
     path = write(tmp_path / "vgg.safetensors", FORMS[form](weights(2, 6)), dtype)
@@ -136,7 +132,7 @@ def test_files_of_all_forms_fill_the_same(form, dtype, tmp_path):
 
 
 def test_bfloat16_files_are_read(tmp_path):
-    path = write(tmp_path / "vgg.safetensors", weights(), "BF16")
+    path = write(tmp_path / "vgg.safetensors", weights(), jnp.bfloat16)
     found = pretrained.load(path)["conv3_2"]["kernel"]
     np.testing.assert_allclose(found, weights()["conv3_2/kernel"], rtol=2**-8)
     assert found.dtype == np.float32
@@ -202,21 +198,11 @@ def test_a_network_that_is_not_on_vgg16_is_refused(tmp_path):
         pretrained.fill(zeros("segnet_basic", width=2), path)
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"\x00" * 4,
-        b"PK\x03\x04" * 50,
-        (2).to_bytes(8, "little") + b"[]",
-        (60).to_bytes(8, "little")
-        + b'{"a": {"dtype": "I64", "shape": [1], "data_offsets": [0, 8]}}',
-    ],
-)
-def test_a_file_that_is_none_of_safetensors_is_one_line(content, tmp_path):
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04" * 50, (2).to_bytes(8, "little") + b"[]"])
+def test_a_file_that_is_not_safetensors_is_one_line(content, tmp_path):
     path = tmp_path / "vgg.safetensors"
     path.write_bytes(content)
-    with pytest.raises(UserError, match="is not a whole safetensors file") as error:
+    with pytest.raises(UserError, match="cannot be read as a safetensors file: ") as error:
         pretrained.load(str(path))
     assert "\n" not in str(error.value)
 
@@ -224,8 +210,14 @@ def test_a_file_that_is_none_of_safetensors_is_one_line(content, tmp_path):
 def test_a_file_that_is_cut_short_is_refused(tmp_path):
     path = Path(write(tmp_path / "vgg.safetensors", weights()))
     path.write_bytes(path.read_bytes()[:-3])
-    with pytest.raises(UserError, match="is not a whole safetensors file"):
+    with pytest.raises(UserError, match="cannot be read as a safetensors file: "):
         pretrained.load(str(path))
+
+
+def test_integers_are_refused(tmp_path):
+    path = write(tmp_path / "vgg.safetensors", weights(), np.int64)
+    with pytest.raises(UserError, match="'conv1_1/bias' is int64, expected floating point"):
+        pretrained.load(path)
 
 
 @pytest.mark.parametrize("source", ["nowhere/vgg.safetensors", "vgg16", "/a/b/c"])
@@ -236,70 +228,89 @@ def test_a_source_that_is_neither_a_file_nor_a_name_is_refused(source):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A hub of our own that serves the files of a folder, and an empty cache."""
+    """Serve a stand-in of the hub with one repository, and an empty cache; list its requests."""
     folder = tmp_path / "hub"
     file = folder / "timm" / "vgg16.tiny" / "resolve" / "main" / "model.safetensors"
     file.parent.mkdir(parents=True)
     write(file, FORMS["timm"](weights(2, 6)))
+    shutil.copytree(file.parent, file.parents[1] / "v1.0")
+    asked = []
 
     class Handler(http.server.SimpleHTTPRequestHandler):
-        asked = 0
-
         def __init__(self, *args, **kwargs):
             super().__init__(*args, directory=str(folder), **kwargs)
 
-        def do_GET(self):
-            Handler.asked += 1
-            super().do_GET()
+        def send_response(self, code, message=None):
+            asked.append((self.command, self.path, self.headers["Authorization"]))
+            super().send_response(code, message)
 
-        def send_header(self, keyword, value):
-            if keyword == "Content-Length" and "short" in self.path:
-                value = str(int(value) + 1)
-            super().send_header(keyword, value)
+        def end_headers(self):
+            self.send_header("X-Repo-Commit", "0" * 40)
+            self.send_header("ETag", '"1"')
+            super().end_headers()
 
         def log_message(self, *_):
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
-        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        # The library reads the environment when it is imported.
+        endpoint = f"http://127.0.0.1:{server.server_port}"
+        template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("HF_TOKEN", "hf_secret")
         monkeypatch.setenv("no_proxy", "*")
-        yield Handler, file
+        close_session()
+        yield asked
+        close_session()
         server.shutdown()
         thread.join()
 
 
-def test_a_name_on_the_hub_is_fetched_once(hub, tmp_path):
-    handler, _ = hub
+def test_a_name_on_the_hub_is_downloaded_once(hub, monkeypatch):
     for _ in range(2):
         filled = pretrained.fill(zeros("segnet", width=2), "timm/vgg16.tiny")
         assert_holds(filled, weights(2, 6), pretrained.CONVOLUTIONS)
-    assert handler.asked == 1
-    assert len(os.listdir(tmp_path / "cache" / "segjax")) == 1
+    path = "/timm/vgg16.tiny/resolve/main/model.safetensors"
+    assert ("HEAD", path, "Bearer hf_secret") in hub
+    assert hub.count(("GET", path, "Bearer hf_secret")) == 1
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    hub.clear()
+    pretrained.load("timm/vgg16.tiny")
+    assert hub == []
 
 
-def test_a_download_that_fails_is_one_line_and_leaves_nothing(hub, tmp_path):
-    _, file = hub
-    short = file.parents[3] / "vgg16.short" / "resolve" / "main" / file.name
-    short.parent.mkdir(parents=True)
-    short.write_bytes(file.read_bytes())
-    for name, said in (("timm/vgg17", "404"), ("timm/vgg16.short", "it ended after")):
-        with pytest.raises(
-            UserError, match=f"^pretrained weights {name} cannot be fetched.*{said}"
-        ):
-            pretrained.load(name)
-    assert os.listdir(tmp_path / "cache" / "segjax") == []
+def test_a_revision_is_asked_for(hub):
+    pretrained.load("timm/vgg16.tiny@v1.0")
+    assert {path for _, path, _ in hub} == {"/timm/vgg16.tiny/resolve/v1.0/model.safetensors"}
 
 
-def test_no_network_is_one_line(hub, monkeypatch):
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
-    with pytest.raises(UserError, match=r"timm/vgg16\.tiny cannot be fetched.*refused"):
+@pytest.mark.parametrize("name", ["timm/vgg17", "timm/vgg16.tiny@v2", "timm/vgg--16"])
+def test_what_the_hub_does_not_have_is_one_line(name, hub):
+    with pytest.raises(UserError, match=f"^pretrained weights {name} cannot be downloaded: ") as e:
+        pretrained.load(name)
+    assert "\n" not in str(e.value)
+
+
+def test_offline_without_a_cache_is_one_line(hub, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=r"timm/vgg16\.tiny cannot be downloaded: ") as error:
         pretrained.load("timm/vgg16.tiny")
+    assert "\n" not in str(error.value)
+    assert hub == []
 
 
-def test_the_real_weights_see_as_an_independent_implementation_does(vgg16_path):
+def test_the_library_of_the_hub_is_imported_only_to_download():
+    script = "import segjax.models.pretrained, sys; sys.exit('huggingface_hub' in sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_the_real_weights_agree_with_an_independent_implementation(vgg16_path):
     model = models.create("fcn32s", 3, padding="same", fc_width=2)
     image = np.load(GOLDEN)["image"]
     variables = zeros("fcn32s", padding="same", fc_width=2)
@@ -329,7 +340,7 @@ def test_the_real_weights_see_as_an_independent_implementation_does(vgg16_path):
 
 
 class Trunk(nn.Module):
-    """The least network that has VGG-16's convolutions: nothing else but a classifier."""
+    """VGG-16's convolutions and a classifier, nothing else."""
 
     num_classes: int
     width: int = 2
@@ -348,9 +359,7 @@ class Trunk(nn.Module):
         return jax.image.resize(x, (*image.shape[:3], self.num_classes), "nearest")
 
 
-def test_training_starts_from_the_weights_and_does_not_go_back_to_them(
-    scenes_data_dir, tmp_path, monkeypatch
-):
+def test_training_starts_from_the_weights_once(scenes_data_dir, tmp_path, monkeypatch):
     monkeypatch.setitem(models.MODELS, "trunk", Trunk)
     path = Path(write(tmp_path / "vgg.safetensors", weights()))
     config = small_config(
@@ -382,7 +391,7 @@ def test_training_starts_from_the_weights_and_does_not_go_back_to_them(
         train.train(config, tmp_path / "other", DESCRIPTION)
 
 
-def test_the_normalisation_follows_the_weights(tmp_path):
+def test_the_normalization_follows_the_weights(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text("from segjax.config import default as get_config")
     assert configs.load(str(file), {}).data.normalization == "mean_std"
@@ -392,11 +401,11 @@ def test_the_normalisation_follows_the_weights(tmp_path):
         configs.load(str(file), {"model.pretrained": "a/b", "data.normalization": "none"})
 
 
-def test_imagenets_normalisation():
-    info = DatasetInfo("grey", (), (), (0.5,) * 3, (0.5,) * 3, {}, (1, 2))
+def test_imagenets_normalization():
+    info = DatasetInfo("gray", (), (), (0.5,) * 3, (0.5,) * 3, {}, (1, 2))
     image = jnp.asarray([[[0.485, 0.456, 0.406], [1.0, 0.0, 0.631]]], jnp.float32)
     found = loader.normalize(image, "imagenet", info)
     expected = [[[0, 0, 0], [0.515 / 0.229, -0.456 / 0.224, 1]]]
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
-    with pytest.raises(UserError, match=r"^data\.normalization imagenet is of 3 channels, but the"):
+    with pytest.raises(UserError, match=r"^data\.normalization imagenet needs 3 channels, but the"):
         loader.normalize(image[..., :1], "imagenet", info)

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 from flax import linen as nn
 
 from segjax import models
+from segjax.models import segnet
 from segjax.models.segnet import Level, SegNetBasic
 from segjax.ops.pooling import max_pool_with_indices
 
@@ -39,7 +41,7 @@ conv4     7  64  64 | conv_decode1    7 64 64
 
 
 def shapes(name, num_classes=11, channels=3, **options):
-    """{parameter path: shape}, without computing anything."""
+    """Return {parameter path: shape}, without computing anything."""
     model = models.create(name, num_classes, **options)
     image = jax.ShapeDtypeStruct((1, 32, 32, channels), jnp.float32)
     init = functools.partial(model.init, train=False)
@@ -78,7 +80,7 @@ def test_segnets_parameters():
     # 2 * 14,710,464 - 1,728 + 6,336 = 29,425,536.
     # Biases: the encoder's 4,224 = 2*64 + 2*128 + 3*256 + 6*512, and the decoder's 3,723 =
     # 5*512 + 3*256 + 2*128 + 2*64 + 11: 7,947, and 29,433,483 with the kernels.
-    # Batch normalisation: scale and shift of 7,936 = 7,947 - 11 channels: 15,872.
+    # Batch normalization: scale and shift of 7,936 = 7,947 - 11 channels: 15,872.
     parameters = shapes("segnet")
     assert count(parameters, "kernel") == 29_425_536
     assert count(parameters, "kernel", "conv/bias", "conv1_1_D/bias") == 29_433_483
@@ -106,7 +108,7 @@ def test_segnets_parameters_at_other_numbers_of_classes(num_classes, weights, to
 def test_segnet_basics_parameters():
     # Kernels: 7x7x3x64 = 9,408, seven of 7x7x64x64 = 200,704, and 64x11 = 704: 1,415,040.
     # Biases: 8 * 64 + 11 = 523, and 1,415,563 with the kernels.
-    # Batch normalisation: 8 * 2 * 64 = 1,024.
+    # Batch normalization: 8 * 2 * 64 = 1,024.
     parameters = shapes("segnet_basic")
     assert count(parameters, "kernel") == 1_415_040
     assert count(parameters, "kernel", "conv/bias", "conv_classifier/bias") == 1_415_563
@@ -117,7 +119,7 @@ def test_segnet_basics_parameters():
     )
 
 
-def test_grey_images_and_width():
+def test_gray_images_and_width():
     # 3x3x2x64 and 7x7x2x64 fewer in the first kernel.
     assert count(shapes("segnet", channels=1), "") == 29_449_355 - 1_152
     assert count(shapes("segnet_basic", channels=1), "") == 1_416_587 - 6_272
@@ -128,7 +130,7 @@ def test_grey_images_and_width():
     assert count(shapes("segnet_basic", width=32), "") == 355_936 + 352 + 267 + 512
 
 
-def test_initialisation():
+def test_initialization():
     model = models.create("segnet_basic", 11, width=16)
     init = jax.jit(functools.partial(model.init, train=False))
     variables = init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
@@ -147,7 +149,7 @@ def test_initialisation():
 
 
 class Upsampling(SegNetBasic):
-    """One step of the decoder alone."""
+    """A single step of the decoder."""
 
     @nn.compact
     def __call__(self, x, level):
@@ -155,9 +157,9 @@ class Upsampling(SegNetBasic):
 
 
 @pytest.mark.parametrize("size", [(6, 8), (5, 7)])
-@pytest.mark.parametrize("upsampling", SegNetBasic.CHOICES["upsampling"])
-def test_what_the_decoder_upsamples_by(upsampling, size):
-    """Between two levels of one channel, by a way of its own for each, from worked examples."""
+@pytest.mark.parametrize("upsampling", get_args(segnet.Upsampling))
+def test_the_upsampling_of_the_decoder(upsampling, size):
+    """Between two levels of one channel, against a reference of its own for each."""
     rng = np.random.default_rng(0)
     encoded = jnp.asarray(rng.normal(size=(2, *size, 1)), jnp.float32)
     pooled, indices = max_pool_with_indices(encoded)
@@ -190,7 +192,7 @@ def test_what_the_decoder_upsamples_by(upsampling, size):
                     matrix[k, near] += 0.25
                 elif upsampling == "bilinear":  # the edge repeats; beyond the learnt one are zeros
                     matrix[k, k // 2] += 0.25
-            if upsampling == "bilinear" and new != 2 * old:  # other centres
+            if upsampling == "bilinear" and new != 2 * old:  # other centers
                 place = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
                 low = np.minimum(place.astype(int), old - 2)
                 matrix = np.zeros((new, old))

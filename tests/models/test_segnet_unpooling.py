@@ -1,4 +1,4 @@
-"""SegNet's decoder puts its values where the encoder's maxima were, shown on small networks."""
+"""SegNet's decoder puts values where the encoder's maxima were, on small networks."""
 
 import functools
 import itertools
@@ -28,7 +28,7 @@ OPEN = 50.0  # a shift so far from zero that a ReLU after it is the identity
 
 @functools.cache
 def small(name):
-    """A model and its variables: random kernels and scales, no bias, statistics 0 and 1."""
+    """Return a model and variables: random kernels and scales, no bias, statistics 0 and 1."""
     model = models.create(name, CLASSES, width=WIDTH)
     image = jax.ShapeDtypeStruct((1, *SIZE, 3), jnp.float32)
     init = functools.partial(model.init, train=False)
@@ -46,7 +46,7 @@ def small(name):
 
 
 def edited(variables, changes):
-    """Variables with some parameters, named by their paths, replaced."""
+    """Replace some parameters, named by their paths."""
 
     def edit(path, leaf):
         value = changes.get("/".join(key.key for key in path), leaf)
@@ -56,7 +56,7 @@ def edited(variables, changes):
 
 
 def passing(kernel, mix=None):
-    """A kernel of the same shape that hands each pixel on where it is, channels mixed or kept."""
+    """Return a kernel of this shape that keeps each pixel at its place, channels mixed or kept."""
     side, _, c_in, c_out = kernel.shape
     through = np.zeros_like(kernel)
     through[side // 2, side // 2] = np.eye(c_in, c_out) if mix is None else mix
@@ -64,7 +64,7 @@ def passing(kernel, mix=None):
 
 
 def transparent(name):
-    """A small model whose first level and last level hand pixels on, and its classifier's mix."""
+    """Return a small model whose first and last level keep pixels, and its classifier's mix."""
     model, variables = small(name)
     _, before, (decoder, classifier) = LAST_LEVEL[name]
     params = variables["params"]
@@ -82,7 +82,7 @@ def scene(seed=0):
 
 
 def argmax_mask(x):
-    """Where the first maximum of each 2x2 window of (H, W, C) is."""
+    """Return the place of the first maximum of each 2x2 window of (H, W, C)."""
     mask = np.zeros(x.shape, bool)
     for i, j, c in np.ndindex(-(-x.shape[0] // 2), -(-x.shape[1] // 2), x.shape[2]):
         patch = x[2 * i : 2 * i + 2, 2 * j : 2 * j + 2, c]
@@ -92,7 +92,7 @@ def argmax_mask(x):
 
 
 def output_moves_with_the_maximum(name):
-    """Moves a maximum inside its window, the pooled map unchanged: the output moves likewise."""
+    """Move a maximum within its window, the pooled map unchanged: the output moves with it."""
     model, variables, _ = transparent(name)
     apply = jax.jit(functools.partial(model.apply, train=False))
     window = [(6, 4), (6, 5), (7, 4), (7, 5)]
@@ -116,7 +116,7 @@ def output_moves_with_the_maximum(name):
 
 
 def gradient_lies_where_the_maxima_were(name):
-    """Raises one channel ahead of the last unpooling: the logits change at its maxima alone."""
+    """Raise one channel before the last unpooling: the logits change only at its maxima."""
     model, variables, mix = transparent(name)
     image = scene(1)
     _, before, _ = LAST_LEVEL[name]
@@ -135,7 +135,7 @@ def gradient_lies_where_the_maxima_were(name):
 
 
 def reach_is_the_kernel_around_each_maximum(name):
-    """One logit depends on the values whose maxima were within the kernels' reach, and no other."""
+    """Check that a logit depends only on values whose maxima were within the kernels' reach."""
     model, variables = small(name)
     encoder, _, (decoder, _) = LAST_LEVEL[name]
     reach = {"segnet": 2, "segnet_basic": 3}[name]  # pixels: two 3x3 kernels, one of 7x7
@@ -180,19 +180,19 @@ def test_the_decoder_depends_on_where_the_maxima_were(name, holds):
 
 
 def nearest(y, indices, shape):
-    """Upsampling that gives each pixel of a window its value."""
+    """Upsample by repetition."""
     return y.repeat(2, axis=1).repeat(2, axis=2)[:, : shape[1], : shape[2]]
 
 
 def bed_of_nails(y, indices, shape):
-    """Upsampling that puts each value in the corner of its window."""
+    """Upsample by putting each value in the corner of its window."""
     return max_unpool(y, jnp.zeros_like(indices), shape)
 
 
 @pytest.mark.parametrize("upsample", [nearest, bed_of_nails])
 @pytest.mark.parametrize("holds", PROPERTIES)
 @pytest.mark.parametrize("name", NAMES)
-def test_a_decoder_that_forgets_the_places_would_not(name, holds, upsample, monkeypatch):
+def test_a_decoder_without_indices_fails_the_same_checks(name, holds, upsample, monkeypatch):
     monkeypatch.setattr(segnet, "max_unpool", upsample)
     with pytest.raises(AssertionError, match="Mismatched elements"):
         holds(name)
@@ -219,7 +219,7 @@ LEVELS = {
 
 @functools.cache
 def inside(name):
-    """Variables, and what each block of a small model makes of an image, (1, H, W, C)."""
+    """Return variables, and the output of each block of a small model, (1, H, W, C)."""
     model, variables = small(name)
     image = np.random.default_rng(3).normal(size=(1, 45, 61, 3)).astype(np.float32)
     apply = functools.partial(

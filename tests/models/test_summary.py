@@ -42,7 +42,7 @@ class Strided(Chain):
 
 
 class Unpooling(Chain):
-    """A pool, an unpooling and a kernel of 3, which feels maxima at their places alone: 3."""
+    """A pool, an unpooling and a kernel of 3, which sees maxima at their places alone: 3."""
 
     @nn.compact
     def __call__(self, image, *, train):
@@ -61,7 +61,7 @@ class Everything(Chain):
 
 
 class Faint(Chain):
-    """Twelve kernels of 3, whose longest way through has a share of 1e-65: 25 pixels."""
+    """Twelve kernels of 3, whose longest path has a weight of 1e-65: 25 pixels."""
 
     @nn.compact
     def __call__(self, image, *, train):
@@ -129,7 +129,7 @@ def test_the_command_prints_the_table_in_each_format(monkeypatch, capsys):
     assert rows[0]["figure"]["count"] == 645_312
 
 
-def test_a_count_that_is_another_is_shown():
+def test_a_different_count_is_shown():
     row = summary.Architecture(
         "network", 12, 10, summary.Figure(11, "kernels", ""), ("", "", ""), ""
     )
@@ -138,7 +138,7 @@ def test_a_count_that_is_another_is_shown():
     assert "(not" not in summary.render([same])
 
 
-def test_a_size_that_is_refused_is_said_so():
+def test_a_refused_size_is_shown():
     model = models.create("deconvnet", 2, width=1, fc_width=1)
     shapes = summary.abstract(model, (224, 224))
     assert summary._output(model, shapes, (224, 231)) == "224x231"

@@ -1,6 +1,7 @@
-"""U-Net: sizes, parameters, borders, tiles, what each skip reaches; logits against PyTorch's."""
+"""U-Net: sizes, parameters, borders, tiles, reach of each skip, logits against PyTorch's."""
 
 import functools
+import itertools
 import math
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from golden.make_unet import CLASSES, WIDTH, parameters
 from segjax import models
 from segjax.errors import UserError
-from segjax.models.unet import apply_by_tiles
+from segjax.models import unet
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "unet.npz"
 LEVELS = range(4)
@@ -51,8 +52,8 @@ def test_parameters_are_as_many_as_in_the_paper(channels, num_classes, options, 
     params = abstract(models.create("unet", num_classes, **options), channels)["params"]
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)) == count
     assert set(params) == {*DOWN, *UP, "conv_u0d-score"}  # 23 convolutions
-    normalised = [name for name in params if "bn" in params[name]]
-    assert len(normalised) == (18 if "batch_norm" in options else 0)
+    normalized = [name for name in params if "bn" in params[name]]
+    assert len(normalized) == (18 if "batch_norm" in options else 0)
 
 
 def test_the_papers_sizes():
@@ -86,7 +87,7 @@ def test_another_padding_is_refused():
 
 
 def variables_of(layers):
-    """PyTorch's layers in Flax's names and layout."""
+    """Convert PyTorch's layers to Flax's names and layout."""
     names = [*DOWN, *UP, "conv_u0d-score"]
     params, statistics = {}, {}
     for name, layer in zip(names, layers, strict=True):
@@ -122,8 +123,8 @@ def test_logits_are_those_of_pytorch(padding):
 
 
 @functools.cache
-def grey():
-    """The published network at a narrow width, for one channel, with random weights."""
+def gray():
+    """Return the published network at a narrow width, for one channel, with random weights."""
     model = models.create("unet", CLASSES, width=WIDTH)
     return model, variables_of(parameters(1, batch_norm=False))
 
@@ -134,7 +135,7 @@ def noise(*shape):
 
 @pytest.mark.parametrize("size", [(24, 32), (1, 40)])
 def test_borders_are_mirrored_and_cut_off_again(size):
-    model, variables = grey()
+    model, variables = gray()
     image = noise(1, *size, 1)
     logits = jax.jit(functools.partial(model.apply, train=False))(variables, image)
     assert logits.shape == (1, *size, CLASSES)
@@ -151,32 +152,37 @@ def test_borders_are_mirrored_and_cut_off_again(size):
     np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
+def by_tiles(model, variables, image, tile):
+    """Return the logits, made tile by tile: the paper's overlap-tile strategy.
+
+    Tiles start at multiples of 16 pixels, so that pooling cuts each as it cuts the whole.
+    """
+    mirrored = unet._mirrored(image, "valid")
+    whole = tuple(side - 2 * unet.MARGIN for side in mirrored.shape[1:3])
+    logits = np.zeros((len(image), *whole, model.num_classes), np.float32)
+    apply = jax.jit(functools.partial(model.apply, train=False, method="unmirrored"))
+    tops, lefts = (sorted({*range(0, n - tile, tile - 4), n - tile}) for n in whole)
+    for top, left in itertools.product(tops, lefts):
+        bottom, right = top + tile, left + tile
+        seen = mirrored[:, top : bottom + 2 * unet.MARGIN, left : right + 2 * unet.MARGIN]
+        logits[:, top:bottom, left:right] = apply(variables, seen)
+    return unet._center(logits, image.shape)
+
+
 def test_tiles_give_what_the_whole_gives():
-    model, variables = grey()
+    model, variables = gray()
     image = noise(1, 61, 90, 1)
     whole = jax.jit(functools.partial(model.apply, train=False))(variables, image)
-    tiled = apply_by_tiles(model, variables, image, 36)  # 2 x 3 tiles on 68 x 100
+    tiled = by_tiles(model, variables, image, 36)  # 2 x 3 tiles on 68 x 100
     assert tiled.shape == whole.shape
     assert np.abs(whole).max() > 1
     np.testing.assert_allclose(tiled, whole, atol=1e-5)
 
 
-def test_tiles_of_one_pixel():
-    model, variables = grey()
-    assert apply_by_tiles(model, variables, noise(1, 1, 3, 1)).shape == (1, 1, 3, CLASSES)
-
-
-@pytest.mark.parametrize(("padding", "tile"), [("same", 36), ("valid", 40), ("valid", 4)])
-def test_tiles_that_would_not_fit_are_refused(padding, tile):
-    model = models.create("unet", 2, width=2, padding=padding)
-    with pytest.raises(UserError, match="found 'same'" if padding == "same" else f"found {tile}"):
-        apply_by_tiles(model, {}, noise(1, 8, 8, 1), tile)
-
-
 @functools.cache
 def gradient():
-    """f(params, image) -> gradients of one logit, at (1, 2) of the 4x4 that 188x188 give."""
-    model, _ = grey()
+    """Return f(params, image) -> gradients of one logit, at (1, 2) of the 4x4 that 188x188 give."""
+    model, _ = gray()
 
     def logit(params, image):
         logits = model.apply({"params": params}, image, train=False, method="unmirrored")
@@ -186,17 +192,17 @@ def gradient():
 
 
 def positive():
-    """Parameters that let every unit through its ReLU, and nothing cancel."""
-    return jax.tree.map(jnp.abs, grey()[1]["params"])
+    """Return parameters with which no ReLU is zero and nothing cancels."""
+    return jax.tree.map(jnp.abs, gray()[1]["params"])
 
 
 def cut_from_below(params, level):
-    """Without what comes up into a level: it sees its skip alone."""
+    """Cut a level off from the one below: it sees only its skip."""
     return params | {UPCONV[level]: jax.tree.map(jnp.zeros_like, params[UPCONV[level]])}
 
 
 def cut_skip(params, level):
-    """Without a level's skip, the second half of what its first convolution sees."""
+    """Cut off a level's skip, the second half of the input of its first convolution."""
     name = f"conv_u{level}b-c"
     conv = params[name]["conv"]
     half = conv["kernel"].shape[2] // 2
@@ -205,7 +211,7 @@ def cut_skip(params, level):
 
 
 def window(level, place):
-    """The pixels, first and last, that a logit at `place` sees by way of one skip: by hand."""
+    """Return the first and last pixel that a logit at `place` sees through one skip, by hand."""
     first = last = place
     for _ in range(level):
         first, last = first // 2, (last + 4) // 2  # two convolutions, and the up-convolution
@@ -270,7 +276,7 @@ def test_dropout_is_at_the_end_of_the_contracting_path():
     np.testing.assert_array_equal(logits(positive(), keys[0]), logits(positive(), keys[0]))
 
 
-def test_initialisation():
+def test_initialization():
     model = models.create("unet", 2, width=4, padding="same")
     init = jax.jit(functools.partial(model.init, train=False))
     params = init(jax.random.key(0), jnp.zeros((1, 16, 16, 1)))["params"]

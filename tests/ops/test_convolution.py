@@ -1,4 +1,4 @@
-"""Convolution against the matrix that it is, the worked examples, and dilation."""
+"""Convolution against its matrix, worked examples, and dilation."""
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segjax.ops.convolution import conv, conv_matrix
+from segjax.ops.convolution import conv
 from segjax.ops.upsampling import conv_transpose
+from support.matrices import conv_matrix
 
 # A kernel (x, y, z) and a signal (a, b, c, d): primes, so that no two products are the same.
 X, Y, Z = 2, 3, 5
@@ -36,12 +37,12 @@ WORKED = {
 
 
 def row(values):
-    """Numbers as an image of one row."""
+    """Return numbers as an image of one row."""
     return jnp.asarray(values, jnp.float32).reshape(1, 1, -1, 1)
 
 
 def kernel_of(values):
-    """A kernel that sees one row of an image, in a square that `padding` suits."""
+    """Return a kernel for one row of an image, as a square that fits `padding`."""
     kernel = jnp.zeros((len(values), len(values), 1, 1), jnp.float32)
     return kernel.at[len(values) // 2, :, 0, 0].set(jnp.asarray(values, jnp.float32))
 
@@ -80,7 +81,7 @@ def test_a_matrix_in_two_dimensions_by_hand():
 
 @st.composite
 def convolutions(draw):
-    """A kernel (kh, kw), an image (H, W), stride, padding, rate, and rows that the stride leaves.
+    """Draw a kernel (kh, kw), an image (H, W), stride, padding, rate, and the stride's remainder.
 
     The sides of the image leave as many, for `output_padding` is one number.
     """
@@ -135,17 +136,17 @@ def test_the_matrix_of_a_line_is_numpys_correlation(kernel, signal, padding, rat
         np.testing.assert_array_equal(matrix @ signal, expected[::stride])
 
 
-def test_three_by_three_at_rate_two_sees_five_by_five_with_nine_weights():
+def test_a_3x3_kernel_at_rate_2_sees_5x5_with_nine_weights():
     rng = np.random.default_rng(0)
     image = jnp.asarray(rng.normal(size=(1, 9, 9, 1)), jnp.float32)
     kernel = jnp.asarray(rng.normal(size=(3, 3, 1, 1)), jnp.float32)
 
-    def centre(image, kernel):
+    def center(image, kernel):
         y = conv(image, kernel, padding=2, rate=2)
         assert y.shape == image.shape
         return y[0, 4, 4, 0]
 
-    of_image, of_kernel = jax.grad(centre, argnums=(0, 1))(image, kernel)
+    of_image, of_kernel = jax.grad(center, argnums=(0, 1))(image, kernel)
     assert kernel.size == (of_kernel != 0).sum() == 9
     expected = np.zeros((9, 9))
     expected[2:7:2, 2:7:2] = kernel[..., 0, 0]

@@ -1,4 +1,4 @@
-"""Convolution as a CPU does it best, against XLA's own; the kernel's gradient against float64."""
+"""Convolution arranged for a CPU, against XLA's; the kernel's gradient against float64."""
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,7 @@ sides = st.tuples(st.integers(-1, 5), st.integers(-1, 5))  # fewer than none are
     padding=st.tuples(sides, sides),
     seed=st.integers(0, 99),
 )
-def test_the_gradient_is_the_sum_that_it_stands_for(size, taps, rates, padding, seed):
+def test_the_gradient_is_the_float64_sum(size, taps, rates, padding, seed):
     (x,) = arrays(seed, (2, *size, 3))
     wide = np.pad(x.astype(np.float64), ((0, 0), *np.maximum(padding, 0), (0, 0)))
     (top, bottom), (left, right) = np.maximum(-np.array(padding), 0)
@@ -101,7 +101,7 @@ def convolutions_of_the_gradient(x, kernel, padding="SAME", **changes):
     return text.count("conv_general_dilated[")
 
 
-def test_it_is_used_where_it_pays():
+def test_it_is_used_where_it_is_faster():
     x, kernel = arrays(0, (1, 8, 8, 16), (3, 3, 16, 16))
     count = convolutions_of_the_gradient
     assert count(x, kernel) == 2  # forward, and of the map
@@ -137,7 +137,7 @@ def test_where_a_kernel_is_larger_than_its_map_it_is_a_product():
 
 def test_taps_that_see_no_pixel_are_left_out():
     x, kernel = arrays(0, (2, 6, 9, 16), (3, 3, 16, 17))
-    kernel[0], kernel[2] = np.inf, np.inf  # six rows away from the centre's
+    kernel[0], kernel[2] = np.inf, np.inf  # six rows away from the center's
 
     def loss(kernel):
         y = convolved(own.conv_general_dilated, x, kernel, [(6, 6), (6, 6)], (6, 6))
@@ -152,7 +152,7 @@ def test_taps_that_see_no_pixel_are_left_out():
     assert np.any(gradient[1] != 0)
 
 
-def test_an_accelerator_has_its_own(monkeypatch):
+def test_an_accelerator_uses_lax(monkeypatch):
     x, kernel = arrays(0, (1, 8, 8, 16), (3, 3, 16, 16))
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert convolutions_of_the_gradient(x, kernel) == 3

@@ -8,7 +8,7 @@ from segjax.ops.platform import shapes_alone
 
 
 def loop(x, size=5, alpha=1e-4, beta=0.75):
-    """The formula in float64, channel by channel."""
+    """Compute the formula in float64, channel by channel."""
     x = np.asarray(x, np.float64)
     y = np.empty_like(x)
     channels = x.shape[-1]
@@ -77,7 +77,7 @@ def test_black_stays_black():
 
 @pytest.fixture(params=["on a CPU", "elsewhere"])
 def road(request):
-    """Operations as they are computed on a CPU, and as everywhere else."""
+    """Run a test with the operations of a CPU, and with those of other platforms."""
     if request.param == "on a CPU":
         yield
     else:
@@ -95,7 +95,7 @@ def test_a_batch_by_hand(road):
 
 
 @pytest.mark.parametrize("mean", [0.0, 100.0, 1e4])
-def test_a_mean_far_from_zero_drowns_no_variance(mean, road):
+def test_the_variance_is_exact_for_a_mean_far_from_zero(mean, road):
     x = np.random.default_rng(0).normal(mean, 1, (4, 40, 40, 3)).astype(np.float32)
     _, found_mean, found = batch_norm(jnp.asarray(x), jnp.ones(3), jnp.zeros(3), epsilon=1e-5)
     exact = x.astype(np.float64)
@@ -104,7 +104,7 @@ def test_a_mean_far_from_zero_drowns_no_variance(mean, road):
 
 
 def test_no_gradient_passes_a_relu_at_zero(road):
-    """As of `jax.nn.relu`: a channel that is constant lies there as long as its bias is zero."""
+    """As in `jax.nn.relu`: a constant channel is there while its bias is zero."""
     x, ones = jnp.ones((2, 3, 3, 4)), jnp.ones(4)
 
     def trained(bias):

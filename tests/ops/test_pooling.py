@@ -1,4 +1,4 @@
-"""Pooling and unpooling against a double loop, PyTorch's values, and what they promise."""
+"""Pooling and unpooling against a double loop and PyTorch's values, and their properties."""
 
 import functools
 import itertools
@@ -33,7 +33,7 @@ CASES = sorted({name.partition("/")[0] for name in GOLDEN.files})
 
 
 def loop_pool(x, window):
-    """Pools (..., H, W, C) window by window: maxima, and their positions as (row, column) of x."""
+    """Pool (..., H, W, C) window by window: maxima, and their positions as (row, column) of x."""
     *lead, height, width, channels = x.shape
     h, w = -(-height // window), -(-width // window)
     y = np.zeros((*lead, h, w, channels), x.dtype)
@@ -48,7 +48,7 @@ def loop_pool(x, window):
 
 
 def loop_unpool(y, places, shape):
-    """Zeros of `shape` with each value of y at its place."""
+    """Return zeros of `shape` with each value of y at its place."""
     x = np.zeros(shape, y.dtype)
     for *n, i, j, c in np.ndindex(*y.shape):
         x[*n, *places[*n, i, j, c], c] = y[*n, i, j, c]
@@ -56,7 +56,7 @@ def loop_unpool(y, places, shape):
 
 
 def positions(places, window):
-    """Row-major positions inside the windows, of places in the map."""
+    """Convert places in the map to row-major positions in their windows."""
     return (places % window) @ np.array([window, 1])
 
 
@@ -75,7 +75,7 @@ def random(shape, seed=0):
 
 @pytest.fixture
 def golden(request):
-    """One case of PyTorch's values, NHWC, its indices as positions inside the windows."""
+    """Load a case of PyTorch's values, NHWC, its indices as positions in the windows."""
     arrays = {
         name.partition("/")[2]: GOLDEN[name]
         for name in GOLDEN.files
@@ -108,7 +108,7 @@ def test_unpooling_and_its_gradient_are_pytorchs(golden):
     np.testing.assert_array_equal(gradient, golden["pooled_gradient"])
 
 
-def test_the_golden_cases_hold_what_they_are_for():
+def test_the_golden_cases_cover_their_conditions():
     windows = {int(GOLDEN[f"{case}/window"]) for case in CASES}
     assert windows == {2, 3, 5}
     assert any(GOLDEN[f"{case}/x"].shape[-1] % GOLDEN[f"{case}/window"] for case in CASES)
@@ -136,7 +136,7 @@ def test_wide_maps_are_pooled_and_unpooled_as_by_the_loop(size, window):
     check_against_loop(np.asarray(random((2, *size, 3))), window)
 
 
-def test_the_first_of_equals_is_taken():
+def test_the_first_of_equal_maxima_is_taken():
     x = jnp.array([[1.0, 2.0], [2.0, 2.0]])[..., None]
     y, indices = pool(x)
     assert (y.item(), indices.item()) == (2.0, 1)
@@ -267,7 +267,7 @@ def test_bfloat16_throughout():
 
 
 def by_xla(function):
-    """The function as it is where the CPU has no kernels of its own, traced anew."""
+    """Return the function without our CPU kernels, traced anew."""
 
     def traced(*arguments):
         with shapes_alone():
@@ -277,7 +277,7 @@ def by_xla(function):
 
 
 def program(function, *arguments):
-    """The text of a function as JAX traces it, as XLA is given it and as XLA makes it."""
+    """Return the text of a function as jaxpr, as lowered and as compiled."""
     function = by_xla(function)
     lowered = jax.jit(function).lower(*arguments)
     return str(jax.make_jaxpr(function)(*arguments)), lowered.as_text(), lowered.compile().as_text()
@@ -297,7 +297,7 @@ def test_writing_by_index_would_be_seen():
 
 
 def comparisons(jaxpr):
-    """The dtypes that a traced function compares for equality, those inside its calls too."""
+    """Return the dtypes that a traced function compares for equality, in its calls too."""
     for equation in jaxpr.eqns:
         if equation.primitive.name == "eq":
             yield equation.invars[0].aval.dtype
@@ -364,6 +364,6 @@ def test_a_shape_that_does_not_pool_to_the_map_is_refused(shape, window, found):
 
 
 @pytest.mark.parametrize("window", [0, -1, 17])
-def test_a_window_that_no_byte_can_index_is_refused(window):
+def test_a_window_too_large_for_a_byte_is_refused(window):
     with pytest.raises(ValueError, match=f"window must be from 1 to 16, found {window}"):
         max_pool_with_indices(jnp.zeros((1, 4, 4, 1)), window)

@@ -1,4 +1,4 @@
-"""Every way of making a map larger, against PyTorch's values and what each promises."""
+"""Upsampling against PyTorch's values, and its properties."""
 
 import contextlib
 import functools
@@ -22,7 +22,7 @@ def cases(operation):
 
 
 def golden(operation, case):
-    """The arrays of one case, maps as NHWC."""
+    """Load the arrays of one case, maps as NHWC."""
     prefix = f"{operation}/{case}/"
     arrays = {name[len(prefix) :]: GOLDEN[name] for name in GOLDEN.files if name.startswith(prefix)}
     for name in ("x", "y", "cotangent", "x_gradient"):
@@ -35,7 +35,7 @@ def random(shape, seed=0):
 
 
 def check(function, arrays, *others):
-    """Value and gradients of function(x, ...)."""
+    """Compute the value and gradients of function(x, ...)."""
     y, transpose = jax.vjp(function, arrays["x"], *(value for value, _ in others))
     np.testing.assert_allclose(y, arrays["y"], rtol=1e-5, atol=1e-5)
     assert y.dtype == jnp.float32
@@ -155,7 +155,7 @@ def test_transposed_convolution_is_the_gradient_of_convolution():
     np.testing.assert_allclose(found, *transpose(y), rtol=1e-5, atol=1e-5)
 
 
-def test_bfloat16_stays_what_it_is():
+def test_bfloat16_stays_bfloat16():
     x, kernel = random((1, 3, 4, 2)), random((4, 4, 3, 2), seed=1)
     operations = {
         "nearest": lambda x: upsampling.nearest(x, (5, 9)),

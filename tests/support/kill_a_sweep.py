@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from segjax import results
+from segjax import locks, results
 from segjax.runs.tracking import read_metrics
 from segjax.sweep import status
 from support import toy_grid
@@ -37,7 +37,7 @@ def kill_and_finish(folder: Path, data_dir: Path, rates, seeds, kills: int) -> l
         return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in paths}
 
     def under_way():
-        return [path.parent for path in workdir.glob("*/.sweep.lock") if status.is_held(path)]
+        return [path.parent for path in workdir.glob("*/.sweep.lock") if locks.is_held(path)]
 
     for kill in range(kills + 1):
         process = toy_grid.start_sweep(spec, workdir, *AT_ONCE, **environment)

@@ -45,7 +45,7 @@ def tiny_config(data_dir, **changed):
 
 
 def change(config, **changed):
-    """Sets fields, `a__b` for config.a.b."""
+    """Set fields, `a__b` for config.a.b."""
     for name, value in changed.items():
         *parents, field = name.split("__")
         owner = config
@@ -56,7 +56,7 @@ def change(config, **changed):
 
 
 class OneLayer(nn.Module):
-    """The least network with batch normalisation; it compiles in a fraction of a second."""
+    """The least network with batch normalization; it compiles in a fraction of a second."""
 
     num_classes: int
     dtype: object = np.float32

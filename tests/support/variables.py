@@ -1,4 +1,4 @@
-"""Variables of models that tests make up instead of initialising."""
+"""Variables that tests give to models instead of initializing them."""
 
 import functools
 import math
@@ -11,7 +11,7 @@ from golden.seeded import array
 
 
 def shapes(model, channels=3, side=32):
-    """{path: shape} of the parameters, without computing anything."""
+    """Return {path: shape} of the parameters, without computing anything."""
     return {path: leaf.shape for path, leaf in _flat(abstract(model, channels, side)["params"])}
 
 
@@ -21,17 +21,17 @@ def abstract(model, channels=3, side=32):
 
 
 def count(model, **options):
-    """The number of parameters."""
+    """Count the parameters."""
     return sum(math.prod(shape) for shape in shapes(model, **options).values())
 
 
 def seeded(model):
-    """The variables that the golden files are made with."""
+    """Return the variables that the golden files are made with."""
     return _made(model, array)
 
 
 def positive(model):
-    """Weights that are positive and biases of 0: what is seen shows, what is not is exactly 0."""
+    """Return positive weights and biases of 0: a logit is 0 exactly if it sees only zeros."""
 
     def make(path, shape):
         kernel = path.endswith("kernel")

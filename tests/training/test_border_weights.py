@@ -1,4 +1,4 @@
-"""U-Net's weight map: by hand, against brute force, and on its way into the loss."""
+"""U-Net's weight map: by hand, against brute force, and in the loss."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +13,7 @@ VOID = 255
 
 
 def brute_force(labels, w0, sigma, class_weights=None, background=0):
-    """Every pixel to every pixel of every object."""
+    """Compare every pixel with every pixel of every object."""
     expected = np.zeros(labels.shape)
     objects = []
     for value in set(labels.flat) - {VOID, background}:
@@ -69,7 +69,7 @@ def test_objects_that_meet_at_a_corner_are_two():
 
 
 class Slices:
-    """Two images, and how often each was weighed."""
+    """Two images, and how often the weights of each were computed."""
 
     def __init__(self):
         self.weighed = []

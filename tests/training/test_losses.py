@@ -12,7 +12,7 @@ SHAPE, CLASSES = (2, 3, 5), 4
 
 
 def reference(logits, labels, weights, pixel_weights=None, normalizer=None):
-    """The formula in float64, pixel by pixel."""
+    """Compute the formula in float64, pixel by pixel."""
     total, valid = 0.0, 0
     for at in np.ndindex(*labels.shape):
         if labels[at] >= logits.shape[-1]:
@@ -27,7 +27,7 @@ def reference(logits, labels, weights, pixel_weights=None, normalizer=None):
 
 @pytest.fixture
 def batch():
-    """Logits, labels of which some are void, weights of classes and of pixels."""
+    """Draw logits, labels with void, and weights of classes and pixels."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, CLASSES, SHAPE).astype(np.uint8)
     labels[rng.random(SHAPE) < 0.3] = VOID

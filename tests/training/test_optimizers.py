@@ -22,20 +22,20 @@ PARAMS = {
 
 @pytest.fixture(autouse=True)
 def lenient_promotion():
-    """Optax's own arithmetic mixes integer step counts with floats."""
+    """Allow optax to mix integer step counts with floats."""
     with jax.numpy_dtype_promotion("standard"):
         yield
 
 
 def options(**changes):
-    """The `optimizer` part of a config."""
+    """Return the `optimizer` part of a config."""
     part = configs.default().optimizer
     part.update(learning_rate=0.1, **changes)
     return part
 
 
 def steps(part, gradients, params=PARAMS, total=10):
-    """The parameters after each of the given gradients."""
+    """Return the parameters after each of the given gradients."""
     optimizer = create_optimizer(part, create_schedule(part, total))
     state, trail, update = optimizer.init(params), [], jax.jit(optimizer.update)
     for gradient in gradients:
@@ -114,7 +114,7 @@ def test_a_small_gradient_is_not_clipped():
 
 
 def adam_reference(w, gradients, rate, l2=0.0, decoupled=0.0):
-    """Algorithm 1 of arXiv 1412.6980 in float64; decoupled decay as in arXiv 1711.05101."""
+    """Run algorithm 1 of arXiv 1412.6980 in float64; decoupled decay as in arXiv 1711.05101."""
     w = np.asarray(w, np.float64)
     m, v = np.zeros_like(w), np.zeros_like(w)
     for t, gradient in enumerate(gradients, start=1):

@@ -1,4 +1,4 @@
-"""Focal, Dice and Lovász losses against their formulas in float64, and how all losses divide."""
+"""Focal, Dice and Lovász losses against their formulas in float64, and the terms of all losses."""
 
 import functools
 
@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from segjax.training.losses import LOSSES, count, cross_entropy, dice, focal, loss, lovasz
+from segjax.training.losses import LOSSES, cross_entropy, dice, focal, loss, lovasz, num_terms
 
 VOID = 255
 SHAPE, CLASSES = (3, 4, 5), 4
@@ -16,7 +16,7 @@ SHAPE, CLASSES = (3, 4, 5), 4
 
 @pytest.fixture
 def batch():
-    """Logits, labels of which some are void and one image all but lacks a class, class weights."""
+    """Draw logits, labels with void and a rare class, and class weights."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, CLASSES, SHAPE).astype(np.uint8)
     labels[0][labels[0] == 2] = 1
@@ -28,7 +28,7 @@ def batch():
 
 @functools.cache
 def compiled(name):
-    """f(logits, labels, weights, normalizer=...) -> the loss and its gradient."""
+    """Return f(logits, labels, weights, normalizer=...) -> the loss and its gradient."""
     return jax.jit(jax.value_and_grad(functools.partial(loss, name)))
 
 
@@ -39,7 +39,7 @@ def softmax(logits):
 
 
 def dice_reference(logits, labels, weights):
-    """One image: (2 sum p t + 2) / (sum p + sum t + 2), class by class over valid pixels."""
+    """Compute (2 sum p t + 2) / (sum p + sum t + 2) of one image, by class over valid pixels."""
     valid = labels < CLASSES
     p, t = softmax(logits)[valid], np.eye(CLASSES)[labels[valid]]
     each = [
@@ -50,7 +50,7 @@ def dice_reference(logits, labels, weights):
 
 
 def lovasz_reference(logits, labels, weights):
-    """One image: the integral over thresholds of the Jaccard loss of the errors above each."""
+    """Integrate the Jaccard loss of the errors above each threshold, of one image."""
     valid = labels < CLASSES
     p, truth = softmax(logits)[valid], labels[valid]
     each, used = [], []
@@ -81,7 +81,7 @@ def test_overlap_losses_are_their_formulas(function, reference, batch):
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-def test_focal_is_cross_entropy_of_what_is_not_known_yet(batch):
+def test_focal_is_cross_entropy_weighted_by_the_error(batch):
     logits, labels, weights = batch
     valid = labels < CLASSES
     p = softmax(logits)[valid][np.arange(valid.sum()), labels[valid]]
@@ -104,7 +104,7 @@ def test_focal_of_two_classes_is_optaxs_of_one_logit():
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_a_perfect_answer_costs_nothing_and_the_worst_much(name, batch):
+def test_a_perfect_prediction_has_loss_0_and_the_worst_a_large_one(name, batch):
     _, labels, weights = batch
     truth = 40 * jax.nn.one_hot(jnp.minimum(labels, CLASSES).astype(jnp.int32), CLASSES)
     good, bad = (float(compiled(name)(z, labels, weights)[0]) for z in (truth, -truth))
@@ -112,7 +112,7 @@ def test_a_perfect_answer_costs_nothing_and_the_worst_much(name, batch):
     assert bad > 0.5
 
 
-def test_lovasz_of_hard_answers_is_one_minus_iou():
+def test_lovasz_of_hard_predictions_is_one_minus_iou():
     # Class 0: 2 of 4 in both, class 1: 2 of 4 in both, of one image; all right in the other.
     labels = jnp.array([[[0, 0, 0, 1, 1, 1]], [[0, 0, 0, 1, 1, VOID]]], jnp.uint8)
     answers = jnp.array([[0, 0, 1, 1, 1, 0], [0, 0, 0, 1, 1, 0]])
@@ -150,7 +150,7 @@ def test_parts_with_the_whole_batchs_divisor_add_up(name, batch):
     logits, labels, weights = batch
     labels = np.concatenate([labels, np.full_like(labels[:1], VOID)])  # one image without a term
     logits = np.concatenate([logits, logits[:1]])
-    total = count(name, jnp.asarray(labels), CLASSES)
+    total = num_terms(name, jnp.asarray(labels), CLASSES)
     assert total.dtype == jnp.float32
     assert float(total) == ((labels < CLASSES).sum() if name in ("cross_entropy", "focal") else 3)
     parts = [

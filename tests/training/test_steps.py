@@ -1,4 +1,4 @@
-"""The training step: what changes its numbers and what must not."""
+"""The training step: what its numbers depend on."""
 
 import itertools
 from functools import partial
@@ -28,7 +28,7 @@ PLAIN = {
 
 
 class Pixelwise(nn.Module):
-    """Sees each pixel by itself, so how a batch is cut up cannot matter to it."""
+    """A network of single pixels, whose result does not depend on how a batch is split."""
 
     num_classes: int
 
@@ -39,7 +39,7 @@ class Pixelwise(nn.Module):
 
 
 class Dropped(Pixelwise):
-    """Drops half of its inputs."""
+    """A network that drops half of its inputs."""
 
     @nn.compact
     def __call__(self, image, *, train):
@@ -52,7 +52,7 @@ def leaves(tree):
 
 
 def assert_close(ours, theirs, tolerance):
-    """Absolute, and relative to the largest of an array."""
+    """Compare arrays by an absolute error, relative to the largest value."""
     ours, theirs = leaves(ours), leaves(theirs)
     assert ours.keys() == theirs.keys()
     for name, x in ours.items():
@@ -61,7 +61,7 @@ def assert_close(ours, theirs, tolerance):
 
 
 class Setup:
-    """A config with all that its training step needs; `state()` is always the same state."""
+    """A config with everything that its training step needs; `state()` is always the same."""
 
     def __init__(self, config, model=None):
         self.run = experiment.create(config)
@@ -94,7 +94,7 @@ class Setup:
         )
 
     def step(self, state, batch):
-        """One step on a batch that is augmented already."""
+        """Take one step on an augmented batch."""
 
         def step(state, _, batch):
             return steps.train_step(
@@ -114,7 +114,7 @@ class Setup:
         return np.uint32(self.config.seed), self.data
 
     def train(self, calls, num_steps=1, state=None):
-        """The state after each call, on the host, and the metrics of all their steps."""
+        """Return the state after each call, on the host, and the metrics of all steps."""
         step = parallel.parallelize(self.steps(num_steps), self.devices)
         shared = parallel.place(self.shared(), self.devices)
         state, states, metrics = self.state() if state is None else state, [], []
@@ -229,7 +229,7 @@ def test_no_loss_changes_with_devices_or_micro_batches(scenes_data_dir, name):
     np.testing.assert_allclose(found[0][1]["loss"], whole, rtol=1e-5)
 
 
-def test_micro_batches_sum_their_gradients_and_normalise_one_after_the_other(scenes_data_dir):
+def test_micro_batches_sum_their_gradients_and_normalize_one_after_the_other(scenes_data_dir):
     config = tiny_config(
         scenes_data_dir,
         micro_batches=2,
@@ -310,7 +310,7 @@ def test_bfloat16_computes_but_is_never_kept(scenes_data_dir, name):
         tiny_config(scenes_data_dir, precision="bfloat16", **changed),
         OneLayer(11, dtype=jnp.bfloat16),
     )
-    # flax's batch normalisation mixes bfloat16 and float32, which strict promotion forbids.
+    # flax's batch normalization mixes bfloat16 and float32, which strict promotion forbids.
     with jax.numpy_dtype_promotion("standard"):
         (state,), metrics = half.train(1)
         logits = half.model.apply(half.state().variables, jnp.zeros((1, 4, 4, 3)), train=False)
@@ -394,7 +394,7 @@ def test_devices_are_those_that_divide_the_batches():
         parallel.pick_devices(2, {"batch": 5})
 
 
-def test_the_optimiser_gets_the_schedule_of_its_own_steps(scenes_data_dir):
+def test_the_optimizer_gets_the_schedule_of_its_own_steps(scenes_data_dir):
     changed = PLAIN | {"optimizer__momentum": 0.0, "optimizer__schedule": "poly"}
     config = tiny_config(scenes_data_dir, steps=2, **changed)
     setup = Setup(config, OneLayer(11))

@@ -7,7 +7,8 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from segjax.data import builders, camvid, png, statistics
+from segjax.data import builders, camvid, statistics
+from segjax.data.streetscenes import scene
 from segjax.errors import UserError
 
 CLASS_NAMES = camvid.CLASS_NAMES
@@ -16,22 +17,22 @@ MADE_ON_FIRST_USE = True
 
 DEFAULT_RESOLUTION = (96, 128)
 
-# What a row of results was trained on. Change either of these, or what `scenery` draws, and raise
-# `StreetScenes.VERSION` with it: a set that is on disk under an old version is never drawn anew.
+# Results depend on these and on what `scene` draws: raise `StreetScenes.VERSION` with any change,
+# because a dataset that is on disk is never drawn again.
 SEED = 0
 SPLITS = {"train": range(400), "val": range(400, 450), "test": range(450, 550)}
 
 
 @dataclass(eq=False)
 class StreetScenesConfig(tfds.core.BuilderConfig):
-    """The size that the scenes are drawn at, in pixels."""
+    """The size of the scenes, in pixels."""
 
     height: int = 0
     width: int = 0
 
 
 class StreetScenes(tfds.core.GeneratorBasedBuilder):
-    """TFDS builder of the drawn scenes; scene i is `scenery.render(SEED, i, height, width)`."""
+    """TFDS builder of the drawn scenes; scene i is `scene.render(SEED, i, height, width)`."""
 
     name = "streetscenes"
     VERSION = tfds.core.Version("1.0.0")
@@ -39,7 +40,7 @@ class StreetScenes(tfds.core.GeneratorBasedBuilder):
 
     @classmethod
     def get_builder_config(cls, name: str, version: Any = None) -> StreetScenesConfig:
-        """The config of a size spelt as "96x128"; TFDS would look for it in a fixed list."""
+        """Return the config of a size such as "96x128"; TFDS would look it up in a fixed list."""
         del version  # there is one version
         height, width = (int(side) for side in name.split("x"))
         return StreetScenesConfig(name=name, height=height, width=width)
@@ -61,16 +62,12 @@ class StreetScenes(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(
         self, split: str, indices: range
     ) -> Iterator[tuple[int, dict[str, Any]]]:
-        from segjax.data.streetscenes import (
-            scene,  # it draws with Pillow, which nothing else here needs
-        )
-
         config = self.builder_config
         tally = statistics.Tally(len(CLASS_NAMES))
         for index in builders.progress(indices, f"drawing {split}"):
             image, label = scene.render(SEED, index, config.height, config.width)
             tally.add(image, label)
-            image_png, label_png = png.encode(image), png.encode(label)
+            image_png, label_png = builders.encode_png(image), builders.encode_png(label)
             yield index, builders.record(image_png, label_png, f"scene_{index:05d}")
         self.info.metadata[split] = tally.to_metadata()
 
@@ -78,7 +75,7 @@ class StreetScenes(tfds.core.GeneratorBasedBuilder):
 def builder(
     data_dir: Path | None, source: Path | None, resolution: tuple[int, int] | None
 ) -> StreetScenes:
-    """The builder of the set of that size (height, width), by default 96x128.
+    """Return the builder of scenes of a size (height, width), by default 96x128.
 
     Raises:
         UserError: a source was given.

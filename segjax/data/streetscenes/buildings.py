@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from segjax.data.streetscenes.objects import BOARDS, GLASS, GREYS, ROOFS, WALLS, WHITE, chance, pick
+from segjax.data.streetscenes.objects import BOARDS, GLASS, GRAYS, ROOFS, WALLS, WHITE, chance, pick
 from segjax.data.streetscenes.painter import (
     BACK,
     BUILDING,
@@ -12,7 +12,7 @@ from segjax.data.streetscenes.painter import (
     NEAR,
     RIGHT,
     SIGN,
-    Colour,
+    Color,
     Painter,
     Place,
     mix,
@@ -26,14 +26,14 @@ def _facade(
     at: Callable[[float, float], Place],
     length: float,
     height: float,
-    wall: Colour,
+    wall: Color,
     facing: Place,
     shop: bool,
 ) -> None:
-    """A wall with rows of windows; `at(along, up)` places its points, `along` up to `length`."""
+    """Draw a wall with rows of windows; `at(along, up)` places its points, 0 to `length` along."""
 
-    def panel(x0: float, y0: float, x1: float, y1: float, colour: Colour, label: int) -> None:
-        p.fill([at(x0, y0), at(x1, y0), at(x1, y1), at(x0, y1)], colour, label, facing)
+    def panel(x0: float, y0: float, x1: float, y1: float, color: Color, label: int) -> None:
+        p.fill([at(x0, y0), at(x1, y0), at(x1, y1), at(x0, y1)], color, label, facing)
 
     panel(0, 0, length, height, wall, BUILDING)
     storeys = max(1, round(height / rng.uniform(2.8, 3.5)))
@@ -83,9 +83,9 @@ def building(
     far: float,
     height: float,
 ) -> None:
-    """A house whose front runs along the street from `near` to `far`; side -1 is the left."""
+    """Draw a house whose front runs along the street from `near` to `far`; side -1 is the left."""
     near = max(near, NEAR)
-    wall, roof = pick(rng, WALLS + GREYS), pick(rng, ROOFS + GREYS)
+    wall, roof = pick(rng, WALLS + GRAYS), pick(rng, ROOFS + GRAYS)
     depth = rng.uniform(7, 12)
     outer = across + side * depth
     if chance(rng, 0.6):
@@ -112,8 +112,8 @@ def building(
 def end_building(
     p: Painter, rng: np.random.Generator, across: float, ahead: float, width: float, height: float
 ) -> None:
-    """A house that closes the view, its front towards the camera."""
-    wall = pick(rng, WALLS + GREYS)
+    """Draw a house that closes the view, its front towards the camera."""
+    wall = pick(rng, WALLS + GRAYS)
     left = across - width / 2
     if chance(rng, 0.5):
         roof = [(left, height, ahead), (left + width, height, ahead)]

@@ -1,4 +1,4 @@
-"""What stands where: a scene in metres, before anything is drawn."""
+"""The layout of a scene in meters, before it is drawn."""
 
 import math
 from collections.abc import Callable
@@ -11,27 +11,27 @@ from segjax.data.streetscenes.objects import chance
 from segjax.data.streetscenes.painter import NEAR, Camera, Light, Place, mix
 
 FAR = 100.0
-"""Metres to the end of the street."""
+"""Meters to the end of the street."""
 
 
 @dataclass
 class Scene:
-    """A street: the road, a pavement on each side, and all that stands on and beside them.
+    """A street: the road, a pavement on each side, and the things on and beside them.
 
-    `things` are (metres ahead, a function of `buildings`, `objects` or `traffic`, its arguments
+    `things` are (meters ahead, a function of `buildings`, `objects` or `traffic`, its arguments
     after the painter and the random numbers).
     """
 
     camera: Camera
     light: Light
-    road: float  # metres from the middle of the road to its edge
+    road: float  # meters from the middle of the road to its edge
     pavements: dict[int, float]  # side -> width; the left is -1, the right 1
     junctions: list[tuple[int, float, float]] = field(default_factory=list)  # side, near, far
     things: list[tuple[float, Callable[..., None], tuple[float, ...]]] = field(default_factory=list)
     shadows: list[list[Place]] = field(default_factory=list)
 
     def put(self, ahead: float, draw: Callable[..., None], *arguments: float) -> None:
-        """Add a thing; of two, the one farther ahead is drawn first."""
+        """Add a thing; things farther ahead are drawn first."""
         self.things.append((ahead, draw, arguments))
 
     def cast(self, across: float, near: float, far: float, height: float) -> None:
@@ -44,7 +44,7 @@ class Scene:
 
 
 def lay_out(rng: np.random.Generator, aspect: float) -> Scene:
-    """A random scene for images whose width is `aspect` times their height."""
+    """Lay out a random scene for images whose width is `aspect` times their height."""
     road = rng.uniform(3.6, 6.0)
     pavements = {side: rng.uniform(1.8, 5.0) for side in (-1, 1)}
     scene = Scene(_camera(rng, aspect, road), _light(rng), road, pavements)
@@ -52,7 +52,7 @@ def lay_out(rng: np.random.Generator, aspect: float) -> Scene:
     urban = rng.random()
     for side in (-1, 1):
         _frontage(scene, rng, side, urban)
-        _kerbside(scene, rng, side)
+        _curbside(scene, rng, side)
     _traffic(scene, rng)
     return scene
 
@@ -63,7 +63,7 @@ def _camera(rng: np.random.Generator, aspect: float, road: float) -> Camera:
         across=-road * rng.uniform(0.15, 0.5),  # traffic keeps left, as in CamVid
         focal=rng.uniform(0.95, 1.3),
         horizon=rng.uniform(0.44, 0.57),
-        centre=aspect * rng.uniform(0.37, 0.63),
+        center=aspect * rng.uniform(0.37, 0.63),
         bend=rng.normal() / 600,
     )
 
@@ -95,8 +95,8 @@ def _horizon(scene: Scene, rng: np.random.Generator) -> None:
 def _frontage(scene: Scene, rng: np.random.Generator, side: int, urban: float) -> None:
     """Line one side of the street with plots: houses, gardens, parks and side roads.
 
-    A plot's houses and trees are drawn as if at its far end, then what bounds it, then all that
-    stands before it on the pavement and the road.
+    A plot's houses and trees are drawn as if at its far end, then its boundary, then the things
+    before it on the pavement and the road.
     """
     edge = side * (scene.road + scene.pavements[side])
     near, height = rng.uniform(-8, 0), rng.uniform(6, 16)
@@ -121,7 +121,7 @@ def _frontage(scene: Scene, rng: np.random.Generator, side: int, urban: float) -
 
 
 def _park(scene: Scene, rng: np.random.Generator, side: int, near: float, far: float) -> None:
-    """Trees on a plot, woods where it is far away."""
+    """Plant trees on a plot, or a wood if it is far away."""
     edge = side * (scene.road + scene.pavements[side])
     for ahead in np.arange(far, max(near, 5), -rng.uniform(4, 7)).tolist():
         across, height = edge + side * rng.uniform(2, 10), rng.uniform(5, 12)
@@ -134,7 +134,7 @@ def _park(scene: Scene, rng: np.random.Generator, side: int, near: float, far: f
 
 
 def _boundary(scene: Scene, rng: np.random.Generator, side: int, near: float, far: float) -> None:
-    """A fence or a hedge between the pavement and a plot, or neither."""
+    """Put a fence, a hedge or nothing between the pavement and a plot."""
     if far < NEAR + 1:
         return
     edge = side * (scene.road + scene.pavements[side])
@@ -145,13 +145,13 @@ def _boundary(scene: Scene, rng: np.random.Generator, side: int, near: float, fa
         scene.put(far - 0.01, objects.hedge, edge + 0.5 * side, near, far, rng.uniform(0.8, 2.2))
 
 
-def _kerbside(scene: Scene, rng: np.random.Generator, side: int) -> None:
-    """What stands on a pavement: posts and signs by the kerb, trees, people, parked cars."""
-    kerb, width = side * (scene.road + 0.4), scene.pavements[side]
+def _curbside(scene: Scene, rng: np.random.Generator, side: int) -> None:
+    """Put posts, signs, trees and people on a pavement, and parked cars beside it."""
+    curb, width = side * (scene.road + 0.4), scene.pavements[side]
     if chance(rng, 0.75):
         for ahead in np.arange(rng.uniform(8, 24), 100, rng.uniform(14, 26)).tolist():
-            scene.put(ahead, objects.lamp_post, kerb, ahead)
-            scene.cast(kerb, ahead - 0.08, ahead + 0.08, 7)
+            scene.put(ahead, objects.lamp_post, curb, ahead)
+            scene.cast(curb, ahead - 0.08, ahead + 0.08, 7)
     for draw, rate, nearest in (
         (objects.sign_post, 2.2, 7),
         (objects.traffic_light, 0.8, 8),
@@ -160,15 +160,15 @@ def _kerbside(scene: Scene, rng: np.random.Generator, side: int) -> None:
     ):
         for _ in range(rng.poisson(rate)):
             ahead = nearest + 45 * rng.random() ** 1.5
-            scene.put(ahead, draw, kerb + side * rng.uniform(0, 0.4 * width), ahead)
+            scene.put(ahead, draw, curb + side * rng.uniform(0, 0.4 * width), ahead)
     if chance(rng, 0.25):
         for ahead in np.arange(rng.uniform(6, 14), 60, rng.uniform(8, 16)).tolist():
             height = rng.uniform(4, 8)
-            scene.put(ahead, objects.tree, kerb + 0.5 * side, ahead, height)
-            scene.cast(kerb, ahead - 0.2 * height, ahead + 0.2 * height, 0.8 * height)
+            scene.put(ahead, objects.tree, curb + 0.5 * side, ahead, height)
+            scene.cast(curb, ahead - 0.2 * height, ahead + 0.2 * height, 0.8 * height)
     for _ in range(rng.poisson(2.0)):
         ahead = 6 + 30 * rng.random() ** 1.5
-        scene.put(ahead, traffic.pedestrian, kerb + side * rng.uniform(0.1, 0.8 * width), ahead)
+        scene.put(ahead, traffic.pedestrian, curb + side * rng.uniform(0.1, 0.8 * width), ahead)
     if chance(rng, 0.45):
         for ahead in np.arange(rng.uniform(5, 18), rng.uniform(20, 55), 6.2).tolist():
             if chance(rng, 0.7):
@@ -177,7 +177,7 @@ def _kerbside(scene: Scene, rng: np.random.Generator, side: int) -> None:
 
 
 def _traffic(scene: Scene, rng: np.random.Generator) -> None:
-    """What moves on the road, and who crosses it."""
+    """Put cars, cyclists and pedestrians on the road."""
     lane, quarter = 0.45 * scene.road, math.pi / 2
     if chance(rng, 0.6):
         ahead = 6.5 + 25 * rng.random() ** 1.5

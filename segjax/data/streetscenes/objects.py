@@ -1,6 +1,6 @@
-"""What stands in a street: each function draws one thing, its choices taken from `rng`.
+"""Things in a street: each function draws one, with random choices from `rng`.
 
-Places are (across, up, ahead) in metres, as in `painter`. Nothing here may depend on the
+Places are (across, up, ahead) in meters, as in `painter`. Nothing here may depend on the
 resolution, or a scene would differ from one size to another.
 """
 
@@ -19,14 +19,14 @@ from segjax.data.streetscenes.painter import (
     SIGN,
     TREE,
     UP,
-    Colour,
+    Color,
     Painter,
     Place,
     scale,
 )
 
-# The palettes overlap on purpose: a colour alone must not tell the class.
-GREYS = [(70, 70, 72), (105, 105, 105), (140, 140, 142), (175, 174, 170), (120, 125, 135)]
+# The palettes overlap on purpose: a color alone must not tell the class.
+GRAYS = [(70, 70, 72), (105, 105, 105), (140, 140, 142), (175, 174, 170), (120, 125, 135)]
 WALLS = [(150, 84, 62), (122, 72, 58), (168, 118, 84), (205, 188, 152), (222, 216, 200)]
 WALLS += [(160, 150, 130), (128, 120, 110), (96, 100, 108), (186, 196, 196), (112, 118, 96)]
 ROOFS = [(92, 58, 48), (70, 66, 68), (110, 72, 54), (58, 60, 66), (90, 88, 82)]
@@ -54,23 +54,23 @@ WHITE = (228, 228, 224)
 
 
 def chance(rng: np.random.Generator, probability: float) -> bool:
-    """True that often."""
+    """Return True with that probability."""
     return bool(rng.random() < probability)
 
 
-def pick(rng: np.random.Generator, palette: Sequence[Colour], spread: float = 10) -> Colour:
-    """One of the colours, a little off."""
-    colour = palette[int(rng.integers(len(palette)))]
+def pick(rng: np.random.Generator, palette: Sequence[Color], spread: float = 10) -> Color:
+    """Pick one of the colors and vary it a little."""
+    color = palette[int(rng.integers(len(palette)))]
     red, green, blue = (
-        max(0.0, c + spread * d) for c, d in zip(colour, rng.normal(size=3).tolist(), strict=True)
+        max(0.0, c + spread * d) for c, d in zip(color, rng.normal(size=3).tolist(), strict=True)
     )
     return red, green, blue
 
 
 def turned(across: float, ahead: float, heading: float) -> Callable[..., Place]:
-    """A frame at a place on the ground, its own forward axis `heading` radians right of ahead.
+    """Return a frame at a place on the ground, its forward axis `heading` radians right of ahead.
 
-    The result maps (forward, up, aside) in metres to a place.
+    The result maps (forward, up, aside) in meters to a place.
     """
     sine, cosine = math.sin(heading), math.cos(heading)
 
@@ -85,7 +85,7 @@ def turned(across: float, ahead: float, heading: float) -> Callable[..., Place]:
 
 
 def tree(p: Painter, rng: np.random.Generator, across: float, ahead: float, height: float) -> None:
-    """A trunk, branches and a crown of clumps: lighter above, ragged, thin or dense."""
+    """Draw a tree: a trunk, branches and a crown of clumps, lighter above, thin or dense."""
     bark = pick(rng, [(74, 62, 52), (96, 88, 78), (58, 54, 48)])
     leaves = pick(rng, LEAVES, 8)
     crown = height * rng.uniform(0.26, 0.4)
@@ -111,7 +111,7 @@ def tree(p: Painter, rng: np.random.Generator, across: float, ahead: float, heig
 
 
 def bush(p: Painter, rng: np.random.Generator, across: float, ahead: float, height: float) -> None:
-    """A wood far away."""
+    """Draw a distant wood."""
     leaves = pick(rng, LEAVES, 8)
     places = np.full((4, 3), ahead)
     places[:, 0] = across + 0.4 * height * rng.normal(size=4)
@@ -123,7 +123,7 @@ def bush(p: Painter, rng: np.random.Generator, across: float, ahead: float, heig
 def hedge(
     p: Painter, rng: np.random.Generator, across: float, near: float, far: float, height: float
 ) -> None:
-    """A row of bushes along the street."""
+    """Draw a row of bushes along the street."""
     leaves = pick(rng, LEAVES, 8)
     near = max(near, NEAR)
     body = [(across, 0, near), (across, 0, far), (across, height, far), (across, height, near)]
@@ -139,27 +139,27 @@ def hedge(
 def fence(
     p: Painter, rng: np.random.Generator, side: int, across: float, near: float, far: float
 ) -> None:
-    """Boards, a low wall or railings along the street."""
+    """Draw boards, a low wall or railings along the street."""
     near = max(near, NEAR)
     height = rng.uniform(1.0, 1.9)
-    colour = pick(rng, WOODS + WALLS + METALS)
+    color = pick(rng, WOODS + WALLS + METALS)
     facing = LEFT if side > 0 else RIGHT
     foot, top = rng.uniform(0, 0.12), height
 
-    def panel(z0: float, z1: float, y0: float, y1: float, tone: Colour) -> None:
+    def panel(z0: float, z1: float, y0: float, y1: float, tone: Color) -> None:
         corners = [(across, y0, z0), (across, y0, z1), (across, y1, z1), (across, y1, z0)]
         p.fill(corners, tone, FENCE, facing)
 
-    panel(near, far, foot, top, colour)
+    panel(near, far, foot, top, color)
     pitch, gap = float(rng.choice([0.35, 0.7, 2.0])), rng.uniform(0.2, 0.6)
-    tone = scale(colour, float(rng.choice([0.45, 0.7, 1.35])))
+    tone = scale(color, float(rng.choice([0.45, 0.7, 1.35])))
     for z in np.arange(near, min(far, 45), pitch).tolist():
         panel(z, z + gap * pitch, foot + 0.1, top - 0.1, tone)
-    panel(near, far, top - 0.08, top, scale(colour, 0.8))
+    panel(near, far, top - 0.08, top, scale(color, 0.8))
 
 
 def lamp_post(p: Painter, rng: np.random.Generator, across: float, ahead: float) -> None:
-    """A tall thin post; its arm reaches over the road."""
+    """Draw a tall thin post with an arm over the road."""
     height, metal = rng.uniform(5, 9), pick(rng, METALS)
     reach = -math.copysign(rng.uniform(0.5, 1.8), across)
     top = (across, height, ahead)
@@ -170,23 +170,23 @@ def lamp_post(p: Painter, rng: np.random.Generator, across: float, ahead: float)
 
 
 def sign_post(p: Painter, rng: np.random.Generator, across: float, ahead: float) -> None:
-    """A road sign on a post: round, three-cornered or a board."""
+    """Draw a road sign on a post: round, triangular or rectangular."""
     up, size = rng.uniform(2.0, 3.0), rng.uniform(0.3, 0.48)
     rim, face = (RED, WHITE) if chance(rng, 0.5) else (WHITE, pick(rng, BOARDS))
     p.stroke([(across, 0, ahead), (across, up, ahead)], 0.08, pick(rng, METALS), POLE)
     shape = rng.integers(3)
-    for radius, colour in ((size, rim), (0.75 * size, face)):
+    for radius, color in ((size, rim), (0.75 * size, face)):
         if shape == 0:
-            p.disc((across, up, ahead), radius, colour, SIGN)
+            p.disc((across, up, ahead), radius, color, SIGN)
             continue
         corners = [(-1.0, -0.6), (1.0, -0.6), (0.0, 1.1)]
         if shape == 1:
             corners = [(-1.0, -1.2), (1.0, -1.2), (1.0, 1.2), (-1.0, 1.2)]
-        p.fill([(across + radius * x, up + radius * y, ahead) for x, y in corners], colour, SIGN)
+        p.fill([(across + radius * x, up + radius * y, ahead) for x, y in corners], color, SIGN)
 
 
 def sign_board(p: Painter, rng: np.random.Generator, across: float, ahead: float) -> None:
-    """A direction board or a poster on two posts."""
+    """Draw a direction board or a poster on two posts."""
     half, low, high = rng.uniform(0.6, 1.3), rng.uniform(1.0, 2.2), rng.uniform(1.0, 1.8)
     for foot in (across - 0.7 * half, across + 0.7 * half):
         p.stroke([(foot, 0, ahead), (foot, low + high, ahead)], 0.08, pick(rng, METALS), POLE)
@@ -216,20 +216,20 @@ def sign_board(p: Painter, rng: np.random.Generator, across: float, ahead: float
 
 
 def traffic_light(p: Painter, rng: np.random.Generator, across: float, ahead: float) -> None:
-    """Three lamps in a dark case on a post, one of them lit."""
+    """Draw three lamps in a dark case on a post, one of them lit."""
     up = rng.uniform(2.3, 3.0)
     p.stroke([(across, 0, ahead), (across, up + 1.0, ahead)], 0.11, pick(rng, METALS), POLE)
     case = [(across - 0.24, up, ahead), (across + 0.24, up, ahead)]
     case += [(across + 0.24, up + 1.05, ahead), (across - 0.24, up + 1.05, ahead)]
     p.fill(case, (38, 40, 42), SIGN)
     lit = rng.integers(3)
-    for lamp, colour in enumerate([(60, 240, 130), (255, 180, 40), (255, 50, 40)]):
-        glow = scale(colour, 1.6 if lamp == lit else 0.3)
+    for lamp, color in enumerate([(60, 240, 130), (255, 180, 40), (255, 50, 40)]):
+        glow = scale(color, 1.6 if lamp == lit else 0.3)
         p.disc((across, up + 0.2 + 0.32 * lamp, ahead), 0.12, glow, SIGN)
 
 
 def bin_box(p: Painter, rng: np.random.Generator, across: float, ahead: float) -> None:
-    """Street furniture that belongs to no class."""
+    """Draw street furniture, which is void."""
     half, height = rng.uniform(0.25, 0.5), rng.uniform(0.8, 1.4)
     corners = [(across - half, 0.0, ahead), (across + half, 0.0, ahead)]
     corners += [(across + half, height, ahead), (across - half, height, ahead)]

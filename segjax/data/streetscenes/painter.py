@@ -1,6 +1,6 @@
-"""A camera and a brush: polygons given in metres, drawn into an image and its label at once.
+"""A camera and a painter: polygons in meters, drawn into an image and its label at once.
 
-A place in the street is (across, up, ahead) in metres: right of the middle of the road, above its
+A place in the street is (across, up, ahead) in meters: right of the middle of the road, above its
 surface, from the camera. Screen positions are in image heights, so that a scene is the same at
 every resolution.
 """
@@ -15,54 +15,53 @@ from PIL import Image, ImageDraw
 SKY, BUILDING, POLE, ROAD, PAVEMENT, TREE, SIGN, FENCE, CAR, PEDESTRIAN, BICYCLIST = range(11)
 
 NEAR = 0.6
-"""Metres: what is closer to the camera is cut off."""
+"""Meters from the camera to the near plane."""
 
 OVERSAMPLE = 2
 """Drawn pixels per pixel, along each side: images are averaged over them, labels sampled."""
 
 Place = tuple[float, float, float]
-Colour = tuple[float, float, float]
+Color = tuple[float, float, float]
 
 LEFT: Place = (-1.0, 0.0, 0.0)
 RIGHT: Place = (1.0, 0.0, 0.0)
 UP: Place = (0.0, 1.0, 0.0)
 BACK: Place = (0.0, 0.0, -1.0)
 LEAFY: Place = (0.0, 0.7, -0.7)
-"""The directions that faces look in; BACK is towards the camera,
-LEAFY what leaves do on the whole."""
+"""Normals of faces; BACK is towards the camera, LEAFY the mean of leaves."""
 
 
-def mix(a: Sequence[float], b: Sequence[float], share: float) -> Colour:
-    """The colour between `a` (share 0) and `b` (share 1)."""
+def mix(a: Sequence[float], b: Sequence[float], share: float) -> Color:
+    """Interpolate between the colors `a` (share 0) and `b` (share 1)."""
     red, green, blue = (x + share * (y - x) for x, y in zip(a, b, strict=True))
     return red, green, blue
 
 
-def scale(colour: Sequence[float], gain: float) -> Colour:
-    """The colour made darker (gain below 1) or lighter."""
-    return colour[0] * gain, colour[1] * gain, colour[2] * gain
+def scale(color: Sequence[float], gain: float) -> Color:
+    """Make a color darker (gain below 1) or lighter."""
+    return color[0] * gain, color[1] * gain, color[2] * gain
 
 
 @dataclass(frozen=True)
 class Camera:
     """A pinhole camera in a car; in a bend of the road, places ahead move aside."""
 
-    height: float  # metres
-    across: float  # metres from the middle of the road
+    height: float  # meters
+    across: float  # meters from the middle of the road
     focal: float  # image heights
     horizon: float  # image heights below the top
-    centre: float  # image heights from the left: where the road would vanish without a bend
-    bend: float  # curvature of the road, 1 / metres
+    center: float  # image heights from the left: where the road would vanish without a bend
+    bend: float  # curvature of the road, 1 / meters
 
     def project(self, places: Sequence[Place], unit: float) -> list[tuple[float, float]]:
-        """Screen positions (from the left, from the top); an image height is `unit` long."""
+        """Return screen positions (from the left, from the top); an image height is `unit` long."""
         screen = []
         for across, up, ahead in places:
             # Moving a corner up to NEAR is an exact cut for edges that run along the street.
             ahead = ahead if ahead > NEAR else NEAR
             zoom = self.focal / ahead
             aside = across - self.across + self.bend * ahead * ahead / 2
-            x, y = self.centre + aside * zoom, self.horizon + (self.height - up) * zoom
+            x, y = self.center + aside * zoom, self.horizon + (self.height - up) * zoom
             screen.append((x * unit, y * unit))
         return screen
 
@@ -74,16 +73,16 @@ class Light:
     sun: Place  # unit vector to the sun
     direct: float  # gain of a face that looks into the sun, added to `ambient`
     ambient: float  # gain of a face in shadow
-    haze: Colour
-    visibility: float  # metres to where a share of 1/e of a colour is left
+    haze: Color
+    visibility: float  # meters at which a color is reduced to 1/e
 
-    def on(self, colour: Sequence[float], facing: Place, ahead: float) -> tuple[int, int, int]:
-        """The colour of a lit face at that distance, 0 to 255."""
+    def on(self, color: Sequence[float], facing: Place, ahead: float) -> tuple[int, int, int]:
+        """Return the color of a lit face at a distance, 0 to 255."""
         (nx, ny, nz), (sx, sy, sz) = facing, self.sun
         toward_sun = max(0.0, nx * sx + ny * sy + nz * sz)
         clear = math.exp(-max(ahead, 0.0) / self.visibility)
         gain, veil = clear * (self.ambient + self.direct * toward_sun), 1 - clear
-        red, green, blue = colour
+        red, green, blue = color
         return (
             min(255, int(gain * red + veil * self.haze[0])),
             min(255, int(gain * green + veil * self.haze[1])),
@@ -94,8 +93,8 @@ class Light:
 class Painter:
     """Draws back to front into one picture of red, green, blue and label.
 
-    The label is the picture's fourth channel, so that no shape can be in the one and not in the
-    other. Nothing is blended: edges are hard until `develop` averages the image.
+    The label is the picture's fourth channel, so that every shape is in both. Nothing is blended:
+    edges are hard until `develop` averages the image.
     """
 
     def __init__(self, height: int, width: int, camera: Camera, light: Light, sky: Image.Image):
@@ -115,7 +114,7 @@ class Painter:
     def fill(
         self,
         places: Sequence[Place],
-        colour: Sequence[float],
+        color: Sequence[float],
         label: int,
         facing: Place = BACK,
         *,
@@ -132,7 +131,7 @@ class Painter:
             pairs = zip(pixels, shifted, strict=True)
             if sum(x0 * y1 - x1 * y0 for (x0, y0), (x1, y1) in pairs) < 0:
                 return False
-        tone = self.light.on(colour, facing, places[0][2])
+        tone = self.light.on(color, facing, places[0][2])
         self.draw.polygon(pixels, fill=(*tone, label))
         return True
 
@@ -140,11 +139,11 @@ class Painter:
         self,
         places: np.ndarray,
         radii: np.ndarray,
-        colours: Sequence[Colour],
+        colors: Sequence[Color],
         label: int,
         rng: np.random.Generator,
     ) -> None:
-        """Fill ragged discs at `places` (n, 3), lit from above, as `radii` (n) of leaves would be.
+        """Fill ragged discs at `places` (n, 3), lit from above like leaves, of `radii` (n).
 
         One `fill` each, but projected all at once: a scene has hundreds.
         """
@@ -155,39 +154,38 @@ class Painter:
         up = places[:, 1:2] + reach * np.sin(angles)
         ahead = np.maximum(places[:, 2:], NEAR)
         camera, zoom = self.camera, self.camera.focal / ahead
-        x = camera.centre + (across - camera.across + camera.bend * ahead**2 / 2) * zoom
+        x = camera.center + (across - camera.across + camera.bend * ahead**2 / 2) * zoom
         y = camera.horizon + (camera.height - up) * zoom
         outlines = (np.stack([x, y], axis=2) * self.unit).reshape(len(radii), -1)
-        for outline, colour, distance in zip(
-            outlines.tolist(), colours, ahead[:, 0].tolist(), strict=True
+        for outline, color, distance in zip(
+            outlines.tolist(), colors, ahead[:, 0].tolist(), strict=True
         ):
-            tone = self.light.on(colour, LEAFY, distance)
+            tone = self.light.on(color, LEAFY, distance)
             self.draw.polygon(outline, fill=(*tone, label))
 
     def stroke(
-        self, places: Sequence[Place], thickness: float, colour: Sequence[float], label: int
+        self, places: Sequence[Place], thickness: float, color: Sequence[float], label: int
     ) -> None:
-        """Draw a line as thick as that many metres at its first place, and never lost: it is at
-        least one pixel wide."""
+        """Draw a line of a thickness in meters at its first place, at least one pixel wide."""
         ahead = max(places[0][2], NEAR)
         width = round(thickness * self.camera.focal / ahead * self.unit)
         width = max(OVERSAMPLE, width)
         pixels = self.camera.project(places, self.unit)
-        tone = self.light.on(colour, BACK, ahead)
+        tone = self.light.on(color, BACK, ahead)
         self.draw.line(pixels, fill=(*tone, label), width=width)
 
     def disc(
-        self, place: Place, radius: float, colour: Sequence[float], label: int, stretch: float = 1.0
+        self, place: Place, radius: float, color: Sequence[float], label: int, stretch: float = 1.0
     ) -> None:
-        """Draw a disc of that radius in metres, its height times `stretch`, facing the camera."""
+        """Draw a disc of a radius in meters, its height times `stretch`, facing the camera."""
         ahead = max(place[2], NEAR)
         x, y = self.camera.project([place], self.unit)[0]
         rx = radius * self.camera.focal / ahead * self.unit
         box = (x - rx, y - rx * stretch, x + rx, y + rx * stretch)
-        self.draw.ellipse(box, fill=(*self.light.on(colour, BACK, ahead), label))
+        self.draw.ellipse(box, fill=(*self.light.on(color, BACK, ahead), label))
 
     def shade(self, shadows: Sequence[Sequence[Place]], gain: float) -> None:
-        """Darken what is drawn so far inside the polygons; labels stay."""
+        """Darken the picture inside the polygons; labels stay."""
         mask = Image.new("L", self.picture.size, 0)
         draw = ImageDraw.Draw(mask)
         for places in shadows:
@@ -196,7 +194,7 @@ class Painter:
         self._start(Image.composite(darker, self.picture, mask))
 
     def develop(self) -> tuple[np.ndarray, np.ndarray]:
-        """The image, float32 (H, W, 3) in 0 to 255, and the label, uint8 (H, W)."""
+        """Return the image, float32 (H, W, 3) in 0 to 255, and the label, uint8 (H, W)."""
         image = np.asarray(self.picture.convert("RGB").reduce(OVERSAMPLE), np.float32)
         label = np.asarray(self.picture.getchannel("A"))[::OVERSAMPLE, ::OVERSAMPLE].copy()
         return image, label

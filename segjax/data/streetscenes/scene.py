@@ -1,9 +1,9 @@
 """Street scenes as from a car's camera, with the eleven classes of CamVid and void.
 
-A scene is laid out in metres (`layout`), then `buildings`, `objects` and `traffic` draw it with a
-perspective `painter`, over the sky and the ground that are drawn here, and it is put on film: the
-same scene at every size. Class shares are those of CamVid's training split within a factor of two,
-and colours say little about classes.
+A scene is laid out in meters (`layout`), then `buildings`, `objects` and `traffic` draw it with a
+perspective `painter`, over the sky and the ground that are drawn here; at last come exposure and
+noise. The scene is the same at every size. Class shares are those of CamVid's training split within
+a factor of two, and colors say little about classes.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from segjax.data.streetscenes.painter import (
     ROAD,
     TREE,
     UP,
-    Colour,
+    Color,
     Light,
     Painter,
     mix,
@@ -29,7 +29,7 @@ from segjax.data.streetscenes.painter import (
 )
 
 CUTS = [NEAR, 2.0, 4.0, 8.0, *np.arange(14.0, FAR + 60, 9.0).tolist()]
-"""Metres ahead at which the ground is cut, so that it follows the bend."""
+"""Meters ahead at which the ground is cut, so that it follows the bend."""
 
 
 def render(seed: int, index: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -45,7 +45,7 @@ def render(seed: int, index: int, height: int, width: int) -> tuple[np.ndarray, 
         The image, uint8 (height, width, 3) RGB, and the label, uint8 (height, width): 0 to 10 in
         CamVid's order, 255 for void.
     """
-    # Three streams: what is laid out or drawn does not depend on how many pixels need noise.
+    # Three streams, so that layout and drawing do not depend on the number of pixels.
     layout_rng, drawing_rng, film_rng = np.random.default_rng((seed, index)).spawn(3)
     aspect = width / height
     scene = lay_out(layout_rng, aspect)
@@ -61,13 +61,13 @@ def render(seed: int, index: int, height: int, width: int) -> tuple[np.ndarray, 
 
 
 def _noise(rng: np.random.Generator, cells: int, height: int, width: int) -> np.ndarray:
-    """Smooth noise of unit variance or less, float32 (height, width), `cells` blobs high."""
+    """Draw smooth noise, of variance at most 1, float32 (height, width), `cells` blobs high."""
     grid = rng.standard_normal((cells, max(2, round(cells * width / height))), np.float32)
     return np.asarray(Image.fromarray(grid).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def _sky(rng: np.random.Generator, light: Light, aspect: float) -> Image.Image:
-    """Blue or grey, paler towards the horizon, with clouds; often overexposed as in CamVid."""
+    """Draw a sky, blue or gray, paler at the horizon, cloudy; often overexposed as in CamVid."""
     height, width = 96, max(2, round(96 * aspect))
     zenith = mix((88, 130, 196), (150, 156, 164), rng.random())
     burnt = rng.uniform(0, 0.9)
@@ -82,9 +82,9 @@ def _sky(rng: np.random.Generator, light: Light, aspect: float) -> Image.Image:
 
 
 def _ground(painter: Painter, rng: np.random.Generator, scene: Scene) -> None:
-    """Grass or paving to the horizon, then pavements, kerbs, the road, side roads and paint."""
+    """Draw grass or paving to the horizon, pavements, curbs, the road, side roads and paint."""
 
-    def strip(left: float, right: float, near: float, far: float, tone: Colour, label: int) -> None:
+    def strip(left: float, right: float, near: float, far: float, tone: Color, label: int) -> None:
         cuts = [near, *(cut for cut in CUTS if near < cut < far), far]
         edge = [(left, 0.0, ahead) for ahead in cuts]
         edge += [(right, 0.0, ahead) for ahead in reversed(cuts)]
@@ -109,7 +109,7 @@ def _ground(painter: Painter, rng: np.random.Generator, scene: Scene) -> None:
 
 
 def _markings(strip: Callable[..., None], rng: np.random.Generator, scene: Scene) -> None:
-    """Lines along the road and across it: all of them are road."""
+    """Draw lines along and across the road, of the class road."""
     paint = pick(rng, [(204, 204, 200), (214, 206, 170), (170, 170, 166)])
     phase, dash, gap = rng.uniform(0, 6), rng.uniform(2, 4), rng.uniform(3, 5)
     for near in np.arange(NEAR + phase, 90, dash + gap).tolist():
@@ -122,21 +122,21 @@ def _markings(strip: Callable[..., None], rng: np.random.Generator, scene: Scene
                 strip(middle - 0.06, middle + 0.06, NEAR, FAR, line, ROAD)
     if chance(rng, 0.3):
         near = rng.uniform(7, 25)
-        if chance(rng, 0.5):  # a zebra crossing, or else a line to stop at
+        if chance(rng, 0.5):  # a crosswalk, or else a line to stop at
             for left in np.arange(-scene.road + 0.4, scene.road - 0.5, 1.2).tolist():
                 strip(left, left + 0.6, near, near + 3, paint, ROAD)
         else:
             strip(-scene.road + 0.6, -0.2, near, near + 0.4, paint, ROAD)
 
 
-# Per class, CamVid's order: how far its surface strays from an even tone, 0 to 255.
+# Per class in CamVid's order: standard deviation of the surface's tone, 0 to 255.
 ROUGHNESS = np.array([0, 6, 5, 4, 6, 20, 4, 7, 4, 8, 8], np.float32)
 
 
 def _textured(
     image: np.ndarray, label: np.ndarray, scene: Scene, rng: np.random.Generator
 ) -> np.ndarray:
-    """The image with grain on its surfaces, coarse and fine, and with the ground's own pattern."""
+    """Add coarse and fine grain to surfaces, and a pattern to the ground."""
     height, width = label.shape
     rough = np.zeros(VOID + 1, np.float32)
     rough[: len(ROUGHNESS)] = ROUGHNESS * rng.uniform(0.5, 1.5, len(ROUGHNESS))
@@ -155,11 +155,11 @@ def _ground_pattern(
     scene: Scene,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Tones of these pixels of the ground: patches and tyre tracks, and joints between slabs."""
+    """Return tones of ground pixels: patches, tire tracks, and joints between slabs."""
     camera, height = scene.camera, label.shape[0]
     below = ((rows + 0.5) / height - camera.horizon).clip(0.004)
     ahead = camera.focal * camera.height / below
-    aside = ((columns + 0.5) / height - camera.centre) * ahead / camera.focal
+    aside = ((columns + 0.5) / height - camera.center) * ahead / camera.focal
     across = aside + camera.across - camera.bend * ahead**2 / 2
     patches = rng.standard_normal((64, 64), np.float32)
     points = np.stack([ahead * 0.8, across * 2.5])
@@ -175,7 +175,7 @@ def _ground_pattern(
 
 
 def _expose(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The film: exposure, contrast, colour cast, a dark rim and noise; uint8 again."""
+    """Apply exposure, contrast, a color cast, a dark rim and noise; return uint8."""
     height, width = image.shape[:2]
     gain = rng.choice([0.5, 0.8, 1.0, 1.2], p=[0.12, 0.2, 0.4, 0.28])
     cast = gain * rng.uniform(0.95, 1.05, 3)
@@ -190,7 +190,7 @@ def _expose(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _blank(label: np.ndarray, rng: np.random.Generator) -> None:
-    """Leave ragged strips along some borders undecided, as CamVid's labels do; in place."""
+    """Set ragged strips along some borders to VOID, as in CamVid's labels; in place."""
     for border in range(4):
         depth = rng.uniform(0.005, 0.04)
         grid = rng.uniform(0.2, 1, 12)

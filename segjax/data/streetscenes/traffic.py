@@ -1,4 +1,4 @@
-"""What moves in a street: cars, pedestrians and cyclists, drawn as in `objects`."""
+"""Cars, pedestrians and cyclists, drawn as in `objects`."""
 
 import math
 from collections.abc import Callable
@@ -27,36 +27,36 @@ from segjax.data.streetscenes.painter import (
     PEDESTRIAN,
     ROAD,
     UP,
-    Colour,
+    Color,
     Painter,
     Place,
     mix,
     scale,
 )
 
-# Clockwise as seen from the right of what is heading to the right.
+# Clockwise as seen from the right side of the vehicle.
 CIRCLE = [(math.cos(turn * math.pi / 6), -math.sin(turn * math.pi / 6)) for turn in range(12)]
 
-# Side views from the tail over the roof to the nose: (share of the length, metres up).
+# Side views from the tail over the roof to the nose: (share of the length, meters up).
 HATCHBACK = [(0.0, 0.3), (0.0, 0.8), (0.03, 0.95), (0.1, 1.42), (0.55, 1.45), (0.74, 0.95)]
 HATCHBACK += [(0.97, 0.78), (1.0, 0.6), (1.0, 0.28)]
-SALOON = [(0.0, 0.3), (0.0, 0.75), (0.02, 0.95), (0.16, 1.0), (0.28, 1.4), (0.58, 1.4)]
-SALOON += [(0.74, 0.95), (0.97, 0.8), (1.0, 0.6), (1.0, 0.28)]
+SEDAN = [(0.0, 0.3), (0.0, 0.75), (0.02, 0.95), (0.16, 1.0), (0.28, 1.4), (0.58, 1.4)]
+SEDAN += [(0.74, 0.95), (0.97, 0.8), (1.0, 0.6), (1.0, 0.28)]
 VAN = [(0.0, 0.35), (0.0, 1.1), (0.01, 1.2), (0.03, 2.0), (0.72, 2.05), (0.85, 1.2)]
 VAN += [(0.98, 1.0), (1.0, 0.7), (1.0, 0.3)]
 BUS = [(0.0, 0.35), (0.0, 1.75), (0.01, 3.0), (0.98, 3.0), (1.0, 1.75), (1.0, 0.35)]
-BODIES = [(HATCHBACK, 4.0, 1.7), (SALOON, 4.5, 1.75), (VAN, 5.2, 1.95), (BUS, 9.5, 2.5)]
+BODIES = [(HATCHBACK, 4.0, 1.7), (SEDAN, 4.5, 1.75), (VAN, 5.2, 1.95), (BUS, 9.5, 2.5)]
 BODY_SHARES = [0.48, 0.32, 0.16, 0.04]
 
-SHADOW_ON_ROAD: Colour = (34, 35, 38)
-BUMPER: Colour = (58, 60, 62)
-HUB: Colour = (136, 138, 140)
-PLATE: Colour = (222, 206, 120)
+SHADOW_ON_ROAD: Color = (34, 35, 38)
+BUMPER: Color = (58, 60, 62)
+HUB: Color = (136, 138, 140)
+PLATE: Color = (222, 206, 120)
 
 
 @dataclass(frozen=True)
 class _Body:
-    """A side view drawn out over the width of a car that stands somewhere, turned somehow."""
+    """A car: its profile, extruded over its width, at a place and heading."""
 
     profile: list[tuple[float, float]]
     length: float
@@ -71,7 +71,7 @@ class _Body:
 
     @cached_property
     def belt(self) -> float:
-        """Metres up to the windows; above it the sides lean inwards."""
+        """Height of the windows' lower edge in meters; above it the sides lean inwards."""
         return 0.62 * self.roof
 
     @cached_property
@@ -79,20 +79,20 @@ class _Body:
         return turned(self.across, self.ahead, self.heading)
 
     def point(self, share: float, up: float, side: float) -> Place:
-        """The place at that share of the length from the tail and of the half width (-1 left)."""
+        """Return the place at a share of the length from the tail, and of the width, -1 to 1."""
         lean = 1 - 0.16 * max(0.0, up - self.belt) / (self.roof - self.belt)
         forward, aside = (share - 0.5) * self.length, side * lean * self.width / 2
         return self.frame(forward, up, aside)
 
     def direction(self, forward: float, up: float, aside: float) -> Place:
-        """A direction of the car's own in the street."""
+        """Return a direction of the car in the street."""
         return turned(0, 0, self.heading)(forward, up, aside)
 
 
 def car(
     p: Painter, rng: np.random.Generator, across: float, ahead: float, heading: float = 0.0
 ) -> None:
-    """A car, van or bus whose middle stands there, `heading` radians right of ahead."""
+    """Draw a car, van or bus with its middle there, `heading` radians right of ahead."""
     profile, length, width = BODIES[rng.choice(len(BODIES), p=BODY_SHARES)]
     body = _Body(profile, length * rng.uniform(0.94, 1.06), width, across, ahead, heading)
     paint = pick(rng, PAINTS, 12)
@@ -105,8 +105,8 @@ def car(
         _flank(p, body, side, paint)
 
 
-def _skin(p: Painter, body: _Body, paint: Colour) -> None:
-    """Tail, rear window, roof, windscreen, bonnet and nose; glass where it is high and steep."""
+def _skin(p: Painter, body: _Body, paint: Color) -> None:
+    """Draw tail, rear window, roof, windshield, hood and nose; high and steep faces are glass."""
     glass = mix(GLASS, p.light.haze, 0.15)
     edges = list(zip(body.profile, body.profile[1:], strict=False))
     if body.point(0, 0, 0)[2] < body.point(1, 0, 0)[2]:
@@ -115,35 +115,35 @@ def _skin(p: Painter, body: _Body, paint: Colour) -> None:
         facing = body.direction((y0 - y1), (s1 - s0) * body.length, 0)
         facing = scale(facing, 1 / math.hypot(*facing))
         is_glass = min(y0, y1) > 0.9 * body.belt and abs(y1 - y0) > 0.3
-        for half, colour in ((1.0, paint), (0.86, glass)):
+        for half, color in ((1.0, paint), (0.86, glass)):
             face = [body.point(s0, y0, -half), body.point(s1, y1, -half)]
             face += [body.point(s1, y1, half), body.point(s0, y0, half)]
-            if colour is paint or is_glass:
-                p.fill(face, colour, CAR, facing, one_sided=True)
+            if color is paint or is_glass:
+                p.fill(face, color, CAR, facing, one_sided=True)
 
 
 def _ends(p: Painter, rng: np.random.Generator, body: _Body) -> None:
-    """Lamps, bumper, plate and the wheels below, at the tail and at the nose."""
+    """Draw lamps, bumper, plate and the wheels below, at the tail and at the nose."""
     for share, turn, lamp in ((0, 1, RED), (1, -1, (240, 236, 214))):
         lit = scale(lamp, 1.5 if chance(rng, 0.3) else 1.0)
         patches = [(-0.95, -0.65, 0.62, 0.8, lit), (0.65, 0.95, 0.62, 0.8, lit)]
         patches += [(-0.98, 0.98, 0.3, 0.46, BUMPER), (-0.3, 0.3, 0.5, 0.61, PLATE)]
         patches += [(-0.95, -0.72, 0.0, 0.3, RUBBER), (0.72, 0.95, 0.0, 0.3, RUBBER)]
-        for x0, x1, y0, y1, colour in patches:
+        for x0, x1, y0, y1, color in patches:
             corners = [body.point(share, y0, x0), body.point(share, y1, x0)]
             corners += [body.point(share, y1, x1), body.point(share, y0, x1)]
             facing = body.direction(-turn, 0, 0)
-            if not p.fill(corners[::turn], colour, CAR, facing, one_sided=True):
+            if not p.fill(corners[::turn], color, CAR, facing, one_sided=True):
                 break
 
 
-def _flank(p: Painter, body: _Body, side: int, paint: Colour) -> None:
-    """One side: its wall, the windows and two wheels."""
+def _flank(p: Painter, body: _Body, side: int, paint: Color) -> None:
+    """Draw one side: its wall, the windows and two wheels."""
 
-    def fill(shape: list[tuple[float, float]], colour: Colour) -> bool:
+    def fill(shape: list[tuple[float, float]], color: Color) -> bool:
         # Shapes are given clockwise as seen from the right.
         places = [body.point(share, up, side) for share, up in shape[::side]]
-        return p.fill(places, colour, CAR, body.direction(0, 0, side), one_sided=True)
+        return p.fill(places, color, CAR, body.direction(0, 0, side), one_sided=True)
 
     if not fill(body.profile, paint):
         return
@@ -155,20 +155,20 @@ def _flank(p: Painter, body: _Body, side: int, paint: Colour) -> None:
         frame = [(pillar, low), (pillar, high), (pillar + 0.015, high), (pillar + 0.015, low)]
         fill(frame, paint)
     for axle in (0.19, 0.81):
-        for radius, colour in ((0.33, RUBBER), (0.19, HUB)):
+        for radius, color in ((0.33, RUBBER), (0.19, HUB)):
             stretch = radius / body.length
-            fill([(axle + stretch * x, 0.33 + radius * y) for x, y in CIRCLE], colour)
+            fill([(axle + stretch * x, 0.33 + radius * y) for x, y in CIRCLE], color)
 
 
 def _head(p: Painter, rng: np.random.Generator, place: Place, label: int) -> None:
-    """A head, with hair, a cap or a helmet on it."""
+    """Draw a head with hair, a cap or a helmet."""
     across, up, ahead = place
     p.disc((across, up + 0.03, ahead), 0.13, pick(rng, [*CLOTHES, WHITE, RED], 15), label, 1.2)
     p.disc((across, up - 0.04, ahead), 0.1, pick(rng, SKINS), label, 1.2)
 
 
 def pedestrian(p: Painter, rng: np.random.Generator, across: float, ahead: float) -> None:
-    """Someone who stands or walks, with or without a bag."""
+    """Draw a person who stands or walks, with or without a bag."""
     tall = rng.uniform(0.85, 1.08)  # times 1.75 m
     stride, lean = rng.uniform(-0.3, 0.3), rng.uniform(-0.06, 0.06)
     coat, trousers = pick(rng, CLOTHES, 20), pick(rng, CLOTHES, 15)
@@ -193,14 +193,14 @@ def pedestrian(p: Painter, rng: np.random.Generator, across: float, ahead: float
 def cyclist(
     p: Painter, rng: np.random.Generator, across: float, ahead: float, heading: float
 ) -> None:
-    """A rider on a bicycle; `heading` 0 is seen from behind, a right angle from the side."""
+    """Draw a cyclist; `heading` 0 is seen from behind, a right angle from the side."""
     at = turned(across, ahead, heading)
     metal, coat = pick(rng, METALS + PAINTS), pick(rng, CLOTHES + BOARDS, 20)
     trousers = pick(rng, CLOTHES, 15)
     for axle in (-0.52, 0.52):
-        for radius, colour in ((0.36, RUBBER), (0.28, (104, 104, 104))):
+        for radius, color in ((0.36, RUBBER), (0.28, (104, 104, 104))):
             rim = [at(axle + radius * x, 0.36 + radius * y) for x, y in CIRCLE]
-            p.fill(rim, colour, BICYCLIST)
+            p.fill(rim, color, BICYCLIST)
         p.stroke([at(axle, 0), at(axle, 0.72)], 0.05, RUBBER, BICYCLIST)
     saddle, crank, bar = at(-0.2, 0.95), at(-0.05, 0.32), at(0.4, 1.0)
     p.stroke([at(-0.52, 0.36), saddle, at(0.42, 0.85), crank, saddle], 0.06, metal, BICYCLIST)

@@ -1,1 +1,1 @@
-"""oneDNN and kernels of our own for the CPU: `build` makes and loads them, `kernels` calls them."""
+"""CPU kernels by oneDNN and our own: `build` compiles and loads them, `kernels` calls them."""

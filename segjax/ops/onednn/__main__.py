@@ -4,6 +4,6 @@ import sys
 
 from segjax.ops.onednn.build import library
 
-found = library()  # says itself what is missing
+found = library()  # logs what is missing
 if found:
     sys.stdout.write(f"convolutions on a CPU: oneDNN {found.version}\n")

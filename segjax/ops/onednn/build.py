@@ -1,11 +1,11 @@
 """Build the kernels beside this file once, keep them in a cache, and load them into XLA.
 
-They want a C++ compiler and oneDNN 3 with its headers, from `pip install segjax[onednn]` (Linux,
-x86-64), the system, or the folder that SEGJAX_ONEDNN_DIR names (with include/ and lib/). Where
-anything is missing, one log line says so and XLA computes instead. SEGJAX_ONEDNN=off never uses
-them; SEGJAX_ONEDNN=on makes it an error that they cannot be used.
+They need a C++ compiler and oneDNN 3 with its headers, from `pip install segjax[onednn]` (Linux,
+x86-64), the system, or the folder SEGJAX_ONEDNN_DIR (with include/ and lib/). If anything is
+missing, one log line says so and XLA computes instead. SEGJAX_ONEDNN=off never uses them;
+SEGJAX_ONEDNN=on makes it an error if they cannot be used.
 
-Importing this module is light: JAX is imported where it is needed.
+Importing this module is fast: JAX is imported where it is needed.
 """
 
 import ctypes
@@ -44,29 +44,29 @@ _log = logging.getLogger(__name__)
 
 
 class Unavailable(OSError):
-    """Raised where the kernels cannot be used; says what is missing and how to get it."""
+    """Raised if the kernels cannot be used; says what is missing and how to install it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Library:
-    """Hold the kernels of one build, loaded and registered with XLA."""
+    """The kernels of one build, loaded and registered with XLA."""
 
     version: str  # of oneDNN, such as "3.2.0"
     key: str  # of the build
     loaded: ctypes.CDLL = dataclasses.field(repr=False, compare=False)
 
     def target(self, kernel: str) -> str:
-        """Return the name by which XLA knows a kernel of this build."""
+        """Return XLA's name of a kernel of this build."""
         # With the key, so that a program from the compilation cache finds the same kernels or none.
         return f"segjax_{kernel}_{self.key}"
 
 
 @functools.cache
 def library() -> Library | None:
-    """Return the kernels, built and loaded on the first call; None where they are not used.
+    """Return the kernels, built and loaded on the first call; None if they are not used.
 
     Raises:
-      Unavailable: SEGJAX_ONEDNN=on and they cannot be used, or it is another word.
+      Unavailable: SEGJAX_ONEDNN=on and they cannot be used, or its value is unknown.
     """
     wanted = os.environ.get("SEGJAX_ONEDNN", "")
     if wanted not in ("", "auto", "on", "off"):
@@ -75,7 +75,7 @@ def library() -> Library | None:
         return None
     try:
         return _load()
-    except OSError as error:  # whatever it is, XLA can do without
+    except OSError as error:  # any failure: XLA computes instead
         if wanted == "on":
             raise Unavailable(f"SEGJAX_ONEDNN=on, but {error}") from None
         _log.warning("convolutions by XLA, which is slower than oneDNN on a CPU: %s", error)
@@ -91,7 +91,7 @@ def _load():
     path = _cache() / f"{key}.so"
     if not path.exists():
         _build(path, root, compiler)
-    # Threads that wait for the next call by spinning would take the cores from XLA's own.
+    # Threads that spin between calls would take the cores from XLA's.
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
     try:
         loaded = ctypes.CDLL(str(path))
@@ -146,14 +146,14 @@ def _find_compiler():
 
 
 def _key(root, version, compiler):
-    """Return a hash of all that the build depends on, this CPU's instructions among it."""
+    """Return a hash of everything that the build depends on, such as this CPU's instructions."""
     shared = _shared_object(root).resolve()
-    said = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
+    described = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
     text = "\n".join(
         [
             SOURCE.read_text(),
             *(metadata.version("jaxlib"), version, str(shared), str(shared.stat().st_size)),
-            *(said.partition("\n")[0], " ".join(FLAGS), _instructions()),
+            *(described.partition("\n")[0], " ".join(FLAGS), _instructions()),
         ]
     )
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -195,16 +195,16 @@ def _compile(path, root, compiler):
     import jax
 
     shared = _shared_object(root)
-    beside = path.with_suffix(".tmp")
+    partial = path.with_suffix(".tmp")
     command = [
         *(compiler, *FLAGS, "-isystem", jax.ffi.include_dir(), "-isystem", str(root / "include")),
-        *(str(SOURCE), "-o", str(beside), str(shared), f"-Wl,-rpath,{shared.parent}"),
+        *(str(SOURCE), "-o", str(partial), str(shared), f"-Wl,-rpath,{shared.parent}"),
     ]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         errors = [text for text in done.stderr.splitlines() if "error" in text]
-        raise Unavailable(f"{compiler} failed: {(errors or ['no word'])[0].strip()}")
-    os.replace(beside, path)
+        raise Unavailable(f"{compiler} failed: {(errors or ['no error message'])[0].strip()}")
+    os.replace(partial, path)
 
 
 def versions(platform: str) -> dict[str, str]:
@@ -214,9 +214,9 @@ def versions(platform: str) -> dict[str, str]:
 
 
 def describe() -> str:
-    """Return in a few words what convolutions on a CPU are computed by, and if by XLA, why.
+    """Say what computes convolutions on a CPU, and if it is XLA, why.
 
-    Nothing is built or loaded, nor JAX imported.
+    Nothing is built or loaded, and JAX is not imported.
     """
     if os.environ.get("SEGJAX_ONEDNN") == "off":
         return "XLA (SEGJAX_ONEDNN=off)"

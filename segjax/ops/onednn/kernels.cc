@@ -1,9 +1,9 @@
-// Operations on NHWC images for the CPU: convolutions by oneDNN, and what XLA's CPU backend is slow
-// at, batch normalization and pooling with indices. Called by XLA through its typed FFI; the shapes
-// and meanings of arguments are in the Python modules beside this file.
+// Operations on NHWC images for the CPU: convolutions by oneDNN, and batch normalization and pooling
+// with indices, in which XLA's CPU backend is slow. XLA calls them through its typed FFI; the shapes
+// and meanings of arguments are in the Python modules of this folder.
 //
-// All sums are float32 and are added in an order that depends on shapes and the number of threads
-// alone, so that a call repeated gives the same bits.
+// All sums are float32, in an order that depends only on shapes and the number of threads, so that a
+// repeated call gives the same bits.
 
 #include <omp.h>
 
@@ -31,8 +31,8 @@ namespace {
 using Dims = dnnl::memory::dims;
 using Numbers = ffi::Span<const int64_t>;
 
-// One call at a time: each caller's OpenMP threads would fight with the others' for the same cores.
-// A call waits for nothing but this lock, so several devices cannot block each other.
+// One call at a time, because the OpenMP threads of several callers would compete for the same cores.
+// A call waits only for this lock, so several devices cannot block each other.
 std::mutex running;
 
 template <class Call>
@@ -54,7 +54,7 @@ struct Bfloat16 {
   uint16_t bits;
 };
 
-// Numbers as bits, for what only moves them: compilers select between these in vectors.
+// Numbers as bits, for copies: compilers select between these in vectors.
 template <class T>
 struct AsBits;
 template <>
@@ -74,7 +74,7 @@ inline float Load(Bfloat16 value) {
   return result;
 }
 
-// The upper half of a number, to the nearest, ties to even; not-a-number stays one.
+// Round to the upper half, to nearest, ties to even; NaN stays NaN.
 inline uint32_t Rounded(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);
@@ -184,7 +184,7 @@ void Interleave(const Primitive& primitive, const float* from, uint16_t* to) {
   }
 }
 
-// With the kernel's reorder, where the primitive wants it in another order than the caller has it.
+// With a reorder of the kernel, if the primitive needs another order than the caller's.
 std::shared_ptr<Primitive> Ordered(Kind kind, std::shared_ptr<Primitive> made) {
   made->reorders = made->kernel != made->given_kernel;
   if (!made->reorders) return made;
@@ -263,8 +263,8 @@ std::shared_ptr<Primitive> Make(Kind kind, Numbers map, Numbers kernel, Numbers 
 
 size_t Aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
-// Memory that a call needs besides its arguments and results: that of the primitive, and the kernel
-// in the order that the primitive wants.
+// Scratch memory of a call: that of the primitive, and the kernel in the order that the primitive
+// needs.
 size_t ScratchBytes(const Primitive& primitive) {
   return Aligned(primitive.scratch.get_size()) +
          (primitive.reorders ? primitive.kernel.get_size() : 0);
@@ -472,7 +472,7 @@ ffi::Error BatchMoments(ffi::AnyBuffer x, ffi::Result<ffi::AnyBuffer> mean,
   });
 }
 
-// y = (x - mean) a + b by channel, below zero cut off if asked.
+// y = (x - mean) a + b by channel, optionally with a ReLU.
 ffi::Error Affine(ffi::AnyBuffer x, ffi::AnyBuffer mean, ffi::AnyBuffer a, ffi::AnyBuffer b,
                   ffi::Result<ffi::AnyBuffer> y, bool relu) {
   return Run([&] {
@@ -613,7 +613,7 @@ struct Pool {
       : window(numbers[0]), stride(numbers[1]), top(numbers[2]), left(numbers[3]) {}
 };
 
-// The first maximum of each window, a not-a-number being the greatest, and its place in the window.
+// The first maximum of each window (NaN is the greatest) and its place in the window.
 ffi::Error MaxPool(ffi::AnyBuffer x, ffi::Result<ffi::AnyBuffer> y,
                    ffi::Result<ffi::AnyBuffer> indices, Numbers numbers) {
   return Run([&] {
@@ -672,7 +672,7 @@ ffi::Error MaxPool(ffi::AnyBuffer x, ffi::Result<ffi::AnyBuffer> y,
   });
 }
 
-// Each value put, or added where windows overlap, at the place of its window that its index names.
+// Put each value at the indexed place of its window; values of overlapping windows are added.
 ffi::Error Spread(ffi::AnyBuffer y, ffi::AnyBuffer indices, ffi::Result<ffi::AnyBuffer> x,
                   Numbers numbers) {
   return Run([&] {
@@ -722,7 +722,7 @@ ffi::Error Spread(ffi::AnyBuffer y, ffi::AnyBuffer indices, ffi::Result<ffi::Any
   });
 }
 
-// The value at the place of each window that its index names.
+// Take the value at the indexed place of each window.
 ffi::Error Gather(ffi::AnyBuffer x, ffi::AnyBuffer indices, ffi::Result<ffi::AnyBuffer> y,
                   Numbers numbers) {
   return Run([&] {
@@ -782,7 +782,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(
     convolution_kernel_gradient, KernelGradient,
     ffi::Ffi::Bind().Arg<Any>().Arg<Any>().Ret<Any>().Ret<Any>().Ret<Any>().WINDOW);
 
-// Bytes of scratch memory that a call of a `Kind` takes, or -1 where oneDNN has no such convolution. Called while a program is traced.
+// Return the bytes of scratch memory of a call of a `Kind`, or -1 if oneDNN has no such convolution.
+// Called while a program is traced.
 extern "C" int64_t scratch_bytes(int64_t kind, const int64_t* map, const int64_t* kernel,
                                  const int64_t* result, bool bfloat16, bool bfloat16_kernel,
                                  bool bias, const int64_t* window) {
@@ -792,7 +793,7 @@ extern "C" int64_t scratch_bytes(int64_t kind, const int64_t* map, const int64_t
     const auto primitive =
         Get(static_cast<Kind>(kind), Numbers(map, 4), Numbers(kernel, 4), Numbers(result, 4),
             type_of(bfloat16), type_of(bfloat16_kernel), bias, Numbers(window, 11));
-    // A plain loop, hundreds of times slower than what XLA has.
+    // A plain loop, hundreds of times slower than XLA.
     if (primitive->name.rfind("ref", 0) == 0) return -1;
     return static_cast<int64_t>(ScratchBytes(*primitive));
   } catch (const dnnl::error&) {

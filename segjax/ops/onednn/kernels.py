@@ -1,9 +1,9 @@
-"""Convolution, batch normalization and pooling on a CPU by oneDNN and kernels of our own.
+"""Convolution, batch normalization and pooling on a CPU by oneDNN and our own kernels.
 
-XLA's CPU backend computes convolutions in bfloat16 as float32, their kernels' gradients slowly, and
-elementwise work in bfloat16 slower still. The functions here are called by those of `segjax.ops`
-where `in_use()`, mean the same, and are tested against them. Arrays are float32 or bfloat16; what
-is summed is summed in float32. They work under jit, vmap (one call an example), reverse-mode
+XLA's CPU backend computes bfloat16 convolutions in float32, the gradients of kernels slowly, and
+elementwise operations in bfloat16 even more slowly. `segjax.ops` calls the functions here where
+`in_use()`; they compute the same and are tested against it. Arrays are float32 or bfloat16; sums
+are float32. They work under jit, vmap (one call an example), reverse-mode
 differentiation and pmap, and repeat the same bits for the same number of OpenMP threads.
 """
 
@@ -24,7 +24,7 @@ Sides = tuple[tuple[int, int], tuple[int, int]]  # above and below, left and rig
 
 
 def in_use(*arrays: jax.Array) -> bool:
-    """Return whether operations on these arrays, traced now, are computed by the kernels here."""
+    """Return whether the kernels here compute operations on these arrays, traced now."""
     return all(x.dtype in DTYPES and x.size for x in arrays) and on_cpu() and library() is not None
 
 
@@ -36,7 +36,7 @@ def _call(kernel: str, results: Any, *arrays: jax.Array, **attributes: Any) -> A
 
 
 class Window(NamedTuple):
-    """Describe how a convolution moves over its map."""
+    """Stride, dilation, padding and groups of a convolution."""
 
     strides: tuple[int, int]
     rates: tuple[int, int]
@@ -45,7 +45,7 @@ class Window(NamedTuple):
     swapped: bool = False  # the kernel is (kh, kw, D, C); one group
 
     def numbers(self, relu: bool = False) -> np.ndarray:
-        """Return the numbers that the kernels read."""
+        """Return the values as the array that the kernels read."""
         rows, columns = self.padding
         values = (*self.strides, *self.rates, *rows, *columns, self.groups, relu, self.swapped)
         return np.asarray(values, np.int64)
@@ -64,8 +64,8 @@ class Window(NamedTuple):
 def dtype_of(x: jax.Array, kernel: jax.Array, window: Window) -> Any:
     """Return the dtype that oneDNN computes a convolution and its gradients in.
 
-    That of x, or float32 for bfloat16 where this CPU lacks the instructions; None where nothing
-    comes out, or oneDNN has no such convolution.
+    It is that of x, or float32 for bfloat16 if this CPU lacks the instructions; None if the result
+    is empty or oneDNN has no such convolution.
     """
     return _first_supported(x, lambda x: _supported(x, kernel, window))
 
@@ -73,7 +73,7 @@ def dtype_of(x: jax.Array, kernel: jax.Array, window: Window) -> Any:
 def transposed_dtype_of(
     x: jax.Array, kernel: jax.Array, window: Window, size: tuple[int, int]
 ) -> Any:
-    """Return the same for a transposed convolution to (H, W)."""
+    """Return the dtype of a transposed convolution to (H, W), as `dtype_of`."""
 
     def holds(x):
         full = jax.ShapeDtypeStruct((x.shape[0], *size, kernel.shape[2]), x.dtype)
@@ -101,9 +101,7 @@ def _result(x, kernel, window):
 
 
 def _scratch(kind, x, kernel, y, window, bias, relu=False):
-    """Return the memory that one call works in, or None where oneDNN has no such convolution.
-
-    XLA plans it with all other memory of a program.
+    """Return the scratch memory of a call, which XLA allocates; None if oneDNN does not support it.
 
     kind: 0 for a convolution, 1 for the gradient of its input, 2 for that of its kernel, 3 for a
     transposed convolution from y to x.
@@ -129,14 +127,14 @@ def _scratch_bytes(loaded):
 def convolution(
     x: jax.Array, kernel: jax.Array, bias: jax.Array, window: Window, relu: bool
 ) -> jax.Array:
-    """Return x convolved with a kernel, plus a bias, below zero cut off if `relu`.
+    """Convolve x with a kernel and add a bias, optionally with a ReLU.
 
     Args:
       x: (B, H, W, C); the result has its dtype, and the kernel is rounded to it.
       kernel: (kh, kw, C / groups, D), float32 or bfloat16; (kh, kw, D, C) where it is swapped.
       bias: float32 (D,), or (0,) for none.
       window: one that has a `dtype_of`.
-      relu: whether it ends in a ReLU.
+      relu: whether to apply a ReLU.
     """
     result = _result(x, kernel, window)
     scratch = _scratch(0, x, kernel, result, window, bias.size > 0, relu)
@@ -165,7 +163,7 @@ convolution.defvjp(_convolution_forward, _convolution_backward)
 def input_gradient(
     dy: jax.Array, kernel: jax.Array, window: Window, shape: tuple[int, ...]
 ) -> jax.Array:
-    """Return dL/dx of a convolution, of the dtype of dL/dy and a shape (B, H, W, C)."""
+    """Return dL/dx of a convolution, shape (B, H, W, C), dtype of dL/dy."""
     result = jax.ShapeDtypeStruct(shape, dy.dtype)
     scratch = _scratch(1, result, kernel, dy, window, False)
     numbers = window.numbers()
@@ -176,7 +174,7 @@ def input_gradient(
 def kernel_gradient(
     x: jax.Array, dy: jax.Array, window: Window, kernel: Any, bias: Any
 ) -> tuple[jax.Array, jax.Array]:
-    """Return dL/dkernel and dL/dbias; of these only shapes and dtypes are looked at."""
+    """Return dL/dkernel and dL/dbias; only the shapes and dtypes of kernel and bias are used."""
     results = [jax.ShapeDtypeStruct(like.shape, like.dtype) for like in (kernel, bias)]
     scratch = _scratch(2, x, kernel, dy, window, bias.size > 0)
     numbers = window.numbers()
@@ -188,14 +186,14 @@ def kernel_gradient(
 def transposed_convolution(
     x: jax.Array, kernel: jax.Array, bias: jax.Array, window: Window, size: tuple[int, int]
 ) -> jax.Array:
-    """Return what the gradient of a convolution with this kernel and window does to x, plus a bias.
+    """Apply the transpose of a convolution with this kernel and window to x, and add a bias.
 
     Args:
-      x: (B, h, w, C), what the convolution gives.
+      x: (B, h, w, C), a result of the convolution.
       kernel: (kh, kw, D, C).
       bias: float32 (D,), or (0,) for none.
       window: of the convolution, swapped as its transpose reads the kernel.
-      size: (H, W) of what is convolved.
+      size: (H, W) of the input of the convolution.
 
     Returns:
       (B, H, W, D), dtype of x.
@@ -237,7 +235,7 @@ def moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def affine(x: jax.Array, mean: jax.Array, a: jax.Array, b: jax.Array, relu: bool) -> jax.Array:
-    """Return (x - mean) a + b by channel, below zero cut off if `relu`, dtype of x."""
+    """Return (x - mean) a + b by channel, optionally with a ReLU, dtype of x."""
     return _call("affine", jax.ShapeDtypeStruct(x.shape, x.dtype), x, mean, a, b, relu=relu)
 
 
@@ -265,14 +263,14 @@ def affine_gradient(
 
 
 class Pool(NamedTuple):
-    """Describe a square window of max pooling; what is beyond the border is never greatest."""
+    """A square window of max pooling; padding is never the maximum."""
 
     window: int  # side, at most 16: a place in it is one byte
     stride: int
     before: tuple[int, int]  # rows and columns above and left of the map
 
     def numbers(self) -> np.ndarray:
-        """Return the numbers that the kernels read."""
+        """Return the values as the array that the kernels read."""
         return np.asarray((self.window, self.stride, *self.before), np.int64)
 
 
@@ -286,7 +284,7 @@ def max_pool(x: jax.Array, pool: Pool, size: tuple[int, int]) -> tuple[jax.Array
 
 def _max_pool_forward(x, pool, size):
     y, indices = max_pool(x, pool, size)
-    return (y, indices), (indices, x)  # of x its size alone, so that it is not kept
+    return (y, indices), (indices, x)  # only the shape of x is used, so that it is not kept
 
 
 def _max_pool_backward(pool, size, saved, gradients):
@@ -299,7 +297,7 @@ max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def spread(y: jax.Array, indices: jax.Array, pool: Pool, size: tuple[int, int]) -> jax.Array:
-    """Return (B, *size, C) with each value at its place; where windows overlap they add up."""
+    """Put each value at its place in (B, *size, C); values of overlapping windows add up."""
     result = jax.ShapeDtypeStruct((y.shape[0], *size, y.shape[3]), y.dtype)
     return _call("spread", result, y, indices, window=pool.numbers())
 

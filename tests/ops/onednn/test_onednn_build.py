@@ -1,4 +1,4 @@
-"""Where oneDNN is found and built, and what is said where it cannot be."""
+"""Finding and building oneDNN, and the messages when that fails."""
 
 import os
 import subprocess
@@ -66,7 +66,7 @@ MISSING = {
 
 
 @pytest.mark.parametrize("missing", MISSING, ids=lambda each: each.__name__)
-def test_what_is_missing_is_said_once_and_xla_computes(missing, unloaded, tmp_path, caplog):
+def test_what_is_missing_is_logged_once_and_xla_computes(missing, unloaded, tmp_path, caplog):
     missing(unloaded, tmp_path)
     assert build.library() is None
     assert build.library() is None
@@ -77,7 +77,7 @@ def test_what_is_missing_is_said_once_and_xla_computes(missing, unloaded, tmp_pa
 
 
 @pytest.mark.parametrize("missing", MISSING, ids=lambda each: each.__name__)
-def test_on_and_impossible_is_an_error_of_one_line(missing, unloaded, tmp_path):
+def test_on_without_onednn_is_an_error_of_one_line(missing, unloaded, tmp_path):
     missing(unloaded, tmp_path)
     unloaded.setenv("SEGJAX_ONEDNN", "on")
     with pytest.raises(build.Unavailable, match="SEGJAX_ONEDNN=on, but") as caught:
@@ -93,7 +93,7 @@ def test_off_is_silent(unloaded, caplog):
     assert not caplog.records
 
 
-def test_another_word_is_refused(unloaded):
+def test_an_unknown_value_is_refused(unloaded):
     unloaded.setenv("SEGJAX_ONEDNN", "yes")
     with pytest.raises(build.Unavailable, match="'yes', expected auto, on or off"):
         build.library()

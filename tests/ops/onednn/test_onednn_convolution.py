@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def taps_of(x, kernel, sides, stride, rate):
-    """The pixels that each tap sees, as slices of the padded map."""
+    """Return the pixels that each tap sees, as slices of the padded map."""
     size = [n + sum(side) for n, side in zip(x.shape[1:3], sides, strict=True)]
     outputs = [
         (n - (k - 1) * rate - 1) // stride + 1 for n, k in zip(size, kernel.shape[:2], strict=True)
@@ -35,7 +35,7 @@ def taps_of(x, kernel, sides, stride, rate):
 
 
 def reference(x, kernel, dy, sides, stride, rate, groups):
-    """The convolution and the gradients of sum(y dy), all float64."""
+    """Compute the convolution and the gradients of sum(y dy) in float64."""
     x, kernel, dy = (np.asarray(each, np.float64) for each in (x, kernel, dy))
     around = [(0, 0), *[tuple(max(n, 0) for n in side) for side in sides], (0, 0)]
     wide = np.pad(x, around)
@@ -81,7 +81,7 @@ sides_of = st.tuples(st.integers(-1, 6), st.integers(-1, 6))  # fewer than none 
     bias=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_values_and_gradients_are_the_sums_that_they_stand_for(
+def test_values_and_gradients_are_the_float64_sums(
     size, taps, stride, rate, sides, groups, channels, features, dtype, bias, seed
 ):
     kernel_shape = (*taps, channels, groups * features)
@@ -175,7 +175,7 @@ def test_a_transposed_convolution_is_that_of_lax(
         )
 
 
-def test_it_is_what_runs():
+def test_onednn_is_what_runs():
     x, kernel = arrays(0, (1, 8, 8, 16), (3, 3, 16, 16))
 
     def loss(x, kernel):
@@ -267,7 +267,7 @@ def test_padding_beyond_the_reach_of_a_kernel():
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_no_plain_loop_of_oneDNN_is_used():
+def test_the_slow_loop_of_onednn_is_not_used():
     """The gradient of a large kernel is one where more than half of a window is beyond the border.
 
     DeconvNet's fc6-deconv, as a convolution: 72 s where its own way takes 0.8.
@@ -281,13 +281,13 @@ def test_no_plain_loop_of_oneDNN_is_used():
     assert "ffi_call" in str(jaxpr)  # of a map with three of the six zeros around it already
 
 
-def test_other_words_of_padding_are_refused():
+def test_unknown_padding_is_refused():
     x, kernel = arrays(0, (1, 6, 7, 3), (3, 3, 3, 8))
     with pytest.raises(ValueError, match="padding is 'VALID'"):
         convolution.conv(x, kernel, padding="VALID")
 
 
-def test_what_oneDNN_does_not_have_is_left_to_xla():
+def test_what_onednn_does_not_have_is_left_to_xla():
     x, kernel = arrays(0, (1, 2, 2, 3), (5, 5, 3, 8))
     window = kernels.Window((1, 1), (1, 1), ((0, 0), (0, 0)))
     assert kernels.dtype_of(x, kernel, window) is None

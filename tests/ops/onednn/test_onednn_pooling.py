@@ -1,4 +1,4 @@
-"""Pooling and batch normalization by kernels of our own against the same operations by XLA."""
+"""Pooling and batch normalization by our own kernels against XLA."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from segjax.ops.platform import shapes_alone
 
 
 def both(function, *arrays):
-    """The value and the gradients of a loss, by the kernels and by XLA."""
+    """Compute the value and the gradients of a loss, by the kernels and by XLA."""
 
     def loss(*arrays):
         y = function(*arrays)
@@ -35,7 +35,7 @@ def both(function, *arrays):
 
 
 def values(shape, dtype, seed=0, levels=5):
-    """Few levels, so that there are ties."""
+    """Draw few levels, so that there are ties."""
     rng = np.random.default_rng(seed)
     return jnp.asarray(rng.integers(-levels, levels + 1, shape) / 2, dtype)
 
