@@ -9,16 +9,18 @@ when they are asked for.
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field
+from typing_extensions import TypedDict  # pydantic refuses that of Python 3.11
 
 from segjax.cli import arguments
 from segjax.errors import UserError
 from segjax.report.columns import Sheet
 from segjax.report.table import Table, draw
 from segjax.results import schema
-from segjax.results.schema import Row, is_count, is_number, is_text
+from segjax.results.schema import Amount, Positive, Row, Size, Text
 
 SCHEMA = 1
 # kind -> the unit of its samples, and what they are of
@@ -35,67 +37,67 @@ REFERENCES = {"loop": "bare", "first_step": "cold", "levers": "plain"}
 _WHAT = "a row of timings"
 
 
-def _is_setting(value: Any) -> bool:
-    """What was run: null where nothing is trained."""
-    names = ("model", "model_options", "dataset", "resolution", "batch", "precision", "placement")
-    return (
-        isinstance(value, dict)
-        and all(name in value for name in names)
-        and isinstance(value["model_options"], dict)
-    )
+class Setting(TypedDict):
+    """What was run."""
+
+    model: Text
+    model_options: dict[str, Any]
+    dataset: Text
+    resolution: Size
+    batch: Positive
+    precision: Text
+    placement: Text
 
 
-def _is_samples(value: Any) -> bool:
-    """Lists of positive numbers, of the same length as they are of turns."""
-    return (
-        isinstance(value, dict)
-        and all(
-            isinstance(found, list) and found and all(is_number(x, 1e12) and x > 0 for x in found)
-            for found in value.values()
-        )
-        and len({len(found) for found in value.values()}) == 1
-    )
+class TimingRow(TypedDict):
+    """The fields of what was measured at one setting."""
+
+    schema: Annotated[int, Field(ge=SCHEMA, le=SCHEMA)]
+    kind: Literal["loop", "first_step", "throughput", "start", "devices", "levers"]
+    command: Text
+    setting: Setting | None  # none: nothing is trained
+    unit: Text
+    samples: dict[str, Annotated[list[Annotated[Amount, Field(gt=0)]], Field(min_length=1)]]
+    device: Text
+    versions: dict[str, Any]
+    finished: Text  # time, ISO 8601
 
 
-def _is_bytes_by_name(value: Any) -> bool:
-    return isinstance(value, dict) and all(x is None or is_number(x, 1e15) for x in value.values())
+class LeversRow(TimingRow):
+    """Further fields of "levers"."""
+
+    bytes: dict[str, Amount | None]
 
 
-_FIELDS: schema.Fields = {
-    "schema": (str(SCHEMA), lambda v: type(v) is int and v == SCHEMA, False),
-    "kind": (f"one of {', '.join(KINDS)}", lambda v: is_text(v) and v in KINDS, False),
-    "command": ("a command", is_text, False),
-    "setting": ("an object that names model, dataset, resolution, batch", _is_setting, True),
-    "unit": ("a unit", is_text, False),
-    "samples": ("lists of positive numbers, one of each turn, by name", _is_samples, False),
-    "device": ("a name", is_text, False),
-    "versions": ("an object", lambda v: isinstance(v, dict), False),
-    "finished": ("a time", is_text, False),
-}
-_OF_LEVERS: schema.Fields = {"bytes": ("bytes by name", _is_bytes_by_name, False)}
-_OF_DEVICES: schema.Fields = {
-    "devices": ("an integer >= 1", lambda v: is_count(v, 1), False),
-    # Of one device: arguments, results and what is between, as XLA plans it.
-    "bytes": ("bytes", lambda v: is_number(v, 1e15), True),
-    "loss": ("a number", lambda v: is_number(v, 1e6), False),  # of the first step
-}
+class DevicesRow(TimingRow):
+    """Further fields of "devices"."""
+
+    devices: Positive
+    # Of one device: arguments, results and temporary buffers, as XLA plans it.
+    bytes: Amount | None
+    loss: Annotated[float, Field(ge=0, le=1e6)]  # of the first step
+
+
+_FURTHER = {"levers": LeversRow, "devices": DevicesRow}
 
 
 def check(row: Any, where: str) -> Row:
-    """Gives the row back.
+    """Return the row.
 
     Raises:
       UserError: a field is missing or of the wrong kind; it names the place and the first fault.
     """
-    schema.check_fields(row, _FIELDS, where, f"{_WHAT} (an object)")
+    schema.validate(row, TimingRow, where, _WHAT)
     unit, names = KINDS[row["kind"]]
-    if row["unit"] != unit or sorted(row["samples"]) != sorted(names):
-        found = f"{sorted(row['samples'])} in {row['unit']}"
+    samples = row["samples"]
+    if row["unit"] != unit or sorted(samples) != sorted(names):
+        found = f"{sorted(samples)} in {row['unit']}"
         raise UserError(f"{where}: samples are {found}, expected {sorted(names)} in {unit}")
-    if row["kind"] == "devices":
-        schema.check_fields(row, _OF_DEVICES, where)
-    if row["kind"] == "levers":
-        schema.check_fields(row, _OF_LEVERS, where)
+    turns = {name: len(times) for name, times in samples.items()}
+    if len(set(turns.values())) > 1:
+        raise UserError(f"{where}: samples has {turns} values, expected one a turn of each")
+    if row["kind"] in _FURTHER:
+        schema.validate(row, _FURTHER[row["kind"]], where, _WHAT)
     return row
 
 

@@ -7,13 +7,16 @@ as rates and ratios, is worked out when it is asked for (`Facts`).
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from pydantic import Field
+from typing_extensions import TypedDict  # pydantic refuses that of Python 3.11
 
 from segjax.errors import UserError
 from segjax.results import schema
-from segjax.results.schema import Row, is_count, is_number, is_text
+from segjax.results.schema import Amount, Positive, Row, Size, Text
 
 SCHEMA = 1
 KIND = "benchmark"
@@ -24,96 +27,98 @@ MEMORY = ("compiled", "device", "process")
 _WHAT = "a benchmark row"
 
 
-def _is_positive(value: Any) -> bool:
-    return is_count(value, 1)
+T = TypeVar("T")
 
 
-def _is_amount(value: Any) -> bool:
-    return is_number(value, 1e30)
+class OfPrograms(TypedDict, Generic[T]):
+    """A value of each of WHAT."""
+
+    forward: T
+    training_step: T
+    gradient: T
 
 
-def _is_object(value: Any) -> bool:
-    return isinstance(value, dict)
+class Macs(TypedDict):
+    """Multiply-accumulates of convolutions and matrix products, of the batch."""
+
+    forward: Positive
+    training_step: Positive
 
 
-def _of(
-    names: Sequence[str], holds: Callable[[Any], bool], null: bool = False
-) -> Callable[[Any], bool]:
-    """An object with exactly these names, each of one kind."""
-    return lambda value: (
-        isinstance(value, dict)
-        and sorted(value) == sorted(names)
-        and all(holds(x) or (null and x is None) for x in value.values())
-    )
+class Peaks(TypedDict):
+    """Of a large matrix product in the row's precision and of a large copy, in the same run."""
+
+    flops_per_second: Amount
+    bytes_per_second: Amount
 
 
-_QUARTILES = ("median", "lower_quartile", "upper_quartile", "samples")
-_FIELDS: schema.Fields = {
-    "schema": (str(SCHEMA), lambda v: type(v) is int and v == SCHEMA, False),
-    "kind": (repr(KIND), lambda v: v == KIND, False),
-    "command": ("a command", is_text, False),
-    "model": ("a name", is_text, False),
-    "model_options": ("an object", _is_object, False),
-    "num_classes": ("an integer >= 1", _is_positive, False),
-    "resolution": (
-        "[height, width]",
-        lambda v: isinstance(v, list) and len(v) == 2 and all(map(_is_positive, v)),
-        False,
-    ),
-    "batch": ("an integer >= 1", _is_positive, False),
-    "precision": ("float32 or bfloat16", lambda v: v in ("float32", "bfloat16"), False),
-    "parameters": ("an integer >= 1", _is_positive, False),
-    # Multiply-adds of convolutions and matrix products, of the batch.
-    "macs": ("counts of forward, training_step", _of(WHAT[:2], _is_positive), True),
-    # Of a large matrix product in this precision and a large copy, in the same run.
-    "peaks": (
-        "flops_per_second, bytes_per_second",
-        _of(("flops_per_second", "bytes_per_second"), _is_amount),
-        True,
-    ),
-    "sides": (
-        f"an object of {OURS} and perhaps {', '.join(AGAINST)}",
-        lambda v: _is_object(v) and OURS in v and set(v) <= {OURS, *AGAINST},
-        False,
-    ),
-    "device": ("a name", is_text, False),
-    "versions": ("an object", _is_object, False),
-    "finished": ("a time", is_text, False),
-}
-# Where a side failed, its error alone is not null.
-_SIDE: schema.Fields = {
-    "error": ("a text", is_text, True),
-    "device": ("a name", is_text, True),
-    "versions": ("an object", _is_object, True),
-    "ms": (
-        f"{', '.join(_QUARTILES)} of {', '.join(WHAT)}",
-        _of(WHAT, _of(_QUARTILES, _is_amount)),
-        True,
-    ),
-    "compile_seconds": (f"seconds of {', '.join(WHAT)}", _of(WHAT, _is_amount, null=True), True),
-    "memory": (
-        f"bytes of {', '.join(WHAT)} by {', '.join(MEMORY)}",
-        _of(MEMORY, _of(WHAT, _is_amount, null=True)),
-        True,
-    ),
-    # Of the process before it had a network: Python and the libraries.
-    "idle": ("bytes", _is_amount, True),
-    # That XLA expects a program to move.
-    "bytes": (f"bytes of {', '.join(WHAT)}", _of(WHAT, _is_amount, null=True), True),
-    # Of both sides with the same weights, float32, one image.
-    "logits": (
-        "greatest_difference, mean_difference, greatest",
-        _of(("greatest_difference", "mean_difference", "greatest"), _is_amount),
-        True,
-    ),
-}
+class Times(TypedDict):
+    """Milliseconds of one call."""
+
+    median: Amount
+    lower_quartile: Amount
+    upper_quartile: Amount
+    samples: Amount  # how many
+
+
+class Memory(TypedDict):
+    """Bytes of each program by each of MEMORY."""
+
+    compiled: OfPrograms[Amount | None]
+    device: OfPrograms[Amount | None]
+    process: OfPrograms[Amount | None]
+
+
+class Logits(TypedDict):
+    """Both sides' logits compared: the same weights, float32, one image."""
+
+    greatest_difference: Amount
+    mean_difference: Amount
+    greatest: Amount
+
+
+class SideFields(TypedDict):
+    """What one side measured; where it failed, its error alone is not null."""
+
+    error: Text | None
+    device: Text | None
+    versions: dict[str, Any] | None
+    ms: OfPrograms[Times] | None
+    compile_seconds: OfPrograms[Amount | None] | None
+    memory: Memory | None
+    idle: Amount | None  # bytes of the process before it had a network
+    bytes: OfPrograms[Amount | None] | None  # that XLA expects a program to move
+    logits: Logits | None
+
+
+class BenchmarkRow(TypedDict):
+    """The fields of one network at one batch and precision."""
+
+    schema: Annotated[int, Field(ge=SCHEMA, le=SCHEMA)]
+    kind: Literal["benchmark"]
+    command: Text
+    model: Text
+    model_options: dict[str, Any]
+    num_classes: Positive
+    resolution: Size
+    batch: Positive
+    precision: Literal["float32", "bfloat16"]
+    parameters: Positive
+    macs: Macs | None
+    peaks: Peaks | None
+    sides: dict[Literal["segjax", "torch", "torch.compile"], SideFields]
+    device: Text
+    versions: dict[str, Any]
+    finished: Text  # time, ISO 8601
 
 
 def _check(row: Any, where: str) -> Row:
-    """Gives the row back, or raises a UserError that names the place and the first fault."""
-    schema.check_fields(row, _FIELDS, where, f"{_WHAT} (an object)")
-    for name, side in row["sides"].items():
-        schema.check_fields(side, _SIDE, f"{where}: sides.{name}")
+    """Return the row, or raise a UserError that names the place and the first fault."""
+    schema.validate(row, BenchmarkRow, where, _WHAT)
+    sides = row["sides"]
+    if OURS not in sides:
+        raise UserError(f"{where}: sides are {list(sides)}, expected {OURS} among them")
+    for name, side in sides.items():
         if (side["error"] is None) == (side["ms"] is None):
             raise UserError(f"{where}: sides.{name} has both or neither of error and ms")
     return row
@@ -159,7 +164,7 @@ class Facts:
 
     @property
     def _measured(self) -> Row:
-        return self.row["sides"].get(self.side) or dict.fromkeys(_SIDE)
+        return self.row["sides"].get(self.side) or dict.fromkeys(SideFields.__annotations__)
 
     @property
     def error(self) -> str | None:

@@ -8,12 +8,18 @@ a number that was changed by hand is found out.
 import datetime
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import (
+    Annotated,
+    Any,
+    NotRequired,  # pydantic refuses those of Python 3.11
+)
 
 import numpy as np
+from pydantic import Field
+from typing_extensions import TypedDict
 
 import segjax
 from segjax import metrics
@@ -22,90 +28,62 @@ from segjax.files import write_whole
 from segjax.metrics import boundary
 from segjax.ops.onednn import build
 from segjax.results import schema
-from segjax.results.schema import Row, is_count, is_number, is_text
+from segjax.results.schema import Amount, Count, Fraction, Positive, Row, Size, Text
 
 SCHEMA = 1
-REPRODUCED = "results.jsonl"  # of all runs, in the folder of `segjax reproduce`
 _WHAT = "a result row"
 _TOLERANCE = 1e-9
 
 
-def _is_fraction(value: Any) -> bool:
-    return is_number(value, 1.0)
+class ResultRow(TypedDict):
+    """The fields of one run scored on one split; K classes, in the order of `class_names`."""
 
+    schema: Annotated[int, Field(ge=SCHEMA, le=SCHEMA)]
+    experiment: Text
+    name: Text
+    overrides: dict[str, Any]
+    command: Text
+    model: Text
+    model_options: dict[str, Any]
+    parameters: Count
+    config_digest: Text | None  # none for a baseline
+    seed: int | None
+    dataset: Text
+    split: Text
+    num_images: Positive
+    resolution: Size
+    class_names: Annotated[list[Text], Field(min_length=1)]
+    global_accuracy: Fraction
+    class_accuracy: Fraction
+    mean_iou: Fraction
+    boundary_f: Fraction | None  # over the classes with a boundary in the truth
+    per_class_accuracy: list[Fraction]
+    per_class_iou: list[Fraction]
+    present: list[bool]  # in the truth
+    confusion: list[list[Count]]  # (K, K), rows are the truth
+    steps: Count | None
+    best_step: Count | None
+    seconds: Amount | None
+    batch_norm: Text | None
+    device: Text
+    versions: dict[str, Any]
+    finished: Text  # time, ISO 8601
+    # How the labels were made, other than from the logits of one network.
+    inference: NotRequired[Text]
+    # Over the classes with a boundary in the truth or in the prediction.
+    boundary_f_either: NotRequired[Fraction | None]
+    per_class_boundary_f: NotRequired[list[Fraction | None]]
 
-def _is_list(value: Any, holds: Callable[[Any], bool]) -> bool:
-    return isinstance(value, list) and value != [] and all(map(holds, value))
-
-
-_FIELDS: schema.Fields = {
-    "schema": (str(SCHEMA), lambda v: type(v) is int and v == SCHEMA, False),
-    "experiment": ("a name", is_text, False),
-    "name": ("a name", is_text, False),
-    "overrides": ("an object", lambda v: isinstance(v, dict), False),
-    "command": ("a command", is_text, False),
-    "model": ("a name", is_text, False),
-    "model_options": ("an object", lambda v: isinstance(v, dict), False),
-    "parameters": ("an integer >= 0", is_count, False),
-    "config_digest": ("a digest", is_text, True),
-    "seed": ("an integer", lambda v: type(v) is int, True),
-    "dataset": ("a name", is_text, False),
-    "split": ("a name", is_text, False),
-    "num_images": ("an integer >= 1", lambda v: is_count(v, 1), False),
-    "resolution": (
-        "[height, width]",
-        lambda v: _is_list(v, lambda x: is_count(x, 1)) and len(v) == 2,
-        False,
-    ),
-    "class_names": (
-        "a list of different names",
-        lambda v: _is_list(v, is_text) and len(set(v)) == len(v),
-        False,
-    ),
-    "global_accuracy": ("a fraction", _is_fraction, False),
-    "class_accuracy": ("a fraction", _is_fraction, False),
-    "mean_iou": ("a fraction", _is_fraction, False),
-    "boundary_f": ("a fraction", _is_fraction, True),
-    "per_class_accuracy": ("a list of fractions", lambda v: _is_list(v, _is_fraction), False),
-    "per_class_iou": ("a list of fractions", lambda v: _is_list(v, _is_fraction), False),
-    "present": (
-        "a list of booleans",
-        lambda v: _is_list(v, lambda x: isinstance(x, bool)),
-        False,
-    ),
-    "confusion": (
-        "lists of integers >= 0",
-        lambda v: _is_list(v, lambda x: _is_list(x, is_count)),
-        False,
-    ),
-    "steps": ("an integer >= 0", is_count, True),
-    "best_step": ("an integer >= 0", is_count, True),
-    "seconds": ("a number >= 0", lambda v: is_number(v, 1e12), True),
-    "batch_norm": ("a name", is_text, True),
-    "device": ("a name", is_text, False),
-    "versions": ("an object", lambda v: isinstance(v, dict), False),
-    "finished": ("a time", is_text, False),
-}
-# Not there where there is nothing to say.
-_OPTIONAL: schema.Fields = {
-    # How the labels were made, other than from one network's logits.
-    "inference": ("a text", is_text, False),
-    # BF over the classes with a boundary in the truth or in the prediction.
-    "boundary_f_either": ("a fraction", _is_fraction, True),
-    "per_class_boundary_f": (
-        "a list of fractions and null",
-        lambda v: _is_list(v, lambda x: x is None or _is_fraction(x)),
-        False,
-    ),
-}
 
 _PER_CLASS = ("per_class_accuracy", "per_class_iou", "per_class_boundary_f", "present", "confusion")
 
 
 def _check(row: Any, where: str) -> Row:
     """Gives the row back, or raises a UserError that names the place and the first fault."""
-    schema.check_fields(row, _FIELDS, where, f"{_WHAT} (an object)", _OPTIONAL)
+    schema.validate(row, ResultRow, where, _WHAT)
     names = row["class_names"]
+    if len(set(names)) < len(names):
+        raise UserError(f"{where}: class_names is {json.dumps(names)}, expected different names")
     for name in _PER_CLASS:
         if name in row and len(row[name]) != len(names):
             raise UserError(
@@ -198,9 +176,7 @@ def read(paths: Iterable[str | os.PathLike[str]]) -> list[Row]:
     rows: list[Row] = []
     seen: set[Path] = set()
     for path in map(Path, paths):
-        if (path / REPRODUCED).is_file():
-            files = [path / REPRODUCED]
-        elif path.is_dir():
+        if path.is_dir():
             files = sorted(path.rglob("result.json")) or sorted(
                 file for file in path.glob("*.jsonl") if file.name != "metrics.jsonl"
             )

@@ -287,12 +287,12 @@ def test_a_process_that_dies_says_by_what():
 
 def test_a_process_answers_and_keeps_what_else_is_printed_to_itself():
     script = (
-        "from segjax import sides\n"
+        "from segjax.benchmark import process\n"
         "def double(x):\n"
         "    print('by the way')\n"
         "    if x < 0: raise MemoryError\n"
         "    return {'x': 2 * x}\n"
-        "sides.serve({'double': double})"
+        "process.serve({'double': double})"
     )
     side = process.Side([sys.executable, "-c", script])
     assert side.ask("double", x=3) == {"x": 6}
@@ -309,10 +309,11 @@ def test_a_process_answers_and_keeps_what_else_is_printed_to_itself():
         ("", "empty, expected rows of segjax benchmark"),
         ("[]", "rows.jsonl:1: found [], expected a benchmark row (an object)"),
         ({"kind": "result"}, "kind is \"result\", expected 'benchmark'"),
-        ({"batch": 0}, "batch is 0, expected an integer >= 1"),
-        ({"macs": {"forward": 1}}, "macs is"),
-        ({"sides": {}}, "sides is {}, expected an object of segjax"),
-        ({"sides": {"segjax": {}}}, "sides.segjax: error is missing"),
+        ({"batch": 0}, "batch is 0, expected greater than or equal to 1"),
+        ({"macs": {"forward": 1}}, "macs.training_step is missing"),
+        ({"sides": {}}, "sides are [], expected segjax among them"),
+        ({"sides": {"caffe": {}}}, "'segjax', 'torch' or 'torch.compile'"),
+        ({"sides": {"segjax": {}}}, "sides.segjax.error is missing"),
     ],
 )
 def test_a_row_that_is_not_whole_is_refused(tmp_path, text, said, capsys):
