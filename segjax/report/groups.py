@@ -45,7 +45,7 @@ class Setting:
     methods: tuple[Method, ...]  # highest mean mIoU first
 
 
-def gather(paths: Sequence[str | os.PathLike[str]]) -> list[Setting]:
+def read_settings(paths: Sequence[str | os.PathLike[str]]) -> list[Setting]:
     """Reads rows as `results.read` does and puts them into settings, methods and runs.
 
     Raises:

@@ -48,7 +48,7 @@ def make_run(folder, row, courses):
 
 @pytest.fixture
 def methods(tmp_path):
-    (setting,) = groups.gather([write(tmp_path / "rows.jsonl", make_rows())])
+    (setting,) = groups.read_settings([write(tmp_path / "rows.jsonl", make_rows())])
     return setting.methods
 
 
@@ -77,7 +77,7 @@ def test_bars_are_as_high_as_the_means_and_whiskers_as_long_as_the_deviations(me
 
 def test_a_class_that_is_absent_has_no_bar_and_says_so(tmp_path):
     row = make_row(confusion=((80, 20, 0), (10, 190, 0), (0, 0, 0)))
-    (setting,) = groups.gather([write(tmp_path / "rows.jsonl", [row])])
+    (setting,) = groups.read_settings([write(tmp_path / "rows.jsonl", [row])])
     figure = figures.per_class(setting.methods)
     (axes,) = figure.axes
     heights = [bar.get_height() for bar in axes.containers[0].patches]
@@ -88,7 +88,7 @@ def test_a_class_that_is_absent_has_no_bar_and_says_so(tmp_path):
 
 def test_methods_of_a_panel_differ_in_colour_and_in_hatching_or_marker(tmp_path):
     rows = [make_row(weights=f"w{k}" * (k + 1)) for k in range(2 * len(figures.COLOURS) + 1)]
-    (setting,) = groups.gather([write(tmp_path / "rows.jsonl", rows)])
+    (setting,) = groups.read_settings([write(tmp_path / "rows.jsonl", rows)])
     figure = figures.per_class(setting.methods)
     panels = [bars_of(axes) for axes in figure.axes]
     assert [len(panel) for panel in panels] == [4, 5, 4]
@@ -106,7 +106,7 @@ def test_learning_curves_are_means_with_a_band_of_one_deviation(tmp_path):
     make_run(
         tmp_path / "b", make_row(1, confusion=OTHER), [(4, [5.0, 3.0], 0.3), (8, [2.0, 2.0], 0.6)]
     )
-    (setting,) = groups.gather([tmp_path])
+    (setting,) = groups.read_settings([tmp_path])
     score, loss = figures.learning_curves(setting.methods).axes
     for axes, values in ((score, [[20, 40], [30, 60]]), (loss, [[3, 1.5], [4, 2]])):
         (line,) = axes.get_lines()
@@ -124,7 +124,7 @@ def test_learning_curves_are_means_with_a_band_of_one_deviation(tmp_path):
 def test_one_run_has_no_band_and_rows_alone_no_curves(tmp_path, methods):
     assert figures.learning_curves(methods) is None
     make_run(tmp_path / "run", make_row(0), [(4, [4.0], 0.2), (8, [2.0], 0.4)])
-    (setting,) = groups.gather([tmp_path / "run"])
+    (setting,) = groups.read_settings([tmp_path / "run"])
     figure = figures.learning_curves(setting.methods)
     assert not any(axes.collections for axes in figure.axes)
 
@@ -175,7 +175,7 @@ def test_files_are_drawn_the_same_again_and_parse(tmp_path, capsys):
 def test_settings_have_files_of_their_own(tmp_path, monkeypatch):
     rows = write(tmp_path / "rows.jsonl", [make_row(), make_row(split="val", num_images=101)])
     monkeypatch.setattr(figures, "render", lambda figure, format: format.encode())
-    files = predictions.draw(groups.gather([rows]), tmp_path / "out", ["svg"])
+    files = predictions.draw(groups.read_settings([rows]), tmp_path / "out", ["svg"])
     assert len(set(files)) == len(files) == len(list((tmp_path / "out").iterdir())) == 2 * 4
     assert {file.name.split("_")[0] for file in files} == {
         "camvid-test-split-233-images-of-96x128",
@@ -193,7 +193,7 @@ def test_what_cannot_be_drawn_is_one_line(tmp_path, capsys):
     make_run(tmp_path / "run", make_row(0), [])
     (tmp_path / "run" / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config.json cannot be read"):
-        groups.gather([tmp_path / "run"])
+        groups.read_settings([tmp_path / "run"])
 
 
 def test_labels_say_what_differs_and_never_repeat():

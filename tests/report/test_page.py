@@ -63,7 +63,7 @@ def predicted(labels):
 def settings(tmp_path_factory):
     file = tmp_path_factory.mktemp("rows") / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in make_rows()))
-    return groups.gather([file])
+    return groups.read_settings([file])
 
 
 @pytest.fixture(scope="module")
