@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from segjax.data import datasets, pictures
 from segjax.errors import UserError
 from segjax.inference import crf as dense_crf
-from segjax.inference import dropout, outputs
+from segjax.inference import dropout, outputs, tta
 from segjax.runs.experiment import Experiment, load_variables, open_run
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
@@ -80,7 +80,7 @@ def predict_files(
     native: bool,
     crf: dense_crf.Parameters | None,
     samples: int | None,
-    views: outputs.Views | None,
+    views: tta.Transforms | None,
     progress: Callable[[int], None],
 ) -> None:
     """Writes NAME.png, an indexed label map, and NAME_overlay.png for each image.
@@ -131,7 +131,7 @@ def _inference(experiment, crf, views=None):
         return None, None
     output = outputs.probabilities(experiment)
     if views:
-        output = outputs.viewed(output, views)
+        output = tta.average(output, views)
     return output, functools.partial(dense_crf.refine, crf) if crf else None
 
 
