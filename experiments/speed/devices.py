@@ -37,7 +37,7 @@ def measure(devices: int, samples: int, **asked: Any) -> dict[str, Any]:
         model,
         optimizer,
         config,
-        worker.information(size, NUM_CLASSES),
+        worker.placeholder_dataset(size, NUM_CLASSES),
         jnp.ones((NUM_CLASSES,), jnp.float32),
         num_steps=1,
         resident=False,

@@ -198,7 +198,7 @@ def _lines(axes: Axes, curves: Curves, proportional: bool) -> None:
     for k, (name, points) in enumerate(curves.items()):
         axes.plot(
             *zip(*points, strict=True),
-            color=figures.COLOURS[k % len(figures.COLOURS)],
+            color=figures.COLORS[k % len(figures.COLORS)],
             marker=figures.MARKERS[k % len(figures.MARKERS)],
             linestyle=figures.DASHES[k % len(figures.DASHES)],
             linewidth=1.6,

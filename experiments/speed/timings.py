@@ -17,7 +17,7 @@ from typing_extensions import TypedDict  # pydantic refuses that of Python 3.11
 
 from segjax.cli import arguments
 from segjax.errors import UserError
-from segjax.report.columns import Sheet
+from segjax.report.columns import TableBuilder
 from segjax.report.table import Table, draw
 from segjax.results import schema
 from segjax.results.schema import Amount, Positive, Row, Size, Text
@@ -135,19 +135,19 @@ def ratio(row: Row, name: str, other: str) -> float:
 def table(rows: Sequence[Row]) -> Table:
     """A line for each thing that was measured."""
     lines = [(row, name) for row in rows for name in row["samples"]]
-    sheet = Sheet(len(lines))
-    sheet.texts("measured", [f"{row['kind']}: {name}".replace("_", " ") for row, name in lines])
-    sheet.texts("setting", [_setting(row) for row, _ in lines], absent="")
-    sheet.texts("device", [_devices(row) for row, _ in lines])
-    sheet.texts("unit", [row["unit"] for row, _ in lines])
+    builder = TableBuilder(len(lines))
+    builder.texts("measured", [f"{row['kind']}: {name}".replace("_", " ") for row, name in lines])
+    builder.texts("setting", [_setting(row) for row, _ in lines], absent="")
+    builder.texts("device", [_devices(row) for row, _ in lines])
+    builder.texts("unit", [row["unit"] for row, _ in lines])
     for heading, of in (("median", np.median), ("least", np.min), ("most", np.max)):
         values = [float(of(row["samples"][name])) for row, name in lines]
-        sheet.numbers(heading, heading, values)
-    sheet.counts("samples", [len(row["samples"][name]) for row, name in lines])
-    sheet.numbers("ratio", "ratio", [_against(row, name) for row, name in lines])
+        builder.numbers(heading, heading, values)
+    builder.counts("samples", [len(row["samples"][name]) for row, name in lines])
+    builder.numbers("ratio", "ratio", [_against(row, name) for row, name in lines])
     megabytes = [_megabytes(row, name) for row, name in lines]
     if any(megabytes):
-        sheet.numbers("MB", "mb", megabytes)
+        builder.numbers("MB", "mb", megabytes)
     compared = "; ".join(
         f"{kind.replace('_', ' ')}: to {other}"
         for kind, other in REFERENCES.items()
@@ -158,7 +158,7 @@ def table(rows: Sequence[Row]) -> Table:
         title += f"; ratio: the median of those of single turns ({compared})"
     if any(megabytes):
         title += "; MB: millions of bytes, as XLA plans them"
-    return sheet.table(f"{title}.")
+    return builder.table(f"{title}.")
 
 
 def _setting(row: Row) -> str | None:

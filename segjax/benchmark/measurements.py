@@ -1,8 +1,7 @@
-"""Rows of `segjax benchmark` as data: read, checked, and added to a file.
+"""Read, validate and append rows of `segjax benchmark`.
 
-A row is one network at one batch and precision. What was measured is in it, for each side (segjax
-and those that it was timed against, in the same run and turn by turn); what follows from that, such
-as rates and ratios, is worked out when it is asked for (`Facts`).
+A row is one network at one batch size and precision. It holds the measurements of each side (segjax
+and the implementations timed in turn with it); `Facts` derives rates and ratios from them.
 """
 
 import dataclasses
@@ -125,11 +124,11 @@ def _check(row: Any, where: str) -> Row:
 
 
 def read(paths: Iterable[str | Path]) -> list[Row]:
-    """Reads and checks the rows of `.jsonl` files.
+    """Read and validate the rows of `.jsonl` files.
 
     Raises:
-      UserError: a file that is missing or has no row; a row that is cut short, lacks a field or has
-        a value of the wrong kind. It names the file and the line.
+      UserError: a file is missing or has no row, or a row is cut short, lacks a field or has a
+        value of the wrong type or range. It names the file and the line.
     """
     rows: list[Row] = []
     for path in map(Path, paths):
@@ -143,13 +142,13 @@ def read(paths: Iterable[str | Path]) -> list[Row]:
 
 
 def append(path: Path, row: Row) -> None:
-    """Adds a checked row to a file, which is whole at any instant."""
+    """Validate a row and append it to a file, which is whole at any instant."""
     _check(row, str(path))
     schema.append(path, row)
 
 
 def key(row: Mapping[str, Any]) -> str:
-    """What rows of the same measurement have in common, as a text to compare."""
+    """Return a key that rows of the same measurement share."""
     same = ("model", "model_options", "num_classes", "resolution", "batch", "precision", "device")
     fields = {name: row[name] for name in same} | {"sides": sorted(row["sides"])}
     return json.dumps(fields, sort_keys=True)
@@ -157,7 +156,7 @@ def key(row: Mapping[str, Any]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What follows from a row for one side; none where it was not measured."""
+    """Quantities derived from a row for one side; None if not measured."""
 
     row: Row
     side: str = OURS
@@ -171,10 +170,10 @@ class Facts:
         return self._measured["error"]
 
     def ms(self, what: str) -> float | None:
-        """The median of one call; `backward` is the gradient's less the forward pass's.
+        """Return the median of one call; `backward` is `gradient` minus `forward`.
 
-        The gradient's has a forward pass of training in it, the other is one of inference, so that
-        what batch statistics and dropout take counts as backward.
+        `gradient` includes a forward pass in training mode, `forward` is in inference mode, so
+        batch statistics and dropout count as backward.
         """
         times = self._measured["ms"]
         if times is None:
@@ -184,7 +183,7 @@ class Facts:
         return times[what]["median"]
 
     def spread(self, what: str) -> float | None:
-        """The distance of the quartiles of a call as a fraction of its median."""
+        """Return the interquartile range of a call as a fraction of its median."""
         times = self._measured["ms"]
         if times is None or not times[what]["median"]:
             return None
@@ -196,34 +195,34 @@ class Facts:
         return 1e3 * self.row["batch"] / ms if ms else None
 
     def memory_mb(self, what: str, source: str) -> float | None:
-        """Millions of bytes, by one of `MEMORY`."""
+        """Return millions of bytes according to one of MEMORY."""
         found = self._measured["memory"]
         return None if found is None or found[source][what] is None else found[source][what] / 1e6
 
     @property
     def compile_seconds(self) -> float | None:
-        """Of the training step."""
+        """Compilation time of the training step."""
         found = self._measured["compile_seconds"]
         return None if found is None else found["training_step"]
 
     def flops(self, what: str) -> int | None:
-        """Two for each multiply-add of convolutions and matrix products; nothing else counts."""
+        """Return two for each MAC of convolutions and matrix products; nothing else counts."""
         macs = self.row["macs"]
         return None if macs is None else 2 * macs[what]
 
-    def floor_ms(self, what: str) -> float | None:
-        """Of the arithmetic alone at the measured peak."""
+    def arithmetic_ms(self, what: str) -> float | None:
+        """Return the time of the arithmetic at the measured peak, a lower bound."""
         peaks, flops = self.row["peaks"], self.flops(what)
         return None if peaks is None or flops is None else 1e3 * flops / peaks["flops_per_second"]
 
     def traffic_ms(self, what: str) -> float | None:
-        """Of the bytes that XLA expects to move at the measured rate of a copy."""
+        """Return the time of the bytes that XLA expects to move, at the measured copy rate."""
         peaks, moved = self.row["peaks"], self.row["sides"][OURS]["bytes"]
         if peaks is None or moved is None or moved[what] is None:
             return None
         return 1e3 * moved[what] / peaks["bytes_per_second"]
 
     def share(self, what: str) -> float | None:
-        """Of the measured peak."""
-        ms, floor = self.ms(what), self.floor_ms(what)
-        return None if not ms or floor is None else floor / ms
+        """Return the achieved fraction of the measured peak."""
+        ms, least = self.ms(what), self.arithmetic_ms(what)
+        return None if not ms or least is None else least / ms

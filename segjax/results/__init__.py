@@ -1,4 +1,4 @@
-"""Results as data: rows read, checked and written."""
+"""Results as data: read, validate and write rows, summarize and compare them."""
 
 from segjax.results.rows import (
     SCHEMA,

@@ -1,8 +1,8 @@
-"""What others have published on CamVid, as data with their sources.
+"""Published CamVid results, with their sources.
 
-`published.json` holds one record a line. A figure keeps the digits that are printed, in percent;
-what is not printed is null, and nothing is in the file that was not read in its source ("V") or in
-another text that quotes it ("V2"). Lists per class are in the order of the papers' columns.
+`published.json` holds one record a line. Scores keep the printed digits, in percent; what is not
+printed is null. Everything was read in its source ("V") or where another text quotes it ("V2").
+Per-class lists are in the order of the papers' columns.
 """
 
 import dataclasses
@@ -19,9 +19,9 @@ CLASSES = (
     *("Building", "Tree", "Sky", "Car", "SignSymbol", "Road"),
     *("Pedestrian", "Fence", "Pole", "Pavement", "Bicyclist"),
 )
-"""In the order of the columns of the SegNet and the Tiramisu paper; the names are ours."""
+"""Our names, in the order of the columns of the SegNet and Tiramisu papers."""
 
-# Key in the file -> as a table says it.
+# Key in the file -> heading in a table.
 GROUPS = {
     "unary": "Without a CRF",
     "crf": "With a CRF",
@@ -42,7 +42,7 @@ Numbers = Mapping[str, Number | None]  # by name; None: not printed
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """What a result must be of to compare with ours."""
+    """The setting in which a result is comparable with ours."""
 
     training_images: int
     test_images: int
@@ -51,15 +51,15 @@ class Protocol:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Record:
-    """The figures of one method in one source."""
+    """The results of one method in one source."""
 
     method: str
     group: str  # a key of GROUPS
     source: str  # a key of Published.sources
     verified: str  # V: read in the source; V2: read where it is quoted
-    protocol: str  # ours, differs or unknown; other than ours the notes say why
+    protocol: str  # ours, differs or unknown; the notes say why if not ours
     notes: tuple[str, ...]
-    sic: tuple[str, ...] = ()  # figures that are printed so, and suspect: names of scores, classes
+    sic: tuple[str, ...] = ()  # names of scores, costs or classes whose printed value is suspect
     split: str | None = None
     training_images: int | None = None
     resolution: tuple[int, int] | None = None  # height, width
@@ -70,7 +70,7 @@ class Record:
     cost: Numbers = dataclasses.field(default_factory=dict)  # by COSTS: milliseconds, megabytes
     iterations: str | None = None
     class_weights: str | None = None  # median frequency or natural
-    # The network of ours to set beside it, and the options that tell it from its kin.
+    # Our corresponding network, and the options that identify it.
     model: str | None = None
     model_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     crf: bool = False
@@ -158,11 +158,11 @@ _OPTIONAL: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 
 def load(file: Path = FILE) -> Published:
-    """Reads and checks the figures.
+    """Load and validate published results.
 
     Raises:
-      UserError: a field that is unknown, missing or ill-typed, a number out of its range, a class,
-        source or note that is not declared, another protocol without a note. It names the record.
+      UserError: a field is unknown, missing, ill-typed or out of range, a class, source or note is
+        not declared, or a differing protocol has no note. It names the record.
     """
     data = json.loads(file.read_text(encoding="utf-8"), parse_float=Decimal)
     if tuple(data["classes"]) != CLASSES:
@@ -213,10 +213,10 @@ def _record(
 
 @functools.cache
 def shipped() -> Published:
-    """The figures that come with the package."""
+    """Return the published results that come with the package."""
     return load()
 
 
 def records(group: str, split: str | None) -> list[Record]:
-    """The records of one group for one split (None: those of costs), in the order of the file."""
+    """Return the records of a group for a split (None: costs), in the order of the file."""
     return [r for r in shipped().records if r.group == group and r.split == split]

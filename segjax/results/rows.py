@@ -1,8 +1,7 @@
-"""Result rows as data: read, checked and written.
+"""Read, validate and write result rows.
 
 A row is one run scored on one split: a ``result.json``, or one line of a ``.jsonl`` file. Its
-scores are fractions in [0, 1] and are made again from its confusion matrix whenever it is read, so
-a number that was changed by hand is found out.
+scores are fractions in [0, 1], and are checked against its confusion matrix whenever it is read.
 """
 
 import datetime
@@ -79,7 +78,7 @@ _PER_CLASS = ("per_class_accuracy", "per_class_iou", "per_class_boundary_f", "pr
 
 
 def _check(row: Any, where: str) -> Row:
-    """Gives the row back, or raises a UserError that names the place and the first fault."""
+    """Return the row, or raise a UserError that names the place and the first fault."""
     schema.validate(row, ResultRow, where, _WHAT)
     names = row["class_names"]
     if len(set(names)) < len(names):
@@ -113,12 +112,12 @@ def _check(row: Any, where: str) -> Row:
 def scored(
     confusion: np.ndarray, class_names: Sequence[str], boundaries: np.ndarray | None = None
 ) -> Row:
-    """The fields of a row that follow from its counts.
+    """Return the fields of a row that follow from its counts.
 
     Args:
-      confusion: (K, K).
-      class_names: K.
-      boundaries: (N, K, 3) of `boundary.counts`; none: not measured.
+      confusion: (K, K), rows are the truth.
+      class_names: K names.
+      boundaries: (N, K, 3) from `boundary.counts`; None: not measured.
     """
     scores = metrics.scores(confusion)
     row = {
@@ -141,11 +140,12 @@ def scored(
 
 
 def provenance(device: str, platform: str = "") -> Row:
-    """The fields of a row that say on what and when it was made.
+    """Return the fields of a row that tell device, versions and time.
 
     Args:
-      device: by its name.
-      platform: of JAX, such as "cpu"; on that oneDNN's version is noted where it is used.
+      device: name of the device.
+      platform: JAX platform, such as "cpu", for which the version of oneDNN is included if it is
+        used.
     """
     versions = {name: metadata.version(name) for name in ("jax", "flax", "optax")}
     versions |= build.versions(platform)
@@ -161,17 +161,16 @@ def _read_file(path: Path) -> list[Row]:
 
 
 def read(paths: Iterable[str | os.PathLike[str]]) -> list[Row]:
-    """Reads and checks the result rows of files and directories.
+    """Read and validate the result rows of files and directories.
 
-    A directory gives every ``result.json`` below it or, where there is none, the ``.jsonl`` files
-    directly in it (not ``metrics.jsonl``, the log of a run); one of `segjax reproduce` gives its
-    ``results.jsonl``, which may have rows of other machines. A file is read once, however many of
-    the paths lead to it.
+    A directory stands for every ``result.json`` below it or, if there is none, the ``.jsonl`` files
+    directly in it (except ``metrics.jsonl``, the log of a run). Each file is read once, even if
+    several paths lead to it.
 
     Raises:
-      UserError: a path that is missing or gives no row; a row that is cut short, lacks a field, has
-        a value of the wrong kind or a score that its confusion matrix does not give. It names the
-        file and, where it can, the line.
+      UserError: a path is missing or has no row, or a row is cut short, lacks a field, has a value
+        of the wrong type or range, or a score that does not follow from its confusion matrix. It
+        names the file and, in a ``.jsonl``, the line.
     """
     rows: list[Row] = []
     seen: set[Path] = set()
@@ -199,14 +198,14 @@ def read(paths: Iterable[str | os.PathLike[str]]) -> list[Row]:
 
 
 def write_row(path: str | os.PathLike[str], row: Row) -> None:
-    """Writes one checked row as a ``result.json``, one field a line, whole or not at all."""
+    """Validate a row and write it as ``result.json``, one field a line, whole or not at all."""
     _check(row, str(path))
     fields = [f"  {json.dumps(name)}: {schema.dump(value)}" for name, value in row.items()]
     write_whole(path, "{\n" + ",\n".join(fields) + "\n}\n")
 
 
 def append(path: str | os.PathLike[str], row: Row) -> bool:
-    """Adds a checked row to a ``.jsonl``; gives False, and adds nothing, where it is there already.
+    """Validate a row and append it to a ``.jsonl``; return False if it is there already.
 
     Raises:
       UserError: the file holds another result of the same run (config, data and seed).
@@ -223,12 +222,12 @@ def append(path: str | os.PathLike[str], row: Row) -> bool:
 
 
 def overrides(row: Row) -> Row:
-    """The overrides that tell a row's config from the experiment's own, but for the seed."""
+    """Return the overrides of the experiment's config, without the seed."""
     return {name: value for name, value in row["overrides"].items() if name != "seed"}
 
 
 def group_key(row: Row) -> str:
-    """What rows that differ in their seed alone have in common, as a text to compare."""
+    """Return a key that rows share if they differ only in their seed."""
     same = (
         *("experiment", "model", "model_options", "config_digest", "batch_norm"),
         *("dataset", "split", "num_images", "resolution", "class_names"),
@@ -238,6 +237,6 @@ def group_key(row: Row) -> str:
 
 
 def title(row: Row) -> str:
-    """Names the run of a row in a message."""
+    """Return the name of a row's run, for messages."""
     by = f" by {row['inference']}" if "inference" in row else ""
     return f"{row['experiment']} {row['name']}{by} on {row['dataset']} {row['split']}"

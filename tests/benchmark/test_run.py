@@ -200,7 +200,7 @@ def test_what_others_are_compared_by_is_left_in_the_folder(bench, tmp_path):
 def test_a_row_gives_rates_shares_and_backward():
     facts = Facts(make_row(batch=8))
     assert facts.flops("forward") == 2000
-    assert facts.floor_ms("forward") == pytest.approx(2.0)
+    assert facts.arithmetic_ms("forward") == pytest.approx(2.0)
     assert facts.share("forward") == pytest.approx(0.5)
     assert facts.traffic_ms("forward") == pytest.approx(0.5)
     assert facts.ms("backward") == pytest.approx(5.0)

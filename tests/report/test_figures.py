@@ -87,7 +87,7 @@ def test_a_class_that_is_absent_has_no_bar_and_says_so(tmp_path):
 
 
 def test_methods_of_a_panel_differ_in_colour_and_in_hatching_or_marker(tmp_path):
-    rows = [make_row(weights=f"w{k}" * (k + 1)) for k in range(2 * len(figures.COLOURS) + 1)]
+    rows = [make_row(weights=f"w{k}" * (k + 1)) for k in range(2 * len(figures.COLORS) + 1)]
     (setting,) = groups.read_settings([write(tmp_path / "rows.jsonl", rows)])
     figure = figures.per_class(setting.methods)
     panels = [bars_of(axes) for axes in figure.axes]
@@ -261,9 +261,9 @@ def lab(colour, sight):
 @pytest.mark.parametrize("sight", SIGHT)
 def test_colours_are_apart_in_every_kind_of_sight(sight):
     """A distance of 2.3 is just noticed; pure red and green keep 26 of 171 in deuteranopia."""
-    seen = {colour: lab(colour, SIGHT[sight]) for colour in figures.COLOURS}
+    seen = {colour: lab(colour, SIGHT[sight]) for colour in figures.COLORS}
     distances = {
         pair: np.linalg.norm(seen[pair[0]] - seen[pair[1]])
-        for pair in itertools.combinations(figures.COLOURS, 2)
+        for pair in itertools.combinations(figures.COLORS, 2)
     }
     assert min(distances.values()) > 10, min(distances.items(), key=lambda item: item[1])

@@ -122,7 +122,7 @@ def test_runs_on_other_images_are_refused(two, tmp_path):
 def test_what_is_missing_or_damaged_is_named(two, tmp_path):
     first, second = two
     assert refusal(first, tmp_path / "none") == (
-        f"{tmp_path}/none has no result: expected the workdir of a finished run, or its row"
+        f"{tmp_path}/none has no result: expected the directory of a finished run, or its row"
     )
     counts = second / "result.npz"
     whole = counts.read_bytes()

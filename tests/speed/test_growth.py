@@ -106,6 +106,6 @@ def test_networks_are_told_apart(measured, tmp_path):
         row["model"] = "unet"
     figure = growth.draw([*rows, *others], timings.read([tmp_path / growth.OF_DEVICES]))
     first, second, _ = figure.axes[0].get_lines()
-    assert (first.get_color(), second.get_color()) == figures.COLOURS[:2]
+    assert (first.get_color(), second.get_color()) == figures.COLORS[:2]
     assert first.get_marker() != second.get_marker()
     assert first.get_linestyle() != second.get_linestyle()

@@ -12,7 +12,7 @@ from support.runs import OneLayer
 
 def test_every_way_takes_the_same_step(monkeypatch):
     monkeypatch.setitem(models.MODELS, "one_layer", OneLayer)
-    monkeypatch.setattr(levers.workbench, "LEARNING_RATE", 0.1)
+    monkeypatch.setattr(levers.worker, "LEARNING_RATE", 0.1)
     bench = levers.Lever()
     bench.network(
         None,
