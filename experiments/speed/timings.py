@@ -1,9 +1,8 @@
-"""Rows of what `loop.py`, `growth.py` and `levers.py` measure: checked, read, added, tabulated.
+"""Read, validate, append and tabulate rows of `loop.py`, `growth.py` and `levers.py`.
 
 python experiments/speed/timings.py experiments/speed/results/loop_cpu.jsonl
 
-A row has the samples that were taken, of several things in turn; medians and ratios are worked out
-when they are asked for.
+A row holds samples of several programs measured in turn; medians and ratios are computed from them.
 """
 
 import sys
@@ -23,7 +22,7 @@ from segjax.results import schema
 from segjax.results.schema import Amount, Positive, Row, Size, Text
 
 SCHEMA = 1
-# kind -> the unit of its samples, and what they are of
+# kind -> unit of its samples, names of the programs
 KINDS = {
     "loop": ("images/s", ("loop", "program", "bare")),
     "first_step": ("s", ("cold", "warm")),
@@ -32,7 +31,7 @@ KINDS = {
     "devices": ("ms", ("training_step",)),
     "levers": ("ms", ("plain", "recompute", "recompute_all", "dispatch", "seeds")),
 }
-# kind -> what the others of a turn are compared with
+# kind -> program that the others are compared with
 REFERENCES = {"loop": "bare", "first_step": "cold", "levers": "plain"}
 _WHAT = "a row of timings"
 
@@ -102,10 +101,10 @@ def check(row: Any, where: str) -> Row:
 
 
 def read(paths: Iterable[str | Path]) -> list[Row]:
-    """Reads and checks the rows of `.jsonl` files.
+    """Read and validate the rows of `.jsonl` files.
 
     Raises:
-      UserError: a file that is missing or has no row, or a row that is not whole.
+      UserError: a file is missing or has no row, or a row is not valid.
     """
     rows: list[Row] = []
     for path in map(Path, paths):
@@ -117,23 +116,23 @@ def read(paths: Iterable[str | Path]) -> list[Row]:
 
 
 def append(path: Path, row: Row) -> None:
-    """Adds a checked row to a file, which is whole at any instant."""
+    """Validate a row and append it to a file, which is whole at any instant."""
     check(row, str(path))
     schema.append(path, row)
 
 
 def median(row: Row, name: str) -> float:
-    """Of the samples of one thing."""
+    """Return the median of the samples of one program."""
     return float(np.median(row["samples"][name]))
 
 
 def ratio(row: Row, name: str, other: str) -> float:
-    """The median, over the turns, of one thing by another of the same turn."""
+    """Return the median over the turns of the ratio of two programs."""
     return float(np.median(np.divide(row["samples"][name], row["samples"][other])))
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """A line for each thing that was measured."""
+    """Return a table with a line for each program of each row."""
     lines = [(row, name) for row in rows for name in row["samples"]]
     builder = TableBuilder(len(lines))
     builder.texts("measured", [f"{row['kind']}: {name}".replace("_", " ") for row, name in lines])
@@ -189,7 +188,7 @@ def _megabytes(row: Row, name: str) -> float | None:
 
 
 def main(given: list[str] | None = None) -> int:
-    """Prints the table; gives the exit status: 2 for what the user can put right."""
+    """Print the table; return the exit status, 2 for a user error."""
     parser = arguments.Parser(description="Medians of measured times, as a table.")
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE.jsonl")
     try:

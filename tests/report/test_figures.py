@@ -1,4 +1,4 @@
-"""What the figures show: numbers of the drawn shapes, and colours that all can tell apart."""
+"""Figures: the numbers of the drawn shapes, and colors that everyone can tell apart."""
 
 import itertools
 import json
@@ -34,7 +34,7 @@ def make_rows():
 
 
 def make_run(folder, row, courses):
-    """A workdir: its row, its config, and a log of (step, training losses since, mIoU)."""
+    """Write a run directory: row, config, and a log of (step, training losses since, mIoU)."""
     folder.mkdir(parents=True)
     results.write_row(folder / "result.json", row)
     (folder / "config.json").write_text(json.dumps({"config": {"loss.class_weights": "none"}}))
@@ -86,7 +86,7 @@ def test_a_class_that_is_absent_has_no_bar_and_says_so(tmp_path):
     assert said == ["Sky", "Road", "Pole\n(absent)"]
 
 
-def test_methods_of_a_panel_differ_in_colour_and_in_hatching_or_marker(tmp_path):
+def test_methods_of_a_panel_differ_in_color_and_in_hatching_or_marker(tmp_path):
     rows = [make_row(weights=f"w{k}" * (k + 1)) for k in range(2 * len(figures.COLORS) + 1)]
     (setting,) = groups.read_settings([write(tmp_path / "rows.jsonl", rows)])
     figure = figures.per_class(setting.methods)
@@ -131,7 +131,7 @@ def test_one_run_has_no_band_and_rows_alone_no_curves(tmp_path, methods):
 
 def test_cost_places_what_was_trained(methods):
     parameters, time = figures.cost(methods).axes
-    assert len(parameters.containers) == len(time.containers) == 2  # the floor is left out
+    assert len(parameters.containers) == len(time.containers) == 2  # the baseline is left out
     (point,) = [c for c in time.containers if c.get_label().endswith("none")]
     score = np.mean([row["mean_iou"] for row in make_rows()[:2]])
     found = (float(point.lines[0].get_xdata()[0]), float(point.lines[0].get_ydata()[0]))
@@ -249,9 +249,9 @@ TO_XYZ = np.array(
 )
 
 
-def lab(colour, sight):
-    """CIELAB of a colour as a kind of sight has it."""
-    rgb = np.array(to_rgb(colour))
+def lab(color, sight):
+    """Return the CIELAB values of a color as seen with a kind of color vision."""
+    rgb = np.array(to_rgb(color))
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     xyz = TO_XYZ @ np.clip(np.array(sight) @ linear, 0, 1) / (TO_XYZ @ np.ones(3))
     f = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz / (3 * (6 / 29) ** 2) + 4 / 29)
@@ -259,9 +259,9 @@ def lab(colour, sight):
 
 
 @pytest.mark.parametrize("sight", SIGHT)
-def test_colours_are_apart_in_every_kind_of_sight(sight):
-    """A distance of 2.3 is just noticed; pure red and green keep 26 of 171 in deuteranopia."""
-    seen = {colour: lab(colour, SIGHT[sight]) for colour in figures.COLORS}
+def test_colors_are_apart_in_every_kind_of_sight(sight):
+    """A distance of 2.3 is just noticeable; pure red and green keep 26 of 171 in deuteranopia."""
+    seen = {color: lab(color, SIGHT[sight]) for color in figures.COLORS}
     distances = {
         pair: np.linalg.norm(seen[pair[0]] - seen[pair[1]])
         for pair in itertools.combinations(figures.COLORS, 2)

@@ -1,4 +1,4 @@
-"""How cost grows: the points that are measured, the same loss on any devices, the figure."""
+"""Growth of cost: the measured points, equal losses on any number of devices, the figure."""
 
 import copy
 
@@ -33,7 +33,7 @@ def test_a_step_has_the_same_loss_on_any_number_of_devices(monkeypatch):
 
 @pytest.fixture
 def measured(monkeypatch):
-    """What was measured, of stand-ins for the processes that measure: (kind, what) each."""
+    """Return the measured (kind, value), with stand-ins for the worker processes."""
     asked = []
 
     class Side:

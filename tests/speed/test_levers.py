@@ -1,4 +1,4 @@
-"""The ways of running a training step: the same step whichever way, and its rows."""
+"""Ways of running a training step: all take the same step; their rows."""
 
 import jax
 import levers

@@ -1,4 +1,4 @@
-"""What is around the bare step, measured at the tiniest size; and rows of timings."""
+"""Timings of what surrounds a training step, at minimal size; and their rows."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ def spec(tmp_path_factory, scenes_data_dir):
 
 
 def run(spec, output, kind, *rest):
-    """The one row that the command adds for the config."""
+    """Return the one row that the command adds for the config."""
     size = ["--resolution", "24x32", "--output", str(output), "--only", kind]
     assert loop.main(["--config", spec, *size, "--repeats", "2", *rest]) == 0
     (row,) = timings.read([output])
