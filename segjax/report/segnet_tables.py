@@ -65,7 +65,7 @@ def table1(
         f"Spearman {fact['spearman']:.2f}, Kendall {fact['kendall']:.2f}."
         for fact in correlations
     ]
-    weightings = [record.class_weights for record in records]
+    weightings: list[str | None] = [record.class_weights for record in records]
     return builder.table(
         f"Decoder variants, CamVid {split}; {_stated(records, ours, interval)}.",
         groups=[(title, weightings.count(weights)) for weights, title in _WEIGHTED.items()],

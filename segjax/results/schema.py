@@ -40,22 +40,26 @@ def validate(row: Any, fields: type, where: str, what: str) -> None:
     try:
         _adapter(fields).validate_python(row, strict=True)
     except ValidationError as error:
-        fault = error.errors(include_url=False, include_context=False)[0]
-    else:
-        return
+        raise fault(error, where, what) from None
 
-    steps = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in fault["loc"])
+
+def fault(error: ValidationError, where: str, what: str) -> UserError:
+    """Return the first fault that pydantic found as an error that names place and field."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    steps = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in first["loc"])
     field = "".join(steps).removeprefix(".")
     if not field:
-        raise UserError(f"{where}: found {_short(row)}, expected {what} (an object)")
-    if fault["type"] == "missing":
-        raise UserError(f"{where}: {field} is missing, expected in {what}")
-    expected = re.sub(r"^Value error, |^\w+ should (be|have) ", "", fault["msg"])
-    raise UserError(f"{where}: {field} is {_short(fault['input'])}, expected {expected}")
+        return UserError(f"{where}: found {_short(first['input'])}, expected {what} (an object)")
+    if first["type"] == "missing":
+        return UserError(f"{where}: {field} is missing, expected in {what}")
+    if first["type"] == "unexpected_keyword_argument":
+        return UserError(f"{where}: {field} is no field of {what}")
+    expected = re.sub(r"^Value error, |^\w+ should (be|have) ", "", first["msg"])
+    return UserError(f"{where}: {field} is {_short(first['input'])}, expected {expected}")
 
 
 def _short(value):
-    text = json.dumps(value)
+    text = json.dumps(value, default=str)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
