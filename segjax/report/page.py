@@ -13,7 +13,7 @@ import segjax
 from segjax.data import pictures
 from segjax.data.datasets import VOID
 from segjax.files import write_whole
-from segjax.predict import Compared
+from segjax.predict import Predictions
 from segjax.progress import Bar
 from segjax.report import embed, figures, groups, predictions, tables
 from segjax.report.groups import Method, Run, Setting
@@ -63,11 +63,11 @@ def write(paths: Sequence[str], output: Path, *, count: int, data_dir: str | Non
       UserError: see `groups.read_settings`.
     """
     settings = groups.read_settings(paths)
-    shown: list[tuple[Compared | None, list[str]]] = []
+    shown: list[tuple[Predictions | None, list[str]]] = []
     for setting in settings:
         with Bar("predictions", len(setting.methods)) as bar:
             shown.append(
-                predictions.predictions(setting, count, data_dir, bar.advance)
+                predictions.predict_methods(setting, count, data_dir, bar.advance)
                 if count
                 else (None, ["they were not asked for"])
             )
@@ -78,7 +78,7 @@ def write(paths: Sequence[str], output: Path, *, count: int, data_dir: str | Non
 
 def page(
     settings: Sequence[Setting],
-    shown: Sequence[tuple[Compared | None, list[str]]],
+    shown: Sequence[tuple[Predictions | None, list[str]]],
     paths: Sequence[str],
     made: str,
 ) -> str:
@@ -125,7 +125,7 @@ def _provenance(rows, paths, made):
 
 
 def _section(
-    place: int, setting: Setting, compared: Compared | None, missing: Sequence[str]
+    place: int, setting: Setting, predicted: Predictions | None, missing: Sequence[str]
 ) -> dict[str, Any]:
     """Return what `page.html` shows of one setting."""
     methods = setting.methods
@@ -144,12 +144,12 @@ def _section(
         "logged": any(each["name"] == "learning_curves" for each in drawn),
         "matrices": matrices,
         # One line says it of all methods where no row has its run.
-        "rows_only": compared is None and all(line.endswith("not its run") for line in missing),
+        "rows_only": predicted is None and all(line.endswith("not its run") for line in missing),
         "missing": missing,
-        "legend": [*zip(compared.info.class_names, compared.info.palette, strict=True)]
-        if compared
+        "legend": [*zip(predicted.info.class_names, predicted.info.palette, strict=True)]
+        if predicted
         else [],
-        "images": _images(place, compared) if compared else [],
+        "images": _images(place, predicted) if predicted else [],
         "differing": differing,
         "configs": configs,
         "runs": _runs(methods),
@@ -196,10 +196,10 @@ def _classes(methods: Sequence[Method], kind: str, said: str) -> SortableTable:
     return SortableTable(f"{title} of each class, {_SPREAD}.", ["method", *names], rows)
 
 
-def _images(place: int, compared: Compared) -> list[dict[str, Any]]:
+def _images(place: int, predicted: Predictions) -> list[dict[str, Any]]:
     """Return the test images with their labels and each method's predictions as CSS values."""
     images = []
-    for number, example in enumerate(compared.examples):
+    for number, example in enumerate(predicted.examples):
         key, truth = f"{place}-{number}", example["label"]
         images.append(
             {
@@ -208,11 +208,11 @@ def _images(place: int, compared: Compared) -> list[dict[str, Any]]:
                 "width": truth.shape[1],
                 "height": truth.shape[0],
                 "url": embed.image(example["image"]),
-                "truth": embed.image(truth, compared.info.palette),
+                "truth": embed.image(truth, predicted.info.palette),
                 "views": [
                     {"key": f"{key}-{k}", "method": method}
-                    | _view(truth, labels[number], compared.info.palette)
-                    for k, (method, labels) in enumerate(compared.labels)
+                    | _view(truth, labels[number], predicted.info.palette)
+                    for k, (method, labels) in enumerate(predicted.labels)
                 ],
             }
         )

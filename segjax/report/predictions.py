@@ -8,15 +8,15 @@ from segjax import predict
 from segjax.data import pictures
 from segjax.errors import UserError
 from segjax.files import write_whole
-from segjax.predict import Compared
+from segjax.predict import Predictions
 from segjax.progress import Bar
 from segjax.report import figures
 from segjax.report.groups import Setting
 
 
-def predictions(
+def predict_methods(
     setting: Setting, count: int, data_dir: str | None, progress: Callable[[int], None]
-) -> tuple[Compared | None, list[str]]:
+) -> tuple[Predictions | None, list[str]]:
     """Return the predictions of the first run of each method, and what is missing and why.
 
     Args:
@@ -25,7 +25,7 @@ def predictions(
       data_dir: where prepared datasets are, if not where they were in training.
       progress: called with the number of methods done.
     """
-    found: Compared | None = None
+    found: Predictions | None = None
     missing = []
     for done, method in enumerate(setting.methods, start=1):
         workdir = next((run.workdir for run in method.runs if run.workdir), None)
@@ -33,7 +33,7 @@ def predictions(
             missing.append(f"{method.label}: only its result row is there, not its run")
         else:
             try:
-                own = predict.compare([workdir], count, data_dir)
+                own = predict.predict_test_images([workdir], count, data_dir)
                 labels = [*(found.labels if found else ()), (method.label, own.labels[0][1])]
                 found = dataclasses.replace(found or own, labels=labels)
             except UserError as error:  # missing data or checkpoint
@@ -64,11 +64,11 @@ def draw_predictions(
     files, missing = [], []
     for setting in settings:
         with Bar("predictions", len(setting.methods)) as bar:
-            compared, without = predictions(setting, count, data_dir, bar.advance)
+            found, without = predict_methods(setting, count, data_dir, bar.advance)
         missing += without
-        if compared:
+        if found:
             files.append(output / f"{_prefix(setting, settings)}predictions.png")
-            pictures.save(files[-1], predict.sheet(compared, errors=True))
+            pictures.save(files[-1], predict.draw(found, errors=True))
     return files, missing
 
 

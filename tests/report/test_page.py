@@ -14,7 +14,7 @@ import segjax
 from segjax import results
 from segjax.cli.main import main
 from segjax.data import datasets
-from segjax.predict import Compared
+from segjax.predict import Predictions
 from segjax.report import groups
 from segjax.report import page as report
 from support.browser import ENTER, LEFT, RIGHT, SPACE, TAB, chromium
@@ -56,7 +56,7 @@ def predicted(labels):
         "camvid", tuple(CLASS_NAMES), PALETTE, (0.0,) * 3, (1.0,) * 3, {"train": split}, (6, 8)
     )
     each = [(label, rng.integers(0, 3, (2, 6, 8)).astype(np.uint8)) for label in labels]
-    return Compared(info, examples, each)
+    return Predictions(info, examples, each)
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +68,8 @@ def settings(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def text(settings):
-    compared = predicted([method.label for method in settings[0].methods[:2]])
-    shown = [(compared, ["all Road: only its result row is there, not its run"])]
+    predictions = predicted([method.label for method in settings[0].methods[:2]])
+    shown = [(predictions, ["all Road: only its result row is there, not its run"])]
     shown.append((None, ["x: only its result row is there, not its run"]))
     return report.page(settings, shown, [NASTY], "2026-11-24T00:00:00+00:00")
 
