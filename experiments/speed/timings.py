@@ -37,7 +37,7 @@ _WHAT = "a row of timings"
 
 
 class Setting(TypedDict):
-    """What was run."""
+    """Network, data and precision of a measurement."""
 
     model: Text
     model_options: dict[str, Any]
@@ -49,7 +49,7 @@ class Setting(TypedDict):
 
 
 class TimingRow(TypedDict):
-    """The fields of what was measured at one setting."""
+    """The fields of a measurement at one setting."""
 
     schema: Annotated[int, Field(ge=SCHEMA, le=SCHEMA)]
     kind: Literal["loop", "first_step", "throughput", "start", "devices", "levers"]

@@ -270,7 +270,7 @@ def figures(setting: Setting) -> Iterator[tuple[str, str, Figure]]:
     yield "per_class_accuracy", f"Accuracy of each class, {seeds}.", per_class(methods, "accuracy")
     drawn: tuple[tuple[str, str, Callable[[Sequence[Method]], Figure | None]], ...] = (
         ("learning_curves", f"Learning curves, {seeds}.", learning_curves),
-        ("cost", f"mIoU of what was trained against parameters and time, {seeds}.", cost),
+        ("cost", f"mIoU of trained networks against parameters and training time, {seeds}.", cost),
     )
     for name, caption, draw in drawn:
         figure = draw(methods)

@@ -342,7 +342,7 @@ def test_the_papers_table_has_ours_beside_it_and_sums(tmp_path, capsys):
         for model, options in (
             ("segnet", {}),
             ("deconvnet", {"fc_width": 1024}),
-            ("fcn8s", {}),  # not the paper's, whose upsampling is learnt
+            ("fcn8s", {}),  # not the paper's, whose upsampling is learned
         )
         for batch in (1, 4, 16)
     ]

@@ -14,7 +14,7 @@ from segjax import results
 from segjax.cli.main import main
 from segjax.errors import UserError
 from segjax.report import figures, groups, predictions
-from support.rows import make_floor, make_row
+from support.rows import make_baseline, make_row
 
 OTHER = ((60, 35, 5), (30, 160, 10), (2, 6, 12))
 
@@ -29,7 +29,7 @@ def make_rows():
         make_row(0),
         make_row(1, confusion=OTHER, seconds=601.5),
         make_row(0, weights="enet", confusion=OTHER),
-        make_floor(),
+        make_baseline(),
     ]
 
 
@@ -138,8 +138,8 @@ def test_cost_places_what_was_trained(methods):
     np.testing.assert_allclose(found, (np.mean([1201.5, 601.5]) / 60, 100 * score))
     for container in parameters.containers:
         assert float(container.lines[0].get_xdata()[0]) == pytest.approx(0.357123)
-    floors = [method for method in methods if method.label == "all Road"]
-    assert figures.cost(floors) is None
+    baselines = [method for method in methods if method.label == "all Road"]
+    assert figures.cost(baselines) is None
 
 
 def test_confusion_is_of_all_seeds_and_each_true_class_sums_to_one(methods):
@@ -202,7 +202,7 @@ def test_labels_say_what_differs_and_never_repeat():
         make_row(weights="enet"),
         make_row(weights="enet", inference="crf v2"),
         make_row(weights="enet", config_digest="f" * 16),
-        make_floor(),
+        make_baseline(),
     ]
     found = groups.labels([(row, {"steps": k, "seed": 0}) for k, row in enumerate(rows)])
     assert found == [

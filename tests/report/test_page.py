@@ -18,7 +18,7 @@ from segjax.predict import Predictions
 from segjax.report import groups
 from segjax.report import page as report
 from support.browser import ENTER, LEFT, RIGHT, SPACE, TAB, chromium
-from support.rows import CLASS_NAMES, make_floor, make_row
+from support.rows import CLASS_NAMES, make_baseline, make_row
 
 OTHER = ((60, 35, 5), (30, 160, 10), (2, 6, 12))
 NASTY = "<img src=x onerror=alert(1)>&\"'"
@@ -30,7 +30,7 @@ def make_rows():
         make_row(0),
         make_row(1, confusion=OTHER, finished="2026-11-23T17:00:01+00:00"),
         make_row(0, weights=NASTY, confusion=OTHER, experiment=NASTY, name=NASTY, command=NASTY),
-        make_floor(),
+        make_baseline(),
         make_row(
             dataset="streetscenes",
             resolution=[72, 96],
@@ -181,7 +181,7 @@ def test_classes_have_a_column_each_in_two_tables(page):
         _, heads, rows = table
         assert [head.text for head in heads] == ["method", *CLASS_NAMES]
         values = {row[0].text: float(row[2].attributes["data-sort"]) for row in rows}
-        expected = make_floor()[f"per_class_{kind.lower()}"][1]
+        expected = make_baseline()[f"per_class_{kind.lower()}"][1]
         assert values["all Road"] == pytest.approx(expected, abs=1e-15)
 
 

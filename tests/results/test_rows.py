@@ -6,7 +6,7 @@ import pytest
 
 from segjax import results
 from segjax.errors import UserError
-from support.rows import make_floor, make_row
+from support.rows import make_baseline, make_row
 
 
 def refusal(call, *args):
@@ -18,7 +18,7 @@ def refusal(call, *args):
 
 
 def test_written_rows_are_read_back_from_every_kind_of_place(tmp_path):
-    rows = [make_row(0), make_row(1), make_floor()]
+    rows = [make_row(0), make_row(1), make_baseline()]
     for k, row in enumerate(rows):
         results.write_row(tmp_path / f"runs/{k}/result.json", row)
         results.append(tmp_path / "rows/small.jsonl", row)

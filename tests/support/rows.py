@@ -45,7 +45,7 @@ def make_row(seed=0, weights="none", confusion=((80, 15, 5), (10, 180, 10), (6, 
     return row | changed
 
 
-def make_floor(**changed):
+def make_baseline(**changed):
     """Return the row of a baseline without seed and parameters: every pixel is Road."""
     return make_row(
         None,
