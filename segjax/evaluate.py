@@ -11,7 +11,7 @@ import jax
 
 from segjax.errors import UserError
 from segjax.inference import crf as dense_crf
-from segjax.inference import dropout, outputs
+from segjax.inference import dropout, outputs, tta
 from segjax.inference.scoring import build_evaluator, recompute_batch_norm, result_row
 from segjax.results.counts import Counts
 from segjax.runs.experiment import Description, Experiment, load_variables, open_run
@@ -27,7 +27,7 @@ def evaluate_workdirs(
     data_dir: str | None = None,
     crf: dense_crf.Parameters | None = None,
     samples: int | None = None,
-    views: outputs.Views | None = None,
+    views: tta.Transforms | None = None,
 ) -> tuple[Path, dict[str, Any], Counts]:
     """Scores a checkpoint of a workdir, or the mean probabilities of several, on a split.
 
@@ -59,7 +59,7 @@ def evaluate_workdirs(
         for run, _ in runs
     ]
     if views:
-        networks = [outputs.viewed(network, views) for network in networks]
+        networks = [tta.average(network, views) for network in networks]
     done = [f"mean of {samples} samples"] if samples else []
     done += [f"views {views}"] if views else []
     if len(runs) > 1:

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from segjax.data import datasets, pictures
 from segjax.errors import UserError
 from segjax.inference import crf as dense_crf
-from segjax.inference import dropout, outputs
+from segjax.inference import dropout, outputs, tta
 from segjax.runs.experiment import Experiment, load_variables, open_run
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
@@ -80,7 +80,7 @@ def predict_files(
     native: bool,
     crf: dense_crf.Parameters | None,
     samples: int | None,
-    views: outputs.Views | None,
+    views: tta.Transforms | None,
     progress: Callable[[int], None],
 ) -> None:
     """Writes NAME.png, an indexed label map, and NAME_overlay.png for each image.
@@ -131,12 +131,12 @@ def _inference(experiment, crf, views=None):
         return None, None
     output = outputs.probabilities(experiment)
     if views:
-        output = outputs.viewed(output, views)
+        output = tta.average(output, views)
     return output, functools.partial(dense_crf.refine, crf) if crf else None
 
 
 @dataclasses.dataclass(frozen=True)
-class Compared:
+class Predictions:
     """Some test images, and what runs say of them."""
 
     info: datasets.DatasetInfo
@@ -144,9 +144,9 @@ class Compared:
     labels: list[tuple[str, np.ndarray]]  # title of each run, its labels uint8 (N, H, W)
 
 
-def compare(
+def predict_test_images(
     workdirs: list[Path], count: int, data_dir: str | None, crf: dense_crf.Parameters | None = None
-) -> Compared:
+) -> Predictions:
     """What runs predict on test images.
 
     Args:
@@ -177,7 +177,7 @@ def compare(
             by = f", crf {dense_crf.describe(refined)}" if refined else ""
             predictor = outputs.build_predictor(run, None, *_inference(run, refined))
             labels.append((description.name + by, predictor(variables, images)))
-    return Compared(info, examples, labels)
+    return Predictions(info, examples, labels)
 
 
 def comparison(
@@ -191,23 +191,23 @@ def comparison(
 
     Args:
       output: the picture's file.
-      workdirs, count, data_dir, crf: as `compare` takes them.
+      workdirs, count, data_dir, crf: as `predict_test_images` takes them.
     """
-    pictures.save(output, sheet(compare(workdirs, count, data_dir, crf)))
+    pictures.save(output, draw(predict_test_images(workdirs, count, data_dir, crf)))
 
 
-def sheet(compared: Compared, errors: bool = False) -> Image.Image:
+def draw(predictions: Predictions, errors: bool = False) -> Image.Image:
     """Image, truth and each run's labels in rows; with `errors` also where each run is wrong."""
-    palette = compared.info.palette
+    palette = predictions.info.palette
     titles = ["image", "truth"]
-    rows = [[e["image"], pictures.colorize(e["label"], palette)] for e in compared.examples]
-    for title, labels in compared.labels:
+    rows = [[e["image"], pictures.colorize(e["label"], palette)] for e in predictions.examples]
+    for title, labels in predictions.labels:
         titles += [title, "errors"] if errors else [title]
-        for row, example, label in zip(rows, compared.examples, labels, strict=True):
+        for row, example, label in zip(rows, predictions.examples, labels, strict=True):
             row.append(pictures.colorize(label, palette))
             if errors:
                 row.append(pictures.errors(example["label"], label))
-    return pictures.grid(rows, titles, class_names=compared.info.class_names, palette=palette)
+    return pictures.grid(rows, titles, class_names=predictions.info.class_names, palette=palette)
 
 
 def contact_sheet(

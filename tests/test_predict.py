@@ -162,10 +162,10 @@ def test_a_folder_without_a_run_is_one_line(tmp_path, capsys):
 def test_figures_and_report_of_a_run_show_its_course_and_what_it_predicts(
     tmp_path, workdir, scenes_data_dir, capsys
 ):
-    compared = predict.compare([workdir], 2, str(scenes_data_dir))
-    ((_, labels),) = compared.labels
+    predictions = predict.predict_test_images([workdir], 2, str(scenes_data_dir))
+    ((_, labels),) = predictions.labels
     assert labels.shape == (2, 24, 32)
-    for example, label in zip(compared.examples, labels, strict=True):
+    for example, label in zip(predictions.examples, labels, strict=True):
         Image.fromarray(example["image"]).save(tmp_path / "image.png")
         arguments = ["predict", str(tmp_path / "image.png"), "--workdir", str(workdir)]
         assert main([*arguments, "--output", str(tmp_path / "out")]) == 0

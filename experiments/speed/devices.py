@@ -1,8 +1,8 @@
-"""One network's training step on several devices: `growth.py` asks, one process for each number.
+"""Worker of `growth.py`: time a training step on several devices, one process for each number.
 
 It answers the request {"do": "measure", "model", "model_options", "resolution", "batch",
-"precision", "devices", "samples"} by milliseconds of a step, bytes of one device as XLA plans them,
-and the loss of the first step, which is that of the whole batch on any number of devices.
+"precision", "devices", "samples"} with milliseconds of a step, bytes of one device as XLA plans
+them, and the loss of the first step over the whole batch, equal for any number of devices.
 """
 
 import tempfile
@@ -22,7 +22,7 @@ from segjax.training import optimizers, parallel, steps
 
 
 def measure(devices: int, samples: int, **asked: Any) -> dict[str, Any]:
-    """See above; `asked` is the network as `workbench.config_of` takes it, and the batch."""
+    """Answer the request above; `asked` is the batch and the arguments of `worker.config_of`."""
     batch, size = asked.pop("batch"), tuple(asked["resolution"])
     config = worker.config_of(batch, num_classes=NUM_CLASSES, **asked)
     used = parallel.pick_devices(devices, {"batch": batch})
@@ -37,7 +37,7 @@ def measure(devices: int, samples: int, **asked: Any) -> dict[str, Any]:
         model,
         optimizer,
         config,
-        worker.information(size, NUM_CLASSES),
+        worker.placeholder_dataset(size, NUM_CLASSES),
         jnp.ones((NUM_CLASSES,), jnp.float32),
         num_steps=1,
         resident=False,

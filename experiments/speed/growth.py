@@ -1,18 +1,18 @@
-"""How the cost of a training step grows with batch, resolution and number of devices.
+"""Measure how the cost of a training step grows with batch, resolution and devices.
 
 python experiments/speed/growth.py --output experiments/speed/results
 python experiments/speed/growth.py --output experiments/speed/results --models segnet unet fcn8s \\
     --precision bfloat16 --batch 1 4 16 --resolution 180x240 360x480 720x960 --devices 1
 
-The first for two CPU cores, under six minutes; the second for a GPU. What an output has is not
-measured again, so the same command goes on. It leaves
+The first is for two CPU cores, under six minutes; the second for a GPU. Rows that the output
+has are not measured again, so the same command continues. It writes
 
 - growth.jsonl, rows of `segjax benchmark`: the batches at the middle resolution, and the other
   resolutions at the middle batch;
-- growth_devices.jsonl, rows of `timings.py`: the largest batch on more and more devices, of a CPU
-  virtual ones that share its cores. Their losses must agree, so that a network with dropout, which
-  differs between devices, is to be measured without it.
-- growth.svg and growth.png, drawn of all rows there.
+- growth_devices.jsonl, rows of `timings.py`: the largest batch on several numbers of devices (on a
+  CPU virtual devices that share its cores). Their losses must agree, so a network with dropout,
+  which differs between devices, must be measured without it.
+- growth.svg and growth.png, drawn from all these rows.
 """
 
 import argparse
@@ -42,14 +42,14 @@ from segjax.results.schema import Row
 STEP = "training_step"
 ROWS, OF_DEVICES, FIGURE = "growth.jsonl", "growth_devices.jsonl", "growth"
 WORKER = Path(__file__).with_name("devices.py")
-TOLERANCE = 1e-4  # of the losses, relative: sums of another order, through all of the layers
+TOLERANCE = 1e-4  # relative, of the losses, whose sums are taken in another order
 
-# x -> the things drawn against it
+# label -> (x, y) points
 Curves = dict[str, list[tuple[float, float]]]
 
 
 def measure(plans: Sequence[run.Plan], command: str, folder: Path) -> None:
-    """Batches and resolutions, what is there left out."""
+    """Measure batches and resolutions, except rows that exist."""
     for plan in plans:
         run.check(plan)
     for plan in plans:
@@ -59,10 +59,10 @@ def measure(plans: Sequence[run.Plan], command: str, folder: Path) -> None:
 def measure_devices(
     plan: run.Plan, batch: int, counts: Sequence[int], command: str, path: Path
 ) -> None:
-    """One batch on so many devices, what is there left out.
+    """Measure one batch on several numbers of devices, except rows that exist.
 
     Raises:
-      UserError: a step fails, or its loss is another one than on fewer devices.
+      UserError: a step fails, or its loss differs between numbers of devices.
     """
     rows = timings.read([path]) if path.exists() else []
     start = time.monotonic()
@@ -99,7 +99,7 @@ def measure_devices(
 
 
 def _ask(request, devices):
-    # JAX is not asked here what there is: this process would take memory of a GPU.
+    # JAX is not initialized here, where it would reserve memory of a GPU.
     side = Side(["env", f"JAX_NUM_CPU_DEVICES={devices}", sys.executable, str(WORKER)])
     try:
         return side.ask("measure", devices=devices, **request)
@@ -129,7 +129,7 @@ def _curves(rows: Sequence[Row], x: Callable[[Row], float], y: Callable[[Row], A
 
 
 def draw(rows: Sequence[Row], of_devices: Sequence[Row]) -> Figure:
-    """Time and memory of a training step, by batch, by pixels of an image, by devices.
+    """Draw time and memory of a training step by batch, resolution and devices.
 
     Args:
       rows: of `segjax benchmark`; those of the batch that has the most resolutions, and of the
@@ -194,11 +194,11 @@ def _commonest(values):
 
 
 def _lines(axes: Axes, curves: Curves, proportional: bool) -> None:
-    """Curves on two logarithmic axes, and what grows in proportion from the first one's end."""
+    """Draw curves on logarithmic axes, and a line of proportional growth through the top one."""
     for k, (name, points) in enumerate(curves.items()):
         axes.plot(
             *zip(*points, strict=True),
-            color=figures.COLOURS[k % len(figures.COLOURS)],
+            color=figures.COLORS[k % len(figures.COLORS)],
             marker=figures.MARKERS[k % len(figures.MARKERS)],
             linestyle=figures.DASHES[k % len(figures.DASHES)],
             linewidth=1.6,
@@ -224,7 +224,7 @@ def _lines(axes: Axes, curves: Curves, proportional: bool) -> None:
 
 
 def plans(options: argparse.Namespace) -> list[run.Plan]:
-    """Of the batches at one resolution, and of the other resolutions at one batch."""
+    """Return plans of all batches at one resolution, and of the other resolutions at one batch."""
     batches, sizes = sorted(set(options.batch)), sorted(set(options.resolution), key=_pixels)
     middle = batches[len(batches) // 2], sizes[len(sizes) // 2]
     return [
@@ -242,7 +242,7 @@ def plans(options: argparse.Namespace) -> list[run.Plan]:
 
 
 def main(given: list[str] | None = None) -> int:
-    """Measures and draws, and gives the exit status: 2 for what the user can put right."""
+    """Measure and draw; return the exit status, 2 for a user error."""
     layout = argparse.RawDescriptionHelpFormatter
     parser = arguments.Parser(description=__doc__, formatter_class=layout)
     add = parser.add_argument
@@ -254,7 +254,12 @@ def main(given: list[str] | None = None) -> int:
     add("--resolution", nargs="+", type=arguments.size, default=sizes, metavar="HxW")
     add("--devices", nargs="+", type=arguments.count, default=(1, 2, 4), metavar="N")
     add("--repeats", type=arguments.count, default=5, metavar="N", help="(default: 5)")
-    add("--seconds", type=arguments.count, metavar="S", help="begin no row after, of each kind")
+    add(
+        "--seconds",
+        type=arguments.count,
+        metavar="S",
+        help="time after which no further row is measured, for each kind",
+    )
     add("--output", type=Path, required=True, metavar="DIR")
     given = sys.argv[1:] if given is None else given
     try:

@@ -1,11 +1,11 @@
-"""Ways of computing a convolution's gradient with respect to its kernel, timed turn by turn.
+"""Time ways of computing the kernel gradient of a convolution, in turn.
 
 python experiments/speed/kernel_gradient.py [--torch-python PYTHON] [--turns 5] 4x48x64x64x64x7 ...
 
-A layer is BxHxWxCxDxk: batch, height, width, channels in and out, side of the kernel. Prints a
-Markdown table of forward and both gradients in one jit: median and least milliseconds, and the
-greatest error of the kernel's gradient against float64, as a part of its greatest value. The names
-are those of NOTES.md.
+A layer is BxHxWxCxDxk: batch, height, width, channels in and out, kernel size. Prints a Markdown
+table of forward and both gradients in one jit: median and least milliseconds, and the greatest
+error of the kernel gradient against float64, as a fraction of its greatest value. The names are
+those of NOTES.md.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def conv(x, kernel):
 
 
 def product(a, b):
-    """(B, H, W, M) and (B, H, W, N) to (M, N)."""
+    """Contract batch and space: (B, H, W, M) and (B, H, W, N) to (M, N)."""
     a, b = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])
     return lax.dot_general(a, b, (((0,), (0,)), ((), ())))
 
@@ -72,7 +72,7 @@ def rows(x, dy, k):
 
 
 def against(dy, k):
-    """(B, H, W, k D): what each pixel of x meets through each tap of a row."""
+    """Return for each pixel of x the gradients at all taps of a kernel row: (B, H, W, k D)."""
     width, wide = dy.shape[2], padded(dy, 0, k // 2)
     return jnp.concatenate([wide[:, :, k - 1 - j : k - 1 - j + width] for j in range(k)], -1)
 
@@ -102,7 +102,7 @@ def patches(x, dy, k):
 
 
 def layer(gradient):
-    """The convolution with this gradient of its kernel."""
+    """Return the convolution with this function as its kernel gradient."""
     function = jax.custom_vjp(conv)
 
     def backward(saved, dy):
@@ -122,7 +122,7 @@ def jitted(function):
 
 
 def exact(x, dy, k):
-    """The gradient of the kernel in float64."""
+    """Return the kernel gradient in float64."""
     height, width = x.shape[1:3]
     border = ((0, 0), (k // 2, k // 2), (k // 2, k // 2), (0, 0))
     wide = np.pad(x.astype(np.float64), border)
@@ -136,7 +136,7 @@ def exact(x, dy, k):
 
 
 def measure(sizes, turns, peer):
-    """{way: (seconds of each turn, error)} of one layer."""
+    """Return {way: (seconds of each turn, error)} for one layer."""
     b, h, w, c, d, k = sizes
     rng = np.random.default_rng(0)
     shapes = ((b, h, w, c), (k, k, c, d), (b, h, w, d))

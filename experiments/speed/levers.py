@@ -1,18 +1,18 @@
-"""What a training step gains by ways of running it that change no network, in turns.
+"""Compare ways of running a training step that do not change the network, timed in turn.
 
 python experiments/speed/levers.py --output levers.jsonl --resolution 48x64 --options width=16
 python experiments/speed/levers.py --output levers.jsonl --resolution 360x480 \\
     --models segnet unet deeplab_largefov --precision bfloat16
 
-The first for two CPU cores, the second for a GPU; a few minutes each. Of each network a row of
-`timings.py`: milliseconds of a step of one network, and the bytes that XLA plans for the program.
+The first is for two CPU cores, the second for a GPU; each takes a few minutes. For each network it
+writes a row of `timings.py`: milliseconds of a step, and bytes of each program as XLA plans them.
 
 - plain: the step of `segjax.training.steps`.
-- recompute: normalisation, ReLU, pooling and unpooling are computed again in the backward pass;
-  what convolutions give is kept.
-- recompute_all: the whole forward pass is computed again.
+- recompute: normalization, ReLU, pooling and unpooling are recomputed in the backward pass; the
+  outputs of convolutions are kept.
+- recompute_all: the whole forward pass is recomputed.
 - dispatch: eight steps in one call.
-- seeds: a step of four networks of different seeds in one program, as a quarter of its time.
+- seeds: a step of four networks in one program, a quarter of its time.
 """
 
 import argparse
@@ -35,11 +35,11 @@ from segjax.cli import arguments
 from segjax.errors import UserError
 
 STEPS, SEEDS = 8, 4
-KEPT = ("conv_general_dilated", "custom_vjp_call", "dot_general")  # what is dear to do again
+KEPT = ("conv_general_dilated", "custom_vjp_call", "dot_general")  # expensive to recompute
 
 
 class Checkpointed:
-    """A model whose backward pass computes again what `policy` does not have it keep."""
+    """A model whose backward pass recomputes what `policy` does not keep."""
 
     def __init__(self, model: nn.Module, policy: Callable[..., bool] | None):
         self.model, self.policy = model, policy
@@ -56,10 +56,10 @@ def _keeps_convolutions(primitive: Any, *_: Any, **__: Any) -> bool:
 
 
 class Lever(worker.Bench):
-    """A network on the bench, its training step run in each of the ways."""
+    """A network whose training step is run in each of the ways."""
 
     def place(self, batch: int) -> dict[str, int | None]:
-        """Compiles every way; gives the bytes that each takes."""
+        """Compile every way; return the bytes of each."""
         self._place(batch)
         self._place_optimizer()
         self.programs: dict[str, tuple[Any, tuple[Any, ...], int]] = {}
@@ -92,9 +92,9 @@ class Lever(worker.Bench):
         self.programs[name] = program, given, count
 
     def samples(self, turns: int) -> dict[str, list[float]]:
-        """Milliseconds of a step, way by way, turn by turn.
+        """Return milliseconds of a step, for each way one a turn.
 
-        What runs first leaves caches and memory behind, so each turn has an order of its own.
+        The order is random in each turn, since caches and memory depend on what ran before.
         """
         found: dict[str, list[float]] = {name: [] for name in self.programs}
         programs = list(self.programs.items())
@@ -109,7 +109,7 @@ class Lever(worker.Bench):
 
 
 def main(given: list[str] | None = None) -> int:
-    """Measures, and gives the exit status: 2 for what the user can put right."""
+    """Measure; return the exit status, 2 for a user error."""
     layout = argparse.RawDescriptionHelpFormatter
     parser = arguments.Parser(description=__doc__, formatter_class=layout)
     add = parser.add_argument

@@ -1,21 +1,21 @@
-"""What is around a bare training step: the loop, its first step, evaluation, prediction, --help.
+"""Time what surrounds a training step: the loop, first step, evaluation, prediction, --help.
 
 python experiments/speed/loop.py --output rows.jsonl
 python experiments/speed/loop.py --output rows.jsonl --resolution 360x480 \\
     --config.model.options.width=64 --config.precision=bfloat16 --config.batch_size=16
 
-The first for two CPU cores (with JAX_NUM_CPU_DEVICES=2 one device a core, as one trains there), the
-second for a GPU; under six minutes each. Any config will do, for the rows say which it was.
+The first is for two CPU cores (JAX_NUM_CPU_DEVICES=2 gives one device a core, as in training), the
+second for a GPU; each takes less than six minutes. Any config will do; the rows name it.
 
 - loop: images a second of `segjax train` (data, augmentation, metrics, logs), of its compiled
-  program called by itself (with the data on the device and augmentation in it), and of the bare
-  step on normalised batches that lie ready, in turns within one training. As the loop waits for its
-  last step at the end of each turn, it is told a little slower than it is.
-- first_step: seconds from the command to the first step in its log, with an empty compilation
-  cache, and with the one that it left.
-- throughput: images a second of evaluation, of matching boundaries (labels against themselves moved
-  by two pixels), and of `segjax predict` from file to files, all after compilation.
-- start: seconds of `--help`, and of Python alone.
+  program alone (data on the device, with augmentation), and of the bare step on prepared,
+  normalized batches, in turn within one training. The loop waits for its last step at the end of
+  each turn, so it appears slightly slower than it is.
+- first_step: seconds from the command to the first step in its log, with an empty and with a filled
+  compilation cache.
+- throughput: images a second of evaluation, of boundary matching (labels against themselves shifted
+  by two pixels), and of `segjax predict` from file to file, all after compilation.
+- start: seconds of `--help` and of bare Python.
 """
 
 import argparse
@@ -51,20 +51,20 @@ from segjax.training import optimizers, parallel, steps
 
 RECIPE = Path(__file__).parents[1] / "camvid_small.py"
 KINDS = ("start", "first_step", "loop", "throughput")
-DISTINCT = 4  # batches that come round
-MOVED = 2  # pixels, of the labels that stand for predictions
+DISTINCT = 4  # number of batches, cycled
+MOVED = 2  # pixels; shifted labels serve as predictions
 ENDLESS = 10**6  # steps
 
 
 class Enough(Exception):
-    """All turns are taken."""
+    """All turns are done."""
 
 
 class Turns:
-    """Stands in for the compiled steps of a training, and lets others have their turns.
+    """A wrapper of the compiled steps of a training that times the other programs in between.
 
-    After every `calls` of them, what they have begun is waited for; then each of the others is
-    called as often. The first round, in which all is compiled, does not count.
+    After every `calls` steps it waits for their results, then calls each of the other programs as
+    often. The first round, which includes compilation, does not count.
     """
 
     def __init__(self, step: Callable[..., Any], bare: Callable[[], Any], calls: int, turns: int):
@@ -78,7 +78,7 @@ class Turns:
             self._note("loop", time.perf_counter() - self.since)
             program = functools.partial(self._program, state, shared, share)
             others = [("program", program), ("bare", self.bare)]
-            # Whoever is first in one turn is last in the next.
+            # The first in one turn is the last in the next.
             for name, call in others[:: 1 if self.done % (2 * self.calls) else -1]:
                 start = time.perf_counter()
                 for _ in range(self.calls):
@@ -96,14 +96,14 @@ class Turns:
             self.seconds[name].append(seconds)
 
     def _program(self, state, shared, share):
-        # A copy, for the steps give up what they are given.
+        # A copy, since the steps donate their arguments.
         self.own = jax.tree.map(jnp.copy, state) if self.own is None else self.own
         self.own, outputs = self.step(self.own, shared, share)
         return outputs
 
 
 def bare_step(run: Experiment) -> Callable[[], Any]:
-    """f() -> outputs of one step more, on one ready batch after another."""
+    """Return f() that runs one more step, cycling through prepared batches."""
     config, info = run.config, run.info
     source, counted = run.open_training()
     weights = jnp.asarray(counted)
@@ -144,7 +144,7 @@ def bare_step(run: Experiment) -> Callable[[], Any]:
 
 
 def measure_loop(config: ConfigDict, folder: Path, calls: int, turns: int) -> dict[str, Any]:
-    """Images a second of the loop, its program and the bare step, of each turn."""
+    """Return images a second of the loop, its program and the bare step in each turn."""
     with config.unlocked():
         config.steps = config.eval_every = config.checkpoint_every = ENDLESS
     bare, held = bare_step(experiment.create(config)), []
@@ -176,9 +176,9 @@ def measure_loop(config: ConfigDict, folder: Path, calls: int, turns: int) -> di
 def measure_first_step(
     spec: str, overrides: Mapping[str, Any], folder: Path, repeats: int
 ) -> dict[str, Any]:
-    """Seconds from the command to the first step, without and with compiled programs."""
+    """Return seconds from the command to the first step, without and with a compilation cache."""
     samples: dict[str, list[float]] = {"cold": [], "warm": []}
-    # The first step is in the log as soon as it is to be saved.
+    # The first step is logged when it is to be saved.
     wanted = {**overrides, "log_every": 1, "checkpoint_every": 1}
     for repeat in range(repeats):
         for name in samples:
@@ -211,7 +211,7 @@ def _until_logged(command, log, environment):
 
 
 def measure_throughput(config: ConfigDict, folder: Path, repeats: int) -> dict[str, Any]:
-    """Images a second of evaluation, of matching boundaries, and of prediction."""
+    """Return images a second of evaluation, boundary matching and prediction."""
     run = experiment.create(config)
     num_classes = len(run.info.class_names)
     optimizer = optimizers.create_optimizer(config.optimizer, lambda _: 0.0)
@@ -250,13 +250,13 @@ def measure_throughput(config: ConfigDict, folder: Path, repeats: int) -> dict[s
             views=None,
             progress=lambda _, ends=ends: ends.append(time.perf_counter()),
         )
-        # The first of them has the compilation in it.
+        # The first includes compilation.
         samples["predict"].append((len(ends) - 1) / (ends[-1] - ends[0]))
     return samples
 
 
 def measure_start(repeats: int) -> dict[str, Any]:
-    """Seconds of commands that do nothing."""
+    """Return seconds of commands that do nothing."""
     module = [sys.executable, "-m", "segjax"]
     commands = {
         "python": [sys.executable, "-c", "pass"],
@@ -273,7 +273,7 @@ def measure_start(repeats: int) -> dict[str, Any]:
 
 
 def setting(config: ConfigDict) -> Row:
-    """What is run, as a row says it."""
+    """Return the setting of a row (`timings.Setting`)."""
     return {
         "model": config.model.name,
         "model_options": config.model.options.to_dict(),
@@ -288,7 +288,7 @@ def setting(config: ConfigDict) -> Row:
 
 
 def make_row(kind: str, command: str, samples: dict[str, Any], config: ConfigDict | None) -> Row:
-    """A row of `timings`."""
+    """Return a row of `timings`."""
     used = parallel.pick_devices(config.num_devices, {"": config.batch_size}) if config else ()
     device = f"{jax.devices()[0].device_kind} x{max(1, len(used))}"
     return {
@@ -302,8 +302,8 @@ def make_row(kind: str, command: str, samples: dict[str, Any], config: ConfigDic
     }
 
 
-def told(row: Row) -> str:
-    """A row in one line."""
+def summary(row: Row) -> str:
+    """Return a summary of a row in one line."""
     texts = [f"{name} {timings.median(row, name):.3g}" for name in row["samples"]]
     line = f"{row['kind']}: {', '.join(texts)} {row['unit']}"
     if row["setting"]:
@@ -318,13 +318,13 @@ def told(row: Row) -> str:
 
 
 def measure(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
-    """Measures what is asked for; each row is kept as soon as it is there."""
+    """Measure the given kinds; write each row as soon as it is measured."""
 
     def keep(kind, samples, config=None):
         row = make_row(kind, options.shell, samples, config)
         if options.output:
             timings.append(options.output, row)
-        sys.stdout.write(told(row) + "\n")
+        sys.stdout.write(summary(row) + "\n")
         sys.stdout.flush()
 
     if "start" in options.only:
@@ -346,7 +346,7 @@ def measure(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
 
 
 def main(given: list[str] | None = None) -> int:
-    """Measures, and gives the exit status: 2 for what the user can put right."""
+    """Measure; return the exit status, 2 for a user error."""
     parser = arguments.Parser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -369,7 +369,7 @@ def main(given: list[str] | None = None) -> int:
     add("--repeats", default=5, help="of the rest (default: 5)")
     parser.add_argument("--output", type=Path, metavar="FILE.jsonl", help="add the rows to it")
     given = sys.argv[1:] if given is None else given
-    # The commands that are started while this process has a GPU find room there.
+    # Leaves GPU memory for the commands that this process starts.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     try:
         options, rest = parser.parse_known_args(given)

@@ -1,27 +1,28 @@
-"""Rows of what `loop.py`, `growth.py` and `levers.py` measure: checked, read, added, tabulated.
+"""Read, validate, append and tabulate rows of `loop.py`, `growth.py` and `levers.py`.
 
 python experiments/speed/timings.py experiments/speed/results/loop_cpu.jsonl
 
-A row has the samples that were taken, of several things in turn; medians and ratios are worked out
-when they are asked for.
+A row holds samples of several programs measured in turn; medians and ratios are computed from them.
 """
 
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field
+from typing_extensions import TypedDict  # pydantic refuses that of Python 3.11
 
 from segjax.cli import arguments
 from segjax.errors import UserError
-from segjax.report.columns import Sheet
+from segjax.report.columns import TableBuilder
 from segjax.report.table import Table, draw
 from segjax.results import schema
-from segjax.results.schema import Row, is_count, is_number, is_text
+from segjax.results.schema import Amount, Positive, Row, Size, Text
 
 SCHEMA = 1
-# kind -> the unit of its samples, and what they are of
+# kind -> unit of its samples, names of the programs
 KINDS = {
     "loop": ("images/s", ("loop", "program", "bare")),
     "first_step": ("s", ("cold", "warm")),
@@ -30,80 +31,80 @@ KINDS = {
     "devices": ("ms", ("training_step",)),
     "levers": ("ms", ("plain", "recompute", "recompute_all", "dispatch", "seeds")),
 }
-# kind -> what the others of a turn are compared with
+# kind -> program that the others are compared with
 REFERENCES = {"loop": "bare", "first_step": "cold", "levers": "plain"}
 _WHAT = "a row of timings"
 
 
-def _is_setting(value: Any) -> bool:
-    """What was run: null where nothing is trained."""
-    names = ("model", "model_options", "dataset", "resolution", "batch", "precision", "placement")
-    return (
-        isinstance(value, dict)
-        and all(name in value for name in names)
-        and isinstance(value["model_options"], dict)
-    )
+class Setting(TypedDict):
+    """Network, data and precision of a measurement."""
+
+    model: Text
+    model_options: dict[str, Any]
+    dataset: Text
+    resolution: Size
+    batch: Positive
+    precision: Text
+    placement: Text
 
 
-def _is_samples(value: Any) -> bool:
-    """Lists of positive numbers, of the same length as they are of turns."""
-    return (
-        isinstance(value, dict)
-        and all(
-            isinstance(found, list) and found and all(is_number(x, 1e12) and x > 0 for x in found)
-            for found in value.values()
-        )
-        and len({len(found) for found in value.values()}) == 1
-    )
+class TimingRow(TypedDict):
+    """The fields of a measurement at one setting."""
+
+    schema: Annotated[int, Field(ge=SCHEMA, le=SCHEMA)]
+    kind: Literal["loop", "first_step", "throughput", "start", "devices", "levers"]
+    command: Text
+    setting: Setting | None  # none: nothing is trained
+    unit: Text
+    samples: dict[str, Annotated[list[Annotated[Amount, Field(gt=0)]], Field(min_length=1)]]
+    device: Text
+    versions: dict[str, Any]
+    finished: Text  # time, ISO 8601
 
 
-def _is_bytes_by_name(value: Any) -> bool:
-    return isinstance(value, dict) and all(x is None or is_number(x, 1e15) for x in value.values())
+class LeversRow(TimingRow):
+    """Further fields of "levers"."""
+
+    bytes: dict[str, Amount | None]
 
 
-_FIELDS: schema.Fields = {
-    "schema": (str(SCHEMA), lambda v: type(v) is int and v == SCHEMA, False),
-    "kind": (f"one of {', '.join(KINDS)}", lambda v: is_text(v) and v in KINDS, False),
-    "command": ("a command", is_text, False),
-    "setting": ("an object that names model, dataset, resolution, batch", _is_setting, True),
-    "unit": ("a unit", is_text, False),
-    "samples": ("lists of positive numbers, one of each turn, by name", _is_samples, False),
-    "device": ("a name", is_text, False),
-    "versions": ("an object", lambda v: isinstance(v, dict), False),
-    "finished": ("a time", is_text, False),
-}
-_OF_LEVERS: schema.Fields = {"bytes": ("bytes by name", _is_bytes_by_name, False)}
-_OF_DEVICES: schema.Fields = {
-    "devices": ("an integer >= 1", lambda v: is_count(v, 1), False),
-    # Of one device: arguments, results and what is between, as XLA plans it.
-    "bytes": ("bytes", lambda v: is_number(v, 1e15), True),
-    "loss": ("a number", lambda v: is_number(v, 1e6), False),  # of the first step
-}
+class DevicesRow(TimingRow):
+    """Further fields of "devices"."""
+
+    devices: Positive
+    # Of one device: arguments, results and temporary buffers, as XLA plans it.
+    bytes: Amount | None
+    loss: Annotated[float, Field(ge=0, le=1e6)]  # of the first step
+
+
+_FURTHER = {"levers": LeversRow, "devices": DevicesRow}
 
 
 def check(row: Any, where: str) -> Row:
-    """Gives the row back.
+    """Return the row.
 
     Raises:
       UserError: a field is missing or of the wrong kind; it names the place and the first fault.
     """
-    schema.check_fields(row, _FIELDS, where, f"{_WHAT} (an object)")
+    schema.validate(row, TimingRow, where, _WHAT)
     unit, names = KINDS[row["kind"]]
-    if row["unit"] != unit or sorted(row["samples"]) != sorted(names):
-        found = f"{sorted(row['samples'])} in {row['unit']}"
+    samples = row["samples"]
+    if row["unit"] != unit or sorted(samples) != sorted(names):
+        found = f"{sorted(samples)} in {row['unit']}"
         raise UserError(f"{where}: samples are {found}, expected {sorted(names)} in {unit}")
-    if row["kind"] == "devices":
-        schema.check_fields(row, _OF_DEVICES, where)
-    if row["kind"] == "levers":
-        schema.check_fields(row, _OF_LEVERS, where)
+    turns = {name: len(times) for name, times in samples.items()}
+    if len(set(turns.values())) > 1:
+        raise UserError(f"{where}: samples has {turns} values, expected one a turn of each")
+    if row["kind"] in _FURTHER:
+        schema.validate(row, _FURTHER[row["kind"]], where, _WHAT)
     return row
 
 
 def read(paths: Iterable[str | Path]) -> list[Row]:
-    """Reads and checks the rows of `.jsonl` files.
+    """Read and validate the rows of `.jsonl` files.
 
     Raises:
-      UserError: a file that is missing or has no row, or a row that is not whole.
+      UserError: a file is missing or has no row, or a row is not valid.
     """
     rows: list[Row] = []
     for path in map(Path, paths):
@@ -115,37 +116,37 @@ def read(paths: Iterable[str | Path]) -> list[Row]:
 
 
 def append(path: Path, row: Row) -> None:
-    """Adds a checked row to a file, which is whole at any instant."""
+    """Validate a row and append it to a file, which is whole at any instant."""
     check(row, str(path))
     schema.append(path, row)
 
 
 def median(row: Row, name: str) -> float:
-    """Of the samples of one thing."""
+    """Return the median of the samples of one program."""
     return float(np.median(row["samples"][name]))
 
 
 def ratio(row: Row, name: str, other: str) -> float:
-    """The median, over the turns, of one thing by another of the same turn."""
+    """Return the median over the turns of the ratio of two programs."""
     return float(np.median(np.divide(row["samples"][name], row["samples"][other])))
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """A line for each thing that was measured."""
+    """Return a table with a line for each program of each row."""
     lines = [(row, name) for row in rows for name in row["samples"]]
-    sheet = Sheet(len(lines))
-    sheet.texts("measured", [f"{row['kind']}: {name}".replace("_", " ") for row, name in lines])
-    sheet.texts("setting", [_setting(row) for row, _ in lines], absent="")
-    sheet.texts("device", [_devices(row) for row, _ in lines])
-    sheet.texts("unit", [row["unit"] for row, _ in lines])
+    builder = TableBuilder(len(lines))
+    builder.texts("measured", [f"{row['kind']}: {name}".replace("_", " ") for row, name in lines])
+    builder.texts("setting", [_setting(row) for row, _ in lines], absent="")
+    builder.texts("device", [_devices(row) for row, _ in lines])
+    builder.texts("unit", [row["unit"] for row, _ in lines])
     for heading, of in (("median", np.median), ("least", np.min), ("most", np.max)):
         values = [float(of(row["samples"][name])) for row, name in lines]
-        sheet.numbers(heading, heading, values)
-    sheet.counts("samples", [len(row["samples"][name]) for row, name in lines])
-    sheet.numbers("ratio", "ratio", [_against(row, name) for row, name in lines])
+        builder.numbers(heading, heading, values)
+    builder.counts("samples", [len(row["samples"][name]) for row, name in lines])
+    builder.numbers("ratio", "ratio", [_against(row, name) for row, name in lines])
     megabytes = [_megabytes(row, name) for row, name in lines]
     if any(megabytes):
-        sheet.numbers("MB", "mb", megabytes)
+        builder.numbers("MB", "mb", megabytes)
     compared = "; ".join(
         f"{kind.replace('_', ' ')}: to {other}"
         for kind, other in REFERENCES.items()
@@ -156,7 +157,7 @@ def table(rows: Sequence[Row]) -> Table:
         title += f"; ratio: the median of those of single turns ({compared})"
     if any(megabytes):
         title += "; MB: millions of bytes, as XLA plans them"
-    return sheet.table(f"{title}.")
+    return builder.table(f"{title}.")
 
 
 def _setting(row: Row) -> str | None:
@@ -187,7 +188,7 @@ def _megabytes(row: Row, name: str) -> float | None:
 
 
 def main(given: list[str] | None = None) -> int:
-    """Prints the table; gives the exit status: 2 for what the user can put right."""
+    """Print the table; return the exit status, 2 for a user error."""
     parser = arguments.Parser(description="Medians of measured times, as a table.")
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE.jsonl")
     try:

@@ -1,1 +1,1 @@
-"""Time, memory and size of the networks, ours and those in PyTorch."""
+"""Time, memory and size of the networks, ours and their PyTorch peers."""

@@ -1,19 +1,21 @@
-"""Rows of `segjax benchmark` as data: read, checked, and added to a file.
+"""Read, validate and append rows of `segjax benchmark`.
 
-A row is one network at one batch and precision. What was measured is in it, for each side (segjax
-and those that it was timed against, in the same run and turn by turn); what follows from that, such
-as rates and ratios, is worked out when it is asked for (`Facts`).
+A row is one network at one batch size and precision. It holds the measurements of each side (segjax
+and the implementations timed in turn with it); `Facts` derives rates and ratios from them.
 """
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from pydantic import Field
+from typing_extensions import TypedDict  # pydantic refuses that of Python 3.11
 
 from segjax.errors import UserError
 from segjax.results import schema
-from segjax.results.schema import Row, is_count, is_number, is_text
+from segjax.results.schema import Amount, Positive, Row, Size, Text
 
 SCHEMA = 1
 KIND = "benchmark"
@@ -24,107 +26,109 @@ MEMORY = ("compiled", "device", "process")
 _WHAT = "a benchmark row"
 
 
-def _is_positive(value: Any) -> bool:
-    return is_count(value, 1)
+T = TypeVar("T")
 
 
-def _is_amount(value: Any) -> bool:
-    return is_number(value, 1e30)
+class OfPrograms(TypedDict, Generic[T]):
+    """A value of each of WHAT."""
+
+    forward: T
+    training_step: T
+    gradient: T
 
 
-def _is_object(value: Any) -> bool:
-    return isinstance(value, dict)
+class Macs(TypedDict):
+    """Multiply-accumulates of convolutions and matrix products, of the batch."""
+
+    forward: Positive
+    training_step: Positive
 
 
-def _of(
-    names: Sequence[str], holds: Callable[[Any], bool], null: bool = False
-) -> Callable[[Any], bool]:
-    """An object with exactly these names, each of one kind."""
-    return lambda value: (
-        isinstance(value, dict)
-        and sorted(value) == sorted(names)
-        and all(holds(x) or (null and x is None) for x in value.values())
-    )
+class Peaks(TypedDict):
+    """Of a large matrix product in the row's precision and of a large copy, in the same run."""
+
+    flops_per_second: Amount
+    bytes_per_second: Amount
 
 
-_QUARTILES = ("median", "lower_quartile", "upper_quartile", "samples")
-_FIELDS: schema.Fields = {
-    "schema": (str(SCHEMA), lambda v: type(v) is int and v == SCHEMA, False),
-    "kind": (repr(KIND), lambda v: v == KIND, False),
-    "command": ("a command", is_text, False),
-    "model": ("a name", is_text, False),
-    "model_options": ("an object", _is_object, False),
-    "num_classes": ("an integer >= 1", _is_positive, False),
-    "resolution": (
-        "[height, width]",
-        lambda v: isinstance(v, list) and len(v) == 2 and all(map(_is_positive, v)),
-        False,
-    ),
-    "batch": ("an integer >= 1", _is_positive, False),
-    "precision": ("float32 or bfloat16", lambda v: v in ("float32", "bfloat16"), False),
-    "parameters": ("an integer >= 1", _is_positive, False),
-    # Multiply-adds of convolutions and matrix products, of the batch.
-    "macs": ("counts of forward, training_step", _of(WHAT[:2], _is_positive), True),
-    # Of a large matrix product in this precision and a large copy, in the same run.
-    "peaks": (
-        "flops_per_second, bytes_per_second",
-        _of(("flops_per_second", "bytes_per_second"), _is_amount),
-        True,
-    ),
-    "sides": (
-        f"an object of {OURS} and perhaps {', '.join(AGAINST)}",
-        lambda v: _is_object(v) and OURS in v and set(v) <= {OURS, *AGAINST},
-        False,
-    ),
-    "device": ("a name", is_text, False),
-    "versions": ("an object", _is_object, False),
-    "finished": ("a time", is_text, False),
-}
-# Where a side failed, its error alone is not null.
-_SIDE: schema.Fields = {
-    "error": ("a text", is_text, True),
-    "device": ("a name", is_text, True),
-    "versions": ("an object", _is_object, True),
-    "ms": (
-        f"{', '.join(_QUARTILES)} of {', '.join(WHAT)}",
-        _of(WHAT, _of(_QUARTILES, _is_amount)),
-        True,
-    ),
-    "compile_seconds": (f"seconds of {', '.join(WHAT)}", _of(WHAT, _is_amount, null=True), True),
-    "memory": (
-        f"bytes of {', '.join(WHAT)} by {', '.join(MEMORY)}",
-        _of(MEMORY, _of(WHAT, _is_amount, null=True)),
-        True,
-    ),
-    # Of the process before it had a network: Python and the libraries.
-    "idle": ("bytes", _is_amount, True),
-    # That XLA expects a program to move.
-    "bytes": (f"bytes of {', '.join(WHAT)}", _of(WHAT, _is_amount, null=True), True),
-    # Of both sides with the same weights, float32, one image.
-    "logits": (
-        "greatest_difference, mean_difference, greatest",
-        _of(("greatest_difference", "mean_difference", "greatest"), _is_amount),
-        True,
-    ),
-}
+class Times(TypedDict):
+    """Milliseconds of one call."""
+
+    median: Amount
+    lower_quartile: Amount
+    upper_quartile: Amount
+    samples: Amount  # how many
+
+
+class Memory(TypedDict):
+    """Bytes of each program by each of MEMORY."""
+
+    compiled: OfPrograms[Amount | None]
+    device: OfPrograms[Amount | None]
+    process: OfPrograms[Amount | None]
+
+
+class Logits(TypedDict):
+    """Both sides' logits compared: the same weights, float32, one image."""
+
+    greatest_difference: Amount
+    mean_difference: Amount
+    greatest: Amount
+
+
+class SideFields(TypedDict):
+    """What one side measured; where it failed, its error alone is not null."""
+
+    error: Text | None
+    device: Text | None
+    versions: dict[str, Any] | None
+    ms: OfPrograms[Times] | None
+    compile_seconds: OfPrograms[Amount | None] | None
+    memory: Memory | None
+    idle: Amount | None  # bytes of the process before it had a network
+    bytes: OfPrograms[Amount | None] | None  # that XLA expects a program to move
+    logits: Logits | None
+
+
+class BenchmarkRow(TypedDict):
+    """The fields of one network at one batch and precision."""
+
+    schema: Annotated[int, Field(ge=SCHEMA, le=SCHEMA)]
+    kind: Literal["benchmark"]
+    command: Text
+    model: Text
+    model_options: dict[str, Any]
+    num_classes: Positive
+    resolution: Size
+    batch: Positive
+    precision: Literal["float32", "bfloat16"]
+    parameters: Positive
+    macs: Macs | None
+    peaks: Peaks | None
+    sides: dict[Literal["segjax", "torch", "torch.compile"], SideFields]
+    device: Text
+    versions: dict[str, Any]
+    finished: Text  # time, ISO 8601
 
 
 def _check(row: Any, where: str) -> Row:
-    """Gives the row back, or raises a UserError that names the place and the first fault."""
-    schema.check_fields(row, _FIELDS, where, f"{_WHAT} (an object)")
-    for name, side in row["sides"].items():
-        schema.check_fields(side, _SIDE, f"{where}: sides.{name}")
+    """Return the row, or raise a UserError that names the place and the first fault."""
+    schema.validate(row, BenchmarkRow, where, _WHAT)
+    sides = row["sides"]
+    if OURS not in sides:
+        raise UserError(f"{where}: sides are {list(sides)}, expected {OURS} among them")
+    for name, side in sides.items():
         if (side["error"] is None) == (side["ms"] is None):
             raise UserError(f"{where}: sides.{name} has both or neither of error and ms")
     return row
 
 
 def read(paths: Iterable[str | Path]) -> list[Row]:
-    """Reads and checks the rows of `.jsonl` files.
+    """Read and validate the rows of `.jsonl` files.
 
     Raises:
-      UserError: a file that is missing or has no row; a row that is cut short, lacks a field or has
-        a value of the wrong kind. It names the file and the line.
+      UserError: a file is missing or has no row, or a row is cut short, lacks a field or has a
+        value of the wrong type or range. It names the file and the line.
     """
     rows: list[Row] = []
     for path in map(Path, paths):
@@ -138,13 +142,13 @@ def read(paths: Iterable[str | Path]) -> list[Row]:
 
 
 def append(path: Path, row: Row) -> None:
-    """Adds a checked row to a file, which is whole at any instant."""
+    """Validate a row and append it to a file, which is whole at any instant."""
     _check(row, str(path))
     schema.append(path, row)
 
 
 def key(row: Mapping[str, Any]) -> str:
-    """What rows of the same measurement have in common, as a text to compare."""
+    """Return a key that rows of the same measurement share."""
     same = ("model", "model_options", "num_classes", "resolution", "batch", "precision", "device")
     fields = {name: row[name] for name in same} | {"sides": sorted(row["sides"])}
     return json.dumps(fields, sort_keys=True)
@@ -152,24 +156,24 @@ def key(row: Mapping[str, Any]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What follows from a row for one side; none where it was not measured."""
+    """Quantities derived from a row for one side; None if not measured."""
 
     row: Row
     side: str = OURS
 
     @property
     def _measured(self) -> Row:
-        return self.row["sides"].get(self.side) or dict.fromkeys(_SIDE)
+        return self.row["sides"].get(self.side) or dict.fromkeys(SideFields.__annotations__)
 
     @property
     def error(self) -> str | None:
         return self._measured["error"]
 
     def ms(self, what: str) -> float | None:
-        """The median of one call; `backward` is the gradient's less the forward pass's.
+        """Return the median of one call; `backward` is `gradient` minus `forward`.
 
-        The gradient's has a forward pass of training in it, the other is one of inference, so that
-        what batch statistics and dropout take counts as backward.
+        `gradient` includes a forward pass in training mode, `forward` is in inference mode, so
+        batch statistics and dropout count as backward.
         """
         times = self._measured["ms"]
         if times is None:
@@ -179,7 +183,7 @@ class Facts:
         return times[what]["median"]
 
     def spread(self, what: str) -> float | None:
-        """The distance of the quartiles of a call as a fraction of its median."""
+        """Return the interquartile range of a call as a fraction of its median."""
         times = self._measured["ms"]
         if times is None or not times[what]["median"]:
             return None
@@ -191,34 +195,34 @@ class Facts:
         return 1e3 * self.row["batch"] / ms if ms else None
 
     def memory_mb(self, what: str, source: str) -> float | None:
-        """Millions of bytes, by one of `MEMORY`."""
+        """Return millions of bytes according to one of MEMORY."""
         found = self._measured["memory"]
         return None if found is None or found[source][what] is None else found[source][what] / 1e6
 
     @property
     def compile_seconds(self) -> float | None:
-        """Of the training step."""
+        """Compilation time of the training step."""
         found = self._measured["compile_seconds"]
         return None if found is None else found["training_step"]
 
     def flops(self, what: str) -> int | None:
-        """Two for each multiply-add of convolutions and matrix products; nothing else counts."""
+        """Return two for each MAC of convolutions and matrix products; nothing else counts."""
         macs = self.row["macs"]
         return None if macs is None else 2 * macs[what]
 
-    def floor_ms(self, what: str) -> float | None:
-        """Of the arithmetic alone at the measured peak."""
+    def arithmetic_ms(self, what: str) -> float | None:
+        """Return the time of the arithmetic at the measured peak, a lower bound."""
         peaks, flops = self.row["peaks"], self.flops(what)
         return None if peaks is None or flops is None else 1e3 * flops / peaks["flops_per_second"]
 
     def traffic_ms(self, what: str) -> float | None:
-        """Of the bytes that XLA expects to move at the measured rate of a copy."""
+        """Return the time of the bytes that XLA expects to move, at the measured copy rate."""
         peaks, moved = self.row["peaks"], self.row["sides"][OURS]["bytes"]
         if peaks is None or moved is None or moved[what] is None:
             return None
         return 1e3 * moved[what] / peaks["bytes_per_second"]
 
     def share(self, what: str) -> float | None:
-        """Of the measured peak."""
-        ms, floor = self.ms(what), self.floor_ms(what)
-        return None if not ms or floor is None else floor / ms
+        """Return the achieved fraction of the measured peak."""
+        ms, least = self.ms(what), self.arithmetic_ms(what)
+        return None if not ms or least is None else least / ms

@@ -1,4 +1,4 @@
-"""The processes that `segjax benchmark` asks, ours and those of others, seen from both ends."""
+"""Both ends of the worker processes of `segjax benchmark`: requests and answers as JSON lines."""
 
 import contextlib
 import ctypes
@@ -19,11 +19,11 @@ from segjax.errors import UserError
 
 
 class Failed(Exception):
-    """A side cannot do what it is asked."""
+    """A side failed to answer a request."""
 
 
 class Side:
-    """A process that answers requests, from when it is made until `end`."""
+    """A worker process, running from construction until `end`."""
 
     def __init__(self, command: Sequence[str]):
         self._log = tempfile.TemporaryFile()  # noqa: SIM115, closed by `end`
@@ -32,19 +32,19 @@ class Side:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
-            # Else the first to come takes most of a GPU's memory for itself.
+            # Otherwise the first process reserves most of the GPU memory.
             env=os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
             text=True,
         )
 
     def ask(self, do: str, **request: Any) -> dict[str, Any]:
-        """The answer to a request of `segjax.benchmark.worker`.
+        """Return the answer to a request (see `segjax.benchmark.worker`).
 
         Raises:
-          Failed: with what the process says, or what it ended by.
+          Failed: the process reports an error, or has ended.
         """
         requests, answers = self._process.stdin, self._process.stdout
-        assert requests is not None  # for types: both are pipes
+        assert requests is not None  # both are pipes
         assert answers is not None
         line = ""
         try:
@@ -52,7 +52,7 @@ class Side:
             requests.flush()
             line = answers.readline()
         except BrokenPipeError:
-            pass  # it has ended, and `line` is empty
+            pass  # the process has ended; `line` stays empty
         if not line:
             raise Failed(self._ended())
         answer = json.loads(line)
@@ -69,7 +69,7 @@ class Side:
         return f"ended with {status}: {said[-1] if said else 'no word'}"
 
     def end(self) -> None:
-        """Ends the process, whatever it does."""
+        """Kill the process."""
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
@@ -79,7 +79,7 @@ class Side:
 
 
 def serve(answers: Mapping[str, Callable[..., dict[str, Any]]]) -> None:
-    """Answers requests until there are no more; what else is printed goes to standard error."""
+    """Answer requests until standard input ends; anything else printed goes to standard error."""
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     for line in sys.stdin:
@@ -88,7 +88,7 @@ def serve(answers: Mapping[str, Callable[..., dict[str, Any]]]) -> None:
             reply = answers[asked.pop("do")](**asked)
         except UserError as error:
             reply = {"error": str(error)}
-        except Exception as error:  # whatever it is, the benchmark goes on with the next network
+        except Exception as error:  # the benchmark goes on with the next network
             traceback.print_exc()
             first = (str(error).splitlines() or [""])[0]
             full = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in first
@@ -98,7 +98,7 @@ def serve(answers: Mapping[str, Callable[..., dict[str, Any]]]) -> None:
 
 
 def resident() -> tuple[int, int] | None:
-    """Bytes of memory that this process has, and had at most; none where Linux does not tell."""
+    """Return current and peak resident bytes of this process; None if not on Linux."""
     try:
         text = Path("/proc/self/status").read_text()
     except OSError:
@@ -109,7 +109,7 @@ def resident() -> tuple[int, int] | None:
 
 
 def forget_peak() -> None:
-    """Gives freed memory back to Linux, and begins `resident`'s most anew, where that can be."""
+    """Return freed memory to the system and reset the peak of `resident`, if possible."""
     gc.collect()
     try:
         ctypes.CDLL("libc.so.6").malloc_trim(0)

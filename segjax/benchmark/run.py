@@ -1,9 +1,9 @@
-"""Time, memory and size of the architectures, and of others' implementations beside them.
+"""Measure time, memory and size of the architectures, and of PyTorch implementations beside them.
 
-Each side (segjax, and PyTorch where it is asked for) is a process of its own for each network and
-precision: `benchmark.worker`, and a script that answers the same requests. They are timed turn by
-turn, so that what else a machine does falls on all of them alike. A row is written as soon as it is
-measured; one that a file has already is not measured again.
+Each side (segjax, and PyTorch if asked for) runs in a process of its own for each network and
+precision: `benchmark.worker`, and a script that answers the same requests. The sides are timed in
+turn, so that other load on the machine affects them alike. A row is written as soon as it is
+measured; rows that the file already has are not measured again.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ from segjax.progress import Bar
 from segjax.results.schema import Row
 from segjax.runs import experiment
 
-# What is measured where no network is named: those that PyTorch peers are written of, and others.
+# Measured if no network is named.
 NETWORKS = (
     *("segnet", "segnet_basic", "fcn32s", "fcn16s", "fcn8s", "deconvnet", "unet"),
     *("deeplab_largefov", "deeplab_aspp", "dilation8", "fc_densenet103"),
@@ -44,19 +44,19 @@ class Plan:
     """What to measure."""
 
     models: tuple[str, ...]
-    # Of the models: {"width": 16} for those that have it, {"deconvnet.fc_width": 1024} for one.
+    # {"width": 16} for every model that has the option, {"deconvnet.fc_width": 1024} for one.
     options: dict[str, Any]
     resolution: tuple[int, int]
     batches: tuple[int, ...]
     precisions: tuple[str, ...]
     against: tuple[str, ...] = ()  # of measurements.AGAINST
-    repeats: int = 20  # samples of each program and side
+    repeats: int = 20  # number of samples of each program and side
     torch_python: str = sys.executable
     peers: Path = PEERS
-    seconds: float | None = None  # after which no other point is begun
+    seconds: float | None = None  # time after which no further row is measured
 
     def networks(self) -> list[dict[str, Any]]:
-        """The networks at each precision, as `workbench` takes them."""
+        """Return the networks at each precision, as requests for `benchmark.worker`."""
         return [
             {
                 "model": name,
@@ -77,11 +77,11 @@ class Plan:
 
 
 def check(plan: Plan) -> None:
-    """Refuses what cannot be measured, before anything is.
+    """Raise if the plan cannot be measured.
 
     Raises:
-      UserError: an unknown network or option, an image that a network does not take, a Python
-        without PyTorch, or no script of peers.
+      UserError: a network or option is unknown, a network does not take the resolution, Python has
+        no PyTorch, or the PyTorch script is missing.
     """
     for name in plan.models:
         models.create(name, NUM_CLASSES)
@@ -111,10 +111,10 @@ def check(plan: Plan) -> None:
 
 
 def read_options(texts: Sequence[str]) -> dict[str, Any]:
-    """`name=value` texts as options of models.
+    """Parse `name=value` texts as options of models.
 
     Raises:
-      UserError: a text of another form.
+      UserError: a text has another form.
     """
     options = {}
     for text in texts:
@@ -129,12 +129,12 @@ def read_options(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def run(plan: Plan, command: str, output: Path | None) -> list[Row]:
-    """Measures what the file does not have, and gives the rows of the whole plan.
+    """Measure the rows that the file does not have; return all rows of the plan.
 
     Args:
-      plan: checked.
-      command: as it was typed, for the rows.
-      output: where rows are kept, if anywhere.
+      plan: passed by `check`.
+      command: as typed, for the rows.
+      output: file of rows, if they are kept.
     """
     kept = measurements.read([output]) if output and output.exists() else []
     done = {measurements.key(row): row for row in kept}
@@ -152,13 +152,13 @@ def run(plan: Plan, command: str, output: Path | None) -> list[Row]:
                     found = done.get(measurements.key({**point, "device": device}))
                     if found is None:
                         if plan.seconds is not None and time.monotonic() - start > plan.seconds:
-                            bar.line("no time is left for the rest: the same command goes on")
+                            bar.line("time limit reached; run the same command again for the rest")
                             return rows
                         bar.advance(count, f"{network['model']} x{batch} {network['precision']}")
                         found = bench.measure(batch, command)
                         if output:
                             measurements.append(output, found)
-                        bar.line(_told(found))
+                        bar.line(_line(found))
                     rows.append(found)
                     count += 1
                     bar.advance(count)
@@ -168,20 +168,20 @@ def run(plan: Plan, command: str, output: Path | None) -> list[Row]:
 
 
 class _Network:
-    """A network at a precision, on all sides."""
+    """One network at one precision, on all sides."""
 
     def __init__(self, plan: Plan, network: dict[str, Any]):
         self.plan, self.network = plan, network
         self.sides: dict[str, Side] = {}
-        self.said: dict[str, dict[str, Any]] = {}  # by side, of the network as a whole
-        self.broken: dict[str, str] = {}  # what a side fails by, whatever the batch
+        self.said: dict[str, dict[str, Any]] = {}  # by side: its answer about the network
+        self.broken: dict[str, str] = {}  # by side: its error for any batch
         self.folder = tempfile.TemporaryDirectory()
 
     def device(self) -> str:
-        """The device that ours is on.
+        """Return the device of our side.
 
         Raises:
-          UserError: it cannot tell.
+          UserError: our side fails.
         """
         self._open(OURS)
         if OURS in self.broken:
@@ -189,7 +189,7 @@ class _Network:
         return self.said[OURS]["device"]
 
     def _open(self, name):
-        """Puts the network before a side, once; ours first, for it gives the weights."""
+        """Create the network on a side, once; ours first, since it writes the weights."""
         if name in self.sides:
             return
         command = [sys.executable, "-m", "segjax.benchmark.worker"]
@@ -204,7 +204,7 @@ class _Network:
             self.broken[name] = str(error)
 
     def measure(self, batch: int, command: str) -> Row:
-        """A row; a side that fails has its error in it."""
+        """Measure a row; it holds the error of a side that fails."""
         names = (OURS, *self.plan.against)
         errors, prepared = dict.fromkeys(names), {}
         for name in names:
@@ -219,7 +219,7 @@ class _Network:
         samples = {name: {what: [] for what in WHAT} for name in names}
         peaks: dict[str, list[float]] = {"flops_per_second": [], "bytes_per_second": []}
         for turn in range(self.plan.repeats):
-            # Whoever is first in one turn is last in the next.
+            # The first in one turn is the last in the next.
             for name in names[:: 1 if turn % 2 == 0 else -1]:
                 try:
                     for what in WHAT:
@@ -233,7 +233,7 @@ class _Network:
                     errors[name] = str(error)
         for name in names:
             if errors[name] and not self.broken.get(name):
-                self._close(name)  # nobody knows what it still holds
+                self._close(name)  # it may still hold memory
         ours = prepared.get(OURS, {})
         measured = all(peaks.values())
         return {
@@ -267,7 +267,7 @@ class _Network:
         self.sides.pop(name).end()
 
     def end(self) -> None:
-        """Ends all sides."""
+        """End the processes of all sides."""
         for name in list(self.sides):
             self._close(name)
         self.folder.cleanup()
@@ -283,8 +283,8 @@ def _quartiles(samples):
     }
 
 
-def _told(row):
-    """A row in one line."""
+def _line(row):
+    """Return a summary of a row in one line."""
     facts = measurements.Facts(row)
     texts = [f"{row['model']} x{row['batch']} {row['precision']}:"]
     if facts.error:

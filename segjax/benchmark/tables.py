@@ -1,4 +1,4 @@
-"""What networks cost: rows of `segjax benchmark` by themselves, and beside the SegNet paper's."""
+"""Tables of the cost of networks: rows of `segjax benchmark`, alone or beside the SegNet paper."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -8,47 +8,47 @@ from typing import Any
 from segjax.benchmark.measurements import AGAINST, Facts
 from segjax.errors import UserError
 from segjax.report.camvid_table import below, by, notes_of
-from segjax.report.columns import Sheet
+from segjax.report.columns import TableBuilder
 from segjax.report.table import Footnotes, Table
 from segjax.results import published
 from segjax.results.published import Record
 from segjax.results.schema import Row
 
-# The paper's batches: time and inference at 1, training memory at 4.
+# Batch sizes of the paper: times and inference memory, training memory.
 _TIMED, _TRAINED = 1, 4
 
 Number = Decimal | float | int | None
 
 
 def paper(rows: Sequence[Row] = ()) -> Table:
-    """The SegNet paper's Table 6, and ours beside it.
+    """Return the SegNet paper's Table 6 beside ours.
 
-    Without rows, the parameters of ours at 4 bytes each. With rows, a group of lines for each
-    device, precision and resolution of them: the networks of the paper, others that were measured,
-    and the sum over those that both have.
+    Without rows, ours are parameters only, at 4 bytes each. With rows, there is a group of lines
+    for each device, precision and resolution: the networks of the paper, others that were measured,
+    and the sum over those in both.
 
     Raises:
-      UserError: rows that fit one place twice, or none at the paper's batches.
+      UserError: two rows fit one line, or none has a batch size of the paper.
     """
     records = published.records("cost", None)
     if not rows:
         return _paper_alone(records)
     lines, groups = [], []
     for setting, found in _settings(rows).items():
-        its_lines = _lines(records, found)
-        lines += [*its_lines, _total(its_lines)]
-        groups.append((setting, len(its_lines) + 1))
+        members = _lines(records, found)
+        lines += [*members, _total(members)]
+        groups.append((setting, len(members) + 1))
     return _beside(records, lines, groups)
 
 
 def _paper_alone(records: Sequence[Record]) -> Table:
     footnotes = Footnotes()
     parameters = [_parameters(record) for record in records]
-    sheet = Sheet(len(records))
+    builder = TableBuilder(len(records))
     marks = [footnotes.marks(notes_of(record)) for record in records]
-    sheet.texts("network", [record.method for record in records], marks=marks)
+    builder.texts("network", [record.method for record in records], marks=marks)
     for name in published.COSTS:
-        sheet.figures(
+        builder.scores(
             name.replace("_", " ").replace("mb", "MB"),
             f"paper_{name}",
             [record.cost[name] for record in records],
@@ -56,10 +56,10 @@ def _paper_alone(records: Sequence[Record]) -> Table:
             sic=[name in record.sic for record in records],
         )
     megabytes = [round(4e-6 * count) for count in parameters]
-    sheet.counts("parameters", parameters, over="ours")
-    sheet.counts("model MB", megabytes, over="ours")
-    sheet.data("notes", [" ".join(notes_of(record)) for record in records])
-    return sheet.table(
+    builder.counts("parameters", parameters, over="ours")
+    builder.counts("model MB", megabytes, over="ours")
+    builder.data("notes", [" ".join(notes_of(record)) for record in records])
+    return builder.table(
         f"Cost at {by(records[0].resolution)}; paper: Caffe, memory at batch 4 in training, 1 "
         "in inference; ours: parameters at 11 classes, and 4 bytes of each in millions of bytes.",
         notes=footnotes.listed() + below(records),
@@ -67,8 +67,8 @@ def _paper_alone(records: Sequence[Record]) -> Table:
 
 
 def _parameters(record: Record) -> int:
-    """Of our network at 11 classes."""
-    import jax  # of some weight, and not wanted for rows
+    """Return the number of parameters of our network at 11 classes."""
+    import jax  # slow to import, and not needed for rows
 
     from segjax import models
     from segjax.models import summary
@@ -80,18 +80,18 @@ def _parameters(record: Record) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class _Line:
-    """A network of the paper, of ours, or of both; or the sum of those of both."""
+    """A network of the paper, of ours, or of both; or the sum over those in both."""
 
     name: str
-    comparable: bool  # ours is of images of the paper's size
+    comparable: bool  # ours was measured at the paper's resolution
     notes: Sequence[str]
     paper: Mapping[str, Number]  # by published.COSTS
-    ours: Mapping[str, Number]  # likewise, and training_step_ms
-    ratios: Mapping[str, Number]  # others' divided by ours, by "side what"
+    ours: Mapping[str, Number]  # keys of published.COSTS, and training_step_ms
+    ratios: Mapping[str, Number]  # theirs divided by ours, keys "side program"
 
 
 def _settings(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """The rows by what they were measured on, in words."""
+    """Group rows by precision, device and resolution, in words."""
     settings: dict[str, list[Row]] = {}
     for row in rows:
         if row["batch"] in (_TIMED, _TRAINED):
@@ -174,12 +174,12 @@ def _ratios(of_batch: Mapping[int, Row]) -> dict[str, Number]:
 
 
 def against(row: Row, side: str, what: str) -> float | None:
-    """The time of another side divided by ours."""
+    """Return the time of another side divided by ours."""
     return _ratio(Facts(row, side).ms(what), Facts(row).ms(what))
 
 
 def memory_against(row: Row, side: str, what: str) -> float | None:
-    """The peak memory of another side divided by ours: the device's, or else the process's."""
+    """Return the peak memory of another side over ours, of the device or else the process."""
     for source in ("device", "process"):
         pair = [facts.memory_mb(what, source) for facts in (Facts(row, side), Facts(row))]
         if None not in pair:
@@ -192,7 +192,7 @@ def _ratio(theirs: Number, ours: Number) -> float | None:
 
 
 def _total(lines: Sequence[_Line]) -> _Line:
-    """The sums over the networks that are in the paper and measured; one figure at a time."""
+    """Return the sums over the networks that are both in the paper and measured, by cost."""
 
     def total(name: str, of: Callable[[_Line], Mapping[str, Number]]) -> Number:
         both = [line for line in lines if _both(line, name)]
@@ -212,33 +212,33 @@ def _beside(
     records: Sequence[Record], lines: Sequence[_Line], groups: Sequence[tuple[str, int]]
 ) -> Table:
     footnotes = Footnotes()
-    sheet = Sheet(len(lines))
+    builder = TableBuilder(len(lines))
     marks = [footnotes.marks(line.notes) for line in lines]
-    sheet.texts("network", [line.name for line in lines], marks=marks)
+    builder.texts("network", [line.name for line in lines], marks=marks)
     for name in published.COSTS:
         values = [line.paper.get(name) for line in lines]
-        sheet.numbers(_heading(name), f"paper_{name}", values, over="paper")
+        builder.numbers(_heading(name), f"paper_{name}", values, over="paper")
     for name in (*published.COSTS, "training_step_ms"):
         values = [line.ours.get(name) for line in lines]
-        sheet.numbers(_heading(name), f"ours_{name}", values, over="ours")
+        builder.numbers(_heading(name), f"ours_{name}", values, over="ours")
     for name in published.COSTS[:-1]:
         ratios = [
             _ratio(line.paper.get(name), line.ours.get(name)) if line.comparable else None
             for line in lines
         ]
-        sheet.numbers(_heading(name), f"ratio_{name}", ratios, over="paper / ours")
+        builder.numbers(_heading(name), f"ratio_{name}", ratios, over="paper / ours")
     for side in AGAINST:
         for what in ("forward", "training step", "training memory"):
             values = [line.ratios.get(f"{side} {what}") for line in lines]
             if any(value is not None for value in values):
                 key = f"{side}_{what}".replace(" ", "_").replace(".", "_")
-                sheet.numbers(what, key, values, over=f"{side} / ours")
-    return sheet.table(
+                builder.numbers(what, key, values, over=f"{side} / ours")
+    return builder.table(
         f"Cost; paper: Caffe at {by(records[0].resolution)}; forward and backward at batch "
         f"{_TIMED}, in milliseconds; memory at batch {_TRAINED} in training, {_TIMED} in "
         "inference, in millions of bytes; ours: medians; backward is loss and gradient less the "
-        "forward pass; memory as the compiled program plans it; a ratio above 1 is in our favour, "
-        "and to the paper only where the resolution is its own.",
+        "forward pass; memory as the compiled program plans it; a ratio above 1 is in our favor, "
+        "and is given only at the resolution of the paper.",
         groups=groups,
         notes=footnotes.listed() + below(records),
     )
@@ -249,29 +249,29 @@ def _heading(name: str) -> str:
 
 
 def listing(rows: Sequence[Row]) -> Table:
-    """Every row in a line, with what follows from it."""
-    sheet = Sheet(len(rows))
+    """Return a table of all rows, one line each, with derived quantities."""
+    builder = TableBuilder(len(rows))
     facts = [Facts(row) for row in rows]
-    sheet.texts("network", [_named(row, {}) for row in rows])
-    sheet.texts("precision", [row["precision"] for row in rows])
+    builder.texts("network", [_named(row, {}) for row in rows])
+    builder.texts("precision", [row["precision"] for row in rows])
     for heading, values in (
         ("resolution", [by(row["resolution"]) for row in rows]),
         ("device", [row["device"] for row in rows]),
     ):
         if len(set(values)) > 1:
-            sheet.texts(heading, values)
+            builder.texts(heading, values)
         else:
-            sheet.data(heading, values)
-    sheet.counts("batch", [row["batch"] for row in rows])
-    sheet.numbers("params M", "parameters_m", [row["parameters"] / 1e6 for row in rows])
-    sheet.numbers("model MB", "model_mb", [4e-6 * row["parameters"] for row in rows])
+            builder.data(heading, values)
+    builder.counts("batch", [row["batch"] for row in rows])
+    builder.numbers("params M", "parameters_m", [row["parameters"] / 1e6 for row in rows])
+    builder.numbers("model MB", "model_mb", [4e-6 * row["parameters"] for row in rows])
     for what, over in (("forward", "forward"), ("training_step", "training step")):
         for heading, key, values in _columns(facts, what):
-            sheet.numbers(heading, f"{what}_{key}", values, over=over)
+            builder.numbers(heading, f"{what}_{key}", values, over=over)
         for key, values in _more(facts, what):
-            sheet.data(f"{what}_{key}", values)
-    sheet.numbers("backward ms", "backward_ms", [fact.ms("backward") for fact in facts])
-    sheet.numbers("compile s", "compile_seconds", [fact.compile_seconds for fact in facts])
+            builder.data(f"{what}_{key}", values)
+    builder.numbers("backward ms", "backward_ms", [fact.ms("backward") for fact in facts])
+    builder.numbers("compile s", "compile_seconds", [fact.compile_seconds for fact in facts])
     for side in AGAINST:
         if not any(side in row["sides"] for row in rows):
             continue
@@ -283,15 +283,15 @@ def listing(rows: Sequence[Row]) -> Table:
             ("logits differ", [_difference(row, side) for row in rows]),
         ):
             key = f"{side}_{heading}".replace(" ", "_").replace(".", "_")
-            sheet.numbers(heading, key, values, over=f"{side} / ours")
+            builder.numbers(heading, key, values, over=f"{side} / ours")
     failed = [
         f"{_named(row, {})} at batch {row['batch']} in {row['precision']}, {name}: {side['error']}."
         for row in rows
         for name, side in row["sides"].items()
         if side["error"]
     ]
-    return sheet.table(
-        "Cost; medians; FLOPs: two for each multiply-add of convolutions and matrix products; "
+    return builder.table(
+        "Cost; medians; FLOPs: two for each MAC of convolutions and matrix products; "
         "peak: the rate of a large matrix product; backward: loss and gradient less the forward "
         "pass; MB: millions of bytes, as the compiled program plans them; another side's time or "
         "peak memory divided by ours is above 1 where ours is quicker or smaller.",
@@ -300,7 +300,7 @@ def listing(rows: Sequence[Row]) -> Table:
 
 
 def _columns(facts: Sequence[Facts], what: str) -> Iterator[tuple[str, str, list[Number]]]:
-    """Heading, key and values of what is printed of a program."""
+    """Yield heading, key and values of the printed columns of a program."""
     yield "GMACs", "gmacs", [_times(fact.flops(what), 0.5e-9) for fact in facts]
     yield "GFLOPs", "gflops", [_times(fact.flops(what), 1e-9) for fact in facts]
     yield "ms", "ms", [fact.ms(what) for fact in facts]
@@ -311,8 +311,8 @@ def _columns(facts: Sequence[Facts], what: str) -> Iterator[tuple[str, str, list
 
 
 def _more(facts: Sequence[Facts], what: str) -> Iterator[tuple[str, list[Number]]]:
-    """Key and values of what is in the records alone."""
-    yield "floor_ms", [fact.floor_ms(what) for fact in facts]
+    """Yield key and values of what only the records hold."""
+    yield "floor_ms", [fact.arithmetic_ms(what) for fact in facts]
     yield "traffic_ms", [fact.traffic_ms(what) for fact in facts]
     for source in ("device", "process"):
         yield f"{source}_mb", [fact.memory_mb(what, source) for fact in facts]
@@ -323,6 +323,6 @@ def _times(value: Number, factor: float) -> float | None:
 
 
 def _difference(row: Row, side: str) -> float | None:
-    """The greatest difference of logits, as a part of the greatest logit."""
+    """Return the greatest difference of logits as a fraction of the greatest logit."""
     logits = (row["sides"].get(side) or {}).get("logits")
     return logits["greatest_difference"] / logits["greatest"] if logits else None

@@ -1,13 +1,13 @@
-"""The networks written plainly in PyTorch, for `segjax benchmark --against torch` to race with.
+"""PyTorch implementations of the networks, for `segjax benchmark --against torch`.
 
-PyTorch is no dependency of segjax: this script runs in any Python that has torch and numpy
-(`--torch-python PYTHON`), by itself, and answers the requests that `worker.py` lists. In
-channels_last, with autocast where the precision is bfloat16, cuDNN's search of algorithms and
-TensorFloat-32, eager or (`--compile`) by torch.compile. Its step is a plain loop's: uint8 images
-that lie on the device normalised, weighted cross entropy, backward, SGD with momentum. Before that
-the logits of both sides are compared, float32, with the same weights.
+PyTorch is no dependency of segjax: this script runs by itself in any Python that has torch and
+numpy (`--torch-python PYTHON`), and answers the requests that `worker.py` lists. It uses
+channels_last, autocast for bfloat16, cuDNN autotuning and TensorFloat-32, eager or (`--compile`)
+torch.compile. Its training step is a plain loop: normalize uint8 images on the device, weighted
+cross entropy, backward, momentum SGD. First the logits of both sides are compared, float32, with
+the same weights.
 
-A parameter is named as in Flax, with dots for slashes and underscores for hyphens.
+Parameters are named as in Flax, with dots for slashes and underscores for hyphens.
 """
 
 import argparse
@@ -31,7 +31,7 @@ STAGES = ((2, 1), (2, 2), (3, 4), (3, 8), (3, 8))  # VGG-16: convolutions, featu
 
 
 class Block(nn.Sequential):
-    """Convolution and, mostly, batch normalisation and a ReLU."""
+    """Convolution, by default with batch normalization and ReLU."""
 
     def __init__(self, inputs, features, size, *, padding=None, dilation=1, bn=True, relu=True):
         super().__init__()
@@ -44,7 +44,7 @@ class Block(nn.Sequential):
 
 
 class DeconvBlock(nn.Sequential):
-    """Transposed convolution, batch normalisation and a ReLU."""
+    """Transposed convolution, batch normalization and ReLU."""
 
     def __init__(self, inputs, features, size, padding):
         super().__init__()
@@ -58,7 +58,7 @@ def crop(x, offset, like):
 
 
 def mirror(x, top, bottom, left, right):
-    """Reflection; beyond a side shorter than its margin, of the reflection."""
+    """Pad by reflection, repeatedly if the margin exceeds the side."""
     if max(top, bottom) < x.shape[2] and max(left, right) < x.shape[3]:
         return F.pad(x, (left, right, top, bottom), mode="reflect")
     rows = np.pad(np.arange(x.shape[2]), (top, bottom), mode="reflect")
@@ -67,7 +67,7 @@ def mirror(x, top, bottom, left, right):
 
 
 class Bilinear(nn.Module):
-    """Deconvolution by a fixed kernel from each channel to itself, as FCN has it."""
+    """Depthwise transposed convolution by a fixed kernel, as in FCN."""
 
     def __init__(self, channels, size, stride, padding=0):
         super().__init__()
@@ -156,7 +156,7 @@ class SegNetBasic(nn.Module):
 
 
 class FCN(nn.Module):
-    """FCN-32s, 16s and 8s, their deconvolutions fixed or learnt."""
+    """FCN-32s, 16s and 8s, with fixed or learned transposed convolutions."""
 
     SKIPS = ((4, "upscore2", 5), (3, "upscore_pool4", 9))  # pool, upsampling, offset of the crop
     OFFSETS = {32: 19, 16: 27, 8: 31}  # noqa: RUF012
@@ -283,7 +283,7 @@ class UNet(nn.Module):
         self.conv_u0d_score = nn.Conv2d(width, classes, 1)
 
     def _larger(self, side):
-        """The least side that the network takes and that gives this many pixels."""
+        """Return the smallest input side that gives this many pixels."""
         least, rest, margin = (4, 4, 184) if self.valid else (16, 0, 0)
         return max(side + (rest - side) % 16, least) + margin
 
@@ -416,7 +416,7 @@ NETWORKS = {
     "dilation8": Dilation8,
 }
 
-# Collection and last part of a path in Flax -> PyTorch's word.
+# Collection and last part of a path in Flax -> name in PyTorch.
 WORDS = {
     ("params", "kernel"): "weight",
     ("params", "scale"): "weight",
@@ -427,10 +427,10 @@ WORDS = {
 
 
 def state_dict(arrays):
-    """Flax's arrays by their paths as a state_dict.
+    """Convert Flax arrays, by their paths, to a state_dict.
 
-    A kernel is HWIO there and OIHW here; one of a transposed convolution is (k, k, out, in) there
-    and (in, out, k, k) here, which is the same permutation.
+    Kernels are HWIO in Flax and OIHW here; those of transposed convolutions (k, k, out, in) and
+    (in, out, k, k), which is the same permutation.
     """
     state = {}
     for path, array in arrays.items():
@@ -444,7 +444,7 @@ def state_dict(arrays):
 
 WHAT = ("forward", "training_step", "gradient")
 VOID = 255
-# As in segjax/benchmark/worker.py, and of segjax/training/losses.py the SegNet authors' weights.
+# As in segjax/benchmark/worker.py; the class weights as in segjax/training/losses.py.
 DISTINCT, SAMPLE_SECONDS, MOST_CALLS, WARM_UP, LEARNING_RATE = 4, 0.05, 20, 2, 1e-12
 LONG = 1.0
 CLASS_WEIGHTS = (
@@ -454,11 +454,11 @@ CLASS_WEIGHTS = (
 
 
 class Cannot(Exception):
-    """There is no peer of what is asked for."""
+    """No PyTorch peer of the requested network exists."""
 
 
 class Bench:
-    """What lies on the bench, and the answers to the requests that worker.py lists."""
+    """A network and its programs; the methods answer the requests that worker.py lists."""
 
     def __init__(self, compiled):
         self.compiled = compiled
@@ -563,7 +563,7 @@ class Bench:
             elif found := resident():
                 memory["process"][what] = found[1]
         return {
-            # Compiled when they are first called, so that one call is in it.
+            # torch.compile compiles at the first call, which is therefore included.
             "compile_seconds": seconds if self.compiled else dict.fromkeys(WHAT),
             "memory": memory,
             "bytes": dict.fromkeys(WHAT),
@@ -609,7 +609,7 @@ class Bench:
 
 
 def resident():
-    """Bytes of memory that this process has, and had at most; none where Linux does not tell."""
+    """Return current and peak resident bytes of this process; None if not on Linux."""
     try:
         text = Path("/proc/self/status").read_text()
     except OSError:
@@ -619,7 +619,7 @@ def resident():
 
 
 def forget_peak():
-    """Gives freed memory back to Linux, and begins `resident`'s most anew, where that can be."""
+    """Return freed memory to the system and reset the peak of `resident`, if possible."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
@@ -627,7 +627,7 @@ def forget_peak():
 
 
 def serve(bench):
-    """Answers requests until there are no more; what else is printed goes to standard error."""
+    """Answer requests until standard input ends; anything else printed goes to standard error."""
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     for line in sys.stdin:

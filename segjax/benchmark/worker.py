@@ -1,22 +1,22 @@
-"""One network on the bench: compiled, weighed and timed as `segjax benchmark` asks for it.
+"""Worker of `segjax benchmark`: compile, measure and time one network.
 
-`python -m segjax.benchmark.worker` is a process of its own: its memory is that of one network. It
-answers each line of JSON on its standard input by one on its standard output, an `error` where it
-cannot:
+`python -m segjax.benchmark.worker` is a process of its own, so that its memory is that of one
+network. It answers each line of JSON on standard input by one on standard output, with an `error`
+if it fails:
 
 - {"do": "network", "model", "model_options", "num_classes", "resolution", "precision", "folder"}:
-  which network. Gives the device, versions and the number of parameters. In the folder, if one is
-  given, it leaves what other implementations are compared by: weights.npz (arrays by their paths
-  in Flax), image.npy (1, H, W, 3) and logits.npy, float32.
-- {"do": "batch", "batch"}: compiles the three programs of `WHAT` for this many images and warms
-  them up. Gives seconds of compilation, memory, multiply-adds, and bytes that XLA expects to move.
-- {"do": "time", "what"}: runs one of them a few times on one batch after another, and waits for
-  the last result. Gives milliseconds of one.
-- {"do": "peaks"}: times one large matrix product and one large copy; gives their rates.
+  create the network. Returns device, versions and number of parameters. Into the folder, if given,
+  it writes reference values for other implementations: weights.npz (arrays by their paths in Flax),
+  image.npy (1, H, W, 3) and logits.npy, float32.
+- {"do": "batch", "batch"}: compile the three programs of `WHAT` for this batch size and warm them
+  up. Returns compilation seconds, memory, MACs, and bytes that XLA expects to move.
+- {"do": "time", "what"}: run one of them several times on successive batches, and wait for the last
+  result. Returns milliseconds of one call.
+- {"do": "peaks"}: time a large matrix product and a large copy. Returns their rates.
 
-The programs: forward, a network at inference on a float32 image to its float32 logits;
-training_step, the step of `training.steps` on uint8 images and labels that lie on the device, with
-SGD with momentum and weighted cross entropy; gradient, the same without its optimiser.
+The programs: `forward`, inference on float32 images; `training_step`, the step of `training.steps`
+on uint8 images and labels on the device, with momentum SGD and weighted cross entropy; `gradient`,
+the same without the optimizer.
 """
 
 import gc
@@ -43,33 +43,33 @@ from segjax.ops.platform import shapes_alone
 from segjax.training import losses, optimizers, parallel, steps
 
 WHAT = ("forward", "training_step", "gradient")
-DISTINCT = 4  # batches that come round, so that none is at hand from the call before
-SAMPLE_SECONDS = 0.05  # a sample is as many calls as this takes, from 1 to MOST_CALLS
+DISTINCT = 4  # number of batches, cycled so that none is cached from the previous call
+SAMPLE_SECONDS = 0.05  # target duration of a sample of 1 to MOST_CALLS calls
 MOST_CALLS = 20
-WARM_UP = 2  # calls before any that counts, but one where a call takes longer than LONG
+WARM_UP = 2  # calls before timing; only one if it takes longer than LONG
 LONG = 1.0  # seconds
-# Hardly any, so that thousands of steps leave the weights, and the work on them, as they were.
+# So small that thousands of steps do not change the weights.
 LEARNING_RATE = 1e-12
-PATCHES = 64  # of an image, where a network trains on patches
+PATCHES = 64  # patches an image, for a network that trains on patches
 
-# Of the products and copies that the peaks are measured by.
+# Sizes of the matrix product and the copy, by platform; else ON_ACCELERATOR.
 MATRIX_SIDE = {"cpu": 2048}
 COPIED_BYTES = {"cpu": 2**27}
 ON_ACCELERATOR = 8192, 2**30
 
 
-_NOTHING = optax.set_to_zero().init(None)  # the state of no optimiser
+_NOTHING = optax.set_to_zero().init(None)  # optimizer state of `gradient`
 
 
 class Bench:
-    """What lies on the bench, and the answers to the requests of the module's docstring."""
+    """A network and its compiled programs; the methods answer the requests listed above."""
 
     def __init__(self) -> None:
         self.device = jax.devices()[0]
         self.compiled: dict[str, Any] = {}
         self.inputs: dict[str, list[Any]] = {}
         self.state: Any = None
-        self.large: tuple[Any, ...] = ()  # what the peaks are measured on
+        self.large: tuple[Any, ...] = ()  # arrays that the peaks are measured with
 
     def network(self, folder: str | None, **asked: Any) -> dict[str, Any]:
         self.asked = asked
@@ -126,7 +126,7 @@ class Bench:
             forget_peak()
             calls[what] = self._warm_up(what)
             after, found = self._device_peak(), resident()
-            # The device's peak is of the process's whole life.
+            # The peak of the device is over the lifetime of the process.
             memory["device"][what] = after if after and after > (before or 0) else None
             on_cpu = self.device.platform == "cpu"
             memory["process"][what] = found[1] if found and on_cpu else None
@@ -158,7 +158,7 @@ class Bench:
             ],
         }
         self.inputs = jax.device_put(self.inputs, self.device)
-        # Made anew: a copy on the host would count as memory of the network.
+        # Created again, since a copy on the host would count as memory of the network.
         variables = jax.device_put(seeded_variables(self.model, size), self.device)
         self.state = steps.TrainState(jnp.zeros((), jnp.int32), variables, _NOTHING, {})
         weights = losses.SEGNET_CLASS_WEIGHTS if num_classes == 11 else np.ones(num_classes)
@@ -167,7 +167,7 @@ class Bench:
         self.count = 0
 
     def _place_optimizer(self):
-        """Put the optimizer's state on the device, which a forward pass has no use for."""
+        """Put the optimizer state on the device, after the forward pass, which does not need it."""
         optimized = jax.jit(self.optimizer.init)(self.state.variables["params"])
         self.state = self.state.replace(opt_state=optimized)
 
@@ -181,7 +181,7 @@ class Bench:
             self.model,
             self.optimizer if what == "training_step" else optax.set_to_zero(),
             self.config,
-            information(tuple(self.asked["resolution"]), self.asked["num_classes"]),
+            placeholder_dataset(tuple(self.asked["resolution"]), self.asked["num_classes"]),
             self.class_weights,
             num_steps=num_steps,
             resident=False,
@@ -200,14 +200,14 @@ class Bench:
         self.count += 1
         if what == "forward":
             return self.compiled[what](*arguments)
-        # The state is given up to the step, so the new one takes its place.
+        # The step donates the buffers of the state, so the new state replaces it.
         state, outputs = self.compiled[what](*arguments)
         kept = state.opt_state if what == "training_step" else self.state.opt_state
         self.state = state.replace(opt_state=kept)
         return outputs
 
     def _warm_up(self, what):
-        """How many calls make a sample."""
+        """Warm up a program; return the number of calls of a sample."""
         for _ in range(1 + WARM_UP):
             start = time.perf_counter()
             jax.block_until_ready(self._run(what))
@@ -256,7 +256,7 @@ _product, _copy = jax.jit(jnp.matmul), jax.jit(jnp.negative)
 
 
 def _seconds(run: Callable[[], jax.Array]) -> float:
-    """Of one call that is not the first."""
+    """Return the seconds of the second call."""
     run().block_until_ready()
     start = time.perf_counter()
     run().block_until_ready()
@@ -264,14 +264,14 @@ def _seconds(run: Callable[[], jax.Array]) -> float:
 
 
 def planned(analysis: Any) -> int | None:
-    """Bytes that a compiled program takes: arguments, results and what is between them."""
+    """Return the bytes of a compiled program: arguments, results and temporary buffers."""
     if analysis is None:
         return None
     return (
         analysis.temp_size_in_bytes
         + analysis.argument_size_in_bytes
         + analysis.output_size_in_bytes
-        - analysis.alias_size_in_bytes  # results in the place of arguments that are given up
+        - analysis.alias_size_in_bytes  # results that reuse donated arguments
     )
 
 
@@ -284,10 +284,10 @@ def config_of(
     resolution: tuple[int, int],
     precision: str,
 ) -> ConfigDict:
-    """The training of a network as it is timed: the SegNet authors' optimiser, no augmentation.
+    """Return the config of the timed training: the SegNet authors' optimizer, no augmentation.
 
     Raises:
-      UserError: a value that no config has.
+      UserError: a value is not valid in a config.
     """
     config = configs.default()
     fields = {
@@ -305,23 +305,23 @@ def config_of(
     return config.lock()
 
 
-def information(resolution: tuple[int, int], num_classes: int) -> DatasetInfo:
-    """The facts of a data set that there is not."""
+def placeholder_dataset(resolution: tuple[int, int], num_classes: int) -> DatasetInfo:
+    """Return the description of a placeholder dataset."""
     names = tuple(f"class {k}" for k in range(num_classes))
     palette = tuple((k, k, k) for k in range(num_classes))
     return DatasetInfo("random", names, palette, (0.5,) * 3, (0.25,) * 3, {}, resolution)
 
 
 def images(batch: int, size: tuple[int, int], count: int = 1) -> np.ndarray:
-    """Normalised images, float32 (count, batch, H, W, 3); the same at every call."""
+    """Return normalized random images, float32 (count, batch, H, W, 3), equal at every call."""
     rng = np.random.default_rng(0)
     return rng.standard_normal((count, batch, *size, 3), np.float32)
 
 
 def seeded_variables(model: Any, size: tuple[int, int]) -> dict[str, Any]:
-    """Variables that let every path through a network be seen, on the host; ever the same.
+    """Return random variables on the host, equal at every call, for comparing implementations.
 
-    No kernel is zero, as those of scores may be at first, and normalisation does something.
+    No kernel is zero, unlike initial score layers, and normalization layers are not the identity.
     """
     image = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
     shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
@@ -338,12 +338,12 @@ def seeded_variables(model: Any, size: tuple[int, int]) -> dict[str, Any]:
 
 
 def calls_of_a_sample(seconds: float) -> int:
-    """How many calls of this many seconds make a sample."""
+    """Return the number of calls of a sample, given the seconds of one."""
     return max(1, min(MOST_CALLS, round(SAMPLE_SECONDS / seconds)))
 
 
 def main() -> None:
-    # Else a program may come from a cache, and its compilation seem to take no time.
+    # A program from the cache would seem to compile in no time.
     jax.config.update("jax_enable_compilation_cache", False)
     bench = Bench()
     serve({name: getattr(bench, name) for name in ("network", "batch", "time", "peaks")})

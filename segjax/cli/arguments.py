@@ -133,9 +133,9 @@ def views(options: argparse.Namespace) -> Any:
     """Return the test-time augmentation that --flip and --scales ask for, or None."""
     if not (options.flip or options.scales):
         return None
-    from segjax.inference import outputs
+    from segjax.inference import tta
 
-    return outputs.Views(tuple(options.scales or (1.0,)), options.flip)
+    return tta.Transforms(tuple(options.scales or (1.0,)), options.flip)
 
 
 def number(text: str) -> int:

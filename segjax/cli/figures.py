@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from segjax.report import groups, predictions
 
-    settings = groups.gather(options.results)
+    settings = groups.read_settings(options.results)
     files = predictions.draw(settings, options.output, options.format)
     if not options.no_predictions:
         pictures, missing = predictions.draw_predictions(

@@ -1,7 +1,7 @@
-"""What a score is worth: guesses that see no image, and ceilings of coarse label maps.
+"""Baselines that see no image, and the best scores possible with coarse label maps.
 
-A network below the floors has learnt nothing. The ceilings are those of a network that is never
-wrong but decides once for each cell of its stride.
+A network that scores below the baselines has learned nothing. The upper bounds are the scores of
+a perfect network that decides once for each block of its output stride.
 """
 
 import functools
@@ -21,14 +21,15 @@ STRIDES = (2, 4, 8, 16, 32)  # pixels
 
 @functools.partial(jax.jit, static_argnames=("stride", "num_classes"))
 def majority_vote(label: jax.Array, stride: int, num_classes: int) -> jax.Array:
-    """The most frequent class of each stride x stride cell, at full size: (H, W) to uint8 (H, W).
+    """Return the most frequent class of each stride x stride block: (H, W) to uint8 (H, W).
 
-    Void has no vote; the lower of equals wins; cells that reach over the edge have fewer pixels.
+    Void is not counted; of equally frequent classes the lowest wins; blocks at the bottom and right
+    edge may be smaller.
     """
     height, width = label.shape
     padded = jnp.pad(label, ((0, -height % stride), (0, -width % stride)), constant_values=VOID)
-    cells = padded.reshape(padded.shape[0] // stride, stride, padded.shape[1] // stride, stride)
-    votes = jnp.stack([jnp.sum(cells == k, axis=(1, 3)) for k in range(num_classes)])
+    blocks = padded.reshape(padded.shape[0] // stride, stride, padded.shape[1] // stride, stride)
+    votes = jnp.stack([jnp.sum(blocks == k, axis=(1, 3)) for k in range(num_classes)])
     coarse = jnp.argmax(votes, 0).astype(jnp.uint8)
     return coarse.repeat(stride, 0).repeat(stride, 1)[:height, :width]
 
@@ -36,7 +37,7 @@ def majority_vote(label: jax.Array, stride: int, num_classes: int) -> jax.Array:
 def pixel_mode(
     labels: Iterator[np.ndarray], shape: tuple[int, int], num_classes: int
 ) -> np.ndarray:
-    """The most frequent class at each pixel over many labels: uint8 (H, W)."""
+    """Return the most frequent class at each pixel over many label maps: uint8 (H, W)."""
     counts = np.zeros((num_classes, *shape), np.int64)
     for label in labels:
         for k in range(num_classes):
@@ -45,7 +46,7 @@ def pixel_mode(
 
 
 def _count(labels, guesses, num_classes):
-    """The confusion counts of each guess over all labels."""
+    """Return the confusion matrix of each guess over all label maps."""
     count = jax.jit(metrics.confusion_matrix, static_argnums=2)
     totals = {name: np.zeros((num_classes, num_classes), np.int64) for name in guesses}
     for label in labels:
@@ -65,11 +66,15 @@ def rows(
     resolution: tuple[int, int] | None,
     command: str,
 ) -> list[dict[str, Any]]:
-    """Result rows of the floors and ceilings of a split.
+    """Return the result rows of the baselines and upper bounds of a split.
 
-    - all NAME: everywhere the class that is most frequent in the training set.
-    - per-pixel mode: at each pixel its most frequent class in the training set.
-    - oracle stride s: the truth by `majority_vote`, upsampled by nearest neighbour.
+    - all NAME: the most frequent class of the training set, everywhere.
+    - per-pixel mode: the most frequent class of the training set at each pixel.
+    - oracle stride s: the truth reduced by `majority_vote`.
+
+    Args:
+      dataset, split, data_dir, resolution: of the label maps, as in a config.
+      command: for the rows.
     """
     info = datasets.info(dataset, data_dir=data_dir, resolution=resolution)
     num_classes = len(info.class_names)

@@ -1,14 +1,14 @@
-"""The fully connected CRF of Kraehenbuehl & Koltun (NIPS 2011), by mean field.
+"""Fully connected CRF of Kraehenbuehl & Koltun (NIPS 2011), by mean-field inference.
 
-Each pixel is tied to every other by w1 exp(-|p|^2 / 2 a^2 - |I|^2 / 2 b^2) + w2 exp(-|p|^2 / 2 g^2)
-where their labels differ: p the distance in pixels, I that of the colours, 0 to 255. An iteration
-sums over all pairs by filtering: exactly for the second kernel, on a permutohedral lattice (Adams,
-Baek & Davis 2010) for the first.
+Each pair of pixels with different labels costs
+w1 exp(-|p|^2 / 2 a^2 - |I|^2 / 2 b^2) + w2 exp(-|p|^2 / 2 g^2): p the distance in pixels, I the
+difference of the colors, 0 to 255. An iteration sums over all pairs by filtering: exactly for the
+second kernel, on a permutohedral lattice (Adams, Baek & Davis 2010) for the first.
 
-As in the authors' code, and unlike the paper, the kernels are normalised symmetrically, k(i, j) /
-sqrt(sum_j k(i, j) sum_i k(i, j)), and a pixel's own label is among those that it hears of. Unlike
-the code, the lattice holds the neighbours of its occupied points as well: without them the blur
-loses what passes through a point that is not there, and the kernel is not symmetric.
+As in the authors' code, and unlike the paper, the kernels are normalized symmetrically, k(i, j) /
+sqrt(sum_j k(i, j) sum_i k(i, j)), and the message to a pixel includes its own label. Unlike the
+code, the lattice also holds the neighbors of its occupied points: without them the blur loses what
+passes through a missing point, and the kernel is not symmetric.
 """
 
 import dataclasses
@@ -35,12 +35,12 @@ class Parameters:
     bi_rgb: float  # b, of 0 to 255
 
 
-# Those of DeepLab's first and second version, for VOC images of 500x375 and alike.
+# DeepLab's first and second version, for VOC images of about 500x375.
 PRESETS = {"v1": Parameters(3, 3, 4, 121, 5), "v2": Parameters(3, 1, 4, 67, 3)}
 
 
 def parse(text: str) -> Parameters:
-    """A preset by name, or its five numbers with commas between.
+    """Return the preset of a name, or the parameters of five comma-separated numbers.
 
     Raises:
       UserError: it is neither, a weight is negative, or a width is not positive.
@@ -65,7 +65,7 @@ def parse(text: str) -> Parameters:
 
 
 def describe(parameters: Parameters) -> str:
-    """The name of the preset, or the five numbers, as `parse` takes them."""
+    """Return the name of the preset or the five numbers, the inverse of `parse`."""
     for name, preset in PRESETS.items():
         if parameters == preset:
             return name
@@ -73,12 +73,12 @@ def describe(parameters: Parameters) -> str:
 
 
 def refine(parameters: Parameters, image: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """The marginals after ITERATIONS of mean field, from unary energies -log(probabilities).
+    """Return the marginals after ITERATIONS of mean field; unary energies -log(probabilities).
 
     Args:
       parameters: of the kernels.
       image: uint8 (H, W, C).
-      probabilities: float32 (H, W, K), of the classes.
+      probabilities: float32 (H, W, K).
 
     Returns:
       float32 (H, W, K).
@@ -88,8 +88,8 @@ def refine(parameters: Parameters, image: np.ndarray, probabilities: np.ndarray)
     """
     height, width, channels = image.shape
     y, x = np.mgrid[:height, :width].astype(np.float32) / parameters.bi_xy
-    colour = image.reshape(-1, channels).astype(np.float32) / parameters.bi_rgb
-    features = np.column_stack([y.ravel(), x.ravel(), colour]).astype(np.float32)
+    color = image.reshape(-1, channels).astype(np.float32) / parameters.bi_rgb
+    features = np.column_stack([y.ravel(), x.ravel(), color]).astype(np.float32)
     try:
         lattice = build_lattice(features)
     except OverflowError:
@@ -109,12 +109,12 @@ def refine(parameters: Parameters, image: np.ndarray, probabilities: np.ndarray)
     return np.asarray(marginals)
 
 
-# Each compiled by itself: as one, the compiler makes the sums again wherever they are read.
+# Compiled separately: in one program the compiler recomputes the sums wherever they are read.
 
 
 @jax.jit
 def _smooth(gaussians, marginals):
-    """(H, W, K) of the smoothness kernel: over rows, then over columns."""
+    """Filter by the smoothness kernel, over rows, then over columns: (H, W, K)."""
     product = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
     over_rows = product("hi,iwk->hwk", gaussians[0], marginals)
     return product("vw,hwk->hvk", gaussians[1], over_rows)
@@ -122,19 +122,19 @@ def _smooth(gaussians, marginals):
 
 @jax.jit
 def _alike(lattice, scale, marginals):
-    """(H, W, K) of the appearance kernel."""
+    """Filter by the appearance kernel: (H, W, K)."""
     values = marginals.reshape(-1, marginals.shape[-1])
     return (scale * filter_lattice(lattice, scale * values)).reshape(marginals.shape)
 
 
 @jax.jit
 def _update(scores, smooth, alike, weights):
-    """Where labels differ costs the kernel's weight: where they agree, it is gained."""
+    """Return the new marginals: (H, W, K); equal labels gain what different ones cost."""
     return jax.nn.softmax(scores + weights[0] * smooth + weights[1] * alike)
 
 
 def _normalized_gaussian(size, std):
-    """(size, size): exp(-d^2 / 2 std^2), each entry over the root of its row's and column's sum."""
+    """Return exp(-d^2 / 2 std^2) over the root of its row sum and column sum: (size, size)."""
     place = np.arange(size)
     kernel = np.exp(-((place[:, None] - place) ** 2) / (2 * std**2))
     root = np.sqrt(kernel.sum(1))
@@ -145,28 +145,28 @@ Lattice = tuple[jax.Array, jax.Array, jax.Array]
 
 
 def build_lattice(features: np.ndarray) -> Lattice:
-    """The permutohedral lattice that filters N points by exp(-|f_i - f_j|^2 / 2), up to a factor.
+    """Build the permutohedral lattice that filters by exp(-|f_i - f_j|^2 / 2), up to a factor.
 
     Args:
-      features: float32 (N, d).
+      features: float32 (N, d), of N points.
 
     Returns:
-      corners: int32 (N, d + 1), the lattice points of the simplex that each point is in.
-      shares: float32 (N, d + 1), how much of it each corner has.
-      neighbours: int32 (d + 1, 2, M), those of each lattice point along each axis; where there is
-        none, M - 1, which is no lattice point but always zero.
+      corners: int32 (N, d + 1), the lattice points of the simplex around each point.
+      shares: float32 (N, d + 1), barycentric weights of the corners.
+      neighbors: int32 (d + 1, 2, M), of each lattice point along each axis; M - 1, whose value is
+        always zero, where there is none.
 
     Raises:
-      OverflowError: the features are over 1e4, or the lattice points too many for 63 bits.
+      OverflowError: a feature is above 1e4, or the lattice too large to number in 63 bits.
     """
-    if np.abs(features).max() > 1e4:  # float32 would not tell the places in a simplex apart
+    if np.abs(features).max() > 1e4:  # float32 could not resolve positions in a simplex
         raise OverflowError("the features are too large")
     corners, shares = _simplices(features)
     count, axes, dimensions = corners.shape
 
-    # The lattice points are numbered so that a step along an axis adds the same number everywhere;
-    # in the order of the numbers neighbours lie close in memory.
-    margin = 3 * axes  # two steps away, at most, is looked for
+    # Lattice points are numbered so that a step along an axis adds the same number everywhere; in
+    # this order neighbors are close in memory.
+    margin = 3 * axes  # neighbors are at most two steps away
     low = corners.min((0, 1)) - margin
     sizes = (corners.max((0, 1)) + margin - low + 1).tolist()
     if math.prod(sizes) >= 2**63:
@@ -181,30 +181,30 @@ def build_lattice(features: np.ndarray) -> Lattice:
     index = np.searchsorted(points, occupied)[which.reshape(count, axes)]
 
     total = _rounded_up(len(points) + 1)
-    neighbours = np.full((axes, 2, total), total - 1, np.int32)
+    neighbors = np.full((axes, 2, total), total - 1, np.int32)
     for axis, step in enumerate(steps):
         place = np.minimum(np.searchsorted(points, points + step), len(points) - 1)
         found = np.flatnonzero(points[place] == points + step)
-        neighbours[axis, 0, found] = place[found]
-        neighbours[axis, 1, place[found]] = found
-    return jnp.asarray(index, jnp.int32), jnp.asarray(shares), jnp.asarray(neighbours)
+        neighbors[axis, 0, found] = place[found]
+        neighbors[axis, 1, place[found]] = found
+    return jnp.asarray(index, jnp.int32), jnp.asarray(shares), jnp.asarray(neighbors)
 
 
 def _rounded_up(count):
-    """To one of four sizes an octave, lest every image have a program compiled for its own."""
+    """Round up to one of four sizes an octave, so that few programs are compiled."""
     quarter = 2 ** max(0, count.bit_length() - 3)
     return -(-count // quarter) * quarter
 
 
 def _simplices(features):
-    """Corners int32 (N, d + 1, d), by their first d coordinates, and shares (N, d + 1)."""
+    """Return the first d coordinates of corners, int32 (N, d + 1, d), and shares (N, d + 1)."""
     count, dimensions = features.shape
     axes = dimensions + 1
     # Splatting, blurring and slicing spread a point with a variance of 2 (d + 1)^2 / 3.
     ranks = np.arange(1, axes, dtype=np.float32)
     scaled = features * (axes * np.sqrt(2 / 3 / (ranks * (ranks + 1)))).astype(np.float32)
 
-    # Into the hyperplane of R^(d + 1) where the coordinates sum to 0.
+    # Embed in the hyperplane of R^(d + 1) where the coordinates sum to 0.
     elevated = np.zeros((count, axes), np.float32)
     elevated[:, :-1] = np.cumsum(scaled[:, ::-1], 1)[:, ::-1]
     elevated[:, 1:] -= ranks * scaled
@@ -218,7 +218,7 @@ def _simplices(features):
             less = residual[:, i] < residual[:, j]
             rank[:, i] += less
             rank[:, j] += ~less
-    # Where the sum was not 0, the coordinates that were rounded most go the other way.
+    # Where the sum is not 0, the coordinates that were rounded most are rounded the other way.
     turn = (rank < 0).astype(np.int32) - (rank > dimensions)
     nearest = (nearest + turn) * axes
     rank += turn * axes
@@ -235,9 +235,9 @@ def _simplices(features):
 
 
 def filter_lattice(lattice: Lattice, values: jax.Array) -> jax.Array:
-    """Sums (N, K) values over the points, weighted by the kernel of the lattice."""
-    corners, shares, neighbours = lattice
-    points = jnp.zeros((neighbours.shape[-1], values.shape[-1]), values.dtype)
+    """Return the kernel-weighted sums of values over the points: (N, K) to (N, K)."""
+    corners, shares, neighbors = lattice
+    points = jnp.zeros((neighbors.shape[-1], values.shape[-1]), values.dtype)
     for corner in range(corners.shape[1]):
         share = shares[:, corner, None]
         points = points.at[corners[:, corner]].add(share * values)
@@ -245,8 +245,8 @@ def filter_lattice(lattice: Lattice, values: jax.Array) -> jax.Array:
     def blur(points, beside):
         return points + 0.5 * (points[beside[0]] + points[beside[1]]), None
 
-    # A scan, for unrolled the compiler makes each axis again for every point that reads it.
-    points, _ = jax.lax.scan(blur, points, neighbours)
+    # A scan: unrolled, the compiler recomputes an axis for every point that reads it.
+    points, _ = jax.lax.scan(blur, points, neighbors)
     sliced = [
         shares[:, corner, None] * points[corners[:, corner]] for corner in range(corners.shape[1])
     ]

@@ -1,8 +1,8 @@
-"""Monte Carlo dropout: what a network that keeps dropping units says, sample after sample.
+"""Monte Carlo dropout: mean and variance of the predictions with dropout kept on.
 
 Kendall, Badrinarayanan, Cipolla, arXiv 1511.02680 (Bayesian SegNet): each sample is a network drawn
-from the posterior; their mean is the prediction, and their variance its uncertainty. Any network
-with dropout can be sampled. Batch normalisation keeps to its running statistics.
+from the approximate posterior; the mean of the samples is the prediction, their variance its
+uncertainty. Any network with dropout can be sampled. Batch normalization uses running statistics.
 """
 
 from collections.abc import Callable
@@ -20,33 +20,33 @@ from segjax.runs.experiment import Experiment
 from segjax.training import steps
 
 
-class Estimate(NamedTuple):
-    """Of the samples' probabilities, by pixel and class: float32 (B, H, W, K) both."""
+class Moments(NamedTuple):
+    """Mean and variance of the sampled probabilities of each class: float32 (B, H, W, K) both."""
 
     mean: jax.Array
-    variance: jax.Array  # divided by the samples and not by one less
+    variance: jax.Array  # of the samples, divided by T, not T - 1
 
 
 def sample(
     model: nn.Module, variables: Any, image: jax.Array, keys: jax.Array, samples: int
-) -> Estimate:
-    """Mean and variance of the softmax of `samples` networks with units dropped.
+) -> Moments:
+    """Return mean and variance of the softmax over samples of the network with dropout on.
 
     Args:
-      model: with dropout somewhere.
+      model: network with dropout layers.
       variables: of the model.
-      image: (B, H, W, C), normalised.
-      keys: (B,), one for each image, from which its samples alone follow: the same in any batch.
-      samples: how many, T.
+      image: (B, H, W, C), normalized.
+      keys: (B,), one for each image; its samples depend on nothing else, not on the batch.
+      samples: number T of samples.
 
     Raises:
-      UserError: the model drops nothing.
+      UserError: the model has no dropout.
     """
     dropping = []
 
     def drop(call, args, kwargs, context):
         layer = context.module
-        # One that is active already is the one made below, which is intercepted in its turn.
+        # The active clone made below is intercepted too.
         if not isinstance(layer, nn.Dropout) or layer.deterministic is False:
             return call(*args, **kwargs)
         dropping.append(layer.rate > 0)
@@ -58,37 +58,37 @@ def sample(
             logits = model.apply(variables, image[None], train=False, rngs={"dropout": key})
         return jax.nn.softmax(logits[0])
 
-    def body(estimate, number):
+    def body(moments, number):
         drawn = jax.vmap(one)(image, jax.vmap(lambda key: jax.random.fold_in(key, number))(keys))
         count = (number + 1).astype(jnp.float32)
-        # Welford's: to subtract the square of the mean from the mean of the squares loses digits.
-        mean = estimate.mean + (drawn - estimate.mean) / count
-        squares = (drawn - estimate.mean) * (drawn - mean)
-        return Estimate(mean, estimate.variance + (squares - estimate.variance) / count), ()
+        # Welford's algorithm: E[x^2] - E[x]^2 would cancel.
+        mean = moments.mean + (drawn - moments.mean) / count
+        squares = (drawn - moments.mean) * (drawn - mean)
+        return Moments(mean, moments.variance + (squares - moments.variance) / count), ()
 
     zeros = jnp.zeros((*image.shape[:3], model.num_classes))
     numbers = jnp.arange(samples, dtype=jnp.int32)
-    estimate, _ = steps.scan(body, Estimate(zeros, zeros), numbers, samples)
+    moments, _ = steps.scan(body, Moments(zeros, zeros), numbers, samples)
     if not any(dropping):
         raise UserError(f"{type(model).__name__} has no dropout, so all its samples are the same")
-    return estimate
+    return moments
 
 
-def confidence(estimate: Estimate) -> jax.Array:
-    """The mean probability of the most likely class: (B, H, W), from 1 / K to 1."""
-    return jnp.max(estimate.mean, -1)
+def confidence(moments: Moments) -> jax.Array:
+    """Return the mean probability of the most likely class: (B, H, W), from 1 / K to 1."""
+    return jnp.max(moments.mean, -1)
 
 
-def deviation(estimate: Estimate) -> jax.Array:
-    """The standard deviation of the probability of the most likely class: (B, H, W), 0 to 1 / 2."""
-    likely = jnp.argmax(estimate.mean, -1)[..., None]
-    return jnp.sqrt(jnp.take_along_axis(estimate.variance, likely, -1)[..., 0])
+def deviation(moments: Moments) -> jax.Array:
+    """Return the deviation of the most likely class's probability: (B, H, W), from 0 to 1 / 2."""
+    likely = jnp.argmax(moments.mean, -1)[..., None]
+    return jnp.sqrt(jnp.take_along_axis(moments.variance, likely, -1)[..., 0])
 
 
-def estimates(experiment: Experiment, samples: int) -> outputs.Output:
-    """Means and variances, one after the other in the last axis: (B, H, W, 2 K).
+def moments(experiment: Experiment, samples: int) -> outputs.Output:
+    """Return means and variances, concatenated along the last axis: (B, H, W, 2 K).
 
-    The samples of an image follow from the experiment's seed and the image's place.
+    The samples of an image depend on the seed of the experiment and the index of the image.
     """
     key = loader.key(experiment.config.seed, loader.SAMPLING)
 
@@ -106,23 +106,23 @@ def build_predictor(
     size: tuple[int, int] | None = None,
     refine: outputs.Refine | None = None,
 ) -> Callable[[Any, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """f(variables, images) -> labels and, of the class likeliest by the mean, how sure it is.
+    """Return f(variables, images uint8 (B, H, W, C)) -> labels, confidence, deviation.
 
-    Of images uint8 (B, H, W, C), labels are uint8 (B, H, W), confidence and deviation float32.
+    Labels are uint8 (B, H, W); the confidence in them and its deviation are float32 (B, H, W).
 
     Args:
-      experiment: whose network is sampled.
-      samples: how many.
-      size: of the images the network sees, height and width in pixels; none: their own.
-      refine: what is done to the mean probabilities before the labels are decided.
+      experiment: owner of the network.
+      samples: number of samples.
+      size: height and width in pixels to resize images to; None: they keep their size.
+      refine: applied to the mean probabilities before the labels are decided.
     """
-    output = outputs.resized(estimates(experiment, samples), size)
+    output = outputs.resized(moments(experiment, samples), size)
 
     @jax.jit
     def estimate(variables, raw):
         places = jnp.arange(raw.shape[0], dtype=jnp.int32)
         both = output(variables, raw.astype(jnp.float32) / 255, places)
-        found = Estimate(*jnp.split(both, 2, -1))
+        found = Moments(*jnp.split(both, 2, -1))
         return found.mean, confidence(found), deviation(found)
 
     def predict(variables, images):
@@ -135,8 +135,8 @@ def build_predictor(
 
 
 def probabilities(experiment: Experiment, samples: int) -> outputs.Output:
-    """The mean of the samples' probabilities."""
-    both = estimates(experiment, samples)
+    """Return the mean of the sampled probabilities."""
+    both = moments(experiment, samples)
 
     def output(variables, image, places):
         return jnp.split(both(variables, image, places), 2, -1)[0]

@@ -1,10 +1,9 @@
-"""What a network, or several, say about each pixel, before and after it is refined.
+"""Logits, probabilities and labels of a network or an ensemble.
 
-The seam between networks and the commands that use them: an `Output` runs on the device, inside
-the jitted or pmapped step; a `Refine` takes one image's probabilities on from there, on the host.
+An `Output` runs on the device, inside the jitted or pmapped step; a `Refine` then works on the
+probabilities of one image at a time, on the host.
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,20 +14,21 @@ import numpy as np
 from segjax.data import loader
 from segjax.runs.experiment import Experiment
 
-# f(variables, image, places) -> float32 (B, H, W, K): logits or probabilities, the class of a pixel
-# being the greatest. The image is float32 (B, H, W, 3) RGB in [0, 1], not yet normalised; places,
-# int32 (B,), are those of the images in their split or list, the same in batches of any size: what
-# is random is drawn for each image from its own.
+# f(variables, image, places) -> float32 (B, H, W, K): logits or probabilities, the class of a
+# pixel being the greatest. The image is float32 (B, H, W, 3) RGB in [0, 1], not yet normalized;
+# places, int32 (B,), are the indices of the images in their split or list, whatever the batch size:
+# random numbers are drawn for each image from its index.
 Output = Callable[[Any, jax.Array, jax.Array], jax.Array]
 
 # f(image uint8 (H, W, 3), probabilities float32 (H, W, K)) -> probabilities float32 (H, W, K)
 Refine = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
+# f(variables, images uint8 (B, H, W, C)) -> labels uint8 (B, H, W)
 Predictor = Callable[[dict[str, Any], np.ndarray], np.ndarray]
 
 
 def logits(experiment: Experiment) -> Output:
-    """The network's own output."""
+    """Return the logits of the network."""
 
     def output(variables, image, places):
         del places
@@ -39,13 +39,13 @@ def logits(experiment: Experiment) -> Output:
 
 
 def probabilities(experiment: Experiment) -> Output:
-    """The softmax of the logits."""
+    """Return the softmax of the logits."""
     network = logits(experiment)
     return lambda variables, image, places: jax.nn.softmax(network(variables, image, places))
 
 
 def resized(output: Output, size: tuple[int, int] | None) -> Output:
-    """The output for images resized to (h, w), brought back to their own size, both bilinearly."""
+    """Return the output for images resized to (h, w), resized back; both bilinear."""
     if size is None:
         return output
 
@@ -61,7 +61,11 @@ def resized(output: Output, size: tuple[int, int] | None) -> Output:
 
 
 def mean(members: Sequence[Output]) -> Output:
-    """The mean of members that give probabilities; the variables are a tuple, one for each."""
+    """Return the mean of an ensemble.
+
+    Args:
+      members: give probabilities; the variables of the result are a tuple, one entry a member.
+    """
 
     def output(variables, image, places):
         outputs = [
@@ -72,56 +76,20 @@ def mean(members: Sequence[Output]) -> Output:
     return output
 
 
-@dataclasses.dataclass(frozen=True)
-class Views:
-    """How an image is shown to a network, several times, for the mean of what it says."""
-
-    scales: tuple[float, ...] = (1.0,)  # factors of height and width
-    flip: bool = False  # each also left and right
-
-    def __str__(self) -> str:
-        scales = [f"{scale:g}" for scale in self.scales]
-        return " ".join([*scales, *["mirrored"] * self.flip])
-
-
-def viewed(output: Output, views: Views) -> Output:
-    """The mean, over the views of an image, of what `output` says of them, brought back.
-
-    Resizing is bilinear and rounds to whole pixels; `output` is to give probabilities.
-    """
-
-    def output_of(scale, variables, image, places):
-        size = tuple(max(1, round(scale * side)) for side in image.shape[1:3])
-        at_scale = resized(output, None if size == image.shape[1:3] else size)
-        values = at_scale(variables, image, places)
-        if views.flip:
-            mirrored = at_scale(variables, image[:, :, ::-1], places)
-            values = (values + mirrored[:, :, ::-1]) / 2
-        return values
-
-    def mean_output(variables, image, places):
-        each = [output_of(scale, variables, image, places) for scale in views.scales]
-        return sum(each[1:], each[0]) / len(each)
-
-    return mean_output
-
-
 def build_predictor(
     experiment: Experiment,
     size: tuple[int, int] | None = None,
     output: Output | None = None,
     refine: Refine | None = None,
 ) -> Predictor:
-    """f(variables, images uint8 (B, H, W, C)) -> labels uint8 (B, H, W), the most likely class.
-
-    With a size (h, w) the output is made at that size, of the resized image, and brought back to
-    the image's own bilinearly before the decision.
+    """Return a function that predicts the most likely class of each pixel.
 
     Args:
-      experiment: whose network is asked.
-      size: height and width in pixels.
-      output: whose greatest class is given; none: the logits of the experiment's own network.
-      refine: what is done to the output, probabilities, before that.
+      experiment: owner of the network.
+      size: height and width in pixels to resize images to; the output is resized back before the
+        classes are decided, both bilinear. None: the images keep their size.
+      output: values whose greatest is the class; None: the logits of the network.
+      refine: applied to the output, which then must be probabilities.
     """
     sized = resized(output or logits(experiment), size)
 

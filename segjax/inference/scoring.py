@@ -1,4 +1,4 @@
-"""Scoring a split, and the recomputation of batch-normalisation statistics before it."""
+"""Score a split, and recompute batch-normalization statistics before it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -28,15 +28,15 @@ def build_evaluator(
     output: outputs.Output | None = None,
     refine: outputs.Refine | None = None,
 ) -> Callable[..., Counts]:
-    """f(variables, examples, title, between, boundaries) -> Counts.
+    """Return f(variables, examples, title, between, boundaries) -> Counts.
 
-    With a title it shows a progress bar; `between` is called after each batch, and may raise;
-    boundaries are matched, on the host, where that is asked for.
+    With a title it shows a progress bar; `between` is called after each batch and may raise; with
+    `boundaries` boundary pixels are matched too, on the host.
 
     Args:
-      experiment: where to compute, and on what.
-      output: whose greatest class counts; none: the logits of the experiment's own network.
-      refine: what is done to the output, probabilities, before that.
+      experiment: network, classes and devices.
+      output: values whose greatest is the class; None: the logits of the network.
+      refine: applied to the output, which then must be probabilities.
     """
     config, devices = experiment.config, experiment.devices
     num_classes, axis_name = len(experiment.info.class_names), experiment.axis_name
@@ -75,7 +75,7 @@ def build_evaluator(
                 between()
         if not boundaries:
             return Counts(np.concatenate(confusion))
-        # Each process has matched its part of every batch, of which the last is filled up.
+        # Each process matched its part of every batch; the last batch is padded.
         edges = processes.gather(np.stack(matched)).swapaxes(0, 1).reshape(-1, num_classes, 3)
         return Counts(np.concatenate(confusion), edges[:count])
 
@@ -83,8 +83,8 @@ def build_evaluator(
 
 
 def _refined(refine, images, labels, probabilities):
-    """Confusion counts and classes of the labelled images of a batch, refined one by one."""
-    real = slice(len(labels))  # the rest fills the batch up
+    """Return confusion matrices and classes of the images of a batch, refined one by one."""
+    real = slice(len(labels))  # the rest is padding
     pairs = zip(images[real], np.asarray(probabilities)[real], strict=True)
     refined = [refine(*pair) for pair in pairs]
     classes = np.stack([each.argmax(-1).astype(np.uint8) for each in refined])
@@ -102,12 +102,17 @@ def recompute_batch_norm(
     examples: Examples,
     between: Callable[[], None] = lambda: None,
 ) -> Variables:
-    """Replaces the running statistics by means over the training set, as the SegNet authors do.
+    """Replace the running statistics by means over the training set, as the SegNet authors do.
 
-    In batches of b = `batch_size` of the n training images, n // b + n % b of them as in
-    `compute_bn_statistics.py` (the images come round again), without augmentation, each layer's
-    batch means and unbiased batch variances (m / (m - 1), m values a channel) are averaged.
-    `between` is called after each batch, and may raise.
+    Average the batch means and unbiased batch variances (factor m / (m - 1), m values a channel) of
+    each layer over n // b + n % b batches, without augmentation, b = `batch_size` and n the number
+    of training images, which repeat in order (`compute_bn_statistics.py`).
+
+    Args:
+      experiment: network, config and devices.
+      variables: of the network.
+      examples: training images.
+      between: called after each batch; may raise.
     """
     config, devices = experiment.config, experiment.devices
     step = parallel.parallelize(
@@ -121,7 +126,7 @@ def recompute_batch_norm(
     count = loader.num_examples(examples)
     batches = count // size + count % size
     sums = parallel.place(jax.tree.map(jnp.zeros_like, variables["batch_stats"]), devices)
-    with Bar("batch normalisation", batches, quiet=not processes.is_first()) as bar:
+    with Bar("batch normalization", batches, quiet=not processes.is_first()) as bar:
         for batch in range(batches):
             places = [(batch * size + place) % count for place in own]
             raw = loader.pick(examples, places)
@@ -139,7 +144,7 @@ def recompute_batch_norm(
 
 
 def _unbiased(experiment, variables, batch_size):
-    """m / (m - 1) by path of each batch normalisation, m from the size of its output."""
+    """Return m / (m - 1) for the path of each batch normalization, m from its output size."""
     height, width = experiment.config.data.resolution
 
     def apply(variables):
@@ -170,7 +175,7 @@ def result_row(
     facts: dict[str, Any],
     batch_norm: str,
 ) -> dict[str, Any]:
-    """A result as data, as `segjax.results.rows` reads it."""
+    """Return the result row (`segjax.results.rows.ResultRow`) of a run on a split."""
     config, info = experiment.config, experiment.info
     return {
         "schema": results.SCHEMA,

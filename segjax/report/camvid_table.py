@@ -1,26 +1,26 @@
-"""The methods that were published on CamVid, and ours beside them, in percent."""
+"""The CamVid table: published methods, then ours, in percent."""
 
 from collections.abc import Iterable, Sequence
 
 from segjax import results
 from segjax.errors import UserError
 from segjax.report import tables
-from segjax.report.columns import Figure, Sheet
+from segjax.report.columns import Score, TableBuilder
 from segjax.report.table import Footnotes, Table
 from segjax.results import published
 from segjax.results.published import Record
 from segjax.results.summary import PER_CLASS, SCORES, Summary
 
-# Kind of figure per class -> the groups of methods that print it.
+# Per-class score -> groups of methods whose papers print it.
 _GROUPS = {
     "accuracy": ("unary", "network", "crf"),
     "iou": ("network", "tiramisu", "reimplementation"),
 }
 GROUPS = tuple(dict.fromkeys(group for groups in _GROUPS.values() for group in groups))
-# The order of the papers' tables of methods.
+# In the order of the papers.
 _SCORES = ("class_accuracy", "global_accuracy", "mean_iou", "boundary_f")
-# What tells our lines apart, and is said elsewhere in them.
-_SAID = ("resolution", "images", "inference")
+# Settings that have columns of their own.
+_SHOWN = ("resolution", "images", "inference")
 _SECOND_HAND = "Read where it is quoted, not in its source."
 _PRINTED_SO = "(sic): printed so in the source, and suspect."
 
@@ -33,17 +33,18 @@ def camvid(
     split: str = "test",
     interval: bool = False,
 ) -> Table:
-    """The methods that were published on CamVid, then ours.
+    """Return the table of the methods published on CamVid, then ours.
 
     Args:
       summaries: ours.
-      per_class: "accuracy" or "iou", the columns per class.
-      groups: of the published methods, of GROUPS; none: those that print such figures per class.
-      split: the published figures of this split.
-      interval: the 95% interval over the seeds in place of the deviation.
+      per_class: "accuracy" or "iou", the per-class columns.
+      groups: of published methods, from GROUPS; None: those whose papers print `per_class`.
+      split: of the published scores.
+      interval: print the 95% interval over the seeds, not the deviation.
 
     Raises:
-      UserError: an unknown group, or rows of other classes than CamVid's.
+      UserError: a group is unknown, nothing is published of the split, or the classes of a row are
+        not CamVid's.
     """
     for group in groups or ():
         if group not in GROUPS:
@@ -61,23 +62,23 @@ def camvid(
     trained = [r.training_images for r in records] + [_training_images(s) for s in summaries]
     sizes = [by(r.resolution) for r in records] + [by(s.row["resolution"]) for s in summaries]
     ours = [None] * len(records)
-    sheet = Sheet(len(records) + len(summaries), interval)
-    sheet.texts(
+    builder = TableBuilder(len(records) + len(summaries), interval)
+    builder.texts(
         "method",
         [record.method for record in records] + labels,
         marks=[footnotes.marks(texts) for texts in notes],
     )
-    sheet.data("group", [record.group for record in records] + ["ours"] * len(summaries))
-    sheet.texts("source", [r.source for r in records] + ["ours"] * len(summaries), names=False)
-    sheet.data("verified", [r.verified for r in records] + [None] * len(summaries))
-    sheet.data("protocol", [r.protocol for r in records] + [_protocol(s) for s in summaries])
-    sheet.counts("training images", trained, turned=True)
-    sheet.texts("resolution", sizes, names=False)
+    builder.data("group", [record.group for record in records] + ["ours"] * len(summaries))
+    builder.texts("source", [r.source for r in records] + ["ours"] * len(summaries), names=False)
+    builder.data("verified", [r.verified for r in records] + [None] * len(summaries))
+    builder.data("protocol", [r.protocol for r in records] + [_protocol(s) for s in summaries])
+    builder.counts("training images", trained, turned=True)
+    builder.texts("resolution", sizes, names=False)
     if summaries:
-        sheet.counts("seeds", [*ours, *(len(s.seeds) or None for s in summaries)], absent="")
+        builder.counts("seeds", [*ours, *(len(s.seeds) or None for s in summaries)], absent="")
     for place, name in enumerate(published.CLASSES):
         theirs = [getattr(record, f"per_class_{per_class}").get(name) for record in records]
-        sheet.figures(
+        builder.scores(
             name,
             f"{per_class}_{name}",
             theirs + [_per_class(summary, per_class)[place] for summary in summaries],
@@ -85,16 +86,16 @@ def camvid(
             sic=[name in record.sic for record in records] + [False] * len(summaries),
         )
     for name in _SCORES:
-        sheet.figures(
+        builder.scores(
             SCORES[name],
             name,
             [r.scores[name] for r in records] + [s.scores[name] for s in summaries],
             sic=[name in record.sic for record in records] + [False] * len(summaries),
         )
-    sheet.data("notes", [" ".join(texts) for texts in notes])
+    builder.data("notes", [" ".join(texts) for texts in notes])
     counts = [(published.GROUPS[group], len(found)) for group, found in members.items() if found]
     spread = f"; ours: {tables.spread(interval)} over the seeds" if summaries else ""
-    return sheet.table(
+    return builder.table(
         f"CamVid, {split}; percent; per class: {PER_CLASS[per_class]}; n/a: not known{spread}.",
         groups=counts + ([("Ours", len(summaries))] if summaries else []),
         notes=footnotes.listed() + below(records),
@@ -102,12 +103,12 @@ def camvid(
 
 
 def notes_of(record: Record) -> list[str]:
-    """The footnotes of a published record."""
+    """Return the footnotes of a published record."""
     return [*record.notes, *([_SECOND_HAND] if record.verified == "V2" else [])]
 
 
 def below(records: Iterable[Record]) -> list[tuple[str, str]]:
-    """What stands below the footnotes: the sources, and what (sic) means where it is said."""
+    """Return the notes below the footnotes: the sources, and what (sic) means if it is printed."""
     cited = published.shipped().sources
     said = [f"{source}: {cited[source]}." for source in dict.fromkeys(r.source for r in records)]
     suspect = [_PRINTED_SO] if any(record.sic for record in records) else []
@@ -115,7 +116,7 @@ def below(records: Iterable[Record]) -> list[tuple[str, str]]:
 
 
 def by(resolution: Sequence[int] | None) -> str | None:
-    """Height x width."""
+    """Return "HEIGHTxWIDTH"."""
     return "x".join(map(str, resolution)) if resolution else None
 
 
@@ -134,18 +135,18 @@ def _protocol(summary: Summary) -> str:
 
 
 def _training_images(summary: Summary) -> int | None:
-    """The training split's, or none for a rule that is not trained."""
+    """Return the size of the training split, or None for a baseline that is not trained."""
     return published.shipped().protocol.training_images if summary.seeds else None
 
 
-def _per_class(summary: Summary, per_class: str) -> list[Figure]:
-    """In the order of the papers' columns."""
+def _per_class(summary: Summary, per_class: str) -> list[Score]:
+    """Return the per-class scores in the order of the papers."""
     names = summary.row["class_names"]
     return [summary.per_class[per_class][names.index(name)] for name in published.CLASSES]
 
 
 def check_classes(summaries: Iterable[Summary]) -> None:
-    """Raises a UserError for rows of another data set or of other classes than CamVid's."""
+    """Raise a UserError if a row is of another dataset, or its classes are not CamVid's."""
     for row in (summary.row for summary in summaries):
         if row["dataset"] != "camvid" or set(row["class_names"]) != set(published.CLASSES):
             raise UserError(
@@ -155,14 +156,14 @@ def check_classes(summaries: Iterable[Summary]) -> None:
 
 
 def _labels(summaries: Sequence[Summary]) -> list[str]:
-    """The model of each, with what tells it from the others."""
+    """Return the model of each summary, with the settings that tell it from the others."""
     apart = tables.differing(summaries)
     labels = []
     for line, summary in enumerate(summaries):
         said = [
             f"{heading.rpartition('.')[-1]} {cells[line]}"
             for heading, cells in apart.items()
-            if cells[line] and heading not in _SAID
+            if cells[line] and heading not in _SHOWN
         ]
         if "inference" in summary.row:
             said.append(summary.row["inference"])

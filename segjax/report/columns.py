@@ -1,4 +1,4 @@
-"""A table in the making that sets published figures and ours side by side, in percent."""
+"""Build a table that sets published scores and ours side by side, in percent."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,19 +8,19 @@ from typing import Any
 from segjax.report.table import Cell, Column, Table
 from segjax.results.summary import Estimate
 
-Figure = Estimate | Decimal | int | None
-"""Ours as a fraction over seeds; a published number as printed; not published."""
+Score = Estimate | Decimal | int | None
+"""Our score over the seeds, a fraction; a published number as printed; None: not published."""
 
 
-def percent(figure: Figure) -> float | None:
-    """A score of ours or of others, to compute with."""
-    if figure is None:
+def percent(score: Score) -> float | None:
+    """Return our score or a published one in percent, as a float."""
+    if score is None:
         return None
-    return 100 * figure.mean if isinstance(figure, Estimate) else float(figure)
+    return 100 * score.mean if isinstance(score, Estimate) else float(score)
 
 
 def _digits(value: Decimal | float | int) -> str:
-    """Three significant digits, more where they are before the point; all of a printed number."""
+    """Format with three significant digits, all those before the point; a Decimal as printed."""
     if isinstance(value, float) and 0 < abs(value) < 1e-3:
         return f"{value:.1e}"
     if isinstance(value, float) and value:
@@ -29,8 +29,8 @@ def _digits(value: Decimal | float | int) -> str:
     return f"{value:,}"
 
 
-class Sheet:
-    """Columns of cells and, with the same lines, records; every column adds to each record."""
+class TableBuilder:
+    """Columns of cells, and records of the same lines; every column adds to each record."""
 
     def __init__(self, lines: int, interval: bool = False) -> None:
         self._interval = interval
@@ -38,7 +38,7 @@ class Sheet:
         self._records: list[dict[str, Any]] = [{} for _ in range(lines)]
 
     def data(self, key: str, values: Iterable[Any]) -> None:
-        """Adds to the records alone."""
+        """Add values to the records, without a column."""
         for record, value in zip(self._records, values, strict=True):
             record[key] = value
 
@@ -51,7 +51,7 @@ class Sheet:
         names: bool = True,
         absent: str = "n/a",
     ) -> None:
-        """Adds a column of words; its key is the heading in snake case."""
+        """Add a column of words; its key is the heading in snake case."""
         cells = [
             Cell(absent if value is None else value, marks=mark)
             for value, mark in zip(values, marks or [()] * len(values), strict=True)
@@ -70,7 +70,7 @@ class Sheet:
         turned: bool = False,
         absent: str = "n/a",
     ) -> None:
-        """Adds a column of whole numbers; its key is what stands over them, in snake case."""
+        """Add a column of integers; its key is `over` and heading, in snake case."""
         cells = [Cell(absent if value is None else str(value)) for value in values]
         key = f"{over} {heading}".strip().replace(" ", "_")
         self._columns.append(
@@ -88,7 +88,7 @@ class Sheet:
         turned: bool = False,
         absent: str = "",
     ) -> None:
-        """Adds a column of numbers of any size: published ones as printed, ours to three digits."""
+        """Add a column of numbers: published ones as printed, ours with three digits."""
         plain = [None if value is None else float(value) for value in values]
         cells = [Cell(absent if value is None else _digits(value)) for value in values]
         self._columns.append(
@@ -96,42 +96,41 @@ class Sheet:
         )
         self.data(key, plain)
 
-    def figures(
+    def scores(
         self,
         heading: str,
         key: str,
-        figures: Sequence[Figure],
+        scores: Sequence[Score],
         *,
         over: str = "",
         turned: bool = False,
         sic: Sequence[bool] | None = None,
         absent: str = "n/a",
     ) -> None:
-        """Adds a column of scores: published ones as printed, ours with one decimal.
+        """Add a column of scores: published ones as printed, ours with one decimal.
 
-        The keys of the records are those of percentages, `key` and, for ours, `key`_sd or the ends
-        of the interval.
+        Records get percentages: `key` and, for ours, `key`_sd or `key`_low and `key`_high.
         """
         cells = []
-        for figure, suspect in zip(figures, sic or [False] * len(figures), strict=True):
-            if figure is None:
+        for score, suspect in zip(scores, sic or [False] * len(scores), strict=True):
+            if score is None:
                 text = absent
-            elif isinstance(figure, Estimate):
-                text = figure.percent(self._interval)
+            elif isinstance(score, Estimate):
+                text = score.percent(self._interval)
             else:
-                text = str(figure) + (" (sic)" if suspect else "")
+                text = str(score) + (" (sic)" if suspect else "")
             cells.append(Cell(text))
-        values: dict[str, list[float | None]] = {key: list(map(percent, figures))}
-        if any(isinstance(figure, Estimate) for figure in figures):
-            values |= self._spread(key, figures)
+        values: dict[str, list[float | None]] = {key: list(map(percent, scores))}
+        if any(isinstance(score, Estimate) for score in scores):
+            values |= self._spread(key, scores)
         for name, column in values.items():
             self.data(name, column)
         self._columns.append(
             Column(heading, cells, over=over, turned=turned, ranks=values[key], keys=tuple(values))
         )
 
-    def _spread(self, key: str, figures: Sequence[Figure]) -> dict[str, list[float | None]]:
-        estimates = [figure if isinstance(figure, Estimate) else None for figure in figures]
+    def _spread(self, key: str, scores: Sequence[Score]) -> dict[str, list[float | None]]:
+        estimates = [score if isinstance(score, Estimate) else None for score in scores]
         if not self._interval:
             sds = [e.sd if e else None for e in estimates]
             return {f"{key}_sd": [None if sd is None else 100 * sd for sd in sds]}
@@ -142,9 +141,9 @@ class Sheet:
         }
 
     def differences(
-        self, heading: str, key: str, ours: Sequence[Figure], theirs: Sequence[Figure]
+        self, heading: str, key: str, ours: Sequence[Score], theirs: Sequence[Score]
     ) -> None:
-        """Adds a column of ours minus theirs, where there are both."""
+        """Add a column of ours minus theirs, where both are known."""
         values = [
             None if a is None or b is None else a - b
             for a, b in zip(map(percent, ours), map(percent, theirs), strict=True)
@@ -162,5 +161,5 @@ class Sheet:
         notes: Sequence[tuple[str, str]] = (),
         facts: Mapping[str, Any] | None = None,
     ) -> Table:
-        """The finished table."""
+        """Return the finished table."""
         return Table(title, self._columns, self._records, groups, notes, facts or {})

@@ -1,8 +1,7 @@
-"""Figures drawn from result rows and the logs of their runs, as SVG or PNG.
+"""Draw figures from result rows and the logs of their runs, as SVG or PNG.
 
-Methods are told apart by colour, and by marker, dash or hatching as well. The colours are those of
-Okabe and Ito, "Color Universal Design" (2008), without their black and yellow. The same rows give
-the same bytes.
+Methods differ in color, and in marker, dash or hatching as well. The colors are those of Okabe and
+Ito, "Color Universal Design" (2008), without black and yellow. The same rows give the same bytes.
 """
 
 import io
@@ -23,20 +22,20 @@ from segjax.report import groups
 from segjax.report.groups import Method, Setting
 from segjax.results.summary import PER_CLASS
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 FORMATS = ("svg", "png")
-INK = "#1b1b1f"  # of all text and lines that are not data; `report.page` draws it in the page's
+INK = "#1b1b1f"  # text and axes; `report.page` replaces it by the page's text color
 
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # one more than colours: 42 pairs before one repeats
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # one more than colors: 42 pairs before one repeats
 _HATCHES = ("", "//", "\\\\", "..", "xx", "--")
 DASHES = ("-", (0, (5, 2)), (0, (1, 1)), (0, (6, 2, 1, 2)), (0, (3, 1)), (0, (8, 3)))
 _GRID = "#8c8c94"
 _WIDTH = 10.0  # inches
 STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib, so that every machine draws the same
+    "font.family": "DejaVu Sans",  # part of matplotlib, so every machine draws the same
     "font.size": 10,
     "hatch.linewidth": 0.6,
-    "text.parse_math": False,  # a name may have a dollar in it
+    "text.parse_math": False,  # names may contain a dollar
     "svg.fonttype": "none",
     "svg.hashsalt": "segjax",
     "text.color": INK,
@@ -57,40 +56,41 @@ STYLE: dict[Any, Any] = {
 
 
 def render(figure: Figure, format: str) -> bytes:
-    """A figure as the content of a file, the same bytes for the same figure.
+    """Return the content of a figure's file, the same bytes for the same figure.
 
     Raises:
-      UserError: a format other than svg and png.
+      UserError: the format is neither svg nor png.
     """
     if format not in FORMATS:
         raise UserError(f"figure format {format!r}, expected {' or '.join(FORMATS)}")
     content = io.BytesIO()
-    unsaid = {"Date": None, "Creator": None} if format == "svg" else {"Software": None}
+    metadata = {"Date": None, "Creator": None} if format == "svg" else {"Software": None}
     with matplotlib.rc_context(STYLE):
         figure.savefig(
-            content, format=format, dpi=150, metadata=unsaid, transparent=format == "svg"
+            content, format=format, dpi=150, metadata=metadata, transparent=format == "svg"
         )
     return content.getvalue()
 
 
 def _panels(methods: Sequence[Method]) -> list[Sequence[Method]]:
-    """Methods in panels of as even a size as goes, at most one of each colour in a panel."""
-    count = -(-len(methods) // len(COLOURS))
+    """Split methods into panels of even size, each color at most once in a panel."""
+    count = -(-len(methods) // len(COLORS))
     edges = [round(k * len(methods) / count) for k in range(count + 1)]
     return [methods[a:b] for a, b in itertools.pairwise(edges)]
 
 
 def _legend(figure: FigureBase, axes: Axes) -> None:
-    """What the axes show, above all axes, in as many columns as have room."""
+    """Add a legend above all axes, in as many columns as fit."""
     handles, names = axes.get_legend_handles_labels()
     columns = int(_WIDTH * 11 // (max(map(len, names)) + 8))
     figure.legend(handles, names, loc="outside upper left", ncols=max(1, min(len(names), columns)))
 
 
 def per_class(methods: Sequence[Method], kind: str = "iou") -> Figure:
-    """Bars of each class, mean over the seeds, with whiskers of a sample standard deviation.
+    """Draw bars of each class, mean over the seeds, with whiskers of a sample standard deviation.
 
     Args:
+      methods: of one setting.
       kind: "iou" or "accuracy".
     """
     names = methods[0].summary.row["class_names"]
@@ -110,7 +110,7 @@ def per_class(methods: Sequence[Method], kind: str = "iou") -> Figure:
                     width,
                     yerr=_whiskers(estimates),
                     label=method.label,
-                    color=COLOURS[k],
+                    color=COLORS[k],
                     hatch=_HATCHES[k],
                     edgecolor=INK,
                     linewidth=0.5,
@@ -129,15 +129,15 @@ def per_class(methods: Sequence[Method], kind: str = "iou") -> Figure:
 
 
 def _whiskers(estimates):
-    """Standard deviations in percent, NaN where there is none; none at all without any."""
+    """Return standard deviations in percent, NaN if unknown; None if all are unknown."""
     deviations = [100 * e.sd if e and e.sd is not None else np.nan for e in estimates]
     return None if np.isnan(deviations).all() else deviations
 
 
 def learning_curves(methods: Sequence[Method]) -> Figure | None:
-    """Validation mIoU and training loss by step: mean over the seeds, band of a standard deviation.
+    """Draw validation mIoU and training loss by step: mean and standard deviation over the seeds.
 
-    A curve has the steps that all runs of its method reached. None where no run left a log.
+    A curve has the steps that all runs of its method reached. None if no run has a log.
     """
     courses = {
         method.label: [course for run in method.runs if (course := groups.curves(run))]
@@ -164,12 +164,12 @@ def learning_curves(methods: Sequence[Method]) -> Figure | None:
 
 
 def _band(axes: Axes, steps: Sequence[int], values: np.ndarray, style: int, label: str) -> None:
-    """A mean over the first axis of values (runs, steps), and where there are two runs its band."""
+    """Draw the mean over the runs of values (runs, steps), with a band if there are several."""
     mean = values.mean(0)
     axes.plot(
         steps,
         mean,
-        color=COLOURS[style],
+        color=COLORS[style],
         linestyle=DASHES[style],
         marker=MARKERS[style],
         markersize=4,
@@ -178,15 +178,13 @@ def _band(axes: Axes, steps: Sequence[int], values: np.ndarray, style: int, labe
     )
     if len(values) > 1:
         sd = values.std(0, ddof=1)
-        axes.fill_between(
-            steps, mean - sd, mean + sd, color=COLOURS[style], alpha=0.22, linewidth=0
-        )
+        axes.fill_between(steps, mean - sd, mean + sd, color=COLORS[style], alpha=0.22, linewidth=0)
 
 
 def cost(methods: Sequence[Method]) -> Figure | None:
-    """mIoU against parameters and against the time of training, mean ± sd over the seeds.
+    """Draw mIoU against parameters and against training time, mean ± sd over the seeds.
 
-    Rules that have no parameters, such as "all Road", are left out. None where all are such.
+    Baselines, which have no parameters, are left out. None if nothing remains.
     """
     trained = [
         (method, estimate)
@@ -203,7 +201,7 @@ def cost(methods: Sequence[Method]) -> Figure | None:
             minutes = np.array([s for s in seconds if s is not None]) / 60
             spread = minutes.std(ddof=1) if len(minutes) > 1 else None
             style = {
-                "color": COLOURS[k % len(COLOURS)],
+                "color": COLORS[k % len(COLORS)],
                 "marker": MARKERS[k % len(MARKERS)],
                 "markersize": 8,
                 "markeredgecolor": INK,
@@ -230,7 +228,7 @@ def cost(methods: Sequence[Method]) -> Figure | None:
 
 
 def confusion(method: Method) -> Figure:
-    """The confusion matrix, summed over the seeds, each true class in percent of its pixels."""
+    """Draw the confusion matrix, summed over the seeds, in percent of each true class."""
     names = method.summary.row["class_names"]
     counts = np.array([run.row["confusion"] for run in method.runs], np.int64).sum(0)
     totals = counts.sum(1, keepdims=True)
@@ -239,7 +237,7 @@ def confusion(method: Method) -> Figure:
     with matplotlib.rc_context(STYLE | {"axes.grid": False}):
         figure = Figure(figsize=(side + 0.6, side))
         axes = figure.subplots()
-        # Squares and not an image: a browser would blur that.
+        # Squares, not an image, which a browser would blur.
         axes.pcolormesh(percent, cmap="Blues", vmin=0, vmax=100, edgecolors="white", linewidth=0.5)
         for (truth, predicted), value in np.ndenumerate(percent):
             axes.text(
@@ -265,14 +263,14 @@ def confusion(method: Method) -> Figure:
 
 
 def figures(setting: Setting) -> Iterator[tuple[str, str, Figure]]:
-    """All figures of a setting: name, caption, figure."""
+    """Yield name, caption and figure of all figures of a setting."""
     methods = setting.methods
     seeds = "mean and sample standard deviation over the seeds"
     yield "per_class_iou", f"IoU of each class, {seeds}.", per_class(methods, "iou")
     yield "per_class_accuracy", f"Accuracy of each class, {seeds}.", per_class(methods, "accuracy")
     drawn: tuple[tuple[str, str, Callable[[Sequence[Method]], Figure | None]], ...] = (
         ("learning_curves", f"Learning curves, {seeds}.", learning_curves),
-        ("cost", f"mIoU of what was trained against parameters and time, {seeds}.", cost),
+        ("cost", f"mIoU of trained networks against parameters and training time, {seeds}.", cost),
     )
     for name, caption, draw in drawn:
         figure = draw(methods)

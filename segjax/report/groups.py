@@ -1,4 +1,4 @@
-"""Result rows and the workdirs beside them, in groups whose scores can be compared."""
+"""Result rows and their run directories, grouped by comparable settings and by method."""
 
 import dataclasses
 import json
@@ -21,36 +21,35 @@ Curve = dict[int, float]  # step -> value
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One result row, and the workdir it was read from."""
+    """One result row and its run directory."""
 
     row: Row
-    workdir: Path | None  # None: of a row without its run, such as a line of a .jsonl
+    workdir: Path | None  # None: only the row is there, such as a line of a .jsonl
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """The runs that differ in their seed alone."""
+    """Runs that differ only in their seed."""
 
-    label: str  # what tells it from the other methods of its setting
+    label: str  # unique in its setting
     summary: Summary
     runs: tuple[Run, ...]  # ascending seeds
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """The methods that were scored on the same images and classes."""
+    """Methods scored on the same images and classes."""
 
     title: str
-    slug: str  # the title as part of a file's name
+    slug: str  # the title, for file names
     methods: tuple[Method, ...]  # highest mean mIoU first
 
 
-def gather(paths: Sequence[str | os.PathLike[str]]) -> list[Setting]:
-    """Reads rows as `results.read` does and puts them into settings, methods and runs.
+def read_settings(paths: Sequence[str | os.PathLike[str]]) -> list[Setting]:
+    """Read rows as `results.read` does, and group them into settings, methods and runs.
 
     Raises:
-      UserError: what `results.read` and `summarize` refuse; one data set with two lists of
-        classes.
+      UserError: see `results.read` and `summarize`; or one dataset has two lists of classes.
     """
     workdirs = {_key(row): folder for folder in _workdirs(paths) for row in _read(folder)}
     settings: dict[str, list[Row]] = {}
@@ -68,7 +67,7 @@ def gather(paths: Sequence[str | os.PathLike[str]]) -> list[Setting]:
 
 
 def _workdirs(paths):
-    """The folders of finished runs."""
+    """Yield the directories of finished runs."""
     for path in map(Path, paths):
         files = path.rglob("result.json") if path.is_dir() else [path]
         for file in sorted(files):
@@ -102,30 +101,32 @@ def _setting(title, rows, workdirs):
 
 
 def labels(runs: Sequence[tuple[Row, Mapping[str, Any]]]) -> list[str]:
-    """Short names of runs (row, config), all different.
+    """Return short, unique names of runs (row, config).
 
-    The model, and of the overrides those that differ: `segnet_basic, class_weights=none`. Where
-    that does not tell some apart, the fewest other things that do: the inference, the experiment,
-    fields of the config, at last the digest.
+    A name is the model and the overrides that differ: `segnet_basic, class_weights=none`. Where two
+    would be equal, the fewest further facts are added: inference, experiment, fields of the config,
+    and last the digest.
     """
     overrides = [results.overrides(row) for row, _ in runs]
-    # A rule without a seed has no config that could differ from the others'.
+    # A baseline without a seed has no config that could differ.
     varied = _varied(
         [each for each, (row, _) in zip(overrides, runs, strict=True) if row["seed"] is not None]
     )
-    varied = [name for name in varied if name != "model.name"]  # the label begins with it
+    varied = [name for name in varied if name != "model.name"]  # it begins the label
     found = [
-        ", ".join([row["model"], *(_said(name, each[name]) for name in varied if name in each)])
+        ", ".join(
+            [row["model"], *(_assignment(name, each[name]) for name in varied if name in each)]
+        )
         for (row, _), each in zip(runs, overrides, strict=True)
     ]
     while twins := [place for place, label in enumerate(found) if found.count(label) > 1]:
         alike = [place for place in twins if found[place] == found[twins[0]]]
         facts = [_facts(*runs[place]) for place in alike]
-        # The first of what tells the most of them apart; a digest tells a reader nothing.
+        # The fact that tells most of them apart; a digest, which says nothing, only at last.
         names = [name for name in _varied(facts) if name != "config_digest"] or ["config_digest"]
         best = max(names, key=lambda name: len({fact.get(name) for fact in facts}))
         if len({fact.get(best) for fact in facts}) == 1:
-            raise AssertionError(f"two groups are alike: {found[alike[0]]}")
+            raise AssertionError(f"two groups have the same facts: {found[alike[0]]}")
         for place, fact in zip(alike, facts, strict=True):
             if best in fact:
                 found[place] += f", {fact[best]}"
@@ -133,28 +134,28 @@ def labels(runs: Sequence[tuple[Row, Mapping[str, Any]]]) -> list[str]:
 
 
 def _varied(each: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The names that have not one value in all."""
+    """Return the names whose values differ."""
     names = dict.fromkeys(name for one in each for name in one)
     return [name for name in names if len({json.dumps(one.get(name)) for one in each}) > 1]
 
 
-def _said(name: str, value: Any) -> str:
+def _assignment(name: str, value: Any) -> str:
     return f"{name.rpartition('.')[2]}={tables.text(value)}"
 
 
 def _facts(row: Row, fields: Mapping[str, Any]) -> dict[str, str]:
-    """What may tell a run from another of its model, the plainest first."""
+    """Return what may tell a run from another of its model, the plainest first."""
     facts = {name: row[name] for name in ("inference", "experiment") if row.get(name)}
-    first = ("model.", "loss.", "optimizer.")  # what a reader looks for
+    first = ("model.", "loss.", "optimizer.")  # what a reader looks for first
     for name in sorted(fields, key=lambda name: not name.startswith(first)):
         if not configs.incidental(name):
-            facts[name] = _said(name, fields[name])
-    facts |= {name: _said("batch norm", row[name]) for name in ("batch_norm",) if row[name]}
+            facts[name] = _assignment(name, fields[name])
+    facts |= {name: _assignment("batch norm", row[name]) for name in ("batch_norm",) if row[name]}
     return facts | {"config_digest": row["config_digest"] or ""}
 
 
 def config(run: Run) -> Mapping[str, Any]:
-    """The fields of a run's config by their dotted names; of a row alone, what it says of them."""
+    """Return the config of a run by dotted names; without its directory, what its row tells."""
     if run.workdir is None:
         model = {f"model.options.{name}": value for name, value in run.row["model_options"].items()}
         return {"model.name": run.row["model"], **model, **run.row["overrides"]}
@@ -167,10 +168,10 @@ def config(run: Run) -> Mapping[str, Any]:
 
 
 def curves(run: Run) -> tuple[Curve, Curve] | None:
-    """The course of a run: validation mIoU and training loss, both at the steps of validation.
+    """Return validation mIoU and training loss of a run, both at the steps of validation.
 
-    The loss at a step is the mean of those logged since the validation before it. None where the
-    run left no `metrics.jsonl`.
+    The loss at a step is the mean of those logged since the previous validation. None if the run
+    has no `metrics.jsonl`.
     """
     path = run.workdir / "metrics.jsonl" if run.workdir else None
     if path is None or not path.is_file():
@@ -191,7 +192,7 @@ def curves(run: Run) -> tuple[Curve, Curve] | None:
 
 
 def common(found: Iterable[Curve]) -> tuple[list[int], list[list[float]]]:
-    """The steps that all curves have, and each curve's values at them."""
+    """Return the steps that all curves share, and the values of each curve there."""
     all_curves = list(found)
     steps = sorted(set.intersection(*(set(curve) for curve in all_curves)))
     return steps, [[curve[step] for step in steps] for curve in all_curves]

@@ -1,4 +1,4 @@
-"""All figures of results as files, and what the runs predict on test images."""
+"""Write figures of results to files, and predict test images with their runs."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -8,23 +8,24 @@ from segjax import predict
 from segjax.data import pictures
 from segjax.errors import UserError
 from segjax.files import write_whole
-from segjax.predict import Compared
+from segjax.predict import Predictions
 from segjax.progress import Bar
 from segjax.report import figures
 from segjax.report.groups import Setting
 
 
-def predictions(
+def predict_methods(
     setting: Setting, count: int, data_dir: str | None, progress: Callable[[int], None]
-) -> tuple[Compared | None, list[str]]:
-    """What the first run of each method predicts, by the methods' labels, and what is missing why.
+) -> tuple[Predictions | None, list[str]]:
+    """Return the predictions of the first run of each method, and what is missing and why.
 
     Args:
-      count: how many images, evenly over the test split.
-      data_dir: where prepared sets lie, if elsewhere than in training.
-      progress: called with the number of methods that are done.
+      setting: its methods.
+      count: number of images, evenly spaced over the test split.
+      data_dir: where prepared datasets are, if not where they were in training.
+      progress: called with the number of methods done.
     """
-    found: Compared | None = None
+    found: Predictions | None = None
     missing = []
     for done, method in enumerate(setting.methods, start=1):
         workdir = next((run.workdir for run in method.runs if run.workdir), None)
@@ -32,22 +33,22 @@ def predictions(
             missing.append(f"{method.label}: only its result row is there, not its run")
         else:
             try:
-                own = predict.compare([workdir], count, data_dir)
+                own = predict.predict_test_images([workdir], count, data_dir)
                 labels = [*(found.labels if found else ()), (method.label, own.labels[0][1])]
                 found = dataclasses.replace(found or own, labels=labels)
-            except UserError as error:  # data that is not prepared here, a checkpoint that is gone
+            except UserError as error:  # missing data or checkpoint
                 missing.append(f"{method.label}: {error}")
         progress(done)
     return found, missing
 
 
 def draw(settings: Sequence[Setting], output: Path, formats: Sequence[str]) -> list[Path]:
-    """Writes all figures of all settings to a folder and gives their files."""
+    """Write all figures of all settings to a folder; return their files."""
     files = []
     for setting in settings:
         for name, _, figure in figures.figures(setting):
             for format in formats:
-                files.append(output / f"{_before(setting, settings)}{name}.{format}")
+                files.append(output / f"{_prefix(setting, settings)}{name}.{format}")
                 write_whole(files[-1], figures.render(figure, format))
     return files
 
@@ -55,21 +56,22 @@ def draw(settings: Sequence[Setting], output: Path, formats: Sequence[str]) -> l
 def draw_predictions(
     settings: Sequence[Setting], output: Path, count: int, data_dir: str | None
 ) -> tuple[list[Path], list[str]]:
-    """Writes `predictions.png` of each setting that has runs: image, truth, labels and errors.
+    """Write `predictions.png` of each setting that has runs: image, truth, labels and errors.
 
-    Gives the files, and what could not be drawn and why.
+    Returns:
+      The files, and what could not be drawn and why.
     """
     files, missing = [], []
     for setting in settings:
         with Bar("predictions", len(setting.methods)) as bar:
-            compared, without = predictions(setting, count, data_dir, bar.advance)
+            found, without = predict_methods(setting, count, data_dir, bar.advance)
         missing += without
-        if compared:
-            files.append(output / f"{_before(setting, settings)}predictions.png")
-            pictures.save(files[-1], predict.sheet(compared, errors=True))
+        if found:
+            files.append(output / f"{_prefix(setting, settings)}predictions.png")
+            pictures.save(files[-1], predict.draw(found, errors=True))
     return files, missing
 
 
-def _before(setting: Setting, settings: Sequence[Setting]) -> str:
-    """What tells the files of a setting from those of others."""
+def _prefix(setting: Setting, settings: Sequence[Setting]) -> str:
+    """Return the prefix of the files of a setting, if there are several."""
     return f"{setting.slug}_" if len(settings) > 1 else ""

@@ -1,4 +1,4 @@
-"""Tables 1 and 3 of the SegNet paper (arXiv 1511.00561v3), and ours beside them, in percent."""
+"""Tables 1 and 3 of the SegNet paper (arXiv 1511.00561v3) beside ours, in percent."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -8,32 +8,32 @@ from segjax import results
 from segjax.errors import UserError
 from segjax.report import tables
 from segjax.report.camvid_table import below, by, check_classes, notes_of
-from segjax.report.columns import Figure, Sheet, percent
+from segjax.report.columns import Score, TableBuilder, percent
 from segjax.report.table import Footnotes, Table
 from segjax.results import published
 from segjax.results.published import Record
 from segjax.results.summary import SCORES, Summary
 
-# loss.class_weights -> as Table 1 has it.
+# loss.class_weights -> name in Table 1.
 _WEIGHTS = {
     "none": "natural",
     "segnet": "median frequency",
     "median_frequency": "median frequency",
 }
 _WEIGHTED = {"median frequency": "Median-frequency balancing", "natural": "Natural frequencies"}
-_LEAST_RANKED = 3  # fewer lines have no rank correlation worth printing
+_LEAST_RANKED = 3  # lines for a rank correlation
 
 
 def table1(
     summaries: Sequence[Summary] = (), *, split: str = "test", interval: bool = False
 ) -> Table:
-    """The decoder variants of the SegNet paper's Table 1, with both weightings.
+    """Return the decoder variants of the SegNet paper's Table 1, with both class weightings.
 
-    Ours are the rows of the same network with `loss.class_weights` none (natural frequencies), or
+    Ours are rows of the same network with `loss.class_weights` none (natural frequencies), or
     segnet or median_frequency.
 
     Raises:
-      UserError: no published figures of this split, or rows that fit nothing or one line twice.
+      UserError: the paper has no such split, no summary fits a line, or two fit one line.
     """
 
     def fits(record: Record, summary: Summary) -> bool:
@@ -46,11 +46,13 @@ def table1(
 
     records = _records("table1", split)
     ours = _matched(records, summaries, fits)
-    sheet = Sheet(len(records), interval)
-    sheet.texts("variant", [record.method for record in records])
-    sheet.data("class_weights", [record.class_weights for record in records])
-    sheet.figures("params M", "paper_parameters_m", [r.parameters_m for r in records], over="paper")
-    _side_by_side(sheet, records, ours)
+    builder = TableBuilder(len(records), interval)
+    builder.texts("variant", [record.method for record in records])
+    builder.data("class_weights", [record.class_weights for record in records])
+    builder.scores(
+        "params M", "paper_parameters_m", [r.parameters_m for r in records], over="paper"
+    )
+    _side_by_side(builder, records, ours)
     correlations = [
         fact
         for weights in _WEIGHTED
@@ -63,8 +65,8 @@ def table1(
         f"Spearman {fact['spearman']:.2f}, Kendall {fact['kendall']:.2f}."
         for fact in correlations
     ]
-    weightings = [record.class_weights for record in records]
-    return sheet.table(
+    weightings: list[str | None] = [record.class_weights for record in records]
+    return builder.table(
         f"Decoder variants, CamVid {split}; {_stated(records, ours, interval)}.",
         groups=[(title, weightings.count(weights)) for weights, title in _WEIGHTED.items()],
         notes=[("", note) for note in notes] + below(records),
@@ -75,10 +77,10 @@ def table1(
 def table3(
     summaries: Sequence[Summary] = (), *, split: str = "test", interval: bool = False
 ) -> Table:
-    """The controlled benchmark of the SegNet paper's Table 3; ours beside its last column.
+    """Return the controlled benchmark of the SegNet paper's Table 3; ours beside its last column.
 
     Raises:
-      UserError: as `table1`.
+      UserError: see `table1`.
     """
 
     def fits(record: Record, summary: Summary) -> bool:
@@ -94,13 +96,13 @@ def table3(
     records = _records("table3", split)
     ours = _matched(records, summaries, fits)
     footnotes = Footnotes()
-    sheet = Sheet(len(records), interval)
+    builder = TableBuilder(len(records), interval)
     marks = [footnotes.marks(notes_of(record)) for record in records]
-    sheet.texts("network", [record.method for record in records], marks=marks)
-    sheet.texts("iterations", [record.iterations for record in records])
-    _side_by_side(sheet, records, ours)
-    sheet.data("notes", [" ".join(notes_of(record)) for record in records])
-    return sheet.table(
+    builder.texts("network", [record.method for record in records], marks=marks)
+    builder.texts("iterations", [record.iterations for record in records])
+    _side_by_side(builder, records, ours)
+    builder.data("notes", [" ".join(notes_of(record)) for record in records])
+    return builder.table(
         f"Controlled benchmark, CamVid {split}; {_stated(records, ours, interval)}.",
         notes=footnotes.listed() + below(records),
     )
@@ -120,14 +122,14 @@ def _matched(
     summaries: Sequence[Summary],
     fits: Callable[[Record, Summary], bool],
 ) -> list[Summary | None]:
-    """Ours for each record, at most one."""
+    """Return the one summary that fits each record, or None."""
     check_classes(summaries)
     matched: list[Summary | None] = []
     for record in records:
         found = [summary for summary in summaries if fits(record, summary)]
         if len(found) > 1:
             raise UserError(
-                f"two configs fit {record.method}: {_told(found[0])} and {_told(found[1])}; "
+                f"two configs fit {record.method}: {_title(found[0])} and {_title(found[1])}; "
                 "give the results of one"
             )
         matched.append(found[0] if found else None)
@@ -137,38 +139,40 @@ def _matched(
     return matched
 
 
-def _told(summary: Summary) -> str:
+def _title(summary: Summary) -> str:
     return f"{results.title(summary.row)} at {by(summary.row['resolution'])}"
 
 
 def _option(summary: Summary, name: str) -> Any:
-    """An option of a row's model, the default where the row does not say."""
-    from segjax import models  # of some weight
+    """Return a model option of a row, or the default of the model."""
+    from segjax import models  # slow to import
 
     model = models.MODELS[summary.row["model"]]
     defaults = {field.name: field.default for field in dataclasses.fields(model)}
     return summary.row["model_options"].get(name, defaults[name])
 
 
-def _side_by_side(sheet: Sheet, records: Sequence[Record], ours: Sequence[Summary | None]) -> None:
-    """Adds the scores of the paper, ours, and the differences of those that both have."""
-    theirs: dict[str, list[Figure]] = {
+def _side_by_side(
+    builder: TableBuilder, records: Sequence[Record], ours: Sequence[Summary | None]
+) -> None:
+    """Add the scores of the paper, ours, and the differences of those in both."""
+    theirs: dict[str, list[Score]] = {
         name: [record.scores[name] for record in records] for name in SCORES
     }
-    mine: dict[str, list[Figure]] = {
+    mine: dict[str, list[Score]] = {
         name: [summary.scores[name] if summary else None for summary in ours] for name in SCORES
     }
-    printed = [name for name in SCORES if any(figure is not None for figure in theirs[name])]
+    printed = [name for name in SCORES if any(score is not None for score in theirs[name])]
     for name in printed:
-        sheet.figures(SCORES[name], f"paper_{name}", theirs[name], over="paper")
+        builder.scores(SCORES[name], f"paper_{name}", theirs[name], over="paper")
     if not any(ours):
         return
-    sheet.counts("seeds", [len(s.seeds) if s else None for s in ours], over="ours", absent="")
+    builder.counts("seeds", [len(s.seeds) if s else None for s in ours], over="ours", absent="")
     measured = [name for name in printed if any(mine[name])]
     for name in measured:
-        sheet.figures(SCORES[name], f"ours_{name}", mine[name], over="ours", absent="")
+        builder.scores(SCORES[name], f"ours_{name}", mine[name], over="ours", absent="")
     for name in measured:
-        sheet.differences(SCORES[name], f"difference_{name}", mine[name], theirs[name])
+        builder.differences(SCORES[name], f"difference_{name}", mine[name], theirs[name])
 
 
 def _stated(records: Sequence[Record], ours: Sequence[Summary | None], interval: bool) -> str:
@@ -186,8 +190,8 @@ def _stated(records: Sequence[Record], ours: Sequence[Summary | None], interval:
 def _rank_correlation(
     records: Sequence[Record], ours: Sequence[Summary | None], weights: str, name: str
 ) -> list[dict[str, Any]]:
-    """How far ours order the variants as the paper does; nothing where too few are there."""
-    from scipy import stats  # of some weight
+    """Return the rank correlation of our scores with the paper's; [] for too few variants."""
+    from scipy import stats  # slow to import
 
     pairs = [
         (percent(record.scores[name]), percent(summary.scores[name]))

@@ -1,4 +1,4 @@
-"""Tables of any content as Markdown, LaTeX (booktabs), CSV and JSON."""
+"""Draw tables of any content as Markdown, LaTeX (booktabs), CSV and JSON."""
 
 import csv
 import dataclasses
@@ -13,12 +13,12 @@ from typing import Any
 from segjax.errors import UserError
 
 FORMATS = ("markdown", "latex", "csv", "json")
-_WIDE = 12  # columns of a LaTeX table that are set closer together
+_WIDE = 12  # columns; a LaTeX table with more sets them closer together
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """A place of a table as it is printed."""
+    """A cell of a table, as printed."""
 
     text: str
     bold: bool = False
@@ -31,14 +31,14 @@ class Column:
 
     heading: str
     cells: Sequence[Cell]
-    names: bool = False  # it tells what a line is, and is never left out
-    words: bool = False  # set to the left, as those that name are
-    over: str = ""  # a heading over it and its neighbours that have the same
-    turned: bool = False  # its heading stands upright in LaTeX, for it is longer than its cells
-    # What the lines are sorted by: numbers from high to low; none given: the text.
+    names: bool = False  # it names the lines, and is never left out
+    words: bool = False  # left-aligned, as names are
+    over: str = ""  # heading over neighboring columns that share it
+    turned: bool = False  # its heading, longer than its cells, is rotated in LaTeX
+    # Values to sort the lines by, from high to low; None: sort by the text.
     ranks: Sequence[float | None] | None = None
-    keys: tuple[str, ...] = ()  # the keys of the table's records that are left out with it
-    printed: bool = True  # else it is in the records alone
+    keys: tuple[str, ...] = ()  # of the records, left out with the column
+    printed: bool = True  # False: in the records only
 
     @property
     def left(self) -> bool:
@@ -51,24 +51,24 @@ class Column:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Columns to print and records to compute with; both have one entry for each line."""
+    """Columns to print and records to compute with, one entry a line in both."""
 
     title: str
     columns: Sequence[Column]
     records: Sequence[Mapping[str, Any]]
     groups: Sequence[tuple[str, int]] = ()  # heading and number of lines, from the top
-    notes: Sequence[tuple[str, str]] = ()  # mark, or nothing, and text
-    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # more for JSON
+    notes: Sequence[tuple[str, str]] = ()  # mark or "", and text
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # further fields of the JSON
 
 
 class Footnotes:
-    """Hands out the marks of notes in the order in which they are first needed."""
+    """Marks of footnotes, assigned in the order of first use."""
 
     def __init__(self) -> None:
         self._marks: dict[str, str] = {}
 
     def marks(self, texts: Sequence[str]) -> tuple[str, ...]:
-        """A letter for each text; the same text has one letter."""
+        """Return a letter for each text; equal texts share one."""
         for text in texts:
             turn, place = divmod(len(self._marks), 26)
             self._marks.setdefault(text, string.ascii_lowercase[place] * (turn + 1))
@@ -79,16 +79,16 @@ class Footnotes:
 
 
 def arrange(table: Table, sort: str | None = None, columns: Sequence[str] | None = None) -> Table:
-    """The table with its lines sorted by a column and with a choice of columns.
+    """Return the table sorted by a column and with selected columns.
 
     Args:
-      table: is left as it is.
-      sort: the heading of a column; within each group numbers go from high to low, texts
-        alphabetically, and what has no value last.
-      columns: headings; those that name the lines stay, then come these in this order.
+      table: not modified.
+      sort: heading of a column. Within each group, numbers are sorted from high to low, texts
+        alphabetically; lines without a value come last.
+      columns: headings to keep, in this order, after the columns that name the lines.
 
     Raises:
-      UserError: a heading that the table does not have.
+      UserError: the table has no such heading.
     """
     if sort is not None:
         table = _sorted(table, _found(table, sort)[0])
@@ -142,13 +142,13 @@ def _sorted(table: Table, column: Column) -> Table:
 
 
 def draw(table: Table, format: str = "markdown") -> str:
-    """The table as text.
+    """Return the table as text.
 
-    Markdown and LaTeX print its columns; CSV and JSON give its records, and JSON with them the
-    title and the notes. LaTeX needs the packages booktabs and graphicx.
+    Markdown and LaTeX print the columns; CSV and JSON give the records, JSON also the title and the
+    notes. The LaTeX needs the packages booktabs and graphicx.
 
     Raises:
-      UserError: an unknown format.
+      UserError: the format is unknown.
     """
     drawn = {"markdown": _markdown, "latex": _latex, "csv": _csv, "json": _json}
     if format not in drawn:
@@ -157,7 +157,7 @@ def draw(table: Table, format: str = "markdown") -> str:
 
 
 def _lines(table: Table) -> Iterator[tuple[str | None, int]]:
-    """The heading of a group, or None and the number of a line."""
+    """Yield (heading, -1) for each group and (None, number) for each line."""
     start = 0
     for heading, count in table.groups or [("", len(table.records))]:
         if heading:
@@ -186,7 +186,7 @@ def _markdown(table: Table) -> str:
 
 
 def _justified(texts: Sequence[str], justify: Any) -> list[str]:
-    """The heading, the rule below it and the cells of a Markdown column, all of one width."""
+    """Return heading, rule and cells of a Markdown column, padded to one width."""
     texts = [text.replace("|", r"\|") for text in texts]
     width = max(3, *map(len, texts))
     rule = "-" * width if justify is str.ljust else "-" * (width - 1) + ":"
@@ -238,7 +238,7 @@ def _heading(column: Column) -> str:
 
 
 def _heads_over(columns: Sequence[Column]) -> list[str]:
-    """The line of headings that stand over several columns, and the rules below them."""
+    """Return the line of headings over several columns, and the rules below them."""
     if not any(column.over for column in columns):
         return []
     cells, rules, start = [], [], 1
@@ -280,7 +280,7 @@ _LATEX = {
 
 
 def escape(text: str) -> str:
-    """A plain text as LaTeX that prints it; a sign before a number becomes a minus."""
+    """Escape plain text for LaTeX; a hyphen before a number becomes a minus sign."""
     plain = "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
     return re.sub(r"(?<![\w.-])-(?=\d)", r"\\ensuremath{-}", plain)
 

@@ -1,4 +1,4 @@
-"""The table of result rows, one line for each group over seeds."""
+"""The table of result rows, one line for each config over its seeds."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -12,21 +12,24 @@ from segjax.results.summary import PER_CLASS, SCORES, Estimate, Summary
 
 
 def render(summaries: Sequence[Summary], format: str = "markdown", per_class: str = "iou") -> str:
-    """`table` as text, in one of `table.FORMATS`."""
+    """Return `table` as text, in one of `report.table.FORMATS`."""
     return draw(table(summaries, per_class), format)
 
 
 def table(summaries: Sequence[Summary], per_class: str = "iou", *, interval: bool = False) -> Table:
-    """One table: a line for each summary, in the order given.
+    """Return a table with a line for each summary, in the order given.
 
-    Printed, in percent with one decimal, what tells the lines apart has columns (overrides;
-    experiment, evaluation or config digest where they differ), what they share is stated above, and
-    the best mean of a column is bold. As data it has everything, in fractions at full precision.
+    As printed, in percent with one decimal, overrides and settings that differ between the lines
+    are columns, those that are shared are in the title, and the best mean of a column is bold. The
+    records hold everything, as fractions at full precision.
 
     Args:
-      summaries: from `results.summary.summarize`; one set of class names.
+      summaries: from `results.summary.summarize`; with equal class names.
       per_class: "iou" or "accuracy", the per-class columns.
-      interval: the 95% interval over the seeds in place of the deviation.
+      interval: print the 95% interval over the seeds, not the deviation.
+
+    Raises:
+      UserError: no summaries, different class names, or another `per_class`.
     """
     if per_class not in PER_CLASS:
         raise UserError(f"per-class columns {per_class!r}, expected {' or '.join(PER_CLASS)}")
@@ -56,14 +59,14 @@ def table(summaries: Sequence[Summary], per_class: str = "iou", *, interval: boo
 
 
 def spread(interval: bool) -> str:
-    """What `Estimate.percent` prints."""
+    """Return what `Estimate.percent` prints, in words."""
     if interval:
         return "mean [95% interval of the mean, Student's t]"
     return "mean ± sample standard deviation"
 
 
 def text(value: Any) -> str:
-    """The value of an override as it is printed."""
+    """Return the value of an override as printed."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -71,7 +74,7 @@ def _size(summary: Summary) -> str:
     return "x".join(map(str, summary.row["resolution"]))
 
 
-# Heading -> value: a column where the lines differ in it, else stated above the table.
+# Heading -> value: a column where the lines differ in it, else part of the title.
 _SETTINGS: dict[str, Callable[[Summary], str]] = {
     "experiment": lambda summary: summary.row["experiment"],
     "dataset": lambda summary: summary.row["dataset"],
@@ -84,13 +87,13 @@ _SETTINGS: dict[str, Callable[[Summary], str]] = {
 
 
 def differing(summaries: Sequence[Summary]) -> dict[str, list[str]]:
-    """Heading -> cells of the columns that tell the lines apart, but for the model's name."""
+    """Return {heading: texts} of the columns that tell the lines apart, without the model name."""
     keys = dict.fromkeys(name for summary in summaries for name in summary.overrides)
     keys.pop("model.name", None)
     columns = {}
     for key in keys:
         cells = [text(s.overrides[key]) if key in s.overrides else "" for s in summaries]
-        # A rule without a seed has no config that could differ from the others'.
+        # A baseline without a seed has no config that could differ.
         if len({cell for cell, s in zip(cells, summaries, strict=True) if s.seeds}) > 1:
             columns[key] = cells
     for heading, cell in _SETTINGS.items():
@@ -133,7 +136,7 @@ def _columns(
 
 
 def _numbers(summaries: Sequence[Summary], key: str) -> list[float | None] | None:
-    """The values of an override where all are numbers."""
+    """Return the values of an override if all are numbers."""
     values = [summary.overrides.get(key) for summary in summaries]
     return values if all(v is None or type(v) in (int, float) for v in values) else None
 
@@ -147,7 +150,7 @@ def _scores(
     turned: bool = False,
     printed: bool = True,
 ) -> Column:
-    """A column; the best mean, as printed, in bold if there is one to beat."""
+    """Return a column of scores; the best mean, as printed, is bold if there are several lines."""
     means = [None if e is None else round(100 * e.mean, 1) for e in estimates]
     best = max((mean for mean in means if mean is not None), default=None)
     cells = [

@@ -1,7 +1,6 @@
-"""Results as data: rows read, checked and written."""
+"""Results as data: read, validate and write rows, summarize and compare them."""
 
 from segjax.results.rows import (
-    REPRODUCED,
     SCHEMA,
     append,
     group_key,
@@ -14,7 +13,6 @@ from segjax.results.rows import (
 )
 
 __all__ = [
-    "REPRODUCED",
     "SCHEMA",
     "append",
     "group_key",

@@ -1,4 +1,4 @@
-"""Whether one run is better than another: a paired bootstrap over the images they are tested on."""
+"""Compare two runs by a paired bootstrap over their test images."""
 
 import dataclasses
 import io
@@ -21,25 +21,30 @@ CONFIDENCE = 0.95
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """One score of two runs on the same images; fractions."""
+    """One score of two runs on the same images, as fractions."""
 
-    score: str  # of SCORES
+    score: str  # key of SCORES
     first: float
     second: float
-    low: float  # of second - first, the interval that holds CONFIDENCE of the samples
+    low: float  # ends of the CONFIDENCE interval of second - first
     high: float
-    better: float  # the share of the samples in which the second is better, equal ones by half
+    better: float  # fraction of samples in which the second is better; ties count half
 
 
 def load(path: Path) -> tuple[Row, Counts]:
-    """The row of a run's workdir, or of a row's own file, and the counts of each image beside it.
+    """Load the row of a run, and the counts of each image beside it.
+
+    Args:
+      path: run directory, or file of a row.
 
     Raises:
-      UserError: there is no row, or no counts, or the counts are not those that the row is made of.
+      UserError: the row or the counts are missing, or the counts do not add up to the row.
     """
     file = path / "result.json" if path.is_dir() else path
     if not file.is_file():
-        raise UserError(f"{path} has no result: expected the workdir of a finished run, or its row")
+        raise UserError(
+            f"{path} has no result: expected the directory of a finished run, or its row"
+        )
     (row,) = results.read([file])
     beside = file.with_suffix(".npz")
     try:
@@ -63,20 +68,20 @@ def load(path: Path) -> tuple[Row, Counts]:
 def compare(
     first: Path, second: Path, *, samples: int = SAMPLES, seed: int = 0
 ) -> list[Difference]:
-    """Both runs' scores, and how sure their difference is over the choice of test images.
+    """Return both runs' scores, and bootstrap intervals of their differences.
 
-    Each of the samples draws as many images as there are, with repetition, the same for both runs,
-    and scores both on them: G, C and mIoU of the sum of the images' confusion matrices, BF as the
-    mean over the images. What another seed of training would change is not in it.
+    Each sample draws as many images as there are, with replacement, the same for both runs, and
+    scores both: G, C and mIoU of the summed confusion matrices, BF as the mean over the images. The
+    variation between training seeds is not included.
 
     Args:
-      first: of a finished run, or the file of its row.
+      first: run directory, or file of a row.
       second: likewise.
-      samples: how many.
-      seed: of the draw.
+      samples: number of bootstrap samples.
+      seed: of the sampling.
 
     Raises:
-      UserError: one of them cannot be loaded, or they are of different images, sizes or classes.
+      UserError: one of them cannot be loaded, or they differ in images, resolution or classes.
     """
     (row, counts), (other_row, other) = load(first), load(second)
     for name in ("dataset", "split", "num_images", "resolution", "class_names"):
@@ -97,7 +102,7 @@ def compare(
 
 
 def _scores(counts, times):
-    """{score: (S,)} of S sets of images, each there so many times: times (S, N)."""
+    """Return {score: (S,)} of S bootstrap samples; times (S, N) counts each image in each."""
     confusion = times @ counts.confusion.reshape(len(counts.confusion), -1).astype(np.int64)
     sets = [metrics.scores(each) for each in confusion.reshape(-1, *counts.confusion.shape[1:])]
     found = {name: np.array([getattr(each, name) for each in sets]) for name in metrics.SCORES}
@@ -118,7 +123,7 @@ def _difference(name, first, second, differences):
 
 
 def render(differences: Sequence[Difference]) -> str:
-    """The table, in percent, as Markdown."""
+    """Return a Markdown table, in percent."""
     lines = [
         f"| score | first | second | difference | {CONFIDENCE:.0%} interval | second better |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",

@@ -1,4 +1,4 @@
-"""What a network scored on each image of a split, kept beside its row for paired comparisons."""
+"""Confusion and boundary counts of each image of a split, for paired comparisons of runs."""
 
 import dataclasses
 import io
@@ -12,19 +12,19 @@ from segjax.files import write_whole
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """What was counted on each of N images."""
+    """Counts of each of N images."""
 
-    confusion: np.ndarray  # int32 (N, K, K), void left out; rows are the truth
-    boundary: np.ndarray | None = None  # int64 (N, K, 3) of `boundary.counts`; none: not asked for
+    confusion: np.ndarray  # int32 (N, K, K), without void; rows are the truth
+    boundary: np.ndarray | None = None  # int64 (N, K, 3) from `boundary.counts`; None: not measured
 
     @property
     def total(self) -> np.ndarray:
-        """The one confusion matrix of them all, int64 (K, K)."""
+        """Confusion matrix of all images, int64 (K, K)."""
         return self.confusion.sum(0, dtype=np.int64)
 
 
 def write_counts(path: str | os.PathLike[str], counts: Counts) -> None:
-    """Writes the counts of each image, whole or not at all, as `<name>.npz` beside a row's file."""
+    """Write counts as `<name>.npz` beside the file of their row, whole or not at all."""
     content = io.BytesIO()
     arrays = {name: x for name, x in vars(counts).items() if x is not None}
     np.savez_compressed(content, **arrays)

@@ -1,27 +1,37 @@
-"""What others have published on CamVid, as data with their sources.
+"""Published CamVid results, with their sources.
 
-`published.json` holds one record a line. A figure keeps the digits that are printed, in percent;
-what is not printed is null, and nothing is in the file that was not read in its source ("V") or in
-another text that quotes it ("V2"). Lists per class are in the order of the papers' columns.
+`published.json` holds one record a line. Scores keep the printed digits, in percent; what is not
+printed is null. Everything was read in its source ("V") or where another text quotes it ("V2").
+Per-class lists are in the order of the papers' columns.
 """
 
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    PlainValidator,
+    TypeAdapter,
+    ValidationError,
+)
 
 from segjax.errors import UserError
+from segjax.results import schema
+from segjax.results.schema import Positive, Text
 
 CLASSES = (
     *("Building", "Tree", "Sky", "Car", "SignSymbol", "Road"),
     *("Pedestrian", "Fence", "Pole", "Pavement", "Bicyclist"),
 )
-"""In the order of the columns of the SegNet and the Tiramisu paper; the names are ours."""
+"""Our names, in the order of the columns of the SegNet and Tiramisu papers."""
 
-# Key in the file -> as a table says it.
+# Key in the file -> heading in a table.
 GROUPS = {
     "unary": "Without a CRF",
     "crf": "With a CRF",
@@ -37,43 +47,75 @@ COSTS = ("forward_ms", "backward_ms", "training_mb", "inference_mb", "model_mb")
 FILE = Path(__file__).with_name("published.json")
 
 Number = Decimal | int
-Numbers = Mapping[str, Number | None]  # by name; None: not printed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """What a result must be of to compare with ours."""
+    """The setting in which a result is comparable with ours."""
 
     training_images: int
     test_images: int
     resolution: tuple[int, int]  # height, width
 
 
+def _by_class(values: Any) -> Any:
+    """Key the list of the file, of as many numbers as there are CLASSES, by their names."""
+    if not (isinstance(values, list) and len(values) == len(CLASSES)) or values.count(None) == len(
+        CLASSES
+    ):
+        raise ValueError(f"{len(CLASSES)} percentages or null")
+    return dict(zip(CLASSES, values, strict=True))
+
+
+def _percent(value: Any) -> Number:
+    if type(value) not in (Decimal, int) or not 0 <= value <= 100:
+        raise ValueError("a percentage")
+    return value
+
+
+def _amount(value: Any) -> Number:
+    if type(value) not in (Decimal, int) or not value > 0:
+        raise ValueError("a number above 0")
+    return value
+
+
+# Plain validators, which keep the digits of a Decimal and the type of an int.
+Percent = Annotated[Number, PlainValidator(_percent)]
+Amount = Annotated[Number, PlainValidator(_amount)]
+PerClass = Annotated[Mapping[str, Percent | None], BeforeValidator(_by_class)]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Record:
-    """The figures of one method in one source."""
+    """The results of one method in one source."""
 
-    method: str
-    group: str  # a key of GROUPS
-    source: str  # a key of Published.sources
-    verified: str  # V: read in the source; V2: read where it is quoted
-    protocol: str  # ours, differs or unknown; other than ours the notes say why
-    notes: tuple[str, ...]
-    sic: tuple[str, ...] = ()  # figures that are printed so, and suspect: names of scores, classes
-    split: str | None = None
-    training_images: int | None = None
-    resolution: tuple[int, int] | None = None  # height, width
-    scores: Numbers = dataclasses.field(default_factory=dict)  # by SCORES, percent
-    per_class_accuracy: Numbers = dataclasses.field(default_factory=dict)  # by CLASSES, or empty
-    per_class_iou: Numbers = dataclasses.field(default_factory=dict)
-    parameters_m: Number | None = None  # millions
-    cost: Numbers = dataclasses.field(default_factory=dict)  # by COSTS: milliseconds, megabytes
-    iterations: str | None = None
-    class_weights: str | None = None  # median frequency or natural
-    # The network of ours to set beside it, and the options that tell it from its kin.
-    model: str | None = None
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    method: Text
+    group: Text  # a key of GROUPS
+    source: Text  # a key of Published.sources
+    verified: Literal["V", "V2"]  # read in the source, or where it is quoted
+    protocol: Literal["ours", "differs", "unknown"]  # the notes say why if not ours
+    notes: tuple[Text, ...]
+    sic: tuple[str, ...] = ()  # names of scores, costs or classes whose printed value is suspect
+    split: Literal["train", "val", "test"] | None = None
+    training_images: Positive | None = None
+    resolution: tuple[Positive, Positive] | None = None  # height, width
+    scores: Mapping[str, Percent | None] = dataclasses.field(default_factory=dict)  # by SCORES
+    per_class_accuracy: PerClass = dataclasses.field(default_factory=dict)  # by CLASSES, or empty
+    per_class_iou: PerClass = dataclasses.field(default_factory=dict)
+    parameters_m: Amount | None = None  # millions
+    # Milliseconds and megabytes, by COSTS.
+    cost: Mapping[str, Amount | None] = dataclasses.field(default_factory=dict)
+    iterations: Text | None = None
+    class_weights: Literal["median frequency", "natural"] | None = None
+    # Our corresponding network, and the options that identify it.
+    model: Text | None = None
     model_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     crf: bool = False
+
+
+_RECORDS = TypeAdapter(Record)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,84 +127,12 @@ class Published:
     records: tuple[Record, ...]
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and value != ""
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 1
-
-
-def _is_size(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(map(_is_count, value))
-
-
-def _is_amount(value: Any) -> bool:
-    return isinstance(value, Decimal | int) and not isinstance(value, bool) and value > 0
-
-
-def _is_percent(value: Any) -> bool:
-    return isinstance(value, Decimal | int) and not isinstance(value, bool) and 0 <= value <= 100
-
-
-def _is_list_of_percents(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) == len(CLASSES)
-        and all(x is None or _is_percent(x) for x in value)
-        and any(x is not None for x in value)
-    )
-
-
-def _are(names: tuple[str, ...], holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: (
-        isinstance(value, dict)
-        and tuple(value) == names
-        and all(x is None or holds(x) for x in value.values())
-    )
-
-
-def _one_of(*values: str) -> tuple[str, Callable[[Any], bool]]:
-    return " or ".join(values), lambda value: value in values
-
-
-_PER_CLASS = (f"{len(CLASSES)} percentages or null", _is_list_of_percents)
-# name -> (what is expected, its test)
-_REQUIRED: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "method": ("a name", _is_text),
-    "group": _one_of(*GROUPS),
-    "source": ("a name", _is_text),
-    "verified": _one_of("V", "V2"),
-    "protocol": _one_of("ours", "differs", "unknown"),
-    "notes": ("a list of names", lambda v: isinstance(v, list) and all(map(_is_text, v))),
-}
-_OPTIONAL: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "sic": (
-        "names of scores, costs or classes",
-        lambda v: isinstance(v, list) and set(v) <= {*SCORES, *COSTS, *CLASSES},
-    ),
-    "split": _one_of("train", "val", "test"),
-    "training_images": ("a count or null", lambda v: v is None or _is_count(v)),
-    "resolution": ("[height, width] or null", lambda v: v is None or _is_size(v)),
-    "scores": (f"percentages or null of {', '.join(SCORES)}", _are(SCORES, _is_percent)),
-    "per_class_accuracy": _PER_CLASS,
-    "per_class_iou": _PER_CLASS,
-    "parameters_m": ("millions", _is_amount),
-    "cost": (f"numbers of {', '.join(COSTS)}", _are(COSTS, _is_amount)),
-    "iterations": ("a text", _is_text),
-    "class_weights": _one_of("median frequency", "natural"),
-    "model": ("a name", _is_text),
-    "model_options": ("an object", lambda v: isinstance(v, dict)),
-    "crf": ("true or false", lambda v: isinstance(v, bool)),
-}
-
-
 def load(file: Path = FILE) -> Published:
-    """Reads and checks the figures.
+    """Load and validate published results.
 
     Raises:
-      UserError: a field that is unknown, missing or ill-typed, a number out of its range, a class,
-        source or note that is not declared, another protocol without a note. It names the record.
+      UserError: a field is unknown, missing, ill-typed or out of range, a class, source or note is
+        not declared, or a differing protocol has no note. It names the record.
     """
     data = json.loads(file.read_text(encoding="utf-8"), parse_float=Decimal)
     if tuple(data["classes"]) != CLASSES:
@@ -183,40 +153,36 @@ def _record(
     fields: dict[str, Any], where: str, sources: Mapping[str, str], notes: Mapping[str, str]
 ) -> Record:
     where += f" ({fields.get('method')}, {fields.get('source')})"
-    for name in fields:
-        if name not in _REQUIRED | _OPTIONAL:
-            raise UserError(f"{where}: {name} is no field of a record")
-    for name, (expected, holds) in (_REQUIRED | _OPTIONAL).items():
-        if name in fields and not holds(fields[name]):
-            raise UserError(f"{where}: {name} is {fields[name]!r}, expected {expected}")
-        if name in _REQUIRED and name not in fields:
-            raise UserError(f"{where}: {name} is missing, expected {expected}")
-    if fields["source"] not in sources:
-        raise UserError(f"{where}: its source is not among the sources")
-    for note in fields["notes"]:
-        if note not in notes:
-            raise UserError(f"{where}: note {note!r} is not among the notes")
-    if fields["protocol"] != "ours" and not fields["notes"]:
+    try:
+        record = _RECORDS.validate_python(fields)
+    except ValidationError as error:
+        raise schema.fault(error, where, "a record") from None
+
+    for name, values, known in (
+        ("group", [record.group], GROUPS),
+        ("source", [record.source], sources),
+        ("notes", record.notes, notes),
+        ("sic", record.sic, (*SCORES, *COSTS, *CLASSES)),
+    ):
+        for value in values:
+            if value not in known:
+                raise UserError(f"{where}: {name} has {value!r}, expected {', '.join(known)}")
+    for name, numbers, names in (("scores", record.scores, SCORES), ("cost", record.cost, COSTS)):
+        if name in fields and tuple(numbers) != names:
+            raise UserError(f"{where}: {name} is of {', '.join(numbers)}, expected {names}")
+    if record.protocol != "ours" and not record.notes:
         raise UserError(f"{where}: its protocol is not ours, expected a note that says why")
-    if ("scores" in fields) == ("cost" in fields) or ("scores" in fields) != ("split" in fields):
+    if bool(record.scores) == bool(record.cost) or bool(record.scores) != bool(record.split):
         raise UserError(f"{where}: expected either scores and their split, or cost")
-    made = dict(fields)
-    made["notes"] = tuple(notes[note] for note in fields["notes"])
-    made["sic"] = tuple(fields.get("sic", ()))
-    if fields.get("resolution"):
-        made["resolution"] = tuple(fields["resolution"])
-    for name in ("per_class_accuracy", "per_class_iou"):
-        if name in fields:
-            made[name] = dict(zip(CLASSES, fields[name], strict=True))
-    return Record(**made)
+    return dataclasses.replace(record, notes=tuple(notes[note] for note in record.notes))
 
 
 @functools.cache
 def shipped() -> Published:
-    """The figures that come with the package."""
+    """Return the published results that come with the package."""
     return load()
 
 
 def records(group: str, split: str | None) -> list[Record]:
-    """The records of one group for one split (None: those of costs), in the order of the file."""
+    """Return the records of a group for a split (None: costs), in the order of the file."""
     return [r for r in shipped().records if r.group == group and r.split == split]

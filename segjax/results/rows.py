@@ -1,19 +1,24 @@
-"""Result rows as data: read, checked and written.
+"""Read, validate and write result rows.
 
 A row is one run scored on one split: a ``result.json``, or one line of a ``.jsonl`` file. Its
-scores are fractions in [0, 1] and are made again from its confusion matrix whenever it is read, so
-a number that was changed by hand is found out.
+scores are fractions in [0, 1], and are checked against its confusion matrix whenever it is read.
 """
 
 import datetime
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import (
+    Annotated,
+    Any,
+    NotRequired,  # pydantic refuses those of Python 3.11
+)
 
 import numpy as np
+from pydantic import Field
+from typing_extensions import TypedDict
 
 import segjax
 from segjax import metrics
@@ -22,90 +27,62 @@ from segjax.files import write_whole
 from segjax.metrics import boundary
 from segjax.ops.onednn import build
 from segjax.results import schema
-from segjax.results.schema import Row, is_count, is_number, is_text
+from segjax.results.schema import Amount, Count, Fraction, Positive, Row, Size, Text
 
 SCHEMA = 1
-REPRODUCED = "results.jsonl"  # of all runs, in the folder of `segjax reproduce`
 _WHAT = "a result row"
 _TOLERANCE = 1e-9
 
 
-def _is_fraction(value: Any) -> bool:
-    return is_number(value, 1.0)
+class ResultRow(TypedDict):
+    """The fields of one run scored on one split; K classes, in the order of `class_names`."""
 
+    schema: Annotated[int, Field(ge=SCHEMA, le=SCHEMA)]
+    experiment: Text
+    name: Text
+    overrides: dict[str, Any]
+    command: Text
+    model: Text
+    model_options: dict[str, Any]
+    parameters: Count
+    config_digest: Text | None  # none for a baseline
+    seed: int | None
+    dataset: Text
+    split: Text
+    num_images: Positive
+    resolution: Size
+    class_names: Annotated[list[Text], Field(min_length=1)]
+    global_accuracy: Fraction
+    class_accuracy: Fraction
+    mean_iou: Fraction
+    boundary_f: Fraction | None  # over the classes with a boundary in the truth
+    per_class_accuracy: list[Fraction]
+    per_class_iou: list[Fraction]
+    present: list[bool]  # in the truth
+    confusion: list[list[Count]]  # (K, K), rows are the truth
+    steps: Count | None
+    best_step: Count | None
+    seconds: Amount | None
+    batch_norm: Text | None
+    device: Text
+    versions: dict[str, Any]
+    finished: Text  # time, ISO 8601
+    # How the labels were made, other than from the logits of one network.
+    inference: NotRequired[Text]
+    # Over the classes with a boundary in the truth or in the prediction.
+    boundary_f_either: NotRequired[Fraction | None]
+    per_class_boundary_f: NotRequired[list[Fraction | None]]
 
-def _is_list(value: Any, holds: Callable[[Any], bool]) -> bool:
-    return isinstance(value, list) and value != [] and all(map(holds, value))
-
-
-_FIELDS: schema.Fields = {
-    "schema": (str(SCHEMA), lambda v: type(v) is int and v == SCHEMA, False),
-    "experiment": ("a name", is_text, False),
-    "name": ("a name", is_text, False),
-    "overrides": ("an object", lambda v: isinstance(v, dict), False),
-    "command": ("a command", is_text, False),
-    "model": ("a name", is_text, False),
-    "model_options": ("an object", lambda v: isinstance(v, dict), False),
-    "parameters": ("an integer >= 0", is_count, False),
-    "config_digest": ("a digest", is_text, True),
-    "seed": ("an integer", lambda v: type(v) is int, True),
-    "dataset": ("a name", is_text, False),
-    "split": ("a name", is_text, False),
-    "num_images": ("an integer >= 1", lambda v: is_count(v, 1), False),
-    "resolution": (
-        "[height, width]",
-        lambda v: _is_list(v, lambda x: is_count(x, 1)) and len(v) == 2,
-        False,
-    ),
-    "class_names": (
-        "a list of different names",
-        lambda v: _is_list(v, is_text) and len(set(v)) == len(v),
-        False,
-    ),
-    "global_accuracy": ("a fraction", _is_fraction, False),
-    "class_accuracy": ("a fraction", _is_fraction, False),
-    "mean_iou": ("a fraction", _is_fraction, False),
-    "boundary_f": ("a fraction", _is_fraction, True),
-    "per_class_accuracy": ("a list of fractions", lambda v: _is_list(v, _is_fraction), False),
-    "per_class_iou": ("a list of fractions", lambda v: _is_list(v, _is_fraction), False),
-    "present": (
-        "a list of booleans",
-        lambda v: _is_list(v, lambda x: isinstance(x, bool)),
-        False,
-    ),
-    "confusion": (
-        "lists of integers >= 0",
-        lambda v: _is_list(v, lambda x: _is_list(x, is_count)),
-        False,
-    ),
-    "steps": ("an integer >= 0", is_count, True),
-    "best_step": ("an integer >= 0", is_count, True),
-    "seconds": ("a number >= 0", lambda v: is_number(v, 1e12), True),
-    "batch_norm": ("a name", is_text, True),
-    "device": ("a name", is_text, False),
-    "versions": ("an object", lambda v: isinstance(v, dict), False),
-    "finished": ("a time", is_text, False),
-}
-# Not there where there is nothing to say.
-_OPTIONAL: schema.Fields = {
-    # How the labels were made, other than from one network's logits.
-    "inference": ("a text", is_text, False),
-    # BF over the classes with a boundary in the truth or in the prediction.
-    "boundary_f_either": ("a fraction", _is_fraction, True),
-    "per_class_boundary_f": (
-        "a list of fractions and null",
-        lambda v: _is_list(v, lambda x: x is None or _is_fraction(x)),
-        False,
-    ),
-}
 
 _PER_CLASS = ("per_class_accuracy", "per_class_iou", "per_class_boundary_f", "present", "confusion")
 
 
 def _check(row: Any, where: str) -> Row:
-    """Gives the row back, or raises a UserError that names the place and the first fault."""
-    schema.check_fields(row, _FIELDS, where, f"{_WHAT} (an object)", _OPTIONAL)
+    """Return the row, or raise a UserError that names the place and the first fault."""
+    schema.validate(row, ResultRow, where, _WHAT)
     names = row["class_names"]
+    if len(set(names)) < len(names):
+        raise UserError(f"{where}: class_names is {json.dumps(names)}, expected different names")
     for name in _PER_CLASS:
         if name in row and len(row[name]) != len(names):
             raise UserError(
@@ -135,12 +112,12 @@ def _check(row: Any, where: str) -> Row:
 def scored(
     confusion: np.ndarray, class_names: Sequence[str], boundaries: np.ndarray | None = None
 ) -> Row:
-    """The fields of a row that follow from its counts.
+    """Return the fields of a row that follow from its counts.
 
     Args:
-      confusion: (K, K).
-      class_names: K.
-      boundaries: (N, K, 3) of `boundary.counts`; none: not measured.
+      confusion: (K, K), rows are the truth.
+      class_names: K names.
+      boundaries: (N, K, 3) from `boundary.counts`; None: not measured.
     """
     scores = metrics.scores(confusion)
     row = {
@@ -163,11 +140,12 @@ def scored(
 
 
 def provenance(device: str, platform: str = "") -> Row:
-    """The fields of a row that say on what and when it was made.
+    """Return the fields of a row that tell device, versions and time.
 
     Args:
-      device: by its name.
-      platform: of JAX, such as "cpu"; on that oneDNN's version is noted where it is used.
+      device: name of the device.
+      platform: JAX platform, such as "cpu", for which the version of oneDNN is included if it is
+        used.
     """
     versions = {name: metadata.version(name) for name in ("jax", "flax", "optax")}
     versions |= build.versions(platform)
@@ -183,24 +161,21 @@ def _read_file(path: Path) -> list[Row]:
 
 
 def read(paths: Iterable[str | os.PathLike[str]]) -> list[Row]:
-    """Reads and checks the result rows of files and directories.
+    """Read and validate the result rows of files and directories.
 
-    A directory gives every ``result.json`` below it or, where there is none, the ``.jsonl`` files
-    directly in it (not ``metrics.jsonl``, the log of a run); one of `segjax reproduce` gives its
-    ``results.jsonl``, which may have rows of other machines. A file is read once, however many of
-    the paths lead to it.
+    A directory stands for every ``result.json`` below it or, if there is none, the ``.jsonl`` files
+    directly in it (except ``metrics.jsonl``, the log of a run). Each file is read once, even if
+    several paths lead to it.
 
     Raises:
-      UserError: a path that is missing or gives no row; a row that is cut short, lacks a field, has
-        a value of the wrong kind or a score that its confusion matrix does not give. It names the
-        file and, where it can, the line.
+      UserError: a path is missing or has no row, or a row is cut short, lacks a field, has a value
+        of the wrong type or range, or a score that does not follow from its confusion matrix. It
+        names the file and, in a ``.jsonl``, the line.
     """
     rows: list[Row] = []
     seen: set[Path] = set()
     for path in map(Path, paths):
-        if (path / REPRODUCED).is_file():
-            files = [path / REPRODUCED]
-        elif path.is_dir():
+        if path.is_dir():
             files = sorted(path.rglob("result.json")) or sorted(
                 file for file in path.glob("*.jsonl") if file.name != "metrics.jsonl"
             )
@@ -223,14 +198,14 @@ def read(paths: Iterable[str | os.PathLike[str]]) -> list[Row]:
 
 
 def write_row(path: str | os.PathLike[str], row: Row) -> None:
-    """Writes one checked row as a ``result.json``, one field a line, whole or not at all."""
+    """Validate a row and write it as ``result.json``, one field a line, whole or not at all."""
     _check(row, str(path))
     fields = [f"  {json.dumps(name)}: {schema.dump(value)}" for name, value in row.items()]
     write_whole(path, "{\n" + ",\n".join(fields) + "\n}\n")
 
 
 def append(path: str | os.PathLike[str], row: Row) -> bool:
-    """Adds a checked row to a ``.jsonl``; gives False, and adds nothing, where it is there already.
+    """Validate a row and append it to a ``.jsonl``; return False if it is there already.
 
     Raises:
       UserError: the file holds another result of the same run (config, data and seed).
@@ -247,12 +222,12 @@ def append(path: str | os.PathLike[str], row: Row) -> bool:
 
 
 def overrides(row: Row) -> Row:
-    """The overrides that tell a row's config from the experiment's own, but for the seed."""
+    """Return the overrides of the experiment's config, without the seed."""
     return {name: value for name, value in row["overrides"].items() if name != "seed"}
 
 
 def group_key(row: Row) -> str:
-    """What rows that differ in their seed alone have in common, as a text to compare."""
+    """Return a key that rows share if they differ only in their seed."""
     same = (
         *("experiment", "model", "model_options", "config_digest", "batch_norm"),
         *("dataset", "split", "num_images", "resolution", "class_names"),
@@ -262,6 +237,6 @@ def group_key(row: Row) -> str:
 
 
 def title(row: Row) -> str:
-    """Names the run of a row in a message."""
+    """Return the name of a row's run, for messages."""
     by = f" by {row['inference']}" if "inference" in row else ""
     return f"{row['experiment']} {row['name']}{by} on {row['dataset']} {row['split']}"

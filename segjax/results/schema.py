@@ -1,76 +1,78 @@
-"""Rows of JSON in files, of results and of measurements: parsed strictly, checked, added whole."""
+"""Rows of JSON in files, of results and of measurements: parse, validate, append."""
 
+import functools
 import json
-from collections.abc import Callable, Mapping
+import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from segjax.errors import UserError
 from segjax.files import write_whole
 
 Row = dict[str, Any]
 
-# name -> (what is expected, its test, whether null is one of the values)
-Fields = Mapping[str, tuple[str, Callable[[Any], bool], bool]]
+# Types of the fields of a row.
+Text = Annotated[str, Field(min_length=1)]
+Count = Annotated[int, Field(ge=0, lt=2**53)]  # every JSON reader holds it exactly
+Positive = Annotated[int, Field(ge=1, lt=2**53)]
+Amount = Annotated[float, Field(ge=0, le=1e30)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Size = Annotated[list[Positive], Field(min_length=2, max_length=2)]  # height, width in pixels
+
+_adapter = functools.cache(TypeAdapter)
 
 
-def is_count(value: Any, least: int = 0) -> bool:
-    """An integer that every JSON reader holds exactly."""
-    return type(value) is int and least <= value < 2**53
-
-
-def is_number(value: Any, most: float) -> bool:
-    """A number from 0 to the most."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= most
-
-
-def is_text(value: Any) -> bool:
-    """A text that says something."""
-    return isinstance(value, str) and value != ""
-
-
-def check_fields(
-    row: Any, fields: Fields, where: str, what: str = "an object", optional: Fields | None = None
-) -> None:
-    """Refuses a row that is no object, lacks a field, or has a value of the wrong kind.
+def validate(row: Any, fields: type, where: str, what: str) -> None:
+    """Check a row against a TypedDict; further fields may be there.
 
     Args:
-      row: as it was parsed.
-      fields: that it must have; others may be there.
-      where: its place, in a message.
-      what: it should be, in a message.
-      optional: fields that are checked where they are there.
+      row: as parsed; no value is converted.
+      fields: the TypedDict.
+      where: file and line, for the message.
+      what: what the row should be, such as "a result row".
 
     Raises:
-      UserError: it names the place and the first fault.
+      UserError: the row is no object, or a field is missing or has another type or range. It names
+        the place and the first fault.
     """
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: found {_short(row)}, expected {what}")
-    optional = optional or {}
-    for name, (expected, holds, nullable) in {**fields, **optional}.items():
-        if name not in row:
-            if name in optional:
-                continue
-            raise UserError(f"{where}: {name} is missing, expected {expected}")
-        if not (holds(row[name]) or (nullable and row[name] is None)):
-            raise UserError(f"{where}: {name} is {_short(row[name])}, expected {expected}")
+    try:
+        _adapter(fields).validate_python(row, strict=True)
+    except ValidationError as error:
+        raise fault(error, where, what) from None
+
+
+def fault(error: ValidationError, where: str, what: str) -> UserError:
+    """Return the first fault that pydantic found as an error that names place and field."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    steps = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in first["loc"])
+    field = "".join(steps).removeprefix(".")
+    if not field:
+        return UserError(f"{where}: found {_short(first['input'])}, expected {what} (an object)")
+    if first["type"] == "missing":
+        return UserError(f"{where}: {field} is missing, expected in {what}")
+    if first["type"] == "unexpected_keyword_argument":
+        return UserError(f"{where}: {field} is no field of {what}")
+    expected = re.sub(r"^Value error, |^\w+ should (be|have) ", "", first["msg"])
+    return UserError(f"{where}: {field} is {_short(first['input'])}, expected {expected}")
 
 
 def _short(value):
-    text = json.dumps(value)
+    text = json.dumps(value, default=str)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 def parse(path: Path, what: str) -> list[tuple[str, Any]]:
-    """The rows of a file, each with its place: one, or in a `.jsonl` one a line.
+    """Return the rows of a file, each with its place: one, or in a `.jsonl` one a line.
 
     Args:
       path: of the file.
-      what: a row is, in a message.
+      what: what a row is, for the message.
 
     Raises:
-      UserError: a file that is not text, or a row that is cut short, has a number that JSON has
-        not, or a name twice.
+      UserError: the file is not UTF-8, or a row is cut short, holds a number that JSON does not
+        have, or a name twice.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -78,10 +80,9 @@ def parse(path: Path, what: str) -> list[tuple[str, Any]]:
         raise UserError(f"{path}: not UTF-8 text, expected {what}") from None
     if path.suffix != ".jsonl":
         return [(str(path), _parse(text, str(path), None, what))]
-    lines = enumerate(text.split("\n"), 1)
     return [
         (f"{path}:{number}", _parse(line, str(path), number, what))
-        for number, line in lines
+        for number, line in enumerate(text.split("\n"), 1)
         if line.strip()
     ]
 
@@ -110,12 +111,12 @@ def _parse(text, path, line, what):
 
 
 def dump(value: Any) -> str:
-    """A row, or a part of one, in one line."""
+    """Return a row, or a part of one, as one line of JSON."""
     return json.dumps(value, allow_nan=False, ensure_ascii=False)
 
 
 def append(path: Path, row: Row) -> None:
-    """Adds a line to a file, which is whole at any instant."""
+    """Append a row to a `.jsonl` file, which is whole at any instant."""
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     gap = "" if text.endswith("\n") or not text else "\n"
     write_whole(path, text + gap + dump(row) + "\n")

@@ -1,4 +1,4 @@
-"""Result rows grouped over seeds: the mean and the spread of each score."""
+"""Summaries of result rows over seeds: mean and spread of each score."""
 
 import dataclasses
 import math
@@ -21,23 +21,23 @@ PER_CLASS = {"iou": "IoU", "accuracy": "accuracy"}
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A score over the runs of a group: mean fraction and sample standard deviation (ddof 1)."""
+    """A score over several runs: mean, a fraction, and sample standard deviation (ddof 1)."""
 
     mean: float
     sd: float | None  # None for a single run
     runs: int = 1
 
     def interval(self) -> tuple[float, float] | None:
-        """Ends of the 95% interval of the mean over seeds, Student's t; None for a single run."""
+        """Return the 95% confidence interval of the mean, Student's t; None for a single run."""
         if self.sd is None:
             return None
-        from scipy import stats  # of some weight, and seldom asked for
+        from scipy import stats  # slow to import
 
         reach = float(stats.t.ppf(0.975, self.runs - 1)) * self.sd / math.sqrt(self.runs)
         return self.mean - reach, self.mean + reach
 
     def percent(self, interval: bool = False) -> str:
-        """As printed: the mean with the deviation or the interval, where there are several runs."""
+        """Format the mean in percent, with the deviation or interval if there are several runs."""
         text = f"{100 * self.mean:.1f}"
         ends = self.interval() if interval else None
         if ends:
@@ -47,13 +47,15 @@ class Estimate:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """The runs of one config on one split."""
+    """Runs of one config on one split."""
 
-    row: Row  # the first of them: what they have in common is read from it
+    row: Row  # of the first run, for what all runs share
     overrides: Row  # without the seed
-    seeds: tuple[int, ...]  # ascending; empty for a rule that has no seed, such as "all Road"
-    scores: dict[str, Estimate | None]  # by the names of SCORES; None: not measured in all runs
-    per_class: dict[str, tuple[Estimate | None, ...]]  # by PER_CLASS, K each; None: absent class
+    seeds: tuple[int, ...]  # ascending; empty for a baseline, such as "all Road"
+    scores: dict[str, Estimate | None]  # keys of SCORES; None: not measured in all runs
+    per_class: dict[
+        str, tuple[Estimate | None, ...]
+    ]  # keys of PER_CLASS, K entries; None: absent class
 
 
 def _estimate(values: Sequence[float | None]) -> Estimate | None:
@@ -81,16 +83,14 @@ def _summary(rows: Sequence[Row]) -> Summary:
 
 
 def summarize(rows: Iterable[Row]) -> list[Summary]:
-    """Groups rows over seeds; highest mean mIoU first.
+    """Group rows over seeds and summarize each group; highest mean mIoU first.
 
-    A group has one experiment, overrides but for the seed, model, config digest and evaluation
-    (data set, split, number of images, resolution, classes, BatchNorm, inference). Rows that
-    differ in their digest alone are groups of their own, which a table tells apart by it. A run
-    that is there twice with the same counts is counted once.
+    The rows of a group share experiment, overrides except the seed, model, config digest and
+    evaluation (dataset, split, number of images, resolution, classes, batch normalization,
+    inference). Equal results of one run count once.
 
     Raises:
-      UserError: two different results of one seed in a group, or runs of one group that were scored
-        on different labels.
+      UserError: a group has two different results of one seed, or was scored on different labels.
     """
     groups: dict[str, dict[int | None, Row]] = {}
     for row in rows:

@@ -1,4 +1,4 @@
-"""What `segjax benchmark` counts and keeps, its tables, and PyTorch where there is one."""
+"""`segjax benchmark`: counts, rows, tables, and PyTorch if it is installed."""
 
 import copy
 import csv
@@ -34,7 +34,7 @@ TIMES = {"forward": 4.0, "training_step": 10.0, "gradient": 9.0}
 
 
 class FakeSide:
-    """Answers as a process would; a list of requests it fails at is shared by all."""
+    """A stand-in for a worker process; all instances share the requests that fail."""
 
     asked: list = []  # noqa: RUF012, cleared by the fixture
     failing: dict = {}  # noqa: RUF012
@@ -136,7 +136,7 @@ def bench():
         yield bench, said, bench.batch(2)
 
 
-def test_multiply_adds_are_those_counted_by_hand(bench):
+def test_macs_are_those_counted_by_hand(bench):
     _, said, prepared = bench
     first, last = 24 * 32 * 9 * 3 * 4, 24 * 32 * 4 * 11
     assert prepared["macs"]["forward"] == 2 * (first + last)
@@ -150,7 +150,7 @@ def test_the_compiled_programs_plan_at_least_what_they_are_given(bench):
     planned = prepared["memory"]["compiled"]
     image, logits = 4 * 2 * 24 * 32 * 3, 4 * 2 * 24 * 32 * 11
     assert planned["forward"] >= image + logits + 4 * said["parameters"]
-    # Momentum comes on top of the parameters, whose new values take the place of the old.
+    # Momentum is added to the parameters, which are updated in place.
     assert planned["training_step"] >= 8 * said["parameters"] + image // 4
     assert all(seconds > 0 for seconds in prepared["compile_seconds"].values())
 
@@ -200,7 +200,7 @@ def test_what_others_are_compared_by_is_left_in_the_folder(bench, tmp_path):
 def test_a_row_gives_rates_shares_and_backward():
     facts = Facts(make_row(batch=8))
     assert facts.flops("forward") == 2000
-    assert facts.floor_ms("forward") == pytest.approx(2.0)
+    assert facts.arithmetic_ms("forward") == pytest.approx(2.0)
     assert facts.share("forward") == pytest.approx(0.5)
     assert facts.traffic_ms("forward") == pytest.approx(0.5)
     assert facts.ms("backward") == pytest.approx(5.0)
@@ -219,7 +219,7 @@ def test_rows_are_kept_as_they_come_and_not_measured_twice(fake, tmp_path):
     fake.asked.clear()
     assert run.run(PLAN, "another command", output) == rows
     assert [do for _, do, _ in fake.asked] == ["network", "end"]  # for the name of the device
-    # A point of another kind is not done: here, one beside PyTorch.
+    # A row beside PyTorch is another one.
     beside = run.dataclasses.replace(PLAN, against=("torch",))
     rows = run.run(beside, "segjax benchmark", output)
     assert len(measurements.read([output])) == 4
@@ -262,7 +262,7 @@ def test_out_of_memory_is_in_the_row_and_does_not_end_the_run(fake, tmp_path):
     assert Facts(rows[1]).ms("forward") is None
     text = table.draw(tables.listing(rows))
     assert "segnet_basic (width 2) at batch 4 in float32, segjax: out of memory." in text
-    # In a sum it has no part, and the table has the line.
+    # It is not part of the sum, and the table has its error.
     assert "segnet_basic (width 2)" in table.draw(tables.paper(rows))
 
 
@@ -287,12 +287,12 @@ def test_a_process_that_dies_says_by_what():
 
 def test_a_process_answers_and_keeps_what_else_is_printed_to_itself():
     script = (
-        "from segjax import sides\n"
+        "from segjax.benchmark import process\n"
         "def double(x):\n"
         "    print('by the way')\n"
         "    if x < 0: raise MemoryError\n"
         "    return {'x': 2 * x}\n"
-        "sides.serve({'double': double})"
+        "process.serve({'double': double})"
     )
     side = process.Side([sys.executable, "-c", script])
     assert side.ask("double", x=3) == {"x": 6}
@@ -309,10 +309,11 @@ def test_a_process_answers_and_keeps_what_else_is_printed_to_itself():
         ("", "empty, expected rows of segjax benchmark"),
         ("[]", "rows.jsonl:1: found [], expected a benchmark row (an object)"),
         ({"kind": "result"}, "kind is \"result\", expected 'benchmark'"),
-        ({"batch": 0}, "batch is 0, expected an integer >= 1"),
-        ({"macs": {"forward": 1}}, "macs is"),
-        ({"sides": {}}, "sides is {}, expected an object of segjax"),
-        ({"sides": {"segjax": {}}}, "sides.segjax: error is missing"),
+        ({"batch": 0}, "batch is 0, expected greater than or equal to 1"),
+        ({"macs": {"forward": 1}}, "macs.training_step is missing"),
+        ({"sides": {}}, "sides are [], expected segjax among them"),
+        ({"sides": {"caffe": {}}}, "'segjax', 'torch' or 'torch.compile'"),
+        ({"sides": {"segjax": {}}}, "sides.segjax.error is missing"),
     ],
 )
 def test_a_row_that_is_not_whole_is_refused(tmp_path, text, said, capsys):
@@ -341,7 +342,7 @@ def test_the_papers_table_has_ours_beside_it_and_sums(tmp_path, capsys):
         for model, options in (
             ("segnet", {}),
             ("deconvnet", {"fc_width": 1024}),
-            ("fcn8s", {}),  # not the paper's, whose upsampling is learnt
+            ("fcn8s", {}),  # not the paper's, whose upsampling is learned
         )
         for batch in (1, 4, 16)
     ]
@@ -456,7 +457,7 @@ def test_options_go_to_the_networks_that_have_them():
 
 
 def _torch_python():
-    """A Python that has torch: SEGJAX_TORCH_PYTHON, or this one."""
+    """Return a Python that has torch: SEGJAX_TORCH_PYTHON, or this one."""
     python = os.environ.get("SEGJAX_TORCH_PYTHON") or sys.executable
     if subprocess.run([python, "-c", "import torch"], capture_output=True).returncode:
         return None
@@ -464,7 +465,7 @@ def _torch_python():
 
 
 def test_the_command_for_a_gpu_runs_to_its_end_on_a_cpu(tmp_path):
-    """At its least: one network, once beside PyTorch where that is there."""
+    """At minimal size: one network, beside PyTorch if it is installed."""
     python = _torch_python()
     output = tmp_path / "rows.jsonl"
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Floors and ceilings: the vote by hand, and the figures of the real CamVid."""
+"""Baselines and upper bounds: majority votes by hand, and the scores on the real CamVid."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def test_majority_vote_by_hand():
         ],
         np.uint8,
     )
-    # Cells: {0,1,1,1}, {2,2,void,0}, {1,void}; {void,void} has no vote, {2,0} is a tie, {2}.
+    # Blocks: {0,1,1,1}, {2,2,void,0}, {1,void}; {void,void} has no vote, {2,0} is a tie, {2}.
     expected = [[1, 1, 2, 2, 1], [1, 1, 2, 2, 1], [0, 0, 0, 0, 2]]
     np.testing.assert_array_equal(baselines.majority_vote(label, stride=2, num_classes=3), expected)
 
@@ -39,7 +39,7 @@ def test_pixel_mode_by_hand():
     np.testing.assert_array_equal(mode, [[2, 1, 1]])
 
 
-def test_floors_of_camvid_are_the_published_figures(camvid_data_dir):
+def test_scores_on_camvid_are_those_of_an_independent_computation(camvid_data_dir):
     rows = baselines.rows("camvid", "test", camvid_data_dir, None, "segjax floors")
     found = {
         row["name"]: tuple(

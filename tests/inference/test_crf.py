@@ -12,25 +12,25 @@ HEIGHT, WIDTH, CLASSES = 16, 20, 4
 
 
 def pair_kernel(features):
-    """exp(-|f_i - f_j|^2 / 2) of all pairs, float64 (N, N)."""
+    """Return exp(-|f_i - f_j|^2 / 2) of all pairs, float64 (N, N)."""
     features = features.astype(np.float64)
     return np.exp(-((features[:, None] - features) ** 2).sum(-1) / 2)
 
 
 def normalized(kernel):
-    """Each entry over the root of its row's and its column's sum."""
+    """Divide each entry by the root of its row sum and column sum."""
     root = np.sqrt(kernel.sum(1))
     return kernel / root[:, None] / root
 
 
-def pair_features(image, width, colour_width):
+def pair_features(image, width, color_width):
     y, x = np.mgrid[: image.shape[0], : image.shape[1]]
-    colour = image.reshape(-1, image.shape[2]) / colour_width
-    return np.column_stack([y.ravel() / width, x.ravel() / width, colour]).astype(np.float32)
+    color = image.reshape(-1, image.shape[2]) / color_width
+    return np.column_stack([y.ravel() / width, x.ravel() / width, color]).astype(np.float32)
 
 
 def exact(parameters, image, probabilities):
-    """Ten iterations of mean field with the kernels as matrices, O(N^2)."""
+    """Run ten iterations of mean field with the kernels as matrices, O(N^2)."""
     appearance = normalized(pair_kernel(pair_features(image, parameters.bi_xy, parameters.bi_rgb)))
     smoothness = normalized(pair_kernel(pair_features(image, parameters.pos_std, np.inf)))
     scores = np.log(probabilities.reshape(-1, probabilities.shape[-1]).astype(np.float64))
@@ -43,12 +43,12 @@ def exact(parameters, image, probabilities):
 
 
 def scene(seed, noise):
-    """An image of three areas with noise, and a guess of its labels that is often wrong."""
+    """Return a noisy image of three areas, and class probabilities that are often wrong."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     label = np.where(y < 6, 0, np.where(x < 9 + y // 4, 1, 2))
-    colours = rng.uniform(40, 215, (CLASSES, 3))
-    image = colours[label] + rng.normal(0, noise, (HEIGHT, WIDTH, 3))
+    colors = rng.uniform(40, 215, (CLASSES, 3))
+    image = colors[label] + rng.normal(0, noise, (HEIGHT, WIDTH, 3))
     logits = 2.0 * np.eye(CLASSES)[label] + rng.normal(0, 1.2, (HEIGHT, WIDTH, CLASSES))
     image = np.clip(image, 0, 255).astype(np.uint8)
     return image, label, softmax(logits, -1).astype(np.float32)
@@ -105,14 +105,14 @@ def test_the_lattice_filters_by_a_gaussian_of_unit_width(channels):
 
 def test_each_point_is_shared_out_among_the_corners_of_its_simplex():
     image, _, _ = scene(0, 20)
-    corners, shares, neighbours = map(np.asarray, crf.build_lattice(pair_features(image, 8, 10)))
+    corners, shares, neighbors = map(np.asarray, crf.build_lattice(pair_features(image, 8, 10)))
     assert corners.shape == shares.shape == (HEIGHT * WIDTH, 6)
     assert shares.min() > -1e-5
     np.testing.assert_allclose(shares.sum(1), 1, atol=1e-5)
-    # Corners of a simplex differ from each other; a neighbour's neighbour is oneself.
+    # Corners of a simplex differ from each other; a neighbor's neighbor is the point itself.
     assert all(len(set(row)) == 6 for row in corners.tolist())
-    nowhere = neighbours.shape[-1] - 1
-    for one, other in neighbours:
+    nowhere = neighbors.shape[-1] - 1
+    for one, other in neighbors:
         there = np.flatnonzero(one != nowhere)
         assert len(there)
         np.testing.assert_array_equal(other[one[there]], there)
@@ -132,7 +132,7 @@ def test_no_class_is_preferred():
     np.testing.assert_allclose(turned, made[..., order], atol=1e-3)
 
 
-def test_a_network_that_is_quite_sure_leaves_everything_finite():
+def test_probabilities_of_zero_and_one_stay_finite():
     image, label, _ = scene(0, 4)
     certain = np.eye(CLASSES, dtype=np.float32)[label]
     made = crf.refine(crf.PRESETS["v1"], image, certain)
@@ -174,7 +174,7 @@ def test_parameters_that_cannot_be_are_refused(text, said):
     assert said in str(refusal.value)
 
 
-def test_widths_below_all_reason_are_refused():
+def test_tiny_widths_are_refused():
     image, _, probabilities = scene(0, 20)
     with pytest.raises(UserError, match="bi_rgb 1e-06 are too small for an image of 16x20"):
         crf.refine(crf.parse("3,1,4,1e-6,1e-6"), image, probabilities)

@@ -1,4 +1,4 @@
-"""Monte Carlo samples by the real commands, on a tiny run."""
+"""Monte Carlo dropout by the real commands, on a tiny run."""
 
 import json
 
@@ -19,7 +19,7 @@ from support.runs import DESCRIPTION, OneLayer, small_config
 
 
 class Dropping(OneLayer):
-    """The same, with units dropped."""
+    """A network of one layer, with dropout."""
 
     @nn.compact
     def __call__(self, image, *, train):
@@ -32,7 +32,7 @@ class Dropping(OneLayer):
 
 @pytest.fixture(scope="module")
 def runs(scenes_data_dir, tmp_path_factory):
-    """The workdirs of two finished runs, one with dropout and one without."""
+    """Folder of two finished runs, one with dropout and one without."""
     folder = tmp_path_factory.mktemp("uncertainty")
     with pytest.MonkeyPatch.context() as patch:
         for name, network in (("dropping", Dropping), ("one_layer", OneLayer)):

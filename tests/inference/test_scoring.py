@@ -1,4 +1,4 @@
-"""Evaluation: every pixel counted once, on statistics that are those of the training set."""
+"""Evaluation: every pixel is counted once, with batch statistics of the training set."""
 
 import json
 
@@ -19,7 +19,7 @@ from support.runs import DESCRIPTION, OneLayer, arrays, small_config, tiny_confi
 
 
 def create(config):
-    """The experiment, and variables as far from their initial values as training takes them."""
+    """Return the experiment, and variables that differ from their initial values."""
     run = experiment.create(config)
     variables = run.model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)
     rng = np.random.default_rng(0)
@@ -33,7 +33,7 @@ def create(config):
 
 @pytest.fixture(scope="module")
 def counted(scenes_data_dir):
-    """The counts of each of five images, predicted alone and counted by NumPy; the variables."""
+    """Return counts of five images, predicted alone and counted by NumPy; the variables."""
     run, variables = create(tiny_config(scenes_data_dir))
     predict = jax.jit(lambda image: run.model.apply(variables, image, train=False))
     source = run.open_split("val")
@@ -121,7 +121,7 @@ def test_batch_norm_statistics_are_those_of_the_training_set(scenes_data_dir, nu
 
 @pytest.fixture(scope="module")
 def finished(scenes_data_dir, tmp_path_factory):
-    """The workdir of a finished run, and the result row that it wrote."""
+    """Return the run directory of a finished run and its result row."""
     workdir = tmp_path_factory.mktemp("finished") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models.MODELS, "one_layer", OneLayer)
@@ -130,7 +130,7 @@ def finished(scenes_data_dir, tmp_path_factory):
 
 
 def evaluated(workdir, *arguments):
-    """The row that `segjax evaluate` writes."""
+    """Return the row that `segjax evaluate` writes."""
     before = set(workdir.glob("evaluation_*.json"))
     assert main.main(["evaluate", "--workdir", str(workdir), *arguments]) == 0
     (path,) = set(workdir.glob("evaluation_*.json")) - before

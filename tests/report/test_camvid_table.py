@@ -1,4 +1,4 @@
-"""The methods published on CamVid, ours beside them."""
+"""The CamVid table: published methods and ours."""
 
 import csv
 import io

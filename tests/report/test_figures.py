@@ -1,4 +1,4 @@
-"""What the figures show: numbers of the drawn shapes, and colours that all can tell apart."""
+"""Figures: the numbers of the drawn shapes, and colors that everyone can tell apart."""
 
 import itertools
 import json
@@ -14,7 +14,7 @@ from segjax import results
 from segjax.cli.main import main
 from segjax.errors import UserError
 from segjax.report import figures, groups, predictions
-from support.rows import make_floor, make_row
+from support.rows import make_baseline, make_row
 
 OTHER = ((60, 35, 5), (30, 160, 10), (2, 6, 12))
 
@@ -29,12 +29,12 @@ def make_rows():
         make_row(0),
         make_row(1, confusion=OTHER, seconds=601.5),
         make_row(0, weights="enet", confusion=OTHER),
-        make_floor(),
+        make_baseline(),
     ]
 
 
 def make_run(folder, row, courses):
-    """A workdir: its row, its config, and a log of (step, training losses since, mIoU)."""
+    """Write a run directory: row, config, and a log of (step, training losses since, mIoU)."""
     folder.mkdir(parents=True)
     results.write_row(folder / "result.json", row)
     (folder / "config.json").write_text(json.dumps({"config": {"loss.class_weights": "none"}}))
@@ -48,7 +48,7 @@ def make_run(folder, row, courses):
 
 @pytest.fixture
 def methods(tmp_path):
-    (setting,) = groups.gather([write(tmp_path / "rows.jsonl", make_rows())])
+    (setting,) = groups.read_settings([write(tmp_path / "rows.jsonl", make_rows())])
     return setting.methods
 
 
@@ -77,7 +77,7 @@ def test_bars_are_as_high_as_the_means_and_whiskers_as_long_as_the_deviations(me
 
 def test_a_class_that_is_absent_has_no_bar_and_says_so(tmp_path):
     row = make_row(confusion=((80, 20, 0), (10, 190, 0), (0, 0, 0)))
-    (setting,) = groups.gather([write(tmp_path / "rows.jsonl", [row])])
+    (setting,) = groups.read_settings([write(tmp_path / "rows.jsonl", [row])])
     figure = figures.per_class(setting.methods)
     (axes,) = figure.axes
     heights = [bar.get_height() for bar in axes.containers[0].patches]
@@ -86,9 +86,9 @@ def test_a_class_that_is_absent_has_no_bar_and_says_so(tmp_path):
     assert said == ["Sky", "Road", "Pole\n(absent)"]
 
 
-def test_methods_of_a_panel_differ_in_colour_and_in_hatching_or_marker(tmp_path):
-    rows = [make_row(weights=f"w{k}" * (k + 1)) for k in range(2 * len(figures.COLOURS) + 1)]
-    (setting,) = groups.gather([write(tmp_path / "rows.jsonl", rows)])
+def test_methods_of_a_panel_differ_in_color_and_in_hatching_or_marker(tmp_path):
+    rows = [make_row(weights=f"w{k}" * (k + 1)) for k in range(2 * len(figures.COLORS) + 1)]
+    (setting,) = groups.read_settings([write(tmp_path / "rows.jsonl", rows)])
     figure = figures.per_class(setting.methods)
     panels = [bars_of(axes) for axes in figure.axes]
     assert [len(panel) for panel in panels] == [4, 5, 4]
@@ -106,7 +106,7 @@ def test_learning_curves_are_means_with_a_band_of_one_deviation(tmp_path):
     make_run(
         tmp_path / "b", make_row(1, confusion=OTHER), [(4, [5.0, 3.0], 0.3), (8, [2.0, 2.0], 0.6)]
     )
-    (setting,) = groups.gather([tmp_path])
+    (setting,) = groups.read_settings([tmp_path])
     score, loss = figures.learning_curves(setting.methods).axes
     for axes, values in ((score, [[20, 40], [30, 60]]), (loss, [[3, 1.5], [4, 2]])):
         (line,) = axes.get_lines()
@@ -124,22 +124,22 @@ def test_learning_curves_are_means_with_a_band_of_one_deviation(tmp_path):
 def test_one_run_has_no_band_and_rows_alone_no_curves(tmp_path, methods):
     assert figures.learning_curves(methods) is None
     make_run(tmp_path / "run", make_row(0), [(4, [4.0], 0.2), (8, [2.0], 0.4)])
-    (setting,) = groups.gather([tmp_path / "run"])
+    (setting,) = groups.read_settings([tmp_path / "run"])
     figure = figures.learning_curves(setting.methods)
     assert not any(axes.collections for axes in figure.axes)
 
 
 def test_cost_places_what_was_trained(methods):
     parameters, time = figures.cost(methods).axes
-    assert len(parameters.containers) == len(time.containers) == 2  # the floor is left out
+    assert len(parameters.containers) == len(time.containers) == 2  # the baseline is left out
     (point,) = [c for c in time.containers if c.get_label().endswith("none")]
     score = np.mean([row["mean_iou"] for row in make_rows()[:2]])
     found = (float(point.lines[0].get_xdata()[0]), float(point.lines[0].get_ydata()[0]))
     np.testing.assert_allclose(found, (np.mean([1201.5, 601.5]) / 60, 100 * score))
     for container in parameters.containers:
         assert float(container.lines[0].get_xdata()[0]) == pytest.approx(0.357123)
-    floors = [method for method in methods if method.label == "all Road"]
-    assert figures.cost(floors) is None
+    baselines = [method for method in methods if method.label == "all Road"]
+    assert figures.cost(baselines) is None
 
 
 def test_confusion_is_of_all_seeds_and_each_true_class_sums_to_one(methods):
@@ -175,7 +175,7 @@ def test_files_are_drawn_the_same_again_and_parse(tmp_path, capsys):
 def test_settings_have_files_of_their_own(tmp_path, monkeypatch):
     rows = write(tmp_path / "rows.jsonl", [make_row(), make_row(split="val", num_images=101)])
     monkeypatch.setattr(figures, "render", lambda figure, format: format.encode())
-    files = predictions.draw(groups.gather([rows]), tmp_path / "out", ["svg"])
+    files = predictions.draw(groups.read_settings([rows]), tmp_path / "out", ["svg"])
     assert len(set(files)) == len(files) == len(list((tmp_path / "out").iterdir())) == 2 * 4
     assert {file.name.split("_")[0] for file in files} == {
         "camvid-test-split-233-images-of-96x128",
@@ -193,7 +193,7 @@ def test_what_cannot_be_drawn_is_one_line(tmp_path, capsys):
     make_run(tmp_path / "run", make_row(0), [])
     (tmp_path / "run" / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config.json cannot be read"):
-        groups.gather([tmp_path / "run"])
+        groups.read_settings([tmp_path / "run"])
 
 
 def test_labels_say_what_differs_and_never_repeat():
@@ -202,7 +202,7 @@ def test_labels_say_what_differs_and_never_repeat():
         make_row(weights="enet"),
         make_row(weights="enet", inference="crf v2"),
         make_row(weights="enet", config_digest="f" * 16),
-        make_floor(),
+        make_baseline(),
     ]
     found = groups.labels([(row, {"steps": k, "seed": 0}) for k, row in enumerate(rows)])
     assert found == [
@@ -249,9 +249,9 @@ TO_XYZ = np.array(
 )
 
 
-def lab(colour, sight):
-    """CIELAB of a colour as a kind of sight has it."""
-    rgb = np.array(to_rgb(colour))
+def lab(color, sight):
+    """Return the CIELAB values of a color as seen with a kind of color vision."""
+    rgb = np.array(to_rgb(color))
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     xyz = TO_XYZ @ np.clip(np.array(sight) @ linear, 0, 1) / (TO_XYZ @ np.ones(3))
     f = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz / (3 * (6 / 29) ** 2) + 4 / 29)
@@ -259,11 +259,11 @@ def lab(colour, sight):
 
 
 @pytest.mark.parametrize("sight", SIGHT)
-def test_colours_are_apart_in_every_kind_of_sight(sight):
-    """A distance of 2.3 is just noticed; pure red and green keep 26 of 171 in deuteranopia."""
-    seen = {colour: lab(colour, SIGHT[sight]) for colour in figures.COLOURS}
+def test_colors_are_apart_in_every_kind_of_sight(sight):
+    """A distance of 2.3 is just noticeable; pure red and green keep 26 of 171 in deuteranopia."""
+    seen = {color: lab(color, SIGHT[sight]) for color in figures.COLORS}
     distances = {
         pair: np.linalg.norm(seen[pair[0]] - seen[pair[1]])
-        for pair in itertools.combinations(figures.COLOURS, 2)
+        for pair in itertools.combinations(figures.COLORS, 2)
     }
     assert min(distances.values()) > 10, min(distances.items(), key=lambda item: item[1])

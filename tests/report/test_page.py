@@ -1,4 +1,4 @@
-"""The page of results: what is on it, that it is whole in itself, and how it works in a browser."""
+"""The page of results: its content, that it fetches nothing, and its behavior in a browser."""
 
 import dataclasses
 import html.parser
@@ -14,11 +14,11 @@ import segjax
 from segjax import results
 from segjax.cli.main import main
 from segjax.data import datasets
-from segjax.predict import Compared
+from segjax.predict import Predictions
 from segjax.report import groups
 from segjax.report import page as report
 from support.browser import ENTER, LEFT, RIGHT, SPACE, TAB, chromium
-from support.rows import CLASS_NAMES, make_floor, make_row
+from support.rows import CLASS_NAMES, make_baseline, make_row
 
 OTHER = ((60, 35, 5), (30, 160, 10), (2, 6, 12))
 NASTY = "<img src=x onerror=alert(1)>&\"'"
@@ -30,7 +30,7 @@ def make_rows():
         make_row(0),
         make_row(1, confusion=OTHER, finished="2026-11-23T17:00:01+00:00"),
         make_row(0, weights=NASTY, confusion=OTHER, experiment=NASTY, name=NASTY, command=NASTY),
-        make_floor(),
+        make_baseline(),
         make_row(
             dataset="streetscenes",
             resolution=[72, 96],
@@ -41,7 +41,7 @@ def make_rows():
 
 
 def predicted(labels):
-    """Two drawn test images of 6x8, and a prediction of each by these methods."""
+    """Return two random test images of 6x8, and a prediction of each by these methods."""
     rng = np.random.default_rng(0)
     examples = [
         {
@@ -56,20 +56,20 @@ def predicted(labels):
         "camvid", tuple(CLASS_NAMES), PALETTE, (0.0,) * 3, (1.0,) * 3, {"train": split}, (6, 8)
     )
     each = [(label, rng.integers(0, 3, (2, 6, 8)).astype(np.uint8)) for label in labels]
-    return Compared(info, examples, each)
+    return Predictions(info, examples, each)
 
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
     file = tmp_path_factory.mktemp("rows") / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in make_rows()))
-    return groups.gather([file])
+    return groups.read_settings([file])
 
 
 @pytest.fixture(scope="module")
 def text(settings):
-    compared = predicted([method.label for method in settings[0].methods[:2]])
-    shown = [(compared, ["all Road: only its result row is there, not its run"])]
+    predictions = predicted([method.label for method in settings[0].methods[:2]])
+    shown = [(predictions, ["all Road: only its result row is there, not its run"])]
     shown.append((None, ["x: only its result row is there, not its run"]))
     return report.page(settings, shown, [NASTY], "2026-11-24T00:00:00+00:00")
 
@@ -78,7 +78,7 @@ VOID_TAGS = {"meta", "link", "input", "br", "img"}
 
 
 class Page(html.parser.HTMLParser):
-    """All elements of a page, each with its tag, attributes, text and the tags around it."""
+    """The elements of a page, each with its tag, attributes, text and ancestors."""
 
     @dataclasses.dataclass
     class Element:
@@ -120,7 +120,7 @@ class Page(html.parser.HTMLParser):
         ]
 
     def tables(self):
-        """Caption, headings, and the cells of each row of every table."""
+        """Yield caption, headings and the cells of each row of every table."""
         for table in self.all("table"):
             inside = [e for e in self.elements if table in e.path]
             (caption,) = [e for e in inside if e.tag == "caption"]
@@ -181,7 +181,7 @@ def test_classes_have_a_column_each_in_two_tables(page):
         _, heads, rows = table
         assert [head.text for head in heads] == ["method", *CLASS_NAMES]
         values = {row[0].text: float(row[2].attributes["data-sort"]) for row in rows}
-        expected = make_floor()[f"per_class_{kind.lower()}"][1]
+        expected = make_baseline()[f"per_class_{kind.lower()}"][1]
         assert values["all Road"] == pytest.approx(expected, abs=1e-15)
 
 
@@ -251,14 +251,14 @@ def test_configs_say_first_what_differs(page):
     assert set(fields[: fields.index("model.width")]) >= {"loss.class_weights"}
 
 
-def luminance(colour):
-    values = [int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)]
+def luminance(color):
+    values = [int(color[k : k + 2], 16) / 255 for k in (1, 3, 5)]
     linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in values]
     return float(np.dot([0.2126, 0.7152, 0.0722], linear))
 
 
 def contrast(a, b):
-    """WCAG 2: 1 to 21."""
+    """Return the contrast ratio of WCAG 2, from 1 to 21."""
     low, high = sorted((luminance(a), luminance(b)))
     return (high + 0.05) / (low + 0.05)
 
@@ -268,12 +268,12 @@ def test_text_and_controls_stand_out_in_light_and_dark(scheme):
     css = (resources.files(segjax) / "report" / "page.html").read_text()
     blocks = re.findall(r":root \{(.*?)\}", css, re.DOTALL)
     assert len(blocks) == 2
-    colour = dict(re.findall(r"--(\w+): (#\w{6})", blocks[scheme]))
+    color = dict(re.findall(r"--(\w+): (#\w{6})", blocks[scheme]))
     for ground in ("paper", "head"):
         for name in ("ink", "muted", "accent"):
-            assert contrast(colour[name], colour[ground]) >= 4.5, (name, ground)
-    assert contrast(colour["edge"], colour["paper"]) >= 3
-    # No text has a colour of its own.
+            assert contrast(color[name], color[ground]) >= 4.5, (name, ground)
+    assert contrast(color["edge"], color["paper"]) >= 3
+    # No text has a color of its own.
     own = re.findall(r"[ ;{]color: ([^;}]+)", css)
     assert set(own) <= {"var(--ink)", "var(--muted)", "var(--accent)"}
 
@@ -349,7 +349,7 @@ def test_the_keyboard_reaches_a_heading_and_sorts(browser):
     assert scores == sorted(scores, reverse=True)
     browser.type(SPACE)
     assert [float(cell.split()[0]) for cell in browser.run(FIRST_TABLE, 1)] == scores[::-1]
-    # What is missing stays at the end, whichever way.
+    # Missing values stay at the end in either order.
     for _ in range(2):
         browser.press(browser.find(heading(5)), ENTER)
         assert browser.run(FIRST_TABLE, 5)[-1] == "-"

@@ -1,4 +1,4 @@
-"""Tables 1, 3 and 6 of the SegNet paper, ours beside them."""
+"""Tables 1, 3 and 6 of the SegNet paper beside ours."""
 
 import itertools
 import json
@@ -21,7 +21,7 @@ VARIANTS = {
 
 
 def ranked_rows(order, weights="segnet", **changed):
-    """Our rows of the variants, two seeds each, the better the later in the order."""
+    """Return our rows of the variants, two seeds each, scores ascending in this order."""
     return [
         make_camvid_row(500 + 10 * place + seed, model, seed, weights, **changed)
         for place, model in enumerate(order)
@@ -89,7 +89,7 @@ def test_rank_correlation_is_one_for_the_papers_order_and_counts_swaps():
     }
     (fact,) = correlations(ranked_rows(by_paper()[::-1]))
     assert (fact["spearman"], fact["kendall"]) == (pytest.approx(-1), pytest.approx(-1))
-    # Two neighbours swapped: one of the 28 pairs; the sum of squared differences of ranks is 2.
+    # Two neighbors swapped: one of the 28 pairs; the sum of squared differences of ranks is 2.
     order = by_paper()
     order[2], order[3] = order[3], order[2]
     (fact,) = correlations(ranked_rows(order))

@@ -10,7 +10,7 @@ from segjax.errors import UserError
 from segjax.report import tables
 from segjax.report.table import arrange, draw
 from segjax.results.summary import Estimate, summarize
-from support.rows import CLASS_NAMES, make_floor, make_row
+from support.rows import CLASS_NAMES, make_baseline, make_row
 
 BETTER = ((85, 10, 5), (10, 185, 5), (4, 6, 10))
 BEST = ((90, 5, 5), (10, 185, 5), (3, 6, 11))
@@ -23,7 +23,7 @@ def some_rows():
         make_row(0, weights="segnet", confusion=BETTER),
         make_row(1, weights="segnet", confusion=BEST),
         make_row(2, weights="segnet", confusion=BEST),
-        make_floor(),
+        make_baseline(),
     ]
 
 
@@ -34,8 +34,8 @@ def markdown_cells(text):
 
 def test_groups_over_seeds_with_mean_and_sample_deviation():
     rows = some_rows()
-    weighted, plain, floor = summarize(rows)
-    assert (weighted.seeds, plain.seeds, floor.seeds) == ((0, 1, 2), (0, 1), ())
+    weighted, plain, baseline = summarize(rows)
+    assert (weighted.seeds, plain.seeds, baseline.seeds) == ((0, 1, 2), (0, 1), ())
     assert plain.overrides == {"loss.class_weights": "none", "model.width": 32}
     for name in ("global_accuracy", "class_accuracy", "mean_iou"):
         values = [row[name] for row in rows[2:5]]
@@ -45,19 +45,19 @@ def test_groups_over_seeds_with_mean_and_sample_deviation():
         values = [row[f"per_class_{kind}"][k] for row in rows[:2]]
         assert plain.per_class[kind][k].mean == pytest.approx(statistics.mean(values), abs=1e-12)
         assert plain.per_class[kind][k].sd == pytest.approx(statistics.stdev(values), abs=1e-12)
-    assert floor.scores["mean_iou"] == Estimate(make_floor()["mean_iou"], None)
-    assert floor.scores["boundary_f"] is None
+    assert baseline.scores["mean_iou"] == Estimate(make_baseline()["mean_iou"], None)
+    assert baseline.scores["boundary_f"] is None
 
 
 def test_the_interval_is_students_over_the_seeds():
     # The 97.5th percentiles of Student's t with 1 and 2 degrees of freedom, from printed tables.
-    weighted, plain, floor = summarize(some_rows())
+    weighted, plain, baseline = summarize(some_rows())
     for summary, seeds, t in ((weighted, 3, 4.303), (plain, 2, 12.706)):
         estimate = summary.scores["mean_iou"]
         low, high = estimate.interval()
         assert (low + high) / 2 == pytest.approx(estimate.mean, abs=1e-12)
         assert (high - low) / 2 == pytest.approx(t * estimate.sd / seeds**0.5, rel=1e-4)
-    assert floor.scores["mean_iou"].interval() is None
+    assert baseline.scores["mean_iou"].interval() is None
     assert Estimate(0.5, 0.01, 3).percent(interval=True) == "50.0 [47.5, 52.5]"
     assert Estimate(0.5, None).percent(interval=True) == "50.0"
 

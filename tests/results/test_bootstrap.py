@@ -1,4 +1,4 @@
-"""The paired bootstrap: worked examples, and what a user can get wrong."""
+"""The paired bootstrap: worked examples and user errors."""
 
 import json
 
@@ -15,14 +15,14 @@ from support.rows import CLASS_NAMES, make_row
 
 
 def image(hits, pixels=100):
-    """The counts of one image of class 0 alone: so many are right, the rest are called class 1."""
+    """Return counts of an image of class 0: some pixels right, the rest predicted as class 1."""
     confusion = np.zeros((3, 3), np.int32)
     confusion[0, :2] = hits, pixels - hits
     return confusion
 
 
 def write_run(folder, hits, boundaries=None, **changed):
-    """A workdir with its result, images of `hits` right pixels each."""
+    """Write a run directory with its result, images with `hits` right pixels each."""
     confusion = np.stack([image(each) for each in hits])
     if boundaries is None:
         boundaries = np.tile([1, 2, 2], (len(hits), 3, 1))
@@ -69,7 +69,7 @@ def test_mean_iou_is_of_the_sum_and_not_a_mean_over_images(tmp_path):
     first = write_run(tmp_path / "a", [100, 0])
     second = write_run(tmp_path / "b", [100, 100])
     found = by_score(bootstrap.compare(first, second, samples=10))["mean_iou"]
-    # IoU of class 0: 100 of 200 pixels; class 1 is called and never there, class 2 is neither.
+    # IoU of class 0: 100 of 200 pixels; class 1 is predicted and never there, class 2 is neither.
     assert (found.first, found.second) == (pytest.approx(0.5 / 3), pytest.approx(1 / 3))
 
 
@@ -122,7 +122,7 @@ def test_runs_on_other_images_are_refused(two, tmp_path):
 def test_what_is_missing_or_damaged_is_named(two, tmp_path):
     first, second = two
     assert refusal(first, tmp_path / "none") == (
-        f"{tmp_path}/none has no result: expected the workdir of a finished run, or its row"
+        f"{tmp_path}/none has no result: expected the directory of a finished run, or its row"
     )
     counts = second / "result.npz"
     whole = counts.read_bytes()

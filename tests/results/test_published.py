@@ -1,4 +1,4 @@
-"""The published figures: what the papers allow to be checked, and how a bad record is refused."""
+"""Published results: consistency with the papers, and errors of bad records."""
 
 import json
 import re
@@ -23,7 +23,7 @@ def of(group, **fields):
 
 
 def mean(numbers):
-    """Over the classes that are printed: Local Label Descriptors has ten."""
+    """Return the mean over the printed classes; Local Label Descriptors has ten."""
     known = [number for number in numbers.values() if number is not None]
     return sum(known) / Decimal(len(known))
 
@@ -37,14 +37,14 @@ def test_every_table_is_there_whole():
     assert [r.iterations for r in of("table3", method="SegNet")][:2] == ["40K", "80K"]
 
 
-def test_the_eleven_classes_are_those_of_the_data_set():
+def test_the_eleven_classes_are_those_of_the_dataset():
     from segjax.data import camvid
 
     assert set(published.CLASSES) == set(camvid.CLASS_NAMES)
     assert len(published.CLASSES) == 11
 
 
-def test_figures_stand_at_the_names_of_their_classes():
+def test_scores_are_keyed_by_class_names():
     (segnet,) = of("network", source="SegNet paper, Table 2")
     assert segnet.per_class_accuracy["Building"] == Decimal("89.6")
     assert segnet.per_class_accuracy["SignSymbol"] == Decimal("52.7")
@@ -123,7 +123,7 @@ def test_one_row_of_segnet_is_printed_twice_with_two_weightings():
 
 
 def test_findings_of_table_1_hold_in_the_data():
-    """What the text of the paper says of it; a slip of a column would break one."""
+    """Statements in the text of the paper, which a shifted column would break."""
     test = {
         weights: {r.method: r.scores for r in of("table1", class_weights=weights, split="test")}
         for weights in ("median frequency", "natural")
@@ -151,20 +151,23 @@ def test_every_source_and_note_is_used():
     ("change", "said"),
     [
         ({"scores": {"mean_iou": 50}}, "scores is"),
-        ({"verified": "M"}, "verified is 'M', expected V or V2"),
+        ({"verified": "M"}, "verified is \"M\", expected 'V' or 'V2'"),
         ({"protocol": "differs", "notes": []}, "expected a note that says why"),
-        ({"notes": ["nobody"]}, "note 'nobody'"),
-        ({"source": "hearsay"}, "its source is not among the sources"),
-        ({"group": "table9"}, "group is 'table9'"),
+        ({"notes": ["nobody"]}, "notes has 'nobody', expected quoted, "),
+        ({"source": "hearsay"}, "source has 'hearsay', expected SegNet paper, "),
+        ({"group": "table9"}, "group has 'table9', expected unary, "),
         ({"colour": 1}, "colour is no field"),
         ({"per_class_accuracy": [1, 2]}, "expected 11 percentages"),
-        ({"per_class_accuracy": [101] * 11}, "expected 11 percentages"),
+        (
+            {"per_class_accuracy": [101] * 11},
+            "Building is 101, expected a percentage",
+        ),
         ({"per_class_accuracy": [None] * 11}, "expected 11 percentages"),
-        ({"sic": ["Dog"]}, "expected names of scores"),
+        ({"sic": ["Dog"]}, "sic has 'Dog', expected global_accuracy, "),
         ({"training_images": 0}, "training_images is 0"),
-        ({"resolution": [360]}, "resolution is [360]"),
-        ({"split": None}, "split is None"),
-        ({"method": ""}, "method is ''"),
+        ({"resolution": [360]}, "resolution[1] is missing"),
+        ({"split": None}, "expected either scores and their split, or cost"),
+        ({"method": ""}, 'method is "", expected at least 1 character'),
         ({"cost": {}}, "cost is"),
     ],
 )

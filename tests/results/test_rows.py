@@ -1,11 +1,12 @@
 import copy
 import json
+import re
 
 import pytest
 
 from segjax import results
 from segjax.errors import UserError
-from support.rows import make_floor, make_row
+from support.rows import make_baseline, make_row
 
 
 def refusal(call, *args):
@@ -17,7 +18,7 @@ def refusal(call, *args):
 
 
 def test_written_rows_are_read_back_from_every_kind_of_place(tmp_path):
-    rows = [make_row(0), make_row(1), make_floor()]
+    rows = [make_row(0), make_row(1), make_baseline()]
     for k, row in enumerate(rows):
         results.write_row(tmp_path / f"runs/{k}/result.json", row)
         results.append(tmp_path / "rows/small.jsonl", row)
@@ -69,7 +70,10 @@ def test_a_missing_or_ill_typed_field_is_named(tmp_path, name):
     assert refusal(results.read, [path]).startswith(f"{path}:1: {name} is missing")
     for wrong in (True, -1.5, [["x"]], ""):
         path.write_text(json.dumps(make_row() | {name: wrong}))
-        assert refusal(results.read, [path]).startswith(f"{path}:1: {name} is {json.dumps(wrong)}")
+        # Of a list, the entry that is wrong.
+        pattern = rf"{re.escape(str(path))}:1: {name}(\[0\])* is (.+), expected "
+        found = re.match(pattern, refusal(results.read, [path]))[2]
+        assert found in map(json.dumps, (wrong, ["x"], "x"))
 
 
 @pytest.mark.parametrize(
@@ -113,7 +117,7 @@ def test_an_edited_count_or_presence_is_found_out(tmp_path):
 def test_counts_are_non_negative_integers(tmp_path, count):
     row = make_row()
     row["confusion"][2][1] = count
-    assert "confusion is" in refusal(results.write_row, tmp_path / "r.json", row)
+    assert "confusion[2][1] is" in refusal(results.write_row, tmp_path / "r.json", row)
 
 
 @pytest.mark.parametrize("name", ["per_class_accuracy", "per_class_iou", "present", "confusion"])
@@ -122,6 +126,11 @@ def test_lengths_agree_with_the_class_names(tmp_path, name):
     row[name] = row[name][:2]
     message = refusal(results.write_row, tmp_path / "r.json", row)
     assert f"{name} has 2 entries, expected 3" in message
+
+
+def test_class_names_differ(tmp_path):
+    row = make_row(class_names=["Sky", "Road", "Sky"])
+    assert "expected different names" in refusal(results.write_row, tmp_path / "r.json", row)
 
 
 def test_confusion_is_square(tmp_path):

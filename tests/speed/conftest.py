@@ -1,4 +1,4 @@
-"""The scripts of `experiments/speed/` as modules."""
+"""Makes the scripts of `experiments/speed/` importable."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How cost grows: the points that are measured, the same loss on any devices, the figure."""
+"""Growth of cost: the measured points, equal losses on any number of devices, the figure."""
 
 import copy
 
@@ -33,7 +33,7 @@ def test_a_step_has_the_same_loss_on_any_number_of_devices(monkeypatch):
 
 @pytest.fixture
 def measured(monkeypatch):
-    """What was measured, of stand-ins for the processes that measure: (kind, what) each."""
+    """Return the measured (kind, value), with stand-ins for the worker processes."""
     asked = []
 
     class Side:
@@ -106,6 +106,6 @@ def test_networks_are_told_apart(measured, tmp_path):
         row["model"] = "unet"
     figure = growth.draw([*rows, *others], timings.read([tmp_path / growth.OF_DEVICES]))
     first, second, _ = figure.axes[0].get_lines()
-    assert (first.get_color(), second.get_color()) == figures.COLOURS[:2]
+    assert (first.get_color(), second.get_color()) == figures.COLORS[:2]
     assert first.get_marker() != second.get_marker()
     assert first.get_linestyle() != second.get_linestyle()

@@ -1,4 +1,4 @@
-"""The ways of running a training step: the same step whichever way, and its rows."""
+"""Ways of running a training step: all take the same step; their rows."""
 
 import jax
 import levers
@@ -12,7 +12,7 @@ from support.runs import OneLayer
 
 def test_every_way_takes_the_same_step(monkeypatch):
     monkeypatch.setitem(models.MODELS, "one_layer", OneLayer)
-    monkeypatch.setattr(levers.workbench, "LEARNING_RATE", 0.1)
+    monkeypatch.setattr(levers.worker, "LEARNING_RATE", 0.1)
     bench = levers.Lever()
     bench.network(
         None,

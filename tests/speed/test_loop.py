@@ -1,4 +1,4 @@
-"""What is around the bare step, measured at the tiniest size; and rows of timings."""
+"""Timings of what surrounds a training step, at minimal size; and their rows."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ def spec(tmp_path_factory, scenes_data_dir):
 
 
 def run(spec, output, kind, *rest):
-    """The one row that the command adds for the config."""
+    """Return the one row that the command adds for the config."""
     size = ["--resolution", "24x32", "--output", str(output), "--only", kind]
     assert loop.main(["--config", spec, *size, "--repeats", "2", *rest]) == 0
     (row,) = timings.read([output])
@@ -79,10 +79,10 @@ def test_a_mistake_is_one_line_and_status_2(spec, capsys):
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"kind": "race"}, 'kind is "race", expected one of loop, first_step'),
-        ({"samples": {"cold": [1.0], "warm": []}}, "samples is"),
+        ({"kind": "race"}, "kind is \"race\", expected 'loop', 'first_step'"),
+        ({"samples": {"cold": [1.0], "warm": []}}, "samples.warm is [], expected"),
         ({"samples": {"cold": [1.0]}}, "['cold'] in s, expected ['cold', 'warm'] in s"),
-        ({"setting": {"model": "unet"}}, "expected an object that names model"),
+        ({"setting": {"model": "unet"}}, "setting.model_options is missing"),
         (
             {"kind": "devices", "unit": "ms", "samples": {"training_step": [1]}},
             "devices is missing",
@@ -95,8 +95,11 @@ def test_a_mistake_is_one_line_and_status_2(spec, capsys):
             },
             "bytes is missing",
         ),
-        ({"samples": {"cold": [1.0, 2.0], "warm": [1.0]}}, "one of each turn"),
-        ({"samples": {"cold": [1.0], "warm": [0.0]}}, "positive numbers"),
+        ({"samples": {"cold": [1.0, 2.0], "warm": [1.0]}}, "one a turn"),
+        (
+            {"samples": {"cold": [1.0], "warm": [0.0]}},
+            "warm[0] is 0.0, expected greater than 0",
+        ),
     ],
 )
 def test_a_row_that_is_not_whole_is_refused(tmp_path, changed, said):

@@ -1,4 +1,4 @@
-"""A result row for the tests of rows and tables."""
+"""Result rows for tests."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ CLASS_NAMES = ["Sky", "Road", "Pole"]
 
 
 def make_row(seed=0, weights="none", confusion=((80, 15, 5), (10, 180, 10), (6, 6, 8)), **changed):
-    """A row that is right in itself; `changed` replaces fields after the scores are made."""
+    """Return a consistent row; `changed` replaces fields after the scores are computed."""
     scores = metrics.scores(np.array(confusion))
     row = {
         "schema": 1,
@@ -45,8 +45,8 @@ def make_row(seed=0, weights="none", confusion=((80, 15, 5), (10, 180, 10), (6, 
     return row | changed
 
 
-def make_floor(**changed):
-    """The row of a rule that has no seed and no parameters: every pixel is Road."""
+def make_baseline(**changed):
+    """Return the row of a baseline without seed and parameters: every pixel is Road."""
     return make_row(
         None,
         confusion=((0, 100, 0), (0, 200, 0), (0, 20, 0)),
@@ -71,7 +71,7 @@ CAMVID = (
 
 
 def make_camvid_row(right, model="segnet_basic", seed=0, weights="none", **changed):
-    """A row of CamVid's classes of 1000 pixels each, of which `right` are found in every class."""
+    """Return a row of CamVid's classes, 1000 pixels each, `right` of them correct."""
     wrong = np.roll(np.eye(len(CAMVID), dtype=int), 1, axis=1) * (1000 - right)
     confusion = np.eye(len(CAMVID), dtype=int) * right + wrong
     more = {"model": model, "class_names": list(CAMVID)}
