@@ -4,8 +4,6 @@ import io
 import json
 import os
 import random
-import re
-import shlex
 import shutil
 import signal
 import subprocess
@@ -21,7 +19,6 @@ from rich.console import Console
 
 from segjax import config as configs
 from segjax import results
-from segjax.cli import main as cli
 from segjax.cli.main import main
 from segjax.models import flops
 from segjax.runs import timing
@@ -629,30 +626,6 @@ def test_a_call_that_is_killed_loses_no_row_with_nothing_but_what_training_needs
         == 0
     )
     assert results.read([output / "results.jsonl"]) == rows
-
-
-def test_the_page_of_the_launch_folder_gives_commands_that_are_taken():
-    root = Path(TABLE).parents[1]
-    page = (root / "launch" / "reproduce_camvid.md").read_text()
-    (networks,) = re.findall(r"^for network in (.*); do$", page, re.MULTILINE)
-    lines = [
-        line.replace("$network", network)
-        for line in re.findall(r"^ *python -m segjax (.*)$", page, re.MULTILINE)
-        for network in (networks.split() if "$network" in line else [""])
-    ]
-    commands = []
-    for line in lines:
-        options, rest = cli._parser().parse_known_args(shlex.split(line))
-        assert rest == []
-        commands.append(options.command)
-        if options.command == "reproduce" and options.config:
-            grid = grids.asked(str(root / options.config), {}, options.seeds, options.only)
-            assert all(point.config.data.dataset == "camvid" for point in grid)
-    assert Counter(commands) == {
-        "reproduce": 3 + 1 + len(networks.split()) + 1,
-        "table": 2,
-        "evaluate": 2,
-    }
 
 
 @pytest.mark.parametrize(
