@@ -100,7 +100,7 @@ def test_the_demo_of_the_makefile_is_made_of_commands_that_exist():
 
 def check_command(words):
     """Parse a command, and the grid or config it names."""
-    options, rest = cli._parser().parse_known_args(words)
+    options, rest = cli.parser().parse_known_args(words)
     if options.command == "sweep":
         spec = str(ROOT / options.config)
         assert grids.asked(spec, config.parse_overrides(rest), options.seeds, options.only)
@@ -173,7 +173,7 @@ def test_the_commands_run_in_their_order(
 
 
 def test_options_in_the_text_exist():
-    parsers = [cli._parser()]
+    parsers = [cli.parser()]
     known = {"--dry-run"}  # of launch/tpu_vm.sh
     for parser in parsers:
         for action in parser._actions:
