@@ -6,7 +6,7 @@ BIN := .venv/bin
 DEMO := runs/quickstart
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo test docs lint format clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -19,6 +19,9 @@ demo: .venv/installed  ## a small sweep on drawn street scenes, its table and it
 
 test: .venv/installed  ## run the tests
 	$(BIN)/python -m pytest -n 2
+
+docs: .venv/docs  ## build the documentation into build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 lint: .venv/installed  ## check style and types
 	$(BIN)/ruff check
@@ -46,4 +49,8 @@ clean:  ## remove .venv and caches; runs/ stays
 	echo "installing segjax[$$extras] into .venv, which takes a minute or more"; \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$$extras]"
 	@$(BIN)/python -m segjax.ops.onednn
+	@touch $@
+
+.venv/docs: .venv/installed pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[docs]"
 	@touch $@

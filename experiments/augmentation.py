@@ -1,12 +1,12 @@
-"""What augmentation is worth on 367 images: SegNet-Basic on CamVid, from none to all.
+"""Ablation of augmentation on CamVid's 367 training images: SegNet-Basic, from none to all.
 
 segjax train --config experiments/augmentation.py --workdir runs/augmentation
 segjax sweep --config experiments/augmentation.py --workdir runs/augmentation
 segjax sweep --config experiments/augmentation.py:small --workdir runs/augmentation_small
 
-Nothing; flips; flips and rescaling; with brightness, contrast and saturation; and with U-Net's
-elastic deformation and rotation. The full form is for an accelerator; `small`, at 96x128 and a
-width of 16, is for two CPU cores. Neither has been run to its end, so no figure stands here.
+None; flips; flips and rescaling; these with brightness, contrast and saturation; and all of them
+with U-Net's elastic deformation and rotation. The full form is for an accelerator; `small`, at
+96x128 and a width of 16, is for two CPU cores. Neither has been run to its end yet.
 """
 
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ COLOUR = {
 
 
 def get_config(size: str = "full") -> ConfigDict:
-    """`full`; `small`, for a CPU; or `smoke`: the same run cut to seconds."""
+    """Return the config of a size: `full`; `small`, for a CPU; `smoke`, cut to seconds."""
     config = recipes.camvid(size)
     config.model.name = "segnet_basic"
     config.augment.flip, config.augment.scale = False, (1.0, 1.0)
@@ -38,7 +38,7 @@ def get_config(size: str = "full") -> ConfigDict:
 
 
 def sweep(size: str = "full") -> Iterator[dict[str, Any]]:
-    """Each augmentation and those before it."""
+    """Yield each augmentation together with those before it."""
     pixels = 10.0 if size == "full" else 3.0  # U-Net's at 512x512
     warp = {**COLOUR, "augment.elastic": pixels, "augment.rotation": 5.0}
     for seed in (0, 1, 2):

@@ -1,11 +1,11 @@
-"""Bayesian SegNet on CamVid at 360x480: SegNet with dropout, tested by Monte Carlo samples of it.
+"""Bayesian SegNet on CamVid at 360x480: SegNet with dropout, scored by Monte Carlo samples.
 
 segjax train --config experiments/bayesian_segnet.py --workdir runs/bayesian_segnet
 segjax evaluate --workdir runs/bayesian_segnet --samples 50
 segjax predict --workdir runs/bayesian_segnet --samples 50 IMAGES --output DIR
 
-The test that ends a training has no unit dropped; the second command averages samples, as the paper
-does. For an accelerator. Not yet run to its end, so no figure stands here.
+The test at the end of training drops no unit; the second command averages samples, as the paper
+does. For an accelerator. Not run to its end yet.
 """
 
 from ml_collections import ConfigDict
@@ -14,7 +14,7 @@ from segjax.config import default
 
 
 def get_config(size: str = "full") -> ConfigDict:
-    """`full`, or `smoke`: the same run cut to seconds."""
+    """Return the config of a size: `full`, or `smoke`, the same run cut to seconds."""
     config = default()
     config.model.name = "bayesian_segnet"
     config.precision = "bfloat16"

@@ -1,11 +1,11 @@
-"""SegNet-Basic at half its width on CamVid: the reduced network that a CPU can train.
+"""SegNet-Basic at half its width on CamVid: a reduced network that a CPU can train.
 
 segjax train --config experiments/camvid_small.py --workdir runs/camvid_small
 segjax train --config experiments/camvid_small.py:crops --workdir runs/camvid_crops
 
-The first trains at 96x128; without oneDNN and with JAX_NUM_CPU_DEVICES=2 it takes twenty to thirty
-minutes on two CPU cores. Test mIoU 0.387 for seed 0; on validation, which is another street, 0.51.
-The second trains on crops of 180x240 and is tested at 360x480: half an hour beside other work, test
+The first trains at 96x128, in twenty to thirty minutes on two CPU cores without oneDNN and with
+JAX_NUM_CPU_DEVICES=2. Test mIoU 0.387 for seed 0; on validation, which is another street, 0.51. The
+second trains on crops of 180x240 and is tested at 360x480: half an hour beside other work, test
 mIoU 0.338, on validation 0.43 and still rising at the end.
 """
 
@@ -15,7 +15,7 @@ from segjax.config import default
 
 
 def get_config(size: str = "full") -> ConfigDict:
-    """`full`, at 96x128; `crops`, tested at 360x480; or `smoke`: `full` cut to seconds."""
+    """Return the config of a size: `full`, 96x128; `crops`, tested at 360x480; `smoke`, seconds."""
     config = default()
     config.model.name = "segnet_basic"
     config.model.options.width = 32

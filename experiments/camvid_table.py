@@ -1,15 +1,16 @@
-"""The CamVid table: every architecture by one recipe, three seeds.
+"""The CamVid table: every architecture with one recipe, three seeds.
 
 segjax train --config experiments/camvid_table.py --workdir runs/camvid_table
 segjax sweep --config experiments/camvid_table.py --workdir runs/camvid_table
 segjax sweep --config experiments/camvid_table.py:small --workdir runs/camvid_table_small
-segjax reproduce camvid --budget 600 --output runs/camvid_table
+segjax reproduce camvid --workdir runs/camvid_table
 
-The first trains SegNet from scratch, the second and third all of them, the last as many as it can
-in ten minutes at a time. In the full grid a network with VGG-16's trunk starts from its weights,
-which are fetched (550 MB, once), at a lower rate. The full form is for an accelerator; `small`, at
-96x128, a width of 16 and from scratch, is for two CPU cores. Neither has been run to its end, so no
-figure stands here.
+The first trains SegNet from scratch, the second and third all architectures; the last also prepares
+CamVid and prints the table beside the published numbers. In `full` and `crops` a network with
+VGG-16's trunk starts from its weights, which are downloaded (550 MB, once), at a lower learning
+rate. The full form is for an accelerator. For two CPU cores: `crops`, trained on crops of 180x240
+and tested at 360x480, and `small`, at 96x128, a width of 16 and from scratch. None has been run to
+its end yet.
 """
 
 from collections.abc import Iterator
@@ -44,7 +45,7 @@ FROM_SCRATCH = {
 
 
 def get_config(size: str = "full") -> ConfigDict:
-    """`full`; `small`, for a CPU; or `smoke`: the same run cut to seconds."""
+    """Return the config of a size: `full`; `small`, for a CPU; `smoke`, cut to seconds."""
     config = recipes.camvid(size)
     config.model.name = "segnet"
     config.loss.class_weights = "median_frequency"
@@ -56,7 +57,7 @@ def get_config(size: str = "full") -> ConfigDict:
 
 
 def sweep(size: str = "full") -> Iterator[dict[str, Any]]:
-    """Every architecture, the same but for its own options."""
+    """Yield every architecture, alike except for its own options."""
     weights = {"model.pretrained": recipes.VGG16, "optimizer.learning_rate": recipes.VGG16_RATE}
     for seed in (0, 1, 2):
         for network, options in ON_VGG16.items():

@@ -1,14 +1,13 @@
-"""Which recipe the CamVid table is to be trained by: a few, told apart on the validation images.
+"""Choose the recipe of the CamVid table: a few, compared on the validation images.
 
 segjax train --config experiments/camvid_tuning.py --workdir runs/camvid_tuning
 segjax sweep --config experiments/camvid_tuning.py --workdir runs/camvid_tuning
 segjax table --results runs/camvid_tuning
 
-The first trains SegNet by the table's recipe, half as long; the second also by nine that differ
-from it in one thing each. What is scored at the end are the 101 validation images, so that no
-choice is made by the test images; and as they are what the best step is taken by too, the figures
-are to compare recipes and for nothing else. For an accelerator; `small`, at 96x128, for a CPU.
-Not yet run to its end, so no figure stands here.
+The first trains SegNet with the table's recipe, half as long; the second also with nine that differ
+from it in one thing each. The final score is of the 101 validation images, so that the test images
+choose nothing. The best step is chosen by the same images, so these scores compare recipes and
+serve nothing else. For an accelerator; `small`, at 96x128, is for a CPU. Not run to its end yet.
 """
 
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from segjax import recipes
 
 
 def get_config(size: str = "full") -> ConfigDict:
-    """`full`, `small`, or `smoke`: the same run cut to seconds."""
+    """Return the config of a size: `full`; `small`, for a CPU; `smoke`, cut to seconds."""
     config = recipes.camvid(size)
     config.model.name = "segnet"
     config.loss.class_weights = "median_frequency"
@@ -40,7 +39,7 @@ def get_config(size: str = "full") -> ConfigDict:
 
 
 def sweep(size: str = "full") -> Iterator[dict[str, Any]]:
-    """The recipe, and others that differ from it in one thing each."""
+    """Yield the recipe, and others that differ from it in one thing each."""
     if size == "crops":
         yield from crops()
         return
@@ -69,7 +68,7 @@ def sweep(size: str = "full") -> Iterator[dict[str, Any]]:
 
 
 def crops() -> Iterator[dict[str, Any]]:
-    """DeepLab-LargeFOV from VGG-16 and SegNet-Basic from scratch, by a few recipes each."""
+    """Yield DeepLab-LargeFOV from VGG-16 and SegNet-Basic from scratch, a few recipes each."""
     trunk = {
         "model.name": "deeplab_largefov",
         "model.options.fc_width": 1024,

@@ -4,15 +4,15 @@ segjax train --config experiments/decoder_variants.py --workdir runs/decoder_var
 segjax sweep --config experiments/decoder_variants.py --workdir runs/decoder_variants
 
 The first trains SegNet-Basic, the second all eight with either weighting and three seeds. For an
-accelerator at 360x480; with `:small` after the file's name at 96x128 and a width of 16, for a CPU.
+accelerator at 360x480; `:small` after the file's name is at 96x128 and a width of 16, for a CPU.
 
 `small` with the authors' weights took 2 to 32 minutes a run on a busy core: test mIoU from 0.215
 (SegNet-Basic, sd 0.040) to 0.307 (FCN-Basic, sd 0.008), BF from 0.12 to 0.25. The full form has not
-been run to its end.
+been run to its end yet.
 
-To see in the rows, as the paper has them: bilinear interpolation is the worst; an addition of the
-encoder's maps helps borders most; no reduction of channels gives the best mean IoU; weights raise
-class accuracy and lower global accuracy.
+In the paper bilinear interpolation is the worst; adding the encoder's maps helps borders most; no
+reduction of channels gives the best mean IoU; class weights raise class accuracy and lower global
+accuracy.
 """
 
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ NETWORKS = (
 
 
 def get_config(size: str = "full") -> ConfigDict:
-    """`full`, `small`, or `smoke`: the same run cut to seconds."""
+    """Return the config of a size: `full`; `small`, for a CPU; `smoke`, cut to seconds."""
     config = default()
     config.model.name = "segnet_basic"
 
@@ -82,7 +82,7 @@ def get_config(size: str = "full") -> ConfigDict:
 
 
 def sweep() -> Iterator[dict[str, Any]]:
-    """Every network with the authors' median-frequency weights, and with natural frequencies."""
+    """Yield every network with the authors' median-frequency weights, and without weights."""
     for weights in ("segnet", "none"):
         for seed in (0, 1, 2):
             for network in NETWORKS:

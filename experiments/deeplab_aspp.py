@@ -1,11 +1,10 @@
-"""DeepLab-ASPP on VGG16 and CamVid at 360x480, by the authors' recipe.
+"""DeepLab-ASPP on VGG-16 and CamVid at 360x480, with the authors' recipe.
 
 segjax train --config experiments/deeplab_aspp.py --workdir runs/deeplab_aspp
 
-It starts from VGG-16's convolutions, which it fetches (550 MB, once) unless
+Starts from VGG-16's convolutions, which are downloaded (550 MB, once) unless
 `--config.model.pretrained` names a file. `--config.model.options.output_stride=32` is the same
-depth with the strides of VGG-16. For an accelerator. Not yet run to its end, so no figure stands
-here.
+depth with the strides of VGG-16. For an accelerator. Not run to its end yet.
 """
 
 from ml_collections import ConfigDict
@@ -14,7 +13,7 @@ from segjax.config import default
 
 
 def get_config(size: str = "full") -> ConfigDict:
-    """`full`, or `smoke`: the same run cut to seconds."""
+    """Return the config of a size: `full`, or `smoke`, the same run cut to seconds."""
     config = default()
     config.model.name = "deeplab_aspp"
     config.model.pretrained = "timm/vgg16.tv_in1k"

@@ -1,11 +1,11 @@
-"""DeepLab-LargeFOV on CamVid at 360x480, by the authors' solver file.
+"""DeepLab-LargeFOV on CamVid at 360x480, with the authors' solver file.
 
 segjax train --config experiments/deeplab_largefov.py --workdir runs/deeplab_largefov
 
-It starts from VGG-16's convolutions, which it fetches (550 MB, once) unless
+Starts from VGG-16's convolutions, which are downloaded (550 MB, once) unless
 `--config.model.pretrained` names a file; the authors' fc6 and fc7 start from VGG-16 cut down. The
-learning rate falls by the second paper's polynomial and not in steps of a tenth. For an
-accelerator. Not yet run to its end, so no figure stands here.
+learning rate follows the second paper's polynomial, not steps of a tenth. For an accelerator. Not
+run to its end yet.
 """
 
 from ml_collections import ConfigDict
@@ -14,7 +14,7 @@ from segjax.config import default
 
 
 def get_config(size: str = "full") -> ConfigDict:
-    """`full`, or `smoke`: the same run cut to seconds."""
+    """Return the config of a size: `full`, or `smoke`, the same run cut to seconds."""
     config = default()
     config.model.name = "deeplab_largefov"
     config.model.pretrained = "timm/vgg16.tv_in1k"

@@ -1,12 +1,12 @@
-"""Dilation8 on CamVid at 360x480, by the authors' recipe for the front end.
+"""Dilation8 on CamVid at 360x480, with the authors' recipe for the front end.
 
 segjax train --config experiments/dilation8.py --workdir runs/dilation8
 
-It starts from VGG-16's weights, which it fetches (550 MB, once) unless `--config.model.pretrained`
-names a file. The authors train the front end so (`--config.model.options.context=none`), at
-480x640, and then front end and context module together, one image of 480x480 a step, at a rate of
-1e-5 and a momentum of 0.9. Here both train from the start. For an accelerator. Not yet run to its
-end, so no figure stands here.
+Starts from VGG-16's weights, which are downloaded (550 MB, once) unless `--config.model.pretrained`
+names a file. The authors first train the front end alone (`--config.model.options.context=none`) at
+480x640, then front end and context module together, one image of 480x480 a step, at a learning rate
+of 1e-5 and a momentum of 0.9. Here both train from the start. For an accelerator. Not run to its
+end yet.
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +15,7 @@ from segjax.config import default
 
 
 def get_config(size: str = "full") -> ConfigDict:
-    """`full`, or `smoke`: the same run cut to seconds."""
+    """Return the config of a size: `full`, or `smoke`, the same run cut to seconds."""
     config = default()
     config.model.name = "dilation8"
     config.model.pretrained = "timm/vgg16.tv_in1k"

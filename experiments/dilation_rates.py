@@ -1,18 +1,18 @@
-"""How far must a network see, and how densely? Output strides and dilation rates of DeepLab.
+"""Ablation of the output stride and the dilation rates of DeepLab on CamVid.
 
 segjax train --config experiments/dilation_rates.py --workdir runs/dilation_rates
 segjax sweep --config experiments/dilation_rates.py --workdir runs/dilation_rates
 segjax sweep --config experiments/dilation_rates.py:small --workdir runs/dilation_rates_small
 
-Of DeepLab-LargeFOV: output stride 32, 16 and 8, which is the same depth without and with atrous
-convolution, and the rate of fc6; of DeepLab-ASPP: near and far rates (the paper's ASPP-S
-and ASPP-L). Each starts from VGG-16's convolutions, which it fetches (550 MB, once) unless
+DeepLab-LargeFOV at output stride 32, 16 and 8 (the same depth without and with atrous convolution)
+and with several rates of fc6; DeepLab-ASPP with near and far rates (the paper's ASPP-S and ASPP-L).
+Each starts from VGG-16's convolutions, which are downloaded (550 MB, once) unless
 `--config.model.pretrained` names a file. The full form is for an accelerator; `small`, at 96x128
-with narrow fully connected layers, is for two CPU cores: its scores are 13x17, on which the
-greatest rates reach over the edge.
+with narrow fully connected layers, is for two CPU cores: its scores are 13x17, and the largest
+rates reach over their edge.
 
 `small`, two seeds: test mIoU 0.215, 0.263, 0.277 at output stride 32, 16, 8, BF 0.07, 0.08, 0.10;
-ASPP with the near rates 0.303. The full form has not been run to its end.
+ASPP with the near rates 0.303. The full form has not been run to its end yet.
 """
 
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ ASPP = ((2, 4, 8, 12), (6, 12, 18, 24))  # rates of the branches
 
 
 def get_config(size: str = "full") -> ConfigDict:
-    """`full`; `small`, for a CPU; or `smoke`: the same run cut to seconds."""
+    """Return the config of a size: `full`; `small`, for a CPU; `smoke`, cut to seconds."""
     config = recipes.camvid(size)
     config.model.name = "deeplab_largefov"
     config.loss.class_weights = "median_frequency"
@@ -36,7 +36,7 @@ def get_config(size: str = "full") -> ConfigDict:
 
 
 def sweep() -> Iterator[dict[str, Any]]:
-    """LargeFOV at each output stride and rate, and ASPP with each set of rates."""
+    """Yield LargeFOV at each output stride and rate, and ASPP with each set of rates."""
     for seed in (0, 1, 2):
         for stride, rate in LARGE_FOV:
             options = {"model.options.output_stride": stride, "model.options.rate": rate}

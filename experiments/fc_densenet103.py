@@ -1,10 +1,9 @@
-"""FC-DenseNet103 on CamVid at 360x480, by the authors' recipe for its crops.
+"""FC-DenseNet103 on CamVid at 360x480, with the authors' recipe for crops.
 
 segjax train --config experiments/fc_densenet103.py --workdir runs/fc_densenet103
 
-Adam stands for the authors' RMSprop, a cosine for their factor of 0.995 an epoch, and the
-fine-tuning at full size is left out. For an accelerator. Not yet run to its end, so no figure
-stands here.
+Adam replaces the authors' RMSprop, a cosine their factor of 0.995 an epoch, and the fine-tuning at
+full size is left out. For an accelerator. Not run to its end yet.
 """
 
 from ml_collections import ConfigDict
@@ -13,7 +12,7 @@ from segjax.config import default
 
 
 def get_config(size: str = "full") -> ConfigDict:
-    """`full`, or `smoke`: the same run cut to seconds."""
+    """Return the config of a size: `full`, or `smoke`, the same run cut to seconds."""
     config = default()
     config.model.name = "fc_densenet103"
     config.precision = "bfloat16"

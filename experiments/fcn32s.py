@@ -1,9 +1,9 @@
-"""FCN-32s on CamVid at 360x480, by the authors' own solver file.
+"""FCN-32s on CamVid at 360x480, with the authors' own solver file.
 
 segjax train --config experiments/fcn32s.py --workdir runs/fcn32s
 
-It starts from VGG-16's weights, which it fetches (550 MB, once) unless `--config.model.pretrained`
-names a file. For an accelerator. Not yet run to its end, so no figure stands here.
+Starts from VGG-16's weights, which are downloaded (550 MB, once) unless `--config.model.pretrained`
+names a file. For an accelerator. Not run to its end yet.
 """
 
 from ml_collections import ConfigDict
@@ -12,7 +12,7 @@ from segjax.config import default
 
 
 def get_config(size: str = "full") -> ConfigDict:
-    """`full`, or `smoke`: the same run cut to seconds."""
+    """Return the config of a size: `full`, or `smoke`, the same run cut to seconds."""
     config = default()
     config.model.name = "fcn32s"
     config.model.pretrained = "timm/vgg16.tv_in1k"

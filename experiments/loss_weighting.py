@@ -1,16 +1,16 @@
-"""What a loss can do for rare classes: weightings and losses, SegNet-Basic on CamVid.
+"""Ablation of class weights and losses for rare classes: SegNet-Basic on CamVid.
 
 segjax train --config experiments/loss_weighting.py --workdir runs/loss_weighting
 segjax sweep --config experiments/loss_weighting.py --workdir runs/loss_weighting
 segjax sweep --config experiments/loss_weighting.py:small --workdir runs/loss_weighting_small
 
-Natural frequency, median frequency, ENet's weights, U-Net's border weights (Sky is what lies
-between its objects), Dice, Lovasz-softmax and focal. The full form is for an accelerator; `small`,
-at 96x128 and a width of 16, is for two CPU cores.
+Natural frequency, median frequency, ENet's weights, U-Net's border weights (with Sky as the
+background), Dice, Lovasz-softmax and focal. The full form is for an accelerator; `small`, at 96x128
+and a width of 16, is for two CPU cores.
 
 `small`, two seeds: test mIoU from 0.245 (focal) and 0.257 (natural) to 0.305 (ENet's weights), BF
 from 0.18 (natural) to 0.24 (Lovasz-softmax); Dice varies most between the seeds. The full form has
-not been run to its end.
+not been run to its end yet.
 """
 
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ LOSSES = (
 
 
 def get_config(size: str = "full") -> ConfigDict:
-    """`full`; `small`, for a CPU; or `smoke`: the same run cut to seconds."""
+    """Return the config of a size: `full`; `small`, for a CPU; `smoke`, cut to seconds."""
     config = recipes.camvid(size)
     config.model.name = "segnet_basic"
     if size != "full":
@@ -42,7 +42,7 @@ def get_config(size: str = "full") -> ConfigDict:
 
 
 def sweep() -> Iterator[dict[str, Any]]:
-    """The seven, the other parts of the loss at their neutral values."""
+    """Yield each loss, with the other fields of the loss at their neutral values."""
     for seed in (0, 1, 2):
         for loss in LOSSES:
             yield {**loss, "seed": seed}

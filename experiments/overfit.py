@@ -1,17 +1,17 @@
-"""Whether each architecture can learn: it overfits four CamVid images, small, to mIoU above 0.9.
+"""Check that each architecture can learn: overfit four small CamVid images to an mIoU above 0.9.
 
 python experiments/overfit.py --output overfit.jsonl [--models fcn8s unet]
 
-Not a config but a script: it adds a row for each model that the file does not have yet, and prints
-the table of them all. Each model starts from its config, or from the default where it has none,
-with few features, whole images of float32, no augmentation, no class weights (but for DeconvNet and
-the classifier of patches), and Adam. Dropout is off but in the Bayesian networks, whose point it
-is.
+A script, not a config: it adds a row for each model that the file does not have yet, and prints the
+table of all rows. Each model starts from its config, or from the default if it has none, with few
+features, whole images in float32, no augmentation, no class weights (except for DeconvNet and the
+classifier of patches), and Adam. Dropout is off except in the Bayesian networks.
 
-A network that decides once for each cell of its stride cannot draw poles of a pixel: the truth
-itself, voted for in cells of 8x8 at 360x480, has an mIoU of 0.8. So each model sees the images at
-one pixel a cell of its finest scores, enlarged to a cell again. The mIoU is over the classes that
-are in the four images. About half an hour on two cores for them all, a minute each.
+A network that decides once for each cell of its output stride cannot draw poles one pixel wide: the
+ground truth itself, by majority vote in cells of 8x8 at 360x480, has an mIoU of 0.8. So each model
+sees the images reduced to one pixel for each cell of its finest scores, and enlarged again. The
+mIoU is over the classes present in the four images. About half an hour on two cores for all models,
+a minute each.
 """
 
 import argparse
@@ -44,7 +44,7 @@ EVALUATE_EVERY = 25  # steps
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """How a model is made small."""
+    """Options that make a model small."""
 
     options: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"width": 16})
     cells: tuple[int, int] = (48, 64)  # height and width that the images are reduced to
@@ -84,7 +84,7 @@ SETTINGS = {
 
 
 def small_config(name: str, setting: Setting, data_dir: str) -> ConfigDict:
-    """The config of a model, cut down to four small images."""
+    """Return the config of a model, cut down to four small images."""
     file = Path(__file__).with_name(f"{name}.py")
     plain = configs.default()
     config = configs.load(str(file), {}) if file.exists() else plain
@@ -108,7 +108,7 @@ def small_config(name: str, setting: Setting, data_dir: str) -> ConfigDict:
 
 
 def four_images(setting: Setting, data_dir: str) -> dict[str, np.ndarray]:
-    """Four training images and their labels, reduced to cells and enlarged again."""
+    """Return four training images and their labels, reduced to cells and enlarged again."""
     source = datasets.open_split(
         "camvid", "train", data_dir=data_dir or None, resolution=setting.cells
     )
@@ -120,7 +120,7 @@ def four_images(setting: Setting, data_dir: str) -> dict[str, np.ndarray]:
 
 
 def overfit(name: str, setting: Setting, data_dir: str, most_steps: int) -> dict[str, Any]:
-    """Trains until the goal is reached, and gives the row of it."""
+    """Train until the goal is reached, and return the row."""
     config = small_config(name, setting, data_dir)
     run = experiment.create(config)
     data = four_images(setting, data_dir)
@@ -170,7 +170,7 @@ def overfit(name: str, setting: Setting, data_dir: str, most_steps: int) -> dict
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows in Markdown."""
+    """Return the rows as a Markdown table."""
     lines = [
         "| model | options | parameters | cells | image | classes | steps | seconds | mIoU |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
@@ -186,7 +186,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Overfits the models that are missing; the status is 1 where one misses the goal."""
+    """Overfit the models that are missing; return 1 if one misses the goal."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--output", required=True, type=Path, metavar="FILE.jsonl")
     parser.add_argument("--models", nargs="+", choices=sorted(models.MODELS), metavar="MODEL")

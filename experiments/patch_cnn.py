@@ -1,10 +1,9 @@
-"""A classifier of 95x95 patches on CamVid at 360x480: what came before the networks of pixels.
+"""A classifier of 95x95 patches on CamVid at 360x480, as before fully convolutional networks.
 
 segjax train --config experiments/patch_cnn.py --workdir runs/patch_cnn
 
 Trained on patches, tested fully convolutionally with the same weights. The solver is ours; the
-paper trains by plain gradient descent. For an accelerator. Not yet run to its end, so no figure
-stands here.
+paper uses plain gradient descent. For an accelerator. Not run to its end yet.
 """
 
 from ml_collections import ConfigDict
@@ -13,7 +12,7 @@ from segjax.config import default
 
 
 def get_config(size: str = "full") -> ConfigDict:
-    """`full`, or `smoke`: the same run cut to seconds."""
+    """Return the config of a size: `full`, or `smoke`, the same run cut to seconds."""
     config = default()
     config.model.name = "patch_cnn"
     config.precision = "bfloat16"

@@ -1,14 +1,14 @@
-"""What ImageNet is worth: networks on VGG-16's trunk, from its weights and from scratch, on CamVid.
+"""Ablation of ImageNet pretraining: networks on VGG-16's trunk, pretrained and from scratch.
 
 segjax train --config experiments/pretraining.py --workdir runs/pretraining
 segjax sweep --config experiments/pretraining.py --workdir runs/pretraining
 segjax sweep --config experiments/pretraining.py:small --workdir runs/pretraining_small
 
-The weights are fetched (550 MB, once) where `model.pretrained` names them on the hub. The input is
-normalised as the weights have learnt it, and the rate is the low one of fine-tuning, in either
-case: a network from scratch may do better at another. The full form is for an accelerator;
+On CamVid. The weights are downloaded (550 MB, once) if `model.pretrained` names them on the hub. In
+both cases the input is normalized as the weights expect and the learning rate is the low one of
+fine-tuning: a network from scratch may do better with another. The full form is for an accelerator;
 `small`, at 96x128 with narrow fully connected layers, is for two CPU cores. Neither has been run to
-its end, so no figure stands here.
+its end yet.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from segjax import recipes
 
 
 def get_config(size: str = "full") -> ConfigDict:
-    """`full`; `small`, for a CPU; or `smoke`: the same run cut to seconds."""
+    """Return the config of a size: `full`; `small`, for a CPU; `smoke`, cut to seconds."""
     config = recipes.camvid(size)
     config.model.name = "fcn8s"
     config.model.options.batch_norm = True  # a trunk without it hardly learns from scratch
@@ -31,7 +31,7 @@ def get_config(size: str = "full") -> ConfigDict:
 
 
 def sweep() -> Iterator[dict[str, Any]]:
-    """Two networks, with and without."""
+    """Yield two networks, with and without the weights."""
     for seed in (0, 1, 2):
         for network in ("fcn8s", "deeplab_largefov"):
             for weights in ("", recipes.VGG16):

@@ -1,8 +1,8 @@
-"""SegNet with all of VGG16's convolutions on CamVid at 360x480.
+"""SegNet with all of VGG-16's convolutions on CamVid at 360x480.
 
 segjax train --config experiments/segnet.py --workdir runs/segnet
 
-For an accelerator. Not yet run to its end, so no figure stands here.
+For an accelerator. Not run to its end yet.
 """
 
 from ml_collections import ConfigDict
@@ -11,7 +11,7 @@ from segjax.config import default
 
 
 def get_config(size: str = "full") -> ConfigDict:
-    """`full`, or `smoke`: the same run cut to seconds."""
+    """Return the config of a size: `full`, or `smoke`, the same run cut to seconds."""
     config = default()
     config.model.name = "segnet"
     config.precision = "bfloat16"

@@ -1,8 +1,8 @@
-"""SegNet-Basic on CamVid at 360x480, by the authors' own solver file.
+"""SegNet-Basic on CamVid at 360x480, with the authors' own solver file.
 
 segjax train --config experiments/segnet_basic.py --workdir runs/segnet_basic
 
-For an accelerator. Not yet run to its end, so no figure stands here.
+For an accelerator. Not run to its end yet.
 """
 
 from ml_collections import ConfigDict
@@ -11,7 +11,7 @@ from segjax.config import default
 
 
 def get_config(size: str = "full") -> ConfigDict:
-    """`full`, or `smoke`: the same run cut to seconds."""
+    """Return the config of a size: `full`, or `smoke`, the same run cut to seconds."""
     config = default()
     config.model.name = "segnet_basic"
     config.precision = "bfloat16"

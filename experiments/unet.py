@@ -2,7 +2,7 @@
 
 segjax train --config experiments/unet.py --workdir runs/unet
 
-For an accelerator. Not yet run to its end, so no figure stands here.
+For an accelerator. Not run to its end yet.
 """
 
 from ml_collections import ConfigDict
@@ -11,7 +11,7 @@ from segjax.config import default
 
 
 def get_config(size: str = "full") -> ConfigDict:
-    """`full`, or `smoke`: the same run cut to seconds."""
+    """Return the config of a size: `full`, or `smoke`, the same run cut to seconds."""
     config = default()
     config.model.name = "unet"
     config.model.options.padding = "valid"  # 556x668 mirrored pixels for 360x480

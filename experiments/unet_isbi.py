@@ -1,15 +1,15 @@
-"""U-Net on the membranes of ISBI 2012: does weighting the borders between cells pay?
+"""U-Net on the membranes of ISBI 2012, with and without border weights between cells.
 
 segjax train --config experiments/unet_isbi.py --workdir runs/unet_isbi
 segjax sweep --config experiments/unet_isbi.py:small --workdir runs/unet_isbi_small
 
-The full form is the paper's and for an accelerator. `small`, of width 12 and half the resolution,
-padded and batch-normalised, is for two CPU cores.
+The full form is the paper's, for an accelerator. `small`, at a width of 12 and half the resolution,
+padded and with batch normalization, is for two CPU cores.
 
 Pixel error is 1 - global accuracy, over the last six slices, which the selection by the four before
-them never sees; the challenge's own is over other slices. `small`, with JAX_NUM_CPU_DEVICES=2
-seven minutes a run (fifteen beside other work), seed 0: pixel error 0.101 and mIoU 0.746 with the
-border weights, 0.120 and 0.724 without. The full form has not been run to its end.
+them never sees; the challenge scores other slices. `small`, with JAX_NUM_CPU_DEVICES=2 seven
+minutes a run (fifteen beside other work), seed 0: pixel error 0.101 and mIoU 0.746 with the border
+weights, 0.120 and 0.724 without. The full form has not been run to its end yet.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from segjax.config import default
 
 
 def get_config(size: str = "full") -> ConfigDict:
-    """`full`; `small`, for a CPU; or `smoke`: the same run cut to seconds."""
+    """Return the config of a size: `full`; `small`, for a CPU; `smoke`, cut to seconds."""
     config = default()
     config.model.name = "unet"
     config.model.options.padding = "valid"  # 700x700 mirrored pixels for 512x512
@@ -87,7 +87,7 @@ def get_config(size: str = "full") -> ConfigDict:
 
 
 def sweep() -> Iterator[dict[str, Any]]:
-    """With and without the border weights."""
+    """Yield the runs with and without the border weights."""
     for seed in (0, 1):
         for weight in (0.0, 10.0):
             yield {"loss.border_weight": weight, "seed": seed}

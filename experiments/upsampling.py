@@ -1,13 +1,13 @@
-"""How a decoder is to upsample: the same SegNet-Basic on CamVid with each way that there is.
+"""Ablation of upsampling: the same SegNet-Basic decoder on CamVid with each kind.
 
 segjax train --config experiments/upsampling.py --workdir runs/upsampling
 segjax sweep --config experiments/upsampling.py --workdir runs/upsampling
 segjax sweep --config experiments/upsampling.py:small --workdir runs/upsampling_small
 
-Unpooling by remembered indices (SegNet's own), bed of nails, nearest, bilinear, and a learnt
+Unpooling with the pooling indices (SegNet's own), bed of nails, nearest, bilinear, and a learned
 transposed convolution (4x4, bilinear at first). All are followed by the same 7x7 convolution. The
 full form is for an accelerator; `small`, at 96x128 and a width of 16, is for two CPU cores. Neither
-has been run to its end, so no figure stands here.
+has been run to its end yet.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from segjax.models.segnet import Upsampling
 
 
 def get_config(size: str = "full") -> ConfigDict:
-    """`full`; `small`, for a CPU; or `smoke`: the same run cut to seconds."""
+    """Return the config of a size: `full`; `small`, for a CPU; `smoke`, cut to seconds."""
     config = recipes.camvid(size)
     config.model.name = "segnet_basic"
     config.model.options.upsampling = "unpool"
@@ -31,7 +31,7 @@ def get_config(size: str = "full") -> ConfigDict:
 
 
 def sweep() -> Iterator[dict[str, Any]]:
-    """The five ways."""
+    """Yield the five kinds of upsampling."""
     for seed in (0, 1, 2):
         for upsampling in get_args(Upsampling):
             yield {"model.options.upsampling": upsampling, "seed": seed}
