@@ -48,7 +48,7 @@ def get_config(size: str = "full") -> ConfigDict:
     """Return the config of a size: `full`; `small`, for a CPU; `smoke`, cut to seconds."""
     config = recipes.camvid(size)
     config.model.name = "segnet"
-    config.loss.class_weights = "median_frequency"
+    config.loss.class_weights = "enet" if size == "crops" else "median_frequency"
     if size in ("small", "smoke"):
         config.model.options.width = 16 if size == "small" else 2
     if size == "smoke":
@@ -58,7 +58,8 @@ def get_config(size: str = "full") -> ConfigDict:
 
 def sweep(size: str = "full") -> Iterator[dict[str, Any]]:
     """Yield every architecture, alike except for its own options."""
-    weights = {"model.pretrained": recipes.VGG16, "optimizer.learning_rate": recipes.VGG16_RATE}
+    rate = recipes.CROPS_VGG16_RATE if size == "crops" else recipes.VGG16_RATE
+    weights = {"model.pretrained": recipes.VGG16, "optimizer.learning_rate": rate}
     for seed in (0, 1, 2):
         for network, options in ON_VGG16.items():
             start = weights if size in ("full", "crops") else {}

@@ -7,7 +7,9 @@ segjax table --results runs/camvid_tuning
 The first trains SegNet with the table's recipe, half as long; the second also with nine that differ
 from it in one thing each. The final score is of the 101 validation images, so that the test images
 choose nothing. The best step is chosen by the same images, so these scores compare recipes and
-serve nothing else. For an accelerator; `small`, at 96x128, is for a CPU. Not run to its end yet.
+serve nothing else. For an accelerator, and not run to its end yet; `small`, at 96x128, is for a
+CPU. `crops` compares six short recipes for two CPU cores; its rows and what they say are in
+NOTES.md.
 """
 
 from collections.abc import Iterator
