@@ -6,10 +6,10 @@ BIN := .venv/bin
 DEMO := runs/quickstart
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test docs lint format clean
+.PHONY: help demo test test-all docs lint format clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
 
 demo: .venv/installed  ## a small sweep on drawn street scenes, its table and its picture
 	$(BIN)/segjax sweep --config experiments/quickstart.py --workdir $(DEMO)
@@ -17,7 +17,10 @@ demo: .venv/installed  ## a small sweep on drawn street scenes, its table and it
 	$(BIN)/segjax picture --results $(DEMO) --output $(DEMO)/picture.png
 	$(BIN)/segjax table --results $(DEMO) $(DEMO)/floors.jsonl
 
-test: .venv/installed  ## run the tests
+test: .venv/installed  ## run the tests that a change needs
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-all: .venv/installed  ## run all tests
 	$(BIN)/python -m pytest -n 2
 
 docs: .venv/docs  ## build the documentation into build/site

@@ -135,6 +135,7 @@ def test_a_dry_run_of_the_script_for_tpu_vms_takes_it(words):
         check_command(words[words.index("sweep") :])
 
 
+@pytest.mark.slow
 def test_the_commands_run_in_their_order(
     tmp_path, monkeypatch, scenes_data_dir, camvid_data_dir, isbi2012_data_dir
 ):

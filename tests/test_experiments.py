@@ -81,6 +81,7 @@ def test_every_network_of_a_small_grid_takes_its_images(path):
             assert logits.shape == (1, *config.data.resolution, 11)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_the_smoke_form_trains_and_tests(path, tmp_path, request):
     config = configs.load(f"{path}:smoke", {})

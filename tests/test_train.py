@@ -103,6 +103,7 @@ def wait_until(condition, process, timeout=120):
         time.sleep(0.003)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_devices", [1, 2])
 def test_ten_kills_leave_no_trace(commands, tmp_path, num_devices):
     reference = commands.left_alone(num_devices)
@@ -146,6 +147,7 @@ def test_ten_kills_leave_no_trace(commands, tmp_path, num_devices):
     assert leftover == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_devices", [1, 2])
 def test_being_asked_to_stop_leaves_no_trace(commands, tmp_path, num_devices):
     reference = commands.left_alone(num_devices)

@@ -21,6 +21,8 @@ from segjax.errors import UserError
 from segjax.report import table
 from support.runs import OneLayer
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 NETWORK = {
     "model": "segnet_basic",

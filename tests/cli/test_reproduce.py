@@ -16,6 +16,7 @@ def command(tmp_path, camvid_data_dir, monkeypatch):
     return ["reproduce", "camvid", *given]
 
 
+@pytest.mark.slow
 def test_it_trains_the_grid_and_prints_the_table_and_nothing_twice(command, capfd):
     assert main([*command, "--time-limit", "1"]) == 75
     assert "time limit reached, 2 to do" in capfd.readouterr().out

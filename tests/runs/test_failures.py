@@ -41,6 +41,7 @@ from support.wandb_file import history
 # What Orbax leaves behind where a save or a restore fails complains when it is collected, which in
 # a process of our own nobody hears, and in a later test would be heard.
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.usefixtures("collected"),
 ]

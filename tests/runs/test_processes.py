@@ -18,6 +18,8 @@ from segjax.runs import processes
 from segjax.runs.tracking import read_metrics
 from support.runs import arrays, assert_same_bits, saved_steps, start
 
+pytestmark = pytest.mark.slow
+
 STEPS = 20
 
 # The network is registered where the config is read: in the process that trains.
@@ -199,7 +201,7 @@ def test_a_full_disk_of_one_process_ends_it_with_one_line(training, tmp_path):
         CONFIG
         + """
 import errno, jax
-from segjax import tracking
+from segjax.runs import tracking
 
 def write(self, step, values):
     raise OSError(errno.ENOSPC, "No space left on device", str(self._path))

@@ -11,6 +11,8 @@ from segjax.errors import UserError
 from segjax.training import parallel
 from support import toy_grid
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def spec(tmp_path_factory, scenes_data_dir):

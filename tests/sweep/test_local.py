@@ -260,6 +260,7 @@ def test_a_broken_run_is_recorded_and_the_rest_goes_on(
     assert "2 runs: 1 finished, 1 failed" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_killed_loses_no_run_and_ends_none_twice(tmp_path, scenes_data_dir):
     kill_and_finish(tmp_path, scenes_data_dir, (0.1, 0.2), (0, 1), kills=2)
 

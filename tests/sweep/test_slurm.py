@@ -16,11 +16,14 @@ from segjax.sweep import slurm, slurm_script, status
 from support import slurm_cluster
 from support.runs import arrays, assert_same_bits, saved_steps
 
+pytestmark = pytest.mark.slow
+
 # As long as the file `slowly` is there, runs take their time from the twelfth step on.
 CONFIG = """
 import pathlib, time
 from support.runs import OneLayer, small_config
-from segjax import models, tracking
+from segjax import models
+from segjax.runs import tracking
 
 models.MODELS["one_layer"] = OneLayer
 write = tracking.MetricsLog.write

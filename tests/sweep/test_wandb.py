@@ -19,6 +19,8 @@ from segjax.errors import UserError
 from segjax.sweep import grids, status, wandb
 from support import ROOT, toy_grid
 
+pytestmark = pytest.mark.slow
+
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of its models, which are in the style of an older pydantic
     import sweeps
