@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import types
+import typing
 from pathlib import Path
 
 import jax
@@ -261,7 +262,8 @@ def test_the_table_of_options_is_that_of_the_models():
         for name in code(names):
             model = models.MODELS[name]
             assert option in {field.name for field in dataclasses.fields(model)}, (name, option)
-            known = getattr(model, "CHOICES", {}).get(option, ())
+            kind = typing.get_type_hints(model)[option]
+            known = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
             if code(values):
                 assert set(code(values)) == set(known), (name, option)
 
