@@ -142,11 +142,11 @@ def test_files_that_cannot_be_are_named(tmp_path):
     one, other = tmp_path / "one.png", tmp_path / "one.jpg"
     assert predict.find_images([str(one), str(one)]) == [one]
     with pytest.raises(UserError, match=r"one\.png, made from .*one\.jpg, would overwrite"):
-        predict.outputs([one, other], tmp_path / "out")
+        predict.targets_of([one, other], tmp_path / "out")
     with pytest.raises(UserError, match=r"would overwrite what is of .*one\.png"):
-        predict.outputs([one], tmp_path)
+        predict.targets_of([one], tmp_path)
     with pytest.raises(UserError, match=r"one_overlay\.png"):
-        predict.outputs([one, tmp_path / "one_overlay.webp"], tmp_path / "out")
+        predict.targets_of([one, tmp_path / "one_overlay.webp"], tmp_path / "out")
 
 
 def test_a_folder_without_a_run_is_one_line(tmp_path, capsys):
