@@ -268,7 +268,7 @@ def difference(ours: ConfigDict, theirs: ConfigDict) -> str | None:
 
 
 def incidental(name: str) -> bool:
-    """Whether a field says where and how a run is done, and not what is computed."""
+    """Return whether a field changes only where and how a run is done, not what it computes."""
     return any(name == field or name.startswith(f"{field}.") for field in INCIDENTAL)
 
 

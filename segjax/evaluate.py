@@ -137,7 +137,7 @@ def _load(run, workdir, kind):
 
 
 def _agreed(values, otherwise):
-    """What all of them are, or else something else."""
+    """Return the value that all share, or `otherwise`."""
     return values[0] if all(value == values[0] for value in values) else otherwise
 
 

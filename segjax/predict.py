@@ -41,7 +41,7 @@ def find_images(names: Iterable[str]) -> list[Path]:
 def targets_of(
     paths: list[Path], folder: Path, endings: Sequence[str] = ("", "_overlay")
 ) -> list[tuple[Path, ...]]:
-    """Where the pictures of each image are written: the label map, the overlay and what else.
+    """Return the paths of the pictures of each image: the label map, the overlay and others.
 
     Raises:
       UserError: one would be written over an image, or over that of another.
@@ -137,7 +137,7 @@ def _inference(experiment, crf, views=None):
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """Some test images, and what runs say of them."""
+    """Test images and the labels that several runs predict."""
 
     info: datasets.DatasetInfo
     examples: list[dict[str, Any]]  # image, label and id of each
@@ -147,7 +147,7 @@ class Predictions:
 def predict_test_images(
     workdirs: list[Path], count: int, data_dir: str | None, crf: dense_crf.Parameters | None = None
 ) -> Predictions:
-    """What runs predict on test images.
+    """Predict test images by several runs.
 
     Args:
       workdirs: of finished runs, on one data set and resolution.

@@ -1,4 +1,4 @@
-"""What experiments on CamVid have in common, for their configs to start from."""
+"""Recipes that experiments on CamVid share, for their configs to start from."""
 
 from ml_collections import ConfigDict
 

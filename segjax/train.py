@@ -45,7 +45,7 @@ class Diverged(Exception):
 
 @dataclasses.dataclass
 class _Session:
-    """What one start of a run writes to, and its best validation so far."""
+    """Outputs of one start of a run, and its best validation so far."""
 
     run: Experiment
     workdir: Path
@@ -295,7 +295,7 @@ def _lock(workdir: Path) -> IO[str]:
 
 
 def _identity(config: ConfigDict) -> str:
-    """What a checkpoint must be of, to be resumed by this config."""
+    """Return the identity that a checkpoint must have for this config to resume it."""
     return f"{configs.digest(config)}, seed {config.seed}"
 
 

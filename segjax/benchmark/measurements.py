@@ -45,7 +45,7 @@ class Macs(TypedDict):
 
 
 class Peaks(TypedDict):
-    """Of a large matrix product in the row's precision and of a large copy, in the same run."""
+    """Rates of a large matrix product in the row's precision and of a large copy, same run."""
 
     flops_per_second: Amount
     bytes_per_second: Amount
@@ -77,7 +77,7 @@ class Logits(TypedDict):
 
 
 class SideFields(TypedDict):
-    """What one side measured; where it failed, its error alone is not null."""
+    """Measurements of one side; where it failed, only its error is not null."""
 
     error: Text | None
     device: Text | None

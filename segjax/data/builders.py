@@ -1,4 +1,4 @@
-"""How a dataset is written: the record that all of them share, PNG files, and a progress bar."""
+"""Write a dataset: the record that all datasets share, PNG files, and a progress bar."""
 
 import io
 import sys

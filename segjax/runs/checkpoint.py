@@ -57,7 +57,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _writing(self, kind: str) -> Iterator[None]:
-        """What comes of a disk that is full or read-only, and later than it happens, in one line.
+        """Raise errors of a full or read-only disk in one line, also those that arrive late.
 
         Python says the number of such an error, TensorStore has it in a text.
         """
@@ -116,7 +116,7 @@ class Checkpoints:
         return self._manager(kind).latest_step()
 
     def path(self, kind: str, before: int | None = None) -> Path | None:
-        """Where the newest checkpoint of a kind lies, or the newest of a step below `before`."""
+        """Return the path of the newest checkpoint of a kind, or the newest below step `before`."""
         self.wait()
         if self.step(kind) is None:
             return None
@@ -124,7 +124,7 @@ class Checkpoints:
         return self._root / kind / str(max(steps)) if steps else None
 
     def facts(self, kind: str) -> dict[str, Any]:
-        """What was saved beside the newest checkpoint of a kind.
+        """Read the facts saved beside the newest checkpoint of a kind.
 
         Raises:
           UserError: it is damaged.

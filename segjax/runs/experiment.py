@@ -1,4 +1,4 @@
-"""What training, evaluation and prediction all start from: a config made real, and its workdir."""
+"""Build a run from its config (model, data, devices), and write and read its description."""
 
 import dataclasses
 import functools
@@ -46,7 +46,7 @@ class Experiment:
 
     @property
     def device_name(self) -> str:
-        """Of the devices, as rows have it: `cpu x2`."""
+        """Name of the devices as rows have it: `cpu x2`."""
         return f"{self.devices[0].device_kind} x{len(self.devices)}"
 
     def open_split(self, split: str) -> datasets.Source:
@@ -150,7 +150,7 @@ def write_description(workdir: Path, run: Experiment, description: Description) 
 
 
 def read_description(workdir: Path) -> tuple[ConfigDict, Description, datasets.DatasetInfo]:
-    """What `write_description` wrote: the config, the description, the facts of the data set.
+    """Read the config, the description and the dataset's facts from `workdir/config.json`.
 
     Raises:
       UserError: there is none.

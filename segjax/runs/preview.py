@@ -1,4 +1,4 @@
-"""What a config trains on, as pictures: images before and after augmentation, and their weights."""
+"""Draw what a config trains on: images before and after augmentation, and their weights."""
 
 import jax
 import jax.numpy as jnp

@@ -88,7 +88,7 @@ def _slurm_gpus(environment):
 
 
 class Shared(UserError):
-    """What ends all processes of a training, each of which knows."""
+    """An error that all processes of a training know of, and end with."""
 
 
 def count() -> int:
@@ -97,12 +97,12 @@ def count() -> int:
 
 
 def is_first() -> bool:
-    """Whether this is process 0, which writes."""
+    """Return whether this is process 0, the one that writes."""
     return jax.process_index() == 0
 
 
 def together(call: Callable[[], Value]) -> Value:
-    """What `call` gives, when all have done it; an error that one process can name ends them all.
+    """Run `call` on every process and return its result once all have; an error of one ends all.
 
     Otherwise the others would wait for that one.
     """
@@ -134,7 +134,7 @@ def leave(error: Exception) -> NoReturn:
 
 
 def on_first(call: Callable[[], int]) -> int:
-    """What `call` gives on process 0, a number, in all; a UserError there ends them all."""
+    """Run `call` on process 0 and broadcast its integer result; a UserError reaches all."""
     value = together(lambda: call() if is_first() else 0)
     return int(multihost_utils.broadcast_one_to_all(np.int32(value))) if count() > 1 else value
 

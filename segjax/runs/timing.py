@@ -1,4 +1,4 @@
-"""Where the time of a run goes: `phases.jsonl` in its workdir, a line for each stretch of it.
+"""Record where the time of a run goes: `phases.jsonl` in its workdir, one line a phase.
 
 A start of a training is cut into stretches without a gap: `start` (reading data, restoring), `first
 step`, `training`, `validation`, `saving`, and `test` (batch normalisation recomputed, the test

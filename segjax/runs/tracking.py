@@ -188,7 +188,7 @@ def _said(error: Exception) -> str:
 
 
 def tags(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> list[str]:
-    """What a run is found by in W&B: its model, its data set, and each of its overrides.
+    """Return the W&B tags of a run: its model, its dataset, and each of its overrides.
 
     Args:
       config: {"a.b": value} of every field.

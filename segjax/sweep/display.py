@@ -1,4 +1,4 @@
-"""What a person sees of a sweep: the plan, how far it is, and that again and again as it goes."""
+"""Show a sweep to a person: its plan, its progress, and a live view while it runs."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -36,17 +36,16 @@ def plan(grid: Sequence[Point], statuses: Sequence[Status]) -> str:
             found = work.of_training(point.config)
         except UserError as error:
             raise UserError(f"run {point.name}: {error}") from error
-        all_of_it += found.operations
-        to_do += found.operations * (1 - status.step / status.steps)
+        all_of_it += found.macs
+        to_do += found.macs * (1 - status.step / status.steps)
         state = status.state
         if status.state == "to go on":
             state += f" from step {status.step}"
-        rows.append([point.name, f"{found.parameters:,}", quantity(found.operations), state])
+        rows.append([point.name, f"{found.parameters:,}", quantity(found.macs), state])
     return "\n".join(
         [
-            *aligned(["run", "parameters", "multiply-adds", "status"], rows, right=(1, 2)),
-            f"{summary(statuses)}; {quantity(all_of_it)} multiply-adds of training, "
-            f"{quantity(to_do)} to do",
+            *aligned(["run", "parameters", "MACs", "status"], rows, right=(1, 2)),
+            f"{summary(statuses)}; {quantity(all_of_it)} MACs of training, {quantity(to_do)} to do",
         ]
     )
 

@@ -53,7 +53,7 @@ _QUANTITY = re.compile(r"\d+(\.\d+)?([numkMGTPE]|[KMGTPE]i)?")
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """What the pods of every run are like."""
+    """Settings that the pods of all runs share."""
 
     image: str
     claim: str  # a PersistentVolumeClaim; of access mode ReadWriteMany, if several pods mount it

@@ -47,7 +47,7 @@ _RENEW_EVERY = 1.0  # seconds, the overview
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """What one of the runs at a time has of the machine."""
+    """Share of the machine for one of the runs at a time."""
 
     cores: tuple[int, ...]  # that it keeps to; (): any
     environment: dict[str, str]
@@ -117,7 +117,7 @@ def run(
 
 @dataclasses.dataclass
 class _Sweep:
-    """What is kept between two looks at the runs."""
+    """State of a sweep on this machine while it goes on."""
 
     spec: str
     workdir: Path
@@ -267,7 +267,7 @@ def claim(folder: Path) -> IO[str] | None:
 
 
 def python(cores: Sequence[int] = ()) -> list[str]:
-    """What `segjax` is started by, so that it ends with this process, on these cores or any."""
+    """Return the command that starts `segjax` on these cores (or any), to end with this process."""
     return [sys.executable, "-c", _CHILD.format(parent=os.getpid(), cores=set(cores) or "()")]
 
 
@@ -302,7 +302,7 @@ def follow(child: Child, screen: display.Display, over: bool = False) -> None:
 
 
 def is_in_use(status: int, said: str) -> bool:
-    """Whether a run ended because another process has its workdir."""
+    """Return whether a run ended because another process holds its run directory."""
     return status == 2 and "is in use by another process" in cause(said)
 
 

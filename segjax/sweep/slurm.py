@@ -41,7 +41,7 @@ class Job:
 
     @property
     def lives(self) -> bool:
-        """Whether it is waiting, running, or still ending."""
+        """Return whether the job is waiting, running, or still ending."""
         return self.state not in _ENDED
 
     @property
@@ -61,7 +61,7 @@ def script(
     options: Options,
     at_once: int | None = None,
 ) -> str:
-    """What `submit` would submit now, as far as it can be told without Slurm."""
+    """Return the script that `submit` would submit now, as far as that is known without Slurm."""
     commands = _merged(read_runs(workdir), spec, grid, workdir)
     lines = [
         line
@@ -132,7 +132,7 @@ def resubmit(workdir: Path, names: Sequence[str]) -> str:
 
 
 def report(grid: Sequence[grids.Point], workdir: Path) -> str:
-    """How far each run is, and where it is in the queue."""
+    """Tabulate the progress of each run and its place in the queue."""
     jobs = {name: str(job) for name, job in queue(workdir).items()}
     last = {name: f"{job} has left the queue" for name, job in _submitted(workdir).items()}
     shown = [jobs.get(point.name) or last.get(point.name, "") for point in grid]

@@ -89,7 +89,7 @@ _FORMS = {
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What each run of a sweep asks Slurm for; None: what the cluster gives by itself."""
+    """Resources that each run of a sweep requests from Slurm; None: the cluster's default."""
 
     partition: str | None = None
     account: str | None = None

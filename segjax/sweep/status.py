@@ -1,4 +1,4 @@
-"""How far the runs of a sweep are, read from their workdirs alone.
+"""Read the progress of a sweep's runs from their run directories alone.
 
 Nothing here needs the process that runs them, and nothing is written.
 """
@@ -38,7 +38,7 @@ _TAIL = 2**16  # bytes of a log that are looked at
 
 @dataclasses.dataclass(frozen=True)
 class Status:
-    """How far one run is."""
+    """Progress of one run."""
 
     state: str  # of STATES
     step: int = 0  # that is done
@@ -82,7 +82,7 @@ def snapshot(grid: Sequence[Point], workdir: Path) -> list[Status]:
 
 
 def in_use(folder: Path) -> bool:
-    """Whether a sweep or a training has this folder now."""
+    """Return whether a sweep or a training holds this folder now."""
     return any(locks.is_held(folder / name) for name in LOCKS)
 
 

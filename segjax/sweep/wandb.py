@@ -27,7 +27,7 @@ def definition(
     seeds: Sequence[int],
     workdir: Path,
 ) -> dict[str, Any]:
-    """What `wandb sweep FILE` makes a sweep of.
+    """Return the definition from which `wandb sweep FILE` makes a sweep.
 
     Args:
       spec: the config file, found from where the agents are started.

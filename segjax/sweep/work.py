@@ -1,4 +1,4 @@
-"""How much work the runs of a grid are: multiply-adds, by shapes alone."""
+"""Count the MACs of the runs of a grid from shapes alone, and order runs by them."""
 
 import dataclasses
 import functools
@@ -21,14 +21,16 @@ PASSES = 3
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Of one run."""
+    """Size and work of one run."""
 
     parameters: int
-    operations: int  # multiply-adds of its training, validation and test not counted
+    macs: int  # of its training; validation and test are not counted
 
 
 def of_training(config: ConfigDict) -> Cost:
-    """Parameters, and PASSES x those of a forward pass x images x steps; no data set is needed.
+    """Return the parameters of a run, and MACs = PASSES x MACs of a forward pass x batch x steps.
+
+    No dataset is needed.
 
     Raises:
       UserError: the model does not take the config's options or images.
@@ -43,7 +45,7 @@ def of_training(config: ConfigDict) -> Cost:
         data.patches,
     )
     images = config.batch_size * config.steps
-    return Cost(cost.parameters, PASSES * images * cost.operations)
+    return Cost(cost.parameters, PASSES * images * cost.macs)
 
 
 @functools.cache
@@ -51,14 +53,14 @@ def _of_image(name, num_classes, options, shape, patches):
     model = models.create(name, num_classes, **dict(options))
     if patches:
         shape = (model.patch_size, model.patch_size, shape[-1])
-    operations = flops.forward_macs(model, shape, train=True)
-    return Cost(flops.parameters(model, shape), max(patches, 1) * operations)
+    macs = flops.forward_macs(model, shape, train=True)
+    return Cost(flops.parameters(model, shape), max(patches, 1) * macs)
 
 
 def amounts(grid: Sequence[Point]) -> list[int]:
-    """Multiply-adds of each run; images, where a run cannot be counted as it cannot be."""
+    """Return the MACs of each run, or its images if the MACs of one run cannot be counted."""
     try:
-        return [of_training(point.config).operations for point in grid]
+        return [of_training(point.config).macs for point in grid]
     except UserError:
         return [point.config.batch_size * point.config.steps for point in grid]
 

@@ -135,7 +135,7 @@ def test_a_model_of_patches_trains_on_patches_and_labels_whole_images():
     assert flops.forward_macs(model, (side, side, 3), train=True) == windows // (20 * 30)
     config = tiny_config("", model__name="patch_cnn", data__patches=7, steps=5)
     config.model.options = {"width": 4, "fc_width": 8}
-    assert work.of_training(config).operations == 3 * 7 * 4 * 5 * windows // (20 * 30)
+    assert work.of_training(config).macs == 3 * 7 * 4 * 5 * windows // (20 * 30)
 
 
 def test_training_costs_three_passes_over_each_image_of_each_step(monkeypatch):
@@ -146,7 +146,7 @@ def test_training_costs_three_passes_over_each_image_of_each_step(monkeypatch):
     found = work.of_training(config)
     assert found == work.Cost(9 * 3 * 4 + 4 + 2 * 4 + 4 * 11 + 11, 3 * 4 * 40 * image)
     config.augment.crop = (12, 16)
-    assert work.of_training(config).operations == found.operations // 4
+    assert work.of_training(config).macs == found.macs // 4
     config.data.dataset, config.augment.crop = "isbi2012", ()  # gray, and two classes
     assert work.of_training(config).parameters == 9 * 1 * 4 + 4 + 2 * 4 + 4 * 2 + 2
     assert datasets.channels("camvid") == 3
@@ -158,7 +158,7 @@ def test_counting_initializes_no_device():
         "from segjax.config import default\n"
         "config = default()\n"
         "config.model.options.width = 2\n"
-        "assert work.of_training(config).operations > 0\n"
+        "assert work.of_training(config).macs > 0\n"
         "from jax._src import xla_bridge\n"
         "assert not xla_bridge.backends_are_initialized()\n"
     )

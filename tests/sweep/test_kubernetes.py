@@ -65,6 +65,21 @@ def test_kubernetes_takes_the_manifests(manifests, arguments):
     validate(documents)
 
 
+def test_the_help_names_the_defaults_of_a_cluster(capsys):
+    with pytest.raises(SystemExit):
+        main(["sweep", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    default = kubernetes.Cluster(image="segjax", claim="runs")
+    for option, value in (
+        ("--mount DIR where it is mounted", default.mount),
+        ("--accelerator {gpu,tpu}", default.accelerator),
+        ("--hosts N pods of a run", default.hosts),
+        ("--grace SECONDS to save in, when a pod is told to stop", default.grace),
+        ("--restarts N of a run after crashes, disruptions not counted", default.restarts),
+    ):
+        assert f"{option} (default: {value})" in said
+
+
 def test_the_check_of_the_schema_can_fail(manifests):
     service, job = manifests(f"{TPU} --only loss.class_weights=none,seed=0")
     spoilt = [copy.deepcopy(job) for _ in range(3)]

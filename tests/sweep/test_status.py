@@ -116,9 +116,9 @@ def test_a_dry_run_prints_parameters_cost_and_status(grid, tmp_path):
     write_whole(tmp_path / grid[2].name / "config.json", json.dumps(stored))
 
     lines = display.plan(grid, status.snapshot(grid, tmp_path)).splitlines()
-    # 24x32 pixels of 9 x 3 x 4 + 4 x 11 multiply-adds, three passes, 4 steps of 4 images.
+    # 24x32 pixels of 9 x 3 x 4 + 4 x 11 MACs, three passes, 4 steps of 4 images.
     assert 3 * 4 * 4 * 24 * 32 * 152 == 5_603_328
-    assert lines[0].split() == ["run", "parameters", "multiply-adds", "status"]
+    assert lines[0].split() == ["run", "parameters", "MACs", "status"]
     assert [line.split(maxsplit=4) for line in lines[1:5]] == [
         [grid[0].name, "175", "5.6", "M", "new"],
         [grid[1].name, "175", "5.6", "M", "to go on from step 2"],
@@ -126,8 +126,7 @@ def test_a_dry_run_prints_parameters_cost_and_status(grid, tmp_path):
         [grid[3].name, "175", "5.6", "M", "new"],
     ]
     assert lines[5] == (
-        "4 runs: 1 to go on, 2 new, 1 another config; "
-        "22.4 M multiply-adds of training, 19.6 M to do"
+        "4 runs: 1 to go on, 2 new, 1 another config; 22.4 M MACs of training, 19.6 M to do"
     )
     assert len(lines) == 6
 
