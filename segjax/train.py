@@ -138,7 +138,7 @@ def train(config: ConfigDict, workdir: Path, description: Description) -> dict[s
                 resident=resident,
                 axis_name=run.axis_name,
             )
-            return parallel.parallelize(program, run.devices)
+            return parallel.parallelize(program, run.devices, donate=True)
 
         # ---- The state: the latest checkpoint's, or a new one
 

@@ -174,7 +174,7 @@ class Bench:
     def _function(self, what):
         if what == "forward":
             return jax.jit(lambda variables, image: self.model.apply(variables, image, train=False))
-        return parallel.parallelize(self._step(what), [self.device])
+        return parallel.parallelize(self._step(what), [self.device], donate=True)
 
     def _step(self, what, num_steps=1):
         return steps.build_train_steps(

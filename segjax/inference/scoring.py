@@ -60,7 +60,7 @@ def build_evaluator(
                 labels = raw["label"][: done - number * size]
                 raw["place"] = np.arange(number * size, (number + 1) * size, dtype=np.int32)
                 part = {name: x[own] for name, x in raw.items()}
-                _, result = step((), variables, parallel.split(part, devices))
+                result = step(variables, parallel.split(part, devices))
                 if refine:
                     result = _refined(refine, raw["image"], labels, result)
                 counts, classes = result
@@ -120,6 +120,7 @@ def recompute_batch_norm(
             experiment.model, config, experiment.info, axis_name=experiment.axis_name
         ),
         devices,
+        donate=True,
     )
     size = config.batch_size
     own = range(size)[parallel.own(size, devices)]
@@ -130,7 +131,7 @@ def recompute_batch_norm(
         for batch in range(batches):
             places = [(batch * size + place) % count for place in own]
             raw = loader.pick(examples, places)
-            sums, _ = step(sums, variables, parallel.split(raw, devices))
+            sums = step(sums, variables, parallel.split(raw, devices))
             bar.advance(batch + 1)
             between()
 

@@ -1,9 +1,9 @@
 """Data parallelism: the only place that knows whether a step is jitted or pmapped.
 
-A step is `step(state, shared, share) -> (state, outputs)`, written once with the name of an axis or
-None. On one device it is jitted. On several it is pmapped over the shares of the batch; `state` and
-`shared` have no leading axis of devices. The outputs are the same on all devices, because the step
-averages or sums over the axis, so they are returned once.
+A step is `step(*whole, share) -> outputs`, written once with the name of an axis or None. On one
+device it is jitted. On several it is pmapped over the shares of the batch; the other arguments have
+no leading axis of devices. The outputs are the same on all devices, because the step averages, sums
+or gathers over the axis, so they are returned once.
 
 The devices are those of all processes. Each process has its own part of a batch and calls the step
 as often as the others; arrays that are not split are on each of its devices, whole.
@@ -54,43 +54,37 @@ def axis_name(devices: Sequence[jax.Device]) -> str | None:
     return AXIS if len(devices) > 1 else None
 
 
-def parallelize(step: Callable[..., Any], devices: Sequence[jax.Device]) -> Callable[..., Any]:
-    """Compile `step(state, shared, share)` for the devices; the memory of `state` is donated."""
-    mapped, places = _mapped(step, devices)
-    if not places:
-        return mapped
+def parallelize(
+    step: Callable[..., Any], devices: Sequence[jax.Device], *, donate: bool = False
+) -> Callable[..., Any]:
+    """Compile `step(*whole, share)` for the devices; only the share differs between them.
 
-    def call(state, shared, share):
-        outputs = mapped(state, shared, share, *places)
+    Args:
+      step: function of at least one whole argument, which every device has, and of its share.
+      devices: of all processes.
+      donate: reuse the memory of the first argument, which is gone after the call.
+    """
+    donated = (0,) if donate else ()
+    if len(devices) == 1:
+        return jax.jit(step, donate_argnums=donated)
+    mapped = jax.pmap(
+        lambda first, others, share, _: step(first, *others, share),
+        AXIS,
+        in_axes=(None, None, 0, 0),
+        out_axes=None,
+        devices=devices,
+        donate_argnums=donated,
+    )
+    # The share may be empty, but pmap needs a mapped argument.
+    mapped_argument = np.arange(len(_local(devices)))
+
+    def call(first, *others):
+        outputs = mapped(first, others[:-1], others[-1], mapped_argument)
         # Virtual CPU devices share a pool of threads: queued calls can hold the threads that a
         # collective of an earlier call waits for.
         return jax.block_until_ready(outputs) if devices[0].platform == "cpu" else outputs
 
     return call
-
-
-def lower(
-    step: Callable[..., Any], devices: Sequence[jax.Device], state: Any, shared: Any, share: Any
-) -> jax.stages.Lowered:
-    """Lower the program that `parallelize` compiles for these arguments, for inspection."""
-    mapped, places = _mapped(step, devices)
-    return mapped.lower(state, shared, share, *places)
-
-
-def _mapped(step, devices):
-    """Return the step for the devices, and its extra arguments."""
-    if len(devices) == 1:
-        return jax.jit(step, donate_argnums=0), ()
-    mapped = jax.pmap(
-        lambda state, shared, share, _: step(state, shared, share),
-        AXIS,
-        in_axes=(None, None, 0, 0),
-        out_axes=None,
-        devices=devices,
-        donate_argnums=0,
-    )
-    # The share may be empty, but pmap needs a mapped argument.
-    return mapped, (np.arange(len(_local(devices))),)
 
 
 def place(tree: Any, devices: Sequence[jax.Device]) -> Any:

@@ -225,39 +225,39 @@ def scan(
 
 def build_output_step(
     output: Callable[..., jax.Array], *, axis_name: str | None
-) -> Callable[..., tuple[tuple[()], jax.Array]]:
-    """Build f((), variables, raw) -> ((), an `inference.Output` of the batch of all devices)."""
+) -> Callable[[Any, Any], jax.Array]:
+    """Build f(variables, raw) -> an `inference.Output` of the batch of all devices."""
 
-    def output_step(nothing, variables, raw):
+    def output_step(variables, raw):
         image = raw["image"].astype(jnp.float32) / 255
-        return nothing, parallel.gather(output(variables, image, raw["place"]), axis_name)
+        return parallel.gather(output(variables, image, raw["place"]), axis_name)
 
     return output_step
 
 
 def build_eval_step(
     output: Callable[..., jax.Array], num_classes: int, *, axis_name: str | None
-) -> Callable[..., tuple[tuple[()], tuple[jax.Array, jax.Array]]]:
-    """Build f((), variables, raw) -> ((), (counts, classes)) of the batch of all devices.
+) -> Callable[[Any, Any], tuple[jax.Array, jax.Array]]:
+    """Build f(variables, raw) -> (counts, classes) of the batch of all devices.
 
     `classes`, uint8 (B, H, W), is the argmax of an `inference.Output`; `counts` is the confusion
     matrix of each image, int32 (B, K, K).
     """
 
-    def eval_step(nothing, variables, raw):
+    def eval_step(variables, raw):
         image = raw["image"].astype(jnp.float32) / 255
         classes = jnp.argmax(output(variables, image, raw["place"]), -1).astype(jnp.uint8)
         count = functools.partial(confusion_matrix, num_classes=num_classes)
         counts = jax.vmap(count)(raw["label"], classes)
-        return nothing, parallel.gather((counts, classes), axis_name)
+        return parallel.gather((counts, classes), axis_name)
 
     return eval_step
 
 
 def build_statistics_step(
     model: nn.Module, config: ConfigDict, info: DatasetInfo, *, axis_name: str | None
-) -> Callable[..., tuple[Variables, tuple[()]]]:
-    """Build f(sums, variables, raw) -> (sums + (1 - momentum) x the batch's statistics, ())."""
+) -> Callable[[Variables, Variables, Any], Variables]:
+    """Build f(sums, variables, raw) -> sums + (1 - momentum) x the batch's statistics."""
 
     def statistics_step(sums, variables, raw):
         image = loader.normalize(
@@ -272,6 +272,6 @@ def build_statistics_step(
             mutable=["batch_stats"],
             rngs={"dropout": loader.key(config.seed, loader.DROPOUT)},
         )
-        return jax.tree.map(jnp.add, sums, updated["batch_stats"]), ()
+        return jax.tree.map(jnp.add, sums, updated["batch_stats"])
 
     return statistics_step

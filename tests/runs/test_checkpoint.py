@@ -79,18 +79,18 @@ def test_the_number_of_devices_may_change(tmp_path, saved_on):
 
 
 def test_steps_that_overwrite_the_memory_do_not_reach_what_is_being_saved(tmp_path, devices):
-    step = parallel.parallelize(lambda state, _, share: (state + 1.0, ()), devices)
+    step = parallel.parallelize(lambda state, share: state + 1.0, devices, donate=True)
     share = parallel.split(np.zeros(2, np.float32), devices)
     # Large enough that the first steps run while the save does.
-    first, _ = step(parallel.place(np.arange(2**22, dtype=np.float32), devices), (), share)
-    state, _ = step(first, (), share)
+    first = step(parallel.place(np.arange(2**22, dtype=np.float32), devices), share)
+    state = step(first, share)
     assert first.is_deleted()  # the memory is given up: else this proves nothing
     with Checkpoints(tmp_path) as checkpoints:
         for number in range(3):
             before = {"x": np.array(state)}
             checkpoints.save("latest", number, {"x": state}, FACTS)
             for _ in range(20):
-                state, _ = step(state, (), share)
+                state = step(state, share)
             restored = checkpoints.restore("latest", {"x": abstract(state)})
             assert_same_bits({"x": np.asarray(restored["x"])}, before)
 

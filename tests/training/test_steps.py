@@ -96,7 +96,7 @@ class Setup:
     def step(self, state, batch):
         """Take one step on an augmented batch."""
 
-        def step(state, _, batch):
+        def step(state, batch):
             return steps.train_step(
                 state,
                 batch,
@@ -108,14 +108,14 @@ class Setup:
                 axis_name=self.run.axis_name,
             )
 
-        return parallel.parallelize(step, self.devices)(state, (), batch)
+        return parallel.parallelize(step, self.devices)(state, batch)
 
     def shared(self):
         return np.uint32(self.config.seed), self.data
 
     def train(self, calls, num_steps=1, state=None):
         """Return the state after each call, on the host, and the metrics of all steps."""
-        step = parallel.parallelize(self.steps(num_steps), self.devices)
+        step = parallel.parallelize(self.steps(num_steps), self.devices, donate=True)
         shared = parallel.place(self.shared(), self.devices)
         state, states, metrics = self.state() if state is None else state, [], []
         for _ in range(calls):
