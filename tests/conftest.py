@@ -3,9 +3,6 @@
 import fcntl
 import gc
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 # Before JAX is imported; inherited by the commands that tests start.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -71,41 +68,28 @@ def scenes_data_dir(tmp_path_factory):
     return shared / "scenes"
 
 
+def _prepare_published(tmp_path_factory, name, variable):
+    """Prepare a published dataset in a data directory, once for all workers.
+
+    The test is skipped unless the environment variable names the published folder.
+    """
+    published = os.environ.get(variable)
+    if not published:
+        pytest.skip(f"{variable} is unset, which would name the published folder of {name}")
+    shared = _shared(tmp_path_factory)
+    with (shared / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        datasets.prepare(name, data_dir=shared / "tfds", source=published)
+    return shared / "tfds"
+
+
 @pytest.fixture(scope="session")
 def camvid_data_dir(tmp_path_factory):
-    """Prepare the real CamVid in a data directory, once for all workers.
-
-    The published folder is named by SEGJAX_CAMVID, or restored from the packed copy beside the
-    checkout.
-    """
-    packed = Path(__file__).parents[2] / "shared" / "data"
-    published = os.environ.get("SEGJAX_CAMVID")
-    if published is None and not (packed / "camvid").is_dir():
-        pytest.skip("no CamVid: SEGJAX_CAMVID is unset and there is none beside the checkout")
-    shared = _shared(tmp_path_factory)
-    with (shared / "camvid.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if published is None:
-            published = shared / "camvid_published"
-            if not (shared / "tfds" / "camvid").exists():
-                script = packed / "unpack_camvid.py"
-                subprocess.run([sys.executable, script, published], check=True, capture_output=True)
-        datasets.prepare("camvid", data_dir=shared / "tfds", source=published)
-    return shared / "tfds"
+    """Prepare the real CamVid in a data directory."""
+    return _prepare_published(tmp_path_factory, "camvid", "SEGJAX_CAMVID")
 
 
 @pytest.fixture(scope="session")
 def isbi2012_data_dir(tmp_path_factory):
-    """Prepare the real ISBI 2012 slices in a data directory, once for all workers.
-
-    The published folder is named by SEGJAX_ISBI2012, or lies beside the checkout.
-    """
-    beside = Path(__file__).parents[2] / "shared" / "data" / "isbi2012"
-    published = os.environ.get("SEGJAX_ISBI2012", beside)
-    if published == beside and not beside.is_dir():
-        pytest.skip("no ISBI 2012: SEGJAX_ISBI2012 is unset and there is none beside the checkout")
-    shared = _shared(tmp_path_factory)
-    with (shared / "isbi2012.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        datasets.prepare("isbi2012", data_dir=shared / "tfds", source=published)
-    return shared / "tfds"
+    """Prepare the real ISBI 2012 slices in a data directory."""
+    return _prepare_published(tmp_path_factory, "isbi2012", "SEGJAX_ISBI2012")
