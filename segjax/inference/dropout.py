@@ -16,6 +16,7 @@ from flax import linen as nn
 from segjax.data import loader
 from segjax.errors import UserError
 from segjax.inference import outputs
+from segjax.models.layers import Dropout
 from segjax.runs.experiment import Experiment
 from segjax.training import steps
 
@@ -50,7 +51,9 @@ def sample(
         if not isinstance(layer, nn.Dropout) or layer.deterministic is False:
             return call(*args, **kwargs)
         dropping.append(layer.rate > 0)
-        active = layer.clone(deterministic=False, parent=None, name=None)
+        # The key is the image's own, so its index among the devices' images must not matter.
+        alone = {"axis_name": None} if isinstance(layer, Dropout) else {}
+        active = layer.clone(deterministic=False, parent=None, name=None, **alone)
         return active.apply({}, args[0], rng=layer.make_rng(layer.rng_collection))
 
     def one(image, key):

@@ -33,7 +33,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from segjax.models import vgg
-from segjax.models.layers import Conv, ConvBlock
+from segjax.models.layers import Conv, ConvBlock, Dropout
 from segjax.models.options import Positive, Positives, Probability
 from segjax.ops.pooling import max_pool
 from segjax.ops.upsampling import bilinear_conv_transpose
@@ -142,7 +142,7 @@ def _scores(model, x, rate, branch, train):
             axis_name=model.axis_name,
             name=name,
         )(x, train=train)
-        return nn.Dropout(model.dropout, deterministic=not train)(x)
+        return Dropout(model.dropout, deterministic=not train, axis_name=model.axis_name)(x)
 
     dilation = max(1, (2 * rate * 8 + model.output_stride) // (2 * model.output_stride))
     x = block(x, 3, dilation, f"fc6{branch}")

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from segjax.errors import UserError
-from segjax.models.layers import BatchNorm, Conv, ConvTranspose
+from segjax.models.layers import BatchNorm, Conv, ConvTranspose, Dropout
 from segjax.models.options import Positive, Positives, Probability
 from segjax.ops.concatenation import concatenate
 from segjax.ops.pooling import max_pool
@@ -128,4 +128,4 @@ class PreActivation(nn.Module):
             dtype=self.dtype,
             name="conv",
         )(x)
-        return nn.Dropout(self.dropout, deterministic=not train)(x)
+        return Dropout(self.dropout, deterministic=not train, axis_name=self.axis_name)(x)

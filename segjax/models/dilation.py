@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from segjax.models import vgg
-from segjax.models.layers import Conv, ConvBlock
+from segjax.models.layers import Conv, ConvBlock, Dropout
 from segjax.models.options import NotNegative, Positive, Probability
 from segjax.ops.padding import mirror
 from segjax.ops.pooling import max_pool_with_indices
@@ -99,7 +99,7 @@ class Dilation8(nn.Module):
                 x, _ = max_pool_with_indices(x)
         for name, kernel_size, dilation in (("fc6", 7, 4), ("fc7", 1, 1)):
             x = block(x, self.fc_width, name, kernel_size, dilation)
-            x = nn.Dropout(self.dropout, deterministic=not train)(x)
+            x = Dropout(self.dropout, deterministic=not train, axis_name=self.axis_name)(x)
         return self._conv(x, 1, 1, 1, nn.initializers.normal(0.001), "final")
 
     def _context(self, x):

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from segjax.models import vgg
-from segjax.models.layers import Conv, ConvBlock, ConvTranspose, bilinear_diagonal
+from segjax.models.layers import Conv, ConvBlock, ConvTranspose, Dropout, bilinear_diagonal
 from segjax.models.options import Positive, Probability
 from segjax.ops.pooling import max_pool_with_indices
 from segjax.ops.upsampling import bed_of_nails, bilinear_conv_transpose, nearest
@@ -83,7 +83,7 @@ class FCN(nn.Module):
 
         def fully_connected(x, kernel_size, name):
             x = block(x, self.fc_width, kernel_size, 0 if padded else None, name)
-            return nn.Dropout(self.dropout, deterministic=not train)(x)
+            return Dropout(self.dropout, deterministic=not train, axis_name=self.axis_name)(x)
 
         def score(x, name):
             zeros = nn.initializers.zeros

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax import lax
 
 from segjax.ops.convolution import conv
 from segjax.ops.normalization import batch_norm, normalize
@@ -84,6 +85,31 @@ class BatchNorm(nn.Module):
             kept = BATCH_NORM_MOMENTUM * average.value
             average.value = kept + (1 - BATCH_NORM_MOMENTUM) * new
         return y
+
+
+class Dropout(nn.Dropout):
+    """Dropout whose mask follows from the image's index in the batch of all devices.
+
+    (B, ...) to the same shape: each value is zeroed with probability `rate`, else divided by
+    1 - rate. However many devices share a batch, each image has the same mask.
+    """
+
+    axis_name: str | None = None  # the mapped axis over devices
+
+    @nn.compact
+    def __call__(
+        self, inputs: jax.Array, deterministic: bool | None = None, rng: jax.Array | None = None
+    ) -> jax.Array:
+        deterministic = nn.merge_param("deterministic", self.deterministic, deterministic)
+        if deterministic or self.rate == 0:
+            return inputs
+        key = self.make_rng(self.rng_collection) if rng is None else rng
+        first = lax.axis_index(self.axis_name) * len(inputs) if self.axis_name else 0
+        places = first + jnp.arange(len(inputs), dtype=jnp.int32)
+        keys = jax.vmap(lambda place: jax.random.fold_in(key, place))(places)
+        keep = 1 - self.rate
+        kept = jax.vmap(lambda key: jax.random.bernoulli(key, keep, inputs.shape[1:]))(keys)
+        return jnp.where(kept, inputs / keep, jnp.zeros_like(inputs))
 
 
 class ConvBlock(nn.Module):

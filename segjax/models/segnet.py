@@ -31,7 +31,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from segjax.models import vgg
-from segjax.models.layers import Conv, ConvBlock, ConvTranspose, bilinear_diagonal
+from segjax.models.layers import Conv, ConvBlock, ConvTranspose, Dropout, bilinear_diagonal
 from segjax.models.options import Positive, Probability
 from segjax.ops.pooling import max_pool_with_indices, max_unpool
 from segjax.ops.upsampling import bed_of_nails, bilinear, nearest
@@ -64,7 +64,7 @@ class SegNet(nn.Module):
             x, indices = max_pool_with_indices(x)
             pools.append((indices, shape))
             if number >= 3:
-                x = nn.Dropout(self.dropout, deterministic=not train)(x)
+                x = Dropout(self.dropout, deterministic=not train, axis_name=self.axis_name)(x)
 
         for number in range(5, 0, -1):
             depth, multiple = vgg.STAGES[number - 1]
@@ -74,7 +74,7 @@ class SegNet(nn.Module):
             if number > 1:  # the last convolution of a stage narrows to the stage above it
                 x = block(x, vgg.STAGES[number - 2][1], f"conv{number}_1_D")
             if number >= 3:
-                x = nn.Dropout(self.dropout, deterministic=not train)(x)
+                x = Dropout(self.dropout, deterministic=not train, axis_name=self.axis_name)(x)
         x = Conv(self.num_classes, 3, dtype=self.dtype, name="conv1_1_D")(x)
         return x.astype(jnp.float32)
 
@@ -155,7 +155,7 @@ class SegNetBasic(Basic):
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
         def drop(x):
-            return nn.Dropout(self.dropout, deterministic=not train)(x)
+            return Dropout(self.dropout, deterministic=not train, axis_name=self.axis_name)(x)
 
         levels = self.encode(image, train=train, drop=drop)
         x = levels[-1].pooled

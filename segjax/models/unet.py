@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from segjax.errors import UserError
-from segjax.models.layers import Conv, ConvBlock, ConvTranspose
+from segjax.models.layers import Conv, ConvBlock, ConvTranspose, Dropout
 from segjax.models.options import Positive, Probability
 from segjax.ops.concatenation import concatenate
 from segjax.ops.padding import mirror
@@ -94,7 +94,7 @@ class UNet(nn.Module):
             x = block(x, level, f"conv_d{level}a-b")
             x = block(x, level, f"conv_d{level}b-c")
             if level >= LEVELS - 1:
-                x = nn.Dropout(self.dropout, deterministic=not train)(x)
+                x = Dropout(self.dropout, deterministic=not train, axis_name=self.axis_name)(x)
 
         source = f"d{LEVELS}c"
         for level in reversed(range(LEVELS)):

@@ -2,7 +2,8 @@
 
 Each loss is a sum over terms divided by `num_terms`: pixels for cross entropy and focal loss,
 images for Dice and Lovász. Where every device and micro-batch divides by the terms of the whole
-batch, the parts sum to the loss of the whole batch.
+batch, the parts sum to the loss of the whole batch. A label outside [0, K) is void: VOID, and the
+-1 and -100 of other libraries.
 """
 
 from collections.abc import Sequence
@@ -30,9 +31,14 @@ PIXEL_LOSSES = ("cross_entropy", "focal")  # with weights of pixels
 FOCAL_GAMMA = 2.0
 
 
+def is_valid(labels: jax.Array, num_classes: int) -> jax.Array:
+    """Return whether each label is a class, in [0, K), and not void: bool, the shape of labels."""
+    return (labels >= 0) & (labels < num_classes)
+
+
 def num_valid(labels: jax.Array, num_classes: int) -> jax.Array:
-    """Count the pixels whose label is a class (not VOID): float32 scalar."""
-    return jnp.sum(labels < num_classes).astype(jnp.float32)
+    """Count the pixels whose label is a class, not void: float32 scalar."""
+    return jnp.sum(is_valid(labels, num_classes)).astype(jnp.float32)
 
 
 def num_terms(name: str, labels: jax.Array, num_classes: int) -> jax.Array:
@@ -45,7 +51,7 @@ def num_terms(name: str, labels: jax.Array, num_classes: int) -> jax.Array:
     """
     if name in PIXEL_LOSSES:
         return num_valid(labels, num_classes)
-    return jnp.sum(jnp.any(labels < num_classes, (1, 2))).astype(jnp.float32)
+    return jnp.sum(jnp.any(is_valid(labels, num_classes), (1, 2))).astype(jnp.float32)
 
 
 def loss(
@@ -59,7 +65,8 @@ def loss(
 ) -> jax.Array:
     """Compute the loss `name` of logits (B, H, W, K) and labels (B, H, W).
 
-    The other arguments are those of `cross_entropy`; `normalizer` is the whole batch's `num_terms`.
+    The other arguments are those of `cross_entropy`; `normalizer` is the whole batch's `num_terms`,
+    at least 1, or that divided by the number of devices over which the losses are averaged.
     Dice and Lovász ignore weights of pixels, which `segjax.config.check` refuses with them.
     """
     if name in PIXEL_LOSSES:
@@ -68,9 +75,9 @@ def loss(
             logits, labels, class_weights, pixel_weights=pixel_weights, normalizer=normalizer
         )
     if normalizer is None:
-        normalizer = num_terms(name, labels, logits.shape[-1])
+        normalizer = jnp.maximum(num_terms(name, labels, logits.shape[-1]), 1.0)
     overlap = dice if name == "dice" else lovasz
-    return jnp.sum(overlap(logits, labels, class_weights)) / jnp.maximum(normalizer, 1.0)
+    return jnp.sum(overlap(logits, labels, class_weights)) / normalizer
 
 
 def cross_entropy(
@@ -89,10 +96,10 @@ def cross_entropy(
 
     Args:
       logits: z, floating (..., K).
-      labels: y, integers (...); values of K and above, VOID among them, are ignored.
+      labels: y, integers (...); values outside [0, K), VOID among them, are ignored.
       class_weights: w, float32 (K,).
       pixel_weights: v, float32 (...); None for ones.
-      normalizer: N, if these pixels are a part of a batch (shards and micro-batches).
+      normalizer: N > 0, if these pixels are a part of a batch (shards and micro-batches).
 
     Returns:
       float32 scalar; 0 where no pixel is valid.
@@ -121,19 +128,19 @@ def focal(
 
 def _nll(logits, labels):
     """Return -log softmax of the truth, or of class 0 where that is void."""
-    target = jnp.where(labels < logits.shape[-1], labels, 0).astype(jnp.int32)
+    target = jnp.where(is_valid(labels, logits.shape[-1]), labels, 0).astype(jnp.int32)
     return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), target)
 
 
 def _weighted_mean(losses, logits, labels, class_weights, pixel_weights, normalizer):
     num_classes = logits.shape[-1]
-    valid = labels < num_classes
+    valid = is_valid(labels, num_classes)
     weights = jnp.where(valid, class_weights[jnp.where(valid, labels, 0).astype(jnp.int32)], 0.0)
     if pixel_weights is not None:
         weights = weights * pixel_weights
     if normalizer is None:
-        normalizer = num_valid(labels, num_classes)
-    return jnp.sum(weights * losses) / jnp.maximum(normalizer, 1.0)
+        normalizer = jnp.maximum(num_valid(labels, num_classes), 1.0)
+    return jnp.sum(weights * losses) / normalizer
 
 
 def dice(logits: jax.Array, labels: jax.Array, class_weights: jax.Array) -> jax.Array:
@@ -145,18 +152,18 @@ def dice(logits: jax.Array, labels: jax.Array, class_weights: jax.Array) -> jax.
 
     Args:
       logits: floating (B, H, W, K).
-      labels: integers (B, H, W); values of K and above are ignored.
+      labels: integers (B, H, W); values outside [0, K) are ignored.
       class_weights: float32 (K,).
 
     Returns:
       float32 (B,), in [0, 1); 0 for an image without a valid pixel.
     """
     num_classes = logits.shape[-1]
-    valid = (labels < num_classes)[..., None]
+    valid = is_valid(labels, num_classes)[..., None]
     # optax has no void: make it one more class, predicted exactly where it is, and drop its loss.
     logits = jnp.where(valid, logits.astype(jnp.float32), -jnp.inf)
     logits = jnp.concatenate([logits, jnp.where(valid, -jnp.inf, 0.0)], -1)
-    target = jnp.minimum(labels, num_classes).astype(jnp.int32)
+    target = jnp.where(valid[..., 0], labels, num_classes).astype(jnp.int32)
     each = optax.losses.dice_loss(
         logits, jax.nn.one_hot(target, num_classes + 1), reduction="none", axis=(1, 2)
     )[:, :-1]
@@ -173,7 +180,7 @@ def lovasz(logits: jax.Array, labels: jax.Array, class_weights: jax.Array) -> ja
 
     Args:
       logits: floating (B, H, W, K).
-      labels: integers (B, H, W); values of K and above are ignored.
+      labels: integers (B, H, W); values outside [0, K) are ignored.
       class_weights: float32 (K,).
 
     Returns:
@@ -182,7 +189,7 @@ def lovasz(logits: jax.Array, labels: jax.Array, class_weights: jax.Array) -> ja
     batch, num_classes = labels.shape[0], logits.shape[-1]
     labels = labels.reshape(batch, -1).astype(jnp.int32)
     shares = jax.nn.softmax(logits.astype(jnp.float32).reshape(batch, -1, num_classes))
-    valid = labels < num_classes
+    valid = is_valid(labels, num_classes)
     truth = jnp.moveaxis(jax.nn.one_hot(labels, num_classes), -1, 1)  # (B, K, pixels)
     errors = jnp.where(valid[:, None], jnp.abs(truth - jnp.moveaxis(shares, -1, 1)), 0.0)
     # Void pixels come last, after errors of 0, and change no step before them.
@@ -214,14 +221,14 @@ def border_weights(
     arXiv 1505.04597, equation 2).
 
     Args:
-      labels: integers (H, W); VOID belongs to no object.
+      labels: integers (H, W); VOID and negative labels are void and belong to no object.
       w0: factor of the border term.
       sigma: pixels.
       class_weights: w_c of each class, (K,); None for ones.
       background: the class without objects; None if every class has objects.
 
     Returns:
-      float32 (H, W); 0 where the label is VOID. The border term is omitted where it is below
+      float32 (H, W); 0 where the label is void. The border term is omitted where it is below
       1e-9 w0, and everywhere if there are fewer than two objects.
     """
     labels = np.asarray(labels)
@@ -229,7 +236,8 @@ def border_weights(
     reach = int(np.ceil(sigma * np.sqrt(2 * np.log(1e9))))
     nearest = np.full(labels.shape, np.inf)
     second = np.full(labels.shape, np.inf)
-    for value in np.setdiff1d(labels, [VOID] if background is None else [VOID, background]):
+    valid = (labels != VOID) & (labels >= 0)
+    for value in np.setdiff1d(labels[valid], [] if background is None else [background]):
         components, _ = ndimage.label(labels == value)
         for number, box in enumerate(ndimage.find_objects(components), start=1):
             around = tuple(slice(max(s.start - reach, 0), s.stop + reach) for s in box)
@@ -237,7 +245,6 @@ def border_weights(
             near, next_near = nearest[around], second[around]
             second[around] = np.minimum(next_near, np.maximum(near, distance))
             nearest[around] = np.minimum(near, distance)
-    valid = labels != VOID
     if class_weights is None:
         weights = np.ones(labels.shape)
     else:

@@ -14,7 +14,8 @@ def create_schedule(config: ConfigDict, steps: int) -> optax.Schedule:
     """Return the learning rate as a function of the step, from the `optimizer` part of a config.
 
     The rate is multiplied by 1 (constant), (1 - t / T)^power (poly) or (1 + cos(pi t / T)) / 2
-    (cosine), t counted from the end of the linear warm-up and T the steps after it.
+    (cosine), t the steps done since the warm-up and T all steps after it. In a warm-up of W steps
+    step k = 0, 1, ... has the rate times (k + 1) / (W + 1).
     """
     rate, warmup = config.learning_rate, config.warmup_steps
     rest = max(steps - warmup, 1)
@@ -29,7 +30,8 @@ def create_schedule(config: ConfigDict, steps: int) -> optax.Schedule:
         raise UserError(f"unknown optimizer.schedule {config.schedule!r}; known: {known}")
     if not warmup:
         return main
-    return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), main], [warmup])
+    rise = optax.linear_schedule(rate / (warmup + 1), rate, warmup)
+    return optax.join_schedules([rise, main], [warmup])
 
 
 def create_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:

@@ -32,7 +32,7 @@ class TrainState:
     step: jax.Array  # int32, steps done
     variables: Variables
     opt_state: optax.OptState
-    ema: Variables  # averaged variables, empty without averaging
+    ema: Variables  # variables averaged with decay min(ema_decay, (1 + step) / (10 + step)), or {}
 
     def evaluated(self) -> Variables:
         """Return the variables to validate and test: the averaged ones if there are any."""
@@ -147,16 +147,19 @@ def train_step(
     time.
     """
     num_classes, parts, labels = class_weights.shape[0], config.micro_batches, batch["label"]
-    # A mean, because pmean of the gradients below divides by the number of devices as well.
-    valid, normalizer = parallel.pmean(
-        (
-            losses.num_valid(labels, num_classes),
-            losses.num_terms(config.loss.name, labels, num_classes),
-        ),
-        axis_name,
+    # At least one of the whole batch, where a device's own share may have none. Divided by the
+    # number of devices, because pmean of the gradients below divides by it as well.
+    valid, normalizer = (
+        jnp.maximum(terms, 1.0) / parallel.size(axis_name)
+        for terms in parallel.psum(
+            (
+                losses.num_valid(labels, num_classes),
+                losses.num_terms(config.loss.name, labels, num_classes),
+            ),
+            axis_name,
+        )
     )
     dropout = jax.random.fold_in(loader.key(seed, loader.DROPOUT), state.step)
-    dropout = jax.random.fold_in(dropout, parallel.index(axis_name))
 
     def loss_of(params, batch_stats, part, dropout_key):
         logits, updated = model.apply(
@@ -201,10 +204,14 @@ def train_step(
         variables["batch_stats"] = batch_stats
     ema = state.ema
     if ema:
-        ema = optax.incremental_update(variables, ema, 1 - config.ema_decay)
+        # Warmed up: a constant decay would keep the random weights of the start for 1 / (1 - decay)
+        # steps, which a short run does not have.
+        done = state.step.astype(jnp.float32)
+        decay = jnp.minimum(config.ema_decay, (1 + done) / (10 + done))
+        ema = optax.incremental_update(variables, ema, 1 - decay)
     metrics = {
         "loss": loss,
-        "global_accuracy": hits / jnp.maximum(valid, 1.0),
+        "global_accuracy": hits / valid,
         "gradient_norm": optax.tree.norm(gradients),
     }
     return TrainState(state.step + 1, variables, opt_state, ema), metrics

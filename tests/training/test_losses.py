@@ -5,7 +5,14 @@ import pytest
 
 from segjax.data import datasets
 from segjax.errors import UserError
-from segjax.training.losses import SEGNET_CLASS_WEIGHTS, class_weights, cross_entropy, num_valid
+from segjax.training import losses
+from segjax.training.losses import (
+    SEGNET_CLASS_WEIGHTS,
+    border_weights,
+    class_weights,
+    cross_entropy,
+    num_valid,
+)
 
 VOID = 255
 SHAPE, CLASSES = (2, 3, 5), 4
@@ -80,7 +87,7 @@ def test_shards_with_the_whole_batchs_divisor_add_up(batch):
 def test_no_valid_pixel_is_zero_with_zero_gradient(batch):
     logits, labels, weights, pixel_weights = batch
     labels = np.full_like(labels, VOID)
-    for options in ({}, {"pixel_weights": pixel_weights}, {"normalizer": jnp.float32(0)}):
+    for options in ({}, {"pixel_weights": pixel_weights}, {"normalizer": jnp.float32(1)}):
         loss, gradient = jax.value_and_grad(cross_entropy)(logits, labels, weights, **options)
         assert loss == 0
         np.testing.assert_array_equal(gradient, 0)
@@ -192,3 +199,24 @@ def test_an_unknown_kind_is_refused():
     known = "none, median_frequency, segnet, enet"
     with pytest.raises(UserError, match=f"unknown loss.class_weights 'mean'; known: {known}$"):
         class_weights("mean", COUNTS, PRESENT)
+
+
+@pytest.mark.parametrize("void", [-1, -100, CLASSES, VOID])
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_labels_outside_the_classes_are_void(batch, name, void):
+    logits, labels, weights, _ = batch
+    expected, gradient = jax.value_and_grad(losses.loss, 1)(name, logits, labels, weights)
+    other = np.where(labels < CLASSES, labels.astype(np.int32), void)
+    found = jax.value_and_grad(losses.loss, 1)(name, logits, other, weights)
+    np.testing.assert_array_equal(found[0], expected)
+    np.testing.assert_array_equal(found[1], gradient)
+
+
+@pytest.mark.parametrize("void", [-1, -100, VOID])
+def test_void_belongs_to_no_object_of_the_border_map(void):
+    labels = np.zeros((9, 9), np.int32)
+    labels[:3], labels[6:], labels[:, 4] = 1, 1, void
+    weights = border_weights(labels, class_weights=(1.0, 2.0))
+    as_uint8 = np.where(labels < 0, VOID, labels).astype(np.uint8)
+    np.testing.assert_array_equal(weights, border_weights(as_uint8, class_weights=(1.0, 2.0)))
+    np.testing.assert_array_equal(weights[:, 4], 0)

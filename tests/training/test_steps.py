@@ -1,7 +1,6 @@
 """The training step: what its numbers depend on."""
 
 import itertools
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +8,12 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from segjax.data import datasets, loader
 from segjax.errors import UserError
+from segjax.models.layers import Dropout
 from segjax.runs import experiment
 from segjax.training import losses, optimizers, parallel, steps
 from support.runs import OneLayer, assert_same_bits, tiny_config
@@ -31,6 +33,7 @@ class Pixelwise(nn.Module):
     """A network of single pixels, whose result does not depend on how a batch is split."""
 
     num_classes: int
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, image, *, train):
@@ -43,7 +46,7 @@ class Dropped(Pixelwise):
 
     @nn.compact
     def __call__(self, image, *, train):
-        image = nn.Dropout(0.5, deterministic=not train)(image)
+        image = Dropout(0.5, deterministic=not train, axis_name=self.axis_name)(image)
         return super().__call__(image, train=train)
 
 
@@ -229,6 +232,36 @@ def test_no_loss_changes_with_devices_or_micro_batches(scenes_data_dir, name):
     np.testing.assert_allclose(found[0][1]["loss"], whole, rtol=1e-5)
 
 
+@settings(max_examples=12, deadline=None)
+@given(
+    name=st.sampled_from(losses.LOSSES),
+    valid=st.lists(st.integers(0, 4), min_size=4, max_size=4),  # valid pixels of each image
+    void=st.sampled_from([datasets.VOID, 11]),
+    seed=st.integers(0, 99),
+)
+@example(name="dice", valid=[48, 0, 0, 0], void=datasets.VOID, seed=0)
+@example(name="cross_entropy", valid=[1, 0, 0, 0], void=datasets.VOID, seed=0)
+@example(name="lovasz", valid=[0, 0, 0, 0], void=datasets.VOID, seed=0)
+def test_void_shares_change_no_loss(scenes_data_dir, name, valid, void, seed):
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, 11, (4, 6, 8)).astype(np.uint8)
+    for each, count in zip(label, valid, strict=True):
+        each.flat[count:] = void
+    image = rng.normal(size=(4, 6, 8, 3)).astype(np.float32)
+    found = []
+    for micro_batches, num_devices in ((1, 1), (1, 2), (2, 2), (4, 1)):
+        changed = {"micro_batches": micro_batches, "num_devices": num_devices}
+        setup = Setup(tiny_config(scenes_data_dir, loss__name=name, **changed), Pixelwise(11))
+        batch = parallel.split({"image": image, "label": label}, setup.devices)
+        state, metrics = setup.step(setup.state(), batch)
+        found.append((state.variables["params"], metrics))
+    for other in found[1:]:
+        assert_close(found[0], other, 1e-6)
+    logits = setup.model.apply(setup.state().variables, image, train=True)
+    whole = losses.loss(name, logits, label, setup.class_weights)
+    np.testing.assert_allclose(found[0][1]["loss"], whole, rtol=1e-5, atol=1e-6)
+
+
 def test_micro_batches_sum_their_gradients_and_normalize_one_after_the_other(scenes_data_dir):
     config = tiny_config(
         scenes_data_dir,
@@ -269,13 +302,14 @@ def test_micro_batches_sum_their_gradients_and_normalize_one_after_the_other(sce
 
 
 def test_averaged_variables_by_hand(scenes_data_dir):
-    setup = Setup(tiny_config(scenes_data_dir, ema_decay=0.75, **PLAIN), OneLayer(11))
+    setup = Setup(tiny_config(scenes_data_dir, ema_decay=0.19, **PLAIN), OneLayer(11))
     before = leaves(setup.state().variables)
     states, _ = setup.train(3)
     expected = before
-    for state in states:
+    # (1 + step) / (10 + step) is 1 / 10, 2 / 11 and 3 / 12: the last is above the config's.
+    for decay, state in zip((0.1, 2 / 11, 0.19), states, strict=True):
         now = leaves(state.variables)
-        expected = {name: 0.75 * x + 0.25 * now[name] for name, x in expected.items()}
+        expected = {name: decay * x + (1 - decay) * now[name] for name, x in expected.items()}
     averaged = leaves(states[-1].evaluated())
     assert averaged.keys() == expected.keys()
     for name, x in expected.items():
@@ -355,33 +389,32 @@ def test_another_step_or_seed_has_another_batch(scenes_data_dir):
     assert len(set(seen)) == 4
 
 
-def test_dropout_follows_the_step_and_differs_between_devices(scenes_data_dir):
-    setup = Setup(tiny_config(scenes_data_dir), Dropped(11))
-    state = setup.state()
-    image = np.ones((4, 6, 8, 3), np.float32)
-    batch = {"image": jnp.asarray(image), "label": jnp.ones((4, 6, 8), jnp.uint8)}
+def test_dropout_follows_the_step_and_the_image_on_any_number_of_devices(scenes_data_dir):
+    rng = np.random.default_rng(0)
+    image = np.broadcast_to(rng.normal(size=(1, 6, 8, 3)), (4, 6, 8, 3)).astype(np.float32)
+    label = np.ones((4, 6, 8), np.uint8)
+    found = {}
+    for count in (1, 2):
+        setup = Setup(tiny_config(scenes_data_dir, num_devices=count))
+        setup.model = Dropped(11, axis_name=setup.run.axis_name)
+        for step in (0, 1):
+            state = setup.state().replace(step=jnp.int32(step))
+            batch = parallel.split({"image": image, "label": label}, setup.devices)
+            state, metrics = setup.step(state, batch)
+            found[count, step] = {**state.variables["params"], **metrics}
+    for step in (0, 1):
+        assert_close(found[1, step], found[2, step], 1e-6)
+    assert found[1, 0]["loss"] != found[1, 1]["loss"]
 
-    @partial(jax.jit, static_argnames="axis_name")
-    def loss(step, axis_name=None):
-        _, metrics = steps.train_step(
-            state.replace(step=step),
-            batch,
-            setup.model,
-            setup.optimizer,
-            setup.config,
-            setup.class_weights,
-            seed=setup.config.seed,
-            axis_name=axis_name,
-        )
-        return metrics["loss"]
 
-    first, second = loss(jnp.int32(0)), loss(jnp.int32(1))
-    assert first == loss(jnp.int32(0)) != second
-    # The same images on both devices: the mean of two draws, and not the first one twice.
-    both = jax.vmap(lambda _: loss(jnp.int32(0), parallel.AXIS), axis_name=parallel.AXIS)(
-        jnp.arange(2)
-    )
-    assert both[0] == both[1] != first
+def test_images_of_a_batch_have_different_masks():
+    layer = Dropout(0.5, deterministic=False)
+    kept = layer.apply({}, jnp.ones((3, 64, 64, 2)), rngs={"dropout": jax.random.key(0)})
+    assert set(np.unique(kept)) == {0.0, 2.0}
+    kept = np.asarray(kept > 0)
+    np.testing.assert_allclose(kept.mean((1, 2)), 0.5, atol=0.03)
+    for a, b in itertools.combinations(kept, 2):
+        np.testing.assert_allclose((a == b).mean(), 0.5, atol=0.03)
 
 
 def test_devices_are_those_that_divide_the_batches():
