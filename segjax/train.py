@@ -108,6 +108,7 @@ def train(config: ConfigDict, workdir: Path, description: Description) -> dict[s
 
         if processes.on_first(claim):
             return results.read([workdir / "result.json"])[0]
+        results.revision()  # of the code that runs: its files may change before the row is written
         run = processes.together(lambda: experiment.create(config))
         stop = stack.enter_context(processes.Stop())
         writes = processes.is_first()

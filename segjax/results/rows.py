@@ -5,8 +5,10 @@ scores are fractions in [0, 1], and are checked against its confusion matrix whe
 """
 
 import datetime
+import functools
 import json
 import os
+import subprocess
 from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -67,6 +69,8 @@ class ResultRow(TypedDict):
     device: Text
     versions: dict[str, Any]
     finished: Text  # time, ISO 8601
+    # Git commit of the code, followed by "-modified" where files of it were; none outside of git.
+    revision: NotRequired[Text | None]
     # How the labels were made, other than from the logits of one network.
     inference: NotRequired[Text]
     # Over the classes with a boundary in the truth or in the prediction.
@@ -153,7 +157,32 @@ def provenance(device: str, platform: str = "") -> Row:
         "device": device,
         "versions": {"segjax": segjax.__version__, **versions},
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "revision": revision(),
     }
+
+
+@functools.cache
+def revision() -> str | None:
+    """Return the git commit of this code when first called, "-modified" if files of it changed.
+
+    None where the package does not lie in a git repository of its own.
+    """
+    root = Path(segjax.__file__).parents[1]
+    if not (root / ".git").exists():
+        return None
+    try:
+        commit, changed = (
+            subprocess.run(
+                ["git", "-C", root, *command], capture_output=True, text=True, check=True
+            ).stdout.strip()
+            for command in (
+                ("rev-parse", "HEAD"),
+                ("status", "--porcelain", "--untracked-files=no", "--", "segjax", "experiments"),
+            )
+        )
+    except (OSError, subprocess.CalledProcessError):  # no git, or another user's repository
+        return None
+    return f"{commit}-modified" if changed else commit
 
 
 def _read_file(path: Path) -> list[Row]:

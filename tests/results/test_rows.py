@@ -1,6 +1,7 @@
 import copy
 import json
 import re
+import subprocess
 
 import pytest
 
@@ -174,3 +175,36 @@ def test_append_refuses_a_second_result_of_one_run(tmp_path):
     other = make_row(0, confusion=((81, 14, 5), (10, 180, 10), (6, 6, 8)))
     assert "another result of small" in refusal(results.append, path, other)
     assert path.read_bytes() == before
+
+
+def test_the_revision_is_the_commit_and_says_if_files_were_changed(tmp_path, monkeypatch):
+    def git(*arguments):
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+        done = subprocess.run(
+            ["git", *identity, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    def revision():
+        results.revision.cache_clear()
+        return results.revision()
+
+    package = tmp_path / "segjax"
+    package.mkdir()
+    module = package / "__init__.py"
+    module.write_text("")
+    monkeypatch.setattr("segjax.__file__", str(module))
+    try:
+        assert revision() is None
+        git("init", "--quiet")
+        git("add", ".")
+        git("commit", "--quiet", "--message=first")
+        commit = git("rev-parse", "HEAD")
+        assert revision() == commit
+        (tmp_path / "notes.txt").write_text("no code")
+        assert revision() == commit
+        module.write_text("changed = True")
+        assert results.revision() == commit  # as when first asked
+        assert revision() == f"{commit}-modified"
+    finally:
+        results.revision.cache_clear()
