@@ -88,7 +88,7 @@ class Slices:
 
 def test_a_map_is_made_once_and_goes_where_its_image_goes():
     slices = Slices()
-    source = loader.Weighed(slices, slices.weigh)
+    source = loader.WeightedSource(slices, slices.weigh)
     data = loader.in_memory(source)
     assert set(data) == {"image", "label", "weight"}
     np.testing.assert_array_equal(data["weight"], data["label"] + np.float32(0.5), strict=True)
