@@ -135,7 +135,7 @@ def test_adam_with_l2_and_adamw_decoupled(name, decay):
     np.testing.assert_allclose(trail[-1]["bn"]["scale"], spared, rtol=1e-5)
 
 
-def test_decay_in_adam_is_scaled_away_and_in_adamw_it_is_not():
+def test_adam_scales_decay_away_and_adamw_does_not():
     # Without gradient: Adam takes a whole step of the rate whatever the decay; AdamW shrinks by
     # rate * decay.
     (l2,) = steps(options(name="adam", weight_decay=0.01), [constant(0.0)])
@@ -169,7 +169,7 @@ def test_without_warm_up_the_first_step_has_the_whole_rate(schedule):
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_a_run_no_longer_than_its_warm_up(schedule):
+def test_a_run_that_ends_with_its_warm_up(schedule):
     rate = create_schedule(options(schedule=schedule, warmup_steps=10), 5)
     np.testing.assert_allclose([rate(step) for step in range(5)], np.arange(5) / 100, rtol=1e-6)
 
