@@ -57,7 +57,7 @@ def get_config(size: str = "full") -> ConfigDict:
 
 
 def sweep(size: str = "full") -> Iterator[dict[str, Any]]:
-    """Yield every architecture, alike except for its own options."""
+    """Yield every architecture with the same config, except for its own options."""
     rate = recipes.CROPS_VGG16_RATE if size == "crops" else recipes.VGG16_RATE
     weights = {"model.pretrained": recipes.VGG16, "optimizer.learning_rate": rate}
     for seed in (0, 1, 2):

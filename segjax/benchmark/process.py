@@ -88,7 +88,7 @@ def serve(answers: Mapping[str, Callable[..., dict[str, Any]]]) -> None:
             reply = answers[asked.pop("do")](**asked)
         except UserError as error:
             reply = {"error": str(error)}
-        except Exception as error:  # the benchmark goes on with the next network
+        except Exception as error:  # the benchmark continues with the next network
             traceback.print_exc()
             first = (str(error).splitlines() or [""])[0]
             full = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in first

@@ -136,13 +136,13 @@ def _fits(record: Record, row: Row) -> bool:
     )
 
 
-def _options(row: Row, besides: Mapping[str, Any]) -> str:
+def _options(row: Row, without: Mapping[str, Any]) -> str:
     options = row["model_options"].items()
-    return ", ".join(f"{name} {value}" for name, value in options if name not in besides)
+    return ", ".join(f"{name} {value}" for name, value in options if name not in without)
 
 
-def _named(row: Row, besides: Mapping[str, Any]) -> str:
-    options = _options(row, besides)
+def _named(row: Row, without: Mapping[str, Any]) -> str:
+    options = _options(row, without)
     return f"{row['model']} ({options})" if options else row["model"]
 
 

@@ -28,7 +28,7 @@ def batch_norm(
       scale: float32 (C,).
       bias: float32 (C,).
       epsilon: added to the variance.
-      axis_name: mapped axis over devices, whose batches, of equal size, are normalized as one.
+      axis_name: mapped axis over devices, whose batches of equal size are normalized as one.
       relu: whether to apply a ReLU.
 
     Returns:

@@ -58,8 +58,8 @@ def max_pool(
       padding: rows above and below, columns left and right; every window must see a pixel.
 
     Returns:
-      (B, h, w, C), dtype of x; h = (H + padding - window) // stride + 1 and w alike. The gradient
-      of each value reaches the first maximum of its window.
+      (B, h, w, C), dtype of x; h = (H + padding - window) // stride + 1 and w likewise. The
+      gradient of each value reaches the first maximum of its window.
     """
     if kernels.in_use(x):
         before, after = zip(*padding, strict=True)

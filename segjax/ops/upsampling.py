@@ -166,7 +166,7 @@ def _by_phases(x, kernel, stride, padding, output_padding):
 def bilinear_conv_transpose(x: jax.Array, *, size: int, stride: int, padding: int = 0) -> jax.Array:
     """Apply Caffe's fixed bilinear deconvolution: `bilinear_kernel` from each channel to itself.
 
-    (B, h, w, C) to (B, (h - 1) stride - 2 padding + size, and w alike, C), dtype of x. Unlike
+    (B, h, w, C) to (B, (h - 1) stride - 2 padding + size, and w likewise, C), dtype of x. Unlike
     `bilinear`, which repeats the edge, it sees zeros beyond the border.
     """
     # The kernel is separable, so two products with small matrices are enough. A convolution with

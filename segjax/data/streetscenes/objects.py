@@ -25,7 +25,7 @@ from segjax.data.streetscenes.painter import (
     scale,
 )
 
-# The palettes overlap on purpose: a color alone must not tell the class.
+# The palettes overlap on purpose: a color alone must not identify the class.
 GRAYS = [(70, 70, 72), (105, 105, 105), (140, 140, 142), (175, 174, 170), (120, 125, 135)]
 WALLS = [(150, 84, 62), (122, 72, 58), (168, 118, 84), (205, 188, 152), (222, 216, 200)]
 WALLS += [(160, 150, 130), (128, 120, 110), (96, 100, 108), (186, 196, 196), (112, 118, 96)]
