@@ -1,12 +1,13 @@
-"""Ablation of augmentation on CamVid's 367 training images: SegNet-Basic, from none to all.
+"""Ablation of augmentation on CamVid's 367 training images, with SegNet-Basic.
 
 segjax train --config experiments/augmentation.py --workdir runs/augmentation
 segjax sweep --config experiments/augmentation.py --workdir runs/augmentation
 segjax sweep --config experiments/augmentation.py:small --workdir runs/augmentation_small
 
-None; flips; flips and rescaling; these with brightness, contrast and saturation; and all of them
-with U-Net's elastic deformation and rotation. The full form is for an accelerator; `small`, at
-96x128 and a width of 16, is for two CPU cores. Neither has been run to its end yet.
+Compared are no augmentation; flips; flips and rescaling; these with brightness, contrast and
+saturation; and all of them with U-Net's elastic deformation and rotation. The full size is for an
+accelerator; `small`, at 96x128 and a width of 16, is for two CPU cores. Neither has been run in
+full yet.
 """
 
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from segjax import recipes
 
 FLIP = {"augment.flip": True}
 SCALE = {**FLIP, "augment.scale": (0.8, 1.4)}
-COLOUR = {
+COLOR = {
     **SCALE,
     "augment.brightness": 0.2,
     "augment.contrast": 0.2,
@@ -38,9 +39,9 @@ def get_config(size: str = "full") -> ConfigDict:
 
 
 def sweep(size: str = "full") -> Iterator[dict[str, Any]]:
-    """Yield each augmentation together with those before it."""
+    """Yield each augmentation added to those before it."""
     pixels = 10.0 if size == "full" else 3.0  # U-Net's at 512x512
-    warp = {**COLOUR, "augment.elastic": pixels, "augment.rotation": 5.0}
+    warp = {**COLOR, "augment.elastic": pixels, "augment.rotation": 5.0}
     for seed in (0, 1, 2):
-        for augmentation in ({}, FLIP, SCALE, COLOUR, warp):
+        for augmentation in ({}, FLIP, SCALE, COLOR, warp):
             yield {**augmentation, "seed": seed}

@@ -4,8 +4,8 @@ segjax train --config experiments/bayesian_segnet.py --workdir runs/bayesian_seg
 segjax evaluate --workdir runs/bayesian_segnet --samples 50
 segjax predict --workdir runs/bayesian_segnet --samples 50 IMAGES --output DIR
 
-The test at the end of training drops no unit; the second command averages samples, as the paper
-does. For an accelerator. Not run to its end yet.
+The test at the end of training is without dropout; the second command averages samples with
+dropout, as the paper does. For an accelerator. Not yet run in full.
 """
 
 from ml_collections import ConfigDict
@@ -23,11 +23,11 @@ def get_config(size: str = "full") -> ConfigDict:
     config.data.resolution = (360, 480)
     config.batch_size = 4
 
-    config.augment.flip = True  # not in the files; others reach their figures with it
+    config.augment.flip = True  # not in the authors' files; reimplementations need it
 
     config.loss.class_weights = "segnet"
 
-    # The authors' solver for SegNet, with half as many steps again: 60,000.
+    # The authors' solver for SegNet, with 1.5 times as many steps.
     config.optimizer.name = "sgd"
     config.optimizer.learning_rate = 1e-3
     config.optimizer.momentum = 0.9

@@ -1,12 +1,12 @@
-"""SegNet-Basic at half its width on CamVid: a reduced network that a CPU can train.
+"""SegNet-Basic at half its width on CamVid, which a CPU can train.
 
 segjax train --config experiments/camvid_small.py --workdir runs/camvid_small
 segjax train --config experiments/camvid_small.py:crops --workdir runs/camvid_crops
 
 The first trains at 96x128, in twenty to thirty minutes on two CPU cores without oneDNN and with
-JAX_NUM_CPU_DEVICES=2. Test mIoU 0.387 for seed 0; on validation, which is another street, 0.51. The
-second trains on crops of 180x240 and is tested at 360x480: half an hour beside other work, test
-mIoU 0.338, on validation 0.43 and still rising at the end.
+JAX_NUM_CPU_DEVICES=2: test mIoU 0.387 for seed 0, and 0.51 on validation, which is another street.
+The second trains on crops of 180x240 and is tested at 360x480, in half an hour on a busy machine:
+test mIoU 0.338, and 0.43 on validation, still rising at the end.
 """
 
 from ml_collections import ConfigDict

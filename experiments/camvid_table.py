@@ -8,9 +8,9 @@ segjax reproduce camvid --workdir runs/camvid_table
 The first trains SegNet from scratch, the second and third all architectures; the last also prepares
 CamVid and prints the table beside the published numbers. In `full` and `crops` a network with
 VGG-16's trunk starts from its weights, which are downloaded (550 MB, once), at a lower learning
-rate. The full form is for an accelerator. For two CPU cores: `crops`, trained on crops of 180x240
-and tested at 360x480, and `small`, at 96x128, a width of 16 and from scratch. None has been run to
-its end yet.
+rate. The full size is for an accelerator. For two CPU cores: `crops`, trained on crops of 180x240
+and tested at 360x480, and `small`, at 96x128, a width of 16 and from scratch. None has been run in
+full yet.
 """
 
 from collections.abc import Iterator
@@ -57,7 +57,7 @@ def get_config(size: str = "full") -> ConfigDict:
 
 
 def sweep(size: str = "full") -> Iterator[dict[str, Any]]:
-    """Yield every architecture, alike except for its own options."""
+    """Yield every architecture with the same config, except for its own options."""
     rate = recipes.CROPS_VGG16_RATE if size == "crops" else recipes.VGG16_RATE
     weights = {"model.pretrained": recipes.VGG16, "optimizer.learning_rate": rate}
     for seed in (0, 1, 2):

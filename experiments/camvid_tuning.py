@@ -1,15 +1,14 @@
-"""Choose the recipe of the CamVid table: a few, compared on the validation images.
+"""Choose the recipe of the CamVid table by comparing a few on the validation images.
 
 segjax train --config experiments/camvid_tuning.py --workdir runs/camvid_tuning
 segjax sweep --config experiments/camvid_tuning.py --workdir runs/camvid_tuning
 segjax table --results runs/camvid_tuning
 
-The first trains SegNet with the table's recipe, half as long; the second also with nine that differ
-from it in one thing each. The final score is of the 101 validation images, so that the test images
-choose nothing. The best step is chosen by the same images, so these scores compare recipes and
-serve nothing else. For an accelerator, and not run to its end yet; `small`, at 96x128, is for a
-CPU. `crops` compares six short recipes for two CPU cores; its rows and what they say are in
-NOTES.md.
+The first trains SegNet with the table's recipe, half as long; the second also with nine others that
+differ from it in one thing each. The final score is on the 101 validation images, so that the test
+images have no part in the choice. They also choose the best step, so these scores serve only to
+compare recipes. For an accelerator, and not yet run in full; `small`, at 96x128, is for a CPU.
+`crops` compares six short recipes for two CPU cores; its rows and what they say are in NOTES.md.
 """
 
 from collections.abc import Iterator

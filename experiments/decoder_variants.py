@@ -7,8 +7,8 @@ The first trains SegNet-Basic, the second all eight with either weighting and th
 accelerator at 360x480; `:small` after the file's name is at 96x128 and a width of 16, for a CPU.
 
 `small` with the authors' weights took 2 to 32 minutes a run on a busy core: test mIoU from 0.215
-(SegNet-Basic, sd 0.040) to 0.307 (FCN-Basic, sd 0.008), BF from 0.12 to 0.25. The full form has not
-been run to its end yet.
+(SegNet-Basic, sd 0.040) to 0.307 (FCN-Basic, sd 0.008), BF from 0.12 to 0.25. The full size has not
+been run yet.
 
 In the paper bilinear interpolation is the worst; adding the encoder's maps helps borders most; no
 reduction of channels gives the best mean IoU; class weights raise class accuracy and lower global
@@ -44,10 +44,10 @@ def get_config(size: str = "full") -> ConfigDict:
     config.data.resolution = (360, 480)
     config.batch_size = 12
 
-    config.augment.flip = True  # not in the paper; others reach its figures with it
+    config.augment.flip = True  # not in the paper; reimplementations need it
 
-    # A constant rate until nothing changes; the paper does not say after how many steps. These are
-    # 327 epochs of 367.
+    # A constant rate until convergence; the paper does not give the number of steps. 10,000 steps
+    # are 327 epochs of 367.
     config.optimizer.name = "sgd"
     config.optimizer.learning_rate = 0.1
     config.optimizer.momentum = 0.9

@@ -3,7 +3,7 @@
 segjax train --config experiments/deconvnet.py --workdir runs/deconvnet
 
 Starts from VGG-16's weights, which are downloaded (550 MB, once) unless `--config.model.pretrained`
-names a file. For an accelerator. Not run to its end yet.
+names a file. For an accelerator. Not yet run in full.
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +15,7 @@ def get_config(size: str = "full") -> ConfigDict:
     """Return the config of a size: `full`, or `smoke`, the same run cut to seconds."""
     config = default()
     config.model.name = "deconvnet"
-    config.model.options.fc_width = 1024  # as that benchmark has it; the authors' has 4096
+    config.model.options.fc_width = 1024  # as in that benchmark; the authors have 4096
     config.model.pretrained = "timm/vgg16.tv_in1k"
     config.precision = "bfloat16"
 
@@ -24,7 +24,7 @@ def get_config(size: str = "full") -> ConfigDict:
     config.batch_size = 5
 
     # The SegNet paper's controlled benchmark (Table 3), there on 3433 images: a constant rate, no
-    # class weights, 260,000 steps. The authors' own recipe is of object proposals.
+    # class weights, 260,000 steps. The authors' own recipe is for object proposals.
     config.optimizer.name = "sgd"
     config.optimizer.learning_rate = 1e-3
     config.optimizer.momentum = 0.9
@@ -41,7 +41,7 @@ def get_config(size: str = "full") -> ConfigDict:
         config.model.options.width = 2
         config.model.options.fc_width = 4
         config.model.options.fc_kernel = 1
-        config.model.pretrained = ""  # of this width there are none
+        config.model.pretrained = ""  # there are no weights of this width
         config.data.resolution = (24, 32)
         config.steps, config.eval_every, config.checkpoint_every = 2, 2, 2
     elif size != "full":

@@ -1,10 +1,10 @@
-"""DeepLab-ASPP on VGG-16 and CamVid at 360x480, with the authors' recipe.
+"""DeepLab-ASPP with VGG-16's trunk on CamVid at 360x480, with the authors' recipe.
 
 segjax train --config experiments/deeplab_aspp.py --workdir runs/deeplab_aspp
 
 Starts from VGG-16's convolutions, which are downloaded (550 MB, once) unless
 `--config.model.pretrained` names a file. `--config.model.options.output_stride=32` is the same
-depth with the strides of VGG-16. For an accelerator. Not run to its end yet.
+depth with the strides of VGG-16. For an accelerator. Not yet run in full.
 """
 
 from ml_collections import ConfigDict
@@ -25,7 +25,7 @@ def get_config(size: str = "full") -> ConfigDict:
 
     config.augment.flip = True
     config.augment.scale = (0.5, 1.5)
-    config.augment.crop = (321, 321)  # 8k + 1, on which the pools of 3x3 are centred at both ends
+    config.augment.crop = (321, 321)  # 8k + 1, so that the 3x3 pools are centered at both ends
 
     # 20,000 steps are 545 epochs of 367.
     config.optimizer.name = "sgd"
@@ -41,7 +41,7 @@ def get_config(size: str = "full") -> ConfigDict:
     config.log_every = 50
 
     if size == "smoke":
-        config.model.pretrained = ""  # of this width there are none
+        config.model.pretrained = ""  # there are no weights of this width
         config.model.options.update(width=2, fc_width=4)
         config.augment.scale, config.augment.crop = (1.0, 1.0), ()
         config.batch_size = 4

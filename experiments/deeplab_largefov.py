@@ -3,9 +3,9 @@
 segjax train --config experiments/deeplab_largefov.py --workdir runs/deeplab_largefov
 
 Starts from VGG-16's convolutions, which are downloaded (550 MB, once) unless
-`--config.model.pretrained` names a file; the authors' fc6 and fc7 start from VGG-16 cut down. The
-learning rate follows the second paper's polynomial, not steps of a tenth. For an accelerator. Not
-run to its end yet.
+`--config.model.pretrained` names a file; the authors' fc6 and fc7 start from a subset of VGG-16's
+weights. The learning rate follows the second paper's polynomial, not steps by a tenth. For an
+accelerator. Not yet run in full.
 """
 
 from ml_collections import ConfigDict
@@ -25,7 +25,7 @@ def get_config(size: str = "full") -> ConfigDict:
     config.batch_size = 20
 
     config.augment.flip = True
-    config.augment.crop = (321, 321)  # 8k + 1, on which the pools of 3x3 are centred at both ends
+    config.augment.crop = (321, 321)  # 8k + 1, so that the 3x3 pools are centered at both ends
 
     # 6,000 steps are 327 epochs of 367.
     config.optimizer.name = "sgd"
@@ -41,7 +41,7 @@ def get_config(size: str = "full") -> ConfigDict:
     config.log_every = 50
 
     if size == "smoke":
-        config.model.pretrained = ""  # of this width there are none
+        config.model.pretrained = ""  # there are no weights of this width
         config.model.options.update(width=2, fc_width=4)
         config.augment.crop = ()
         config.batch_size = 4

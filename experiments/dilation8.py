@@ -5,8 +5,8 @@ segjax train --config experiments/dilation8.py --workdir runs/dilation8
 Starts from VGG-16's weights, which are downloaded (550 MB, once) unless `--config.model.pretrained`
 names a file. The authors first train the front end alone (`--config.model.options.context=none`) at
 480x640, then front end and context module together, one image of 480x480 a step, at a learning rate
-of 1e-5 and a momentum of 0.9. Here both train from the start. For an accelerator. Not run to its
-end yet.
+of 1e-5 and a momentum of 0.9. Here both train from the start. For an accelerator. Not yet run in
+full.
 """
 
 from ml_collections import ConfigDict
@@ -41,7 +41,7 @@ def get_config(size: str = "full") -> ConfigDict:
     config.log_every = 50
 
     if size == "smoke":
-        config.model.pretrained = ""  # of this width there are none
+        config.model.pretrained = ""  # there are no weights of this width
         config.model.options.update(width=2, fc_width=4)
         config.augment.crop = ()
         config.batch_size = 2

@@ -7,12 +7,12 @@ segjax sweep --config experiments/dilation_rates.py:small --workdir runs/dilatio
 DeepLab-LargeFOV at output stride 32, 16 and 8 (the same depth without and with atrous convolution)
 and with several rates of fc6; DeepLab-ASPP with near and far rates (the paper's ASPP-S and ASPP-L).
 Each starts from VGG-16's convolutions, which are downloaded (550 MB, once) unless
-`--config.model.pretrained` names a file. The full form is for an accelerator; `small`, at 96x128
-with narrow fully connected layers, is for two CPU cores: its scores are 13x17, and the largest
-rates reach over their edge.
+`--config.model.pretrained` names a file. The full size is for an accelerator; `small`, at 96x128
+with narrow fully connected layers, is for two CPU cores: its score maps are 13x17, and the largest
+rates reach beyond their edges.
 
 `small`, two seeds: test mIoU 0.215, 0.263, 0.277 at output stride 32, 16, 8, BF 0.07, 0.08, 0.10;
-ASPP with the near rates 0.303. The full form has not been run to its end yet.
+ASPP with the near rates 0.303. The full size has not been run yet.
 """
 
 from collections.abc import Iterator

@@ -3,7 +3,7 @@
 segjax train --config experiments/fc_densenet103.py --workdir runs/fc_densenet103
 
 Adam replaces the authors' RMSprop, a cosine their factor of 0.995 an epoch, and the fine-tuning at
-full size is left out. For an accelerator. Not run to its end yet.
+full size is left out. For an accelerator. Not yet run in full.
 """
 
 from ml_collections import ConfigDict

@@ -3,7 +3,7 @@
 segjax train --config experiments/fcn8s.py --workdir runs/fcn8s
 
 Starts from VGG-16's weights, which are downloaded (550 MB, once) unless `--config.model.pretrained`
-names a file. For an accelerator. Not run to its end yet.
+names a file. For an accelerator. Not yet run in full.
 """
 
 from ml_collections import ConfigDict
@@ -15,8 +15,8 @@ def get_config(size: str = "full") -> ConfigDict:
     """Return the config of a size: `full`, or `smoke`, the same run cut to seconds."""
     config = default()
     config.model.name = "fcn8s"
-    # The authors train this network in stages, each from the one before; in one go, as here, they
-    # scale the pools before their scores.
+    # The authors train this network in stages, each from the one before. Where they train it at
+    # once, as here, they scale the pools before their scores.
     config.model.options.at_once = True
     config.model.pretrained = "timm/vgg16.tv_in1k"
     config.precision = "bfloat16"
@@ -25,8 +25,8 @@ def get_config(size: str = "full") -> ConfigDict:
     config.data.resolution = (360, 480)
     config.batch_size = 1
 
-    # The authors' solver, whose loss is summed over the pixels and ours averaged: their rate of
-    # 1e-10 and decay of 5e-4 are these. The kernels of the upsampling are fixed.
+    # The authors' solver: a rate of 1e-10 and a decay of 5e-4 for a loss that is summed over the
+    # pixels, where ours is averaged. The kernels of the upsampling are fixed.
     pixels = 360 * 480
     config.optimizer.name = "sgd"
     config.optimizer.learning_rate = 1e-10 * pixels
@@ -43,7 +43,7 @@ def get_config(size: str = "full") -> ConfigDict:
     if size == "smoke":
         config.model.options.width = 2
         config.model.options.fc_width = 4
-        config.model.pretrained = ""  # of this width there are none
+        config.model.pretrained = ""  # there are no weights of this width
         config.data.resolution = (24, 32)
         config.steps, config.eval_every, config.checkpoint_every = 2, 2, 2
     elif size != "full":

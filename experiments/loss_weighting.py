@@ -4,13 +4,13 @@ segjax train --config experiments/loss_weighting.py --workdir runs/loss_weightin
 segjax sweep --config experiments/loss_weighting.py --workdir runs/loss_weighting
 segjax sweep --config experiments/loss_weighting.py:small --workdir runs/loss_weighting_small
 
-Natural frequency, median frequency, ENet's weights, U-Net's border weights (with Sky as the
-background), Dice, Lovasz-softmax and focal. The full form is for an accelerator; `small`, at 96x128
-and a width of 16, is for two CPU cores.
+Compared are natural frequency, median frequency, ENet's weights, U-Net's border weights (with Sky
+as the background), Dice, Lovasz-softmax and focal. The full size is for an accelerator; `small`, at
+96x128 and a width of 16, is for two CPU cores.
 
 `small`, two seeds: test mIoU from 0.245 (focal) and 0.257 (natural) to 0.305 (ENet's weights), BF
-from 0.18 (natural) to 0.24 (Lovasz-softmax); Dice varies most between the seeds. The full form has
-not been run to its end yet.
+from 0.18 (natural) to 0.24 (Lovasz-softmax); Dice varies most between the seeds. The full size has
+not been run yet.
 """
 
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ def get_config(size: str = "full") -> ConfigDict:
     config.model.name = "segnet_basic"
     if size != "full":
         config.model.options.width = 16 if size == "small" else 2
-        config.loss.border_sigma = 1.5  # pixels, of an image as much smaller
+        config.loss.border_sigma = 1.5  # pixels, reduced with the resolution
     return config
 
 

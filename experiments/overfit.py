@@ -7,11 +7,11 @@ table of all rows. Each model starts from its config, or from the default if it 
 features, whole images in float32, no augmentation, no class weights (except for DeconvNet and the
 classifier of patches), and Adam. Dropout is off except in the Bayesian networks.
 
-A network that decides once for each cell of its output stride cannot draw poles one pixel wide: the
-ground truth itself, by majority vote in cells of 8x8 at 360x480, has an mIoU of 0.8. So each model
-sees the images reduced to one pixel for each cell of its finest scores, and enlarged again. The
-mIoU is over the classes present in the four images. About half an hour on two cores for all models,
-a minute each.
+A network with one score per cell of its output stride cannot draw poles one pixel wide: the ground
+truth itself, by majority vote in cells of 8x8 at 360x480, has an mIoU of 0.8. So each model sees
+the images reduced to one pixel for each cell of its finest scores, and enlarged again. The mIoU is
+over the classes present in the four images. All models take about half an hour on two cores, a
+minute each.
 """
 
 import argparse
@@ -44,7 +44,7 @@ EVALUATE_EVERY = 25  # steps
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """Options that make a model small."""
+    """Options of a small model, and of its images and training."""
 
     options: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"width": 16})
     cells: tuple[int, int] = (48, 64)  # height and width that the images are reduced to
@@ -66,7 +66,7 @@ SETTINGS = {
     "deeplab_largefov": Setting(_COARSE, (12, 16), 8),
     "dilation8": Setting(_COARSE | {"width": 4, "fc_width": 32}, (12, 16), 8),
     "bilinear_interpolation": Setting(cells=(12, 16), enlarged=16),
-    # Without weights it learns the large classes alone for a thousand steps.
+    # Without weights it learns only the large classes for a thousand steps.
     "deconvnet": Setting(
         {"width": 16, "fc_width": 256, "fc_kernel": 3}, (24, 32), 4, 2e-3, "median_frequency"
     ),
@@ -120,7 +120,7 @@ def four_images(setting: Setting, data_dir: str) -> dict[str, np.ndarray]:
 
 
 def overfit(name: str, setting: Setting, data_dir: str, most_steps: int) -> dict[str, Any]:
-    """Train until the goal is reached, and return the row."""
+    """Train until the goal or `most_steps` is reached, and return the row."""
     config = small_config(name, setting, data_dir)
     run = experiment.create(config)
     data = four_images(setting, data_dir)
@@ -191,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", required=True, type=Path, metavar="FILE.jsonl")
     parser.add_argument("--models", nargs="+", choices=sorted(models.MODELS), metavar="MODEL")
     parser.add_argument("--steps", type=int, default=MOST_STEPS, help=f"at most ({MOST_STEPS})")
-    parser.add_argument("--data-dir", default="", help="where the prepared camvid lies")
+    parser.add_argument("--data-dir", default="", help="folder of the prepared camvid")
     options = parser.parse_args(arguments)
     text = options.output.read_text() if options.output.exists() else ""
     rows = [json.loads(line) for line in text.splitlines()]

@@ -1,9 +1,9 @@
-"""A classifier of 95x95 patches on CamVid at 360x480, as before fully convolutional networks.
+"""A classifier of 95x95 patches on CamVid at 360x480, the method before FCNs.
 
 segjax train --config experiments/patch_cnn.py --workdir runs/patch_cnn
 
 Trained on patches, tested fully convolutionally with the same weights. The solver is ours; the
-paper uses plain gradient descent. For an accelerator. Not run to its end yet.
+paper uses plain gradient descent. For an accelerator. Not yet run in full.
 """
 
 from ml_collections import ConfigDict
@@ -19,14 +19,14 @@ def get_config(size: str = "full") -> ConfigDict:
 
     config.data.dataset = "camvid"
     config.data.resolution = (360, 480)
-    config.data.patches = 32  # of each image: 256 a step
+    config.data.patches = 32  # per image, 256 per step
     config.batch_size = 8
 
     config.augment.flip = True
 
     config.loss.class_weights = "median_frequency"  # the paper draws as many patches of each class
 
-    # 30,000 steps are 654 epochs of 367, and a patch for every eight labelled pixels.
+    # 30,000 steps are 654 epochs of 367, and one patch for every eight labeled pixels.
     config.optimizer.name = "sgd"
     config.optimizer.learning_rate = 0.01
     config.optimizer.momentum = 0.9

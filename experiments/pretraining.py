@@ -6,9 +6,9 @@ segjax sweep --config experiments/pretraining.py:small --workdir runs/pretrainin
 
 On CamVid. The weights are downloaded (550 MB, once) if `model.pretrained` names them on the hub. In
 both cases the input is normalized as the weights expect and the learning rate is the low one of
-fine-tuning: a network from scratch may do better with another. The full form is for an accelerator;
-`small`, at 96x128 with narrow fully connected layers, is for two CPU cores. Neither has been run to
-its end yet.
+fine-tuning: a network from scratch may do better with another. The full size is for an accelerator;
+`small`, at 96x128 with narrow fully connected layers, is for two CPU cores. Neither has been run in
+full yet.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ def get_config(size: str = "full") -> ConfigDict:
     """Return the config of a size: `full`; `small`, for a CPU; `smoke`, cut to seconds."""
     config = recipes.camvid(size)
     config.model.name = "fcn8s"
-    config.model.options.batch_norm = True  # a trunk without it hardly learns from scratch
+    config.model.options.batch_norm = True  # without it the trunk hardly learns from scratch
     config.loss.class_weights = "median_frequency"
     recipes.from_vgg16(config, size)
     config.data.normalization = "imagenet"
@@ -31,7 +31,7 @@ def get_config(size: str = "full") -> ConfigDict:
 
 
 def sweep() -> Iterator[dict[str, Any]]:
-    """Yield two networks, with and without the weights."""
+    """Yield two networks, each with and without pretrained weights."""
     for seed in (0, 1, 2):
         for network in ("fcn8s", "deeplab_largefov"):
             for weights in ("", recipes.VGG16):

@@ -2,7 +2,7 @@
 
 segjax train --config experiments/segnet.py --workdir runs/segnet
 
-For an accelerator. Not run to its end yet.
+For an accelerator. Not yet run in full.
 """
 
 from ml_collections import ConfigDict
@@ -20,11 +20,11 @@ def get_config(size: str = "full") -> ConfigDict:
     config.data.resolution = (360, 480)
     config.batch_size = 4
 
-    config.augment.flip = True  # not in the files; others reach their figures with it
+    config.augment.flip = True  # not in the authors' files; reimplementations need it
 
     config.loss.class_weights = "segnet"
 
-    # The authors' solver: a constant rate, L2 of the kernels, 40,000 steps (436 epochs of 367).
+    # The authors' solver: a constant rate, L2 penalty, 40,000 steps (436 epochs of 367).
     config.optimizer.name = "sgd"
     config.optimizer.learning_rate = 1e-3
     config.optimizer.momentum = 0.9

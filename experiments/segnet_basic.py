@@ -2,7 +2,7 @@
 
 segjax train --config experiments/segnet_basic.py --workdir runs/segnet_basic
 
-For an accelerator. Not run to its end yet.
+For an accelerator. Not yet run in full.
 """
 
 from ml_collections import ConfigDict
@@ -21,11 +21,11 @@ def get_config(size: str = "full") -> ConfigDict:
     config.data.normalization = "local_response"  # the network's first layer in the file
     config.batch_size = 4
 
-    config.augment.flip = True  # not in the files; others reach their figures with it
+    config.augment.flip = True  # not in the authors' files; reimplementations need it
 
     config.loss.class_weights = "segnet"
 
-    # The authors' solver: a constant rate, L2 of the kernels, 10,000 steps (109 epochs of 367).
+    # The authors' solver: a constant rate, L2 penalty, 10,000 steps (109 epochs of 367).
     config.optimizer.name = "sgd"
     config.optimizer.learning_rate = 0.1
     config.optimizer.momentum = 0.9

@@ -5,12 +5,12 @@ segjax sweep --config experiments/skip_strides.py --workdir runs/skip_strides
 segjax sweep --config experiments/skip_strides.py:small --workdir runs/skip_strides_small
 
 The first trains FCN-8s, the others all four with three seeds. Each starts from VGG-16's weights,
-which are downloaded (550 MB, once) unless `--config.model.pretrained` names a file. The full form
+which are downloaded (550 MB, once) unless `--config.model.pretrained` names a file. The full size
 is for an accelerator; `small`, at 96x128 with narrow fully connected layers, is for two CPU cores.
 
-`small` took 11 to 18 minutes a run on a busy core. Two seeds: test mIoU 0.187, 0.365, 0.387, 0.388
-from FCN-32s to the one from pool2, BF 0.09, 0.16, 0.20, 0.21. The full form has not been run to
-its end yet.
+`small` took 11 to 18 minutes per run on a busy core. Two seeds: test mIoU 0.187, 0.365, 0.387,
+0.388 from FCN-32s to the one from pool2, BF 0.09, 0.16, 0.20, 0.21. The full size has not been run
+yet.
 
 In these rows the skip from pool4 doubles both scores, the one from pool3 does more for the borders
 (BF) than for mean IoU, and the one from pool2 next to nothing.

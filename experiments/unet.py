@@ -2,7 +2,7 @@
 
 segjax train --config experiments/unet.py --workdir runs/unet
 
-For an accelerator. Not run to its end yet.
+For an accelerator. Not yet run in full.
 """
 
 from ml_collections import ConfigDict
@@ -14,14 +14,14 @@ def get_config(size: str = "full") -> ConfigDict:
     """Return the config of a size: `full`, or `smoke`, the same run cut to seconds."""
     config = default()
     config.model.name = "unet"
-    config.model.options.padding = "valid"  # 556x668 mirrored pixels for 360x480
+    config.model.options.padding = "valid"  # 360x480 is mirrored to 556x668
     config.precision = "bfloat16"
 
     config.data.dataset = "camvid"
     config.data.resolution = (360, 480)
     config.batch_size = 1
 
-    # Street scenes stand upright: of the paper's augmentation, what leaves them so.
+    # The paper's augmentation without rotation, because street scenes are upright.
     config.augment.flip = True
     config.augment.elastic = 10.0
     config.augment.shift = 20.0

@@ -1,4 +1,4 @@
-"""Ablation of upsampling: the same SegNet-Basic decoder on CamVid with each kind.
+"""Ablation of upsampling on CamVid: the decoder of SegNet-Basic with each kind.
 
 segjax train --config experiments/upsampling.py --workdir runs/upsampling
 segjax sweep --config experiments/upsampling.py --workdir runs/upsampling
@@ -6,8 +6,8 @@ segjax sweep --config experiments/upsampling.py:small --workdir runs/upsampling_
 
 Unpooling with the pooling indices (SegNet's own), bed of nails, nearest, bilinear, and a learned
 transposed convolution (4x4, bilinear at first). All are followed by the same 7x7 convolution. The
-full form is for an accelerator; `small`, at 96x128 and a width of 16, is for two CPU cores. Neither
-has been run to its end yet.
+full size is for an accelerator; `small`, at 96x128 and a width of 16, is for two CPU cores. Neither
+has been run in full yet.
 """
 
 from collections.abc import Iterator

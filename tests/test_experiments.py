@@ -1,4 +1,4 @@
-"""Every config of experiments/ runs in its smoke form, and says how it is run."""
+"""Every config of experiments/ runs in its smoke size, and documents its command."""
 
 import functools
 from pathlib import Path
@@ -66,7 +66,7 @@ GRIDS = [path for path in FILES if "\ndef sweep(" in path.read_text()]
 
 
 @pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
-def test_every_network_of_a_small_grid_takes_its_images(path):
+def test_every_network_of_a_small_grid_accepts_its_images(path):
     size = ":small" if "`small`" in path.read_text() else ""
     seen = set()
     for point in grids.points(f"{path}{size}", {}):
@@ -83,7 +83,7 @@ def test_every_network_of_a_small_grid_takes_its_images(path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_the_smoke_form_trains_and_tests(path, tmp_path, request):
+def test_the_smoke_size_trains_and_tests(path, tmp_path, request):
     config = configs.load(f"{path}:smoke", {})
     fixture = {
         "camvid": "camvid_data_dir",
@@ -92,14 +92,14 @@ def test_the_smoke_form_trains_and_tests(path, tmp_path, request):
     }
     arguments, dataset = [], config.data.dataset
     if dataset == "camvid" and config.data.resolution[1] == 32:
-        dataset = "streetscenes"  # of the same classes, and only twenty
+        dataset = "streetscenes"  # with the same classes, and only twenty images
         arguments += ["--config.data.dataset=streetscenes", "--config.data.resolution=24,32"]
     data_dir = request.getfixturevalue(fixture[dataset])
     arguments += ["--config", f"{path}:smoke", "--workdir", str(tmp_path / "run")]
-    arguments.append("--config.num_devices=1")  # a program for two takes half as long again
-    if path.stem != "segnet_basic":  # bfloat16 takes the CPU's compiler half as long again
+    arguments.append("--config.num_devices=1")  # a program for two takes 1.5 times as long
+    if path.stem != "segnet_basic":  # bfloat16 compiles 1.5 times as long on a CPU
         arguments.append("--config.precision=float32")
-    # Flax's batch normalisation in bfloat16 mixes types, which strict promotion forbids.
+    # Flax's batch normalization in bfloat16 mixes types, which strict promotion forbids.
     with jax.numpy_dtype_promotion("standard"):
         assert main(["train", *arguments, f"--config.data.data_dir={data_dir}"]) == 0
     (row,) = results.read([tmp_path / "run"])
@@ -107,7 +107,7 @@ def test_the_smoke_form_trains_and_tests(path, tmp_path, request):
     assert (row["experiment"], row["steps"], row["split"]) == (path.stem, 2, split)
 
 
-def test_committed_rows_are_whole_and_of_configs_that_are_here():
+def test_committed_rows_are_valid_and_belong_to_existing_configs():
     found = sorted((FOLDER / "results").glob("*.jsonl"))
     files = [path for path in found if path.stem not in SCRIPTS]
     assert files
@@ -122,4 +122,4 @@ def test_committed_rows_are_whole_and_of_configs_that_are_here():
             configs.digest(configs.load(str(FOLDER.parent / spec), overrides))
             == row["config_digest"]
         )
-        assert " /" not in row["command"].replace("=", " ")  # a place of one machine
+        assert " /" not in row["command"].replace("=", " ")  # no path of one machine

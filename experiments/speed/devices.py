@@ -2,7 +2,7 @@
 
 It answers the request {"do": "measure", "model", "model_options", "resolution", "batch",
 "precision", "devices", "samples"} with milliseconds of a step, bytes of one device as XLA plans
-them, and the loss of the first step over the whole batch, equal for any number of devices.
+them, and the loss of the first step over the whole batch, which is equal for any number of devices.
 """
 
 import tempfile

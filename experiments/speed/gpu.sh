@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# What a GPU has to show, in less than ten minutes: the networks at 360x480 in bfloat16, beside
-# PyTorch eager and compiled in the same run. Needs an environment with segjax on the GPU; PyTorch's
-# is named by TORCH_PYTHON, or AGAINST= leaves it out. Rows are kept in OUTPUT; what time did not
-# suffice for is measured when it is run again. Arguments go to `segjax benchmark`, and win.
+# Measure the networks on a GPU at 360x480 in bfloat16, beside eager and compiled PyTorch in the same
+# run, in less than ten minutes. Needs an environment with segjax for the GPU. TORCH_PYTHON names the
+# Python that has PyTorch; AGAINST= leaves PyTorch out. Rows are written to OUTPUT; running it again
+# measures the rest. Arguments are passed to `segjax benchmark` and override those below.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 output=${OUTPUT:-experiments/speed/results/benchmark_gpu.jsonl}
 read -ra against <<< "${AGAINST-torch torch.compile}"
 ((${#against[@]} == 0)) || against=(--against "${against[@]}" --torch-python "${TORCH_PYTHON:-python3}")
-end=$((SECONDS + ${BUDGET:-520})) # seconds; what is begun by then is measured
+end=$((SECONDS + ${BUDGET:-520})) # seconds; no measurement starts after it
 
-# The SegNet paper's batch of training first, then that of its times, and a large one. DeconvNet and
-# FCN-8s are as in its Table 6.
+# First the SegNet paper's batch size of training, then that of its times, and a large one. DeconvNet
+# and FCN-8s have the options of its Table 6.
 for batches in 4 "1 16"; do
   ((SECONDS < end)) || break
   # shellcheck disable=SC2086

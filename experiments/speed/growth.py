@@ -4,14 +4,14 @@ python experiments/speed/growth.py --output experiments/speed/results
 python experiments/speed/growth.py --output experiments/speed/results --models segnet unet fcn8s \\
     --precision bfloat16 --batch 1 4 16 --resolution 180x240 360x480 720x960 --devices 1
 
-The first is for two CPU cores, under six minutes; the second for a GPU. Rows that the output
-has are not measured again, so the same command continues. It writes
+The first is for two CPU cores and takes less than six minutes; the second is for a GPU. Rows in the
+output are not measured again, so the same command continues. It writes
 
 - growth.jsonl, rows of `segjax benchmark`: the batches at the middle resolution, and the other
   resolutions at the middle batch;
 - growth_devices.jsonl, rows of `timings.py`: the largest batch on several numbers of devices (on a
-  CPU virtual devices that share its cores). Their losses must agree, so a network with dropout,
-  which differs between devices, must be measured without it.
+  CPU, virtual devices that share its cores). Their losses must agree, so networks must be measured
+  without dropout, which differs between devices;
 - growth.svg and growth.png, drawn from all these rows.
 """
 
@@ -42,14 +42,14 @@ from segjax.results.schema import Row
 STEP = "training_step"
 ROWS, OF_DEVICES, FIGURE = "growth.jsonl", "growth_devices.jsonl", "growth"
 WORKER = Path(__file__).with_name("devices.py")
-TOLERANCE = 1e-4  # relative, of the losses, whose sums are taken in another order
+TOLERANCE = 1e-4  # relative difference of the losses, whose sums have different orders
 
 # label -> (x, y) points
 Curves = dict[str, list[tuple[float, float]]]
 
 
 def measure(plans: Sequence[run.Plan], command: str, folder: Path) -> None:
-    """Measure batches and resolutions, except rows that exist."""
+    """Measure the rows of the plans that are not in the folder yet."""
     for plan in plans:
         run.check(plan)
     for plan in plans:
@@ -59,7 +59,7 @@ def measure(plans: Sequence[run.Plan], command: str, folder: Path) -> None:
 def measure_devices(
     plan: run.Plan, batch: int, counts: Sequence[int], command: str, path: Path
 ) -> None:
-    """Measure one batch on several numbers of devices, except rows that exist.
+    """Measure one batch on several numbers of devices; skip rows that are in the file already.
 
     Raises:
       UserError: a step fails, or its loss differs between numbers of devices.
@@ -132,9 +132,9 @@ def draw(rows: Sequence[Row], of_devices: Sequence[Row]) -> Figure:
     """Draw time and memory of a training step by batch, resolution and devices.
 
     Args:
-      rows: of `segjax benchmark`; those of the batch that has the most resolutions, and of the
-        resolution that has the most batches, are drawn.
-      of_devices: of `timings`.
+      rows: rows of `segjax benchmark`; drawn are those of the most common batch and those of the
+        most common resolution.
+      of_devices: rows of `timings.py`.
     """
     size = _commonest(tuple(row["resolution"]) for row in rows)
     batch = _commonest(row["batch"] for row in rows)
@@ -258,7 +258,7 @@ def main(given: list[str] | None = None) -> int:
         "--seconds",
         type=arguments.count,
         metavar="S",
-        help="time after which no further row is measured, for each kind",
+        help="time after which no more rows are measured, for each kind",
     )
     add("--output", type=Path, required=True, metavar="DIR")
     given = sys.argv[1:] if given is None else given

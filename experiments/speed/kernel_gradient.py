@@ -1,11 +1,11 @@
-"""Time ways of computing the kernel gradient of a convolution, in turn.
+"""Compare ways of computing the kernel gradient of a convolution, timed in turn.
 
 python experiments/speed/kernel_gradient.py [--torch-python PYTHON] [--turns 5] 4x48x64x64x64x7 ...
 
 A layer is BxHxWxCxDxk: batch, height, width, channels in and out, kernel size. Prints a Markdown
-table of forward and both gradients in one jit: median and least milliseconds, and the greatest
-error of the kernel gradient against float64, as a fraction of its greatest value. The names are
-those of NOTES.md.
+table of the forward pass and both gradients in one jit: median and least milliseconds, and the
+largest error of the kernel gradient against float64, as a fraction of its largest value. NOTES.md
+explains the names.
 """
 
 import argparse
@@ -102,7 +102,7 @@ def patches(x, dy, k):
 
 
 def layer(gradient):
-    """Return the convolution with this function as its kernel gradient."""
+    """Return the convolution with this function for its kernel gradient."""
     function = jax.custom_vjp(conv)
 
     def backward(saved, dy):
@@ -163,7 +163,7 @@ def measure(sizes, turns, peer):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("layers", nargs="*", default=DEFAULT, metavar="BxHxWxCxDxk")
-    parser.add_argument("--torch-python", metavar="PYTHON", help="one that has torch")
+    parser.add_argument("--torch-python", metavar="PYTHON", help="a Python that has torch")
     parser.add_argument("--turns", type=int, default=5)
     options = parser.parse_args()
     peer = None

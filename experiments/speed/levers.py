@@ -1,4 +1,4 @@
-"""Compare ways of running a training step that do not change the network, timed in turn.
+"""Compare ways of running the same training step, timed in turn.
 
 python experiments/speed/levers.py --output levers.jsonl --resolution 48x64 --options width=16
 python experiments/speed/levers.py --output levers.jsonl --resolution 360x480 \\
@@ -11,8 +11,8 @@ writes a row of `timings.py`: milliseconds of a step, and bytes of each program 
 - recompute: normalization, ReLU, pooling and unpooling are recomputed in the backward pass; the
   outputs of convolutions are kept.
 - recompute_all: the whole forward pass is recomputed.
-- dispatch: eight steps in one call.
-- seeds: a step of four networks in one program, a quarter of its time.
+- dispatch: an eighth of the time of eight steps in one call.
+- seeds: a quarter of the time of a step of four networks in one program.
 """
 
 import argparse
@@ -56,10 +56,10 @@ def _keeps_convolutions(primitive: Any, *_: Any, **__: Any) -> bool:
 
 
 class Lever(worker.Bench):
-    """A network whose training step is run in each of the ways."""
+    """A network and its training step, compiled in each of these ways."""
 
     def place(self, batch: int) -> dict[str, int | None]:
-        """Compile every way; return the bytes of each."""
+        """Compile the step in each way; return the planned bytes."""
         self._place(batch)
         self._place_optimizer()
         self.programs: dict[str, tuple[Any, tuple[Any, ...], int]] = {}
@@ -92,7 +92,7 @@ class Lever(worker.Bench):
         self.programs[name] = program, given, count
 
     def samples(self, turns: int) -> dict[str, list[float]]:
-        """Return milliseconds of a step, for each way one a turn.
+        """Return milliseconds of a step for each way, one sample per turn.
 
         The order is random in each turn, since caches and memory depend on what ran before.
         """

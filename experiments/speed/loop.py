@@ -1,21 +1,21 @@
-"""Time what surrounds a training step: the loop, first step, evaluation, prediction, --help.
+"""Time what surrounds a training step: loop, first step, evaluation, prediction, --help.
 
 python experiments/speed/loop.py --output rows.jsonl
 python experiments/speed/loop.py --output rows.jsonl --resolution 360x480 \\
     --config.model.options.width=64 --config.precision=bfloat16 --config.batch_size=16
 
-The first is for two CPU cores (JAX_NUM_CPU_DEVICES=2 gives one device a core, as in training), the
-second for a GPU; each takes less than six minutes. Any config will do; the rows name it.
+The first is for two CPU cores (with JAX_NUM_CPU_DEVICES=2, one device per core as in training), the
+second for a GPU; each takes less than six minutes. Any config works; the rows name it.
 
-- loop: images a second of `segjax train` (data, augmentation, metrics, logs), of its compiled
+- loop: images per second of `segjax train` (data, augmentation, metrics, logs), of its compiled
   program alone (data on the device, with augmentation), and of the bare step on prepared,
   normalized batches, in turn within one training. The loop waits for its last step at the end of
   each turn, so it appears slightly slower than it is.
 - first_step: seconds from the command to the first step in its log, with an empty and with a filled
   compilation cache.
-- throughput: images a second of evaluation, of boundary matching (labels against themselves shifted
-  by two pixels), and of `segjax predict` from file to file, all after compilation.
-- start: seconds of `--help` and of bare Python.
+- throughput: images per second of evaluation, of boundary matching (labels against themselves
+  shifted by two pixels), and of `segjax predict` from file to file, all after compilation.
+- start: seconds of `--help` and of Python alone.
 """
 
 import argparse
@@ -57,14 +57,14 @@ ENDLESS = 10**6  # steps
 
 
 class Enough(Exception):
-    """All turns are done."""
+    """Raised to end the training when all turns are done."""
 
 
 class Turns:
-    """A wrapper of the compiled steps of a training that times the other programs in between.
+    """A wrapper of a training's compiled step that times the other programs in between.
 
-    After every `calls` steps it waits for their results, then calls each of the other programs as
-    often. The first round, which includes compilation, does not count.
+    After every `calls` steps it waits for their results, then calls each of the other programs the
+    same number of times. The first turn, which includes compilation, does not count.
     """
 
     def __init__(self, step: Callable[..., Any], bare: Callable[[], Any], calls: int, turns: int):
@@ -78,7 +78,7 @@ class Turns:
             self._note("loop", time.perf_counter() - self.since)
             program = functools.partial(self._program, state, shared, share)
             others = [("program", program), ("bare", self.bare)]
-            # The first in one turn is the last in the next.
+            # The first program in one turn is the last in the next.
             for name, call in others[:: 1 if self.done % (2 * self.calls) else -1]:
                 start = time.perf_counter()
                 for _ in range(self.calls):
@@ -103,7 +103,7 @@ class Turns:
 
 
 def bare_step(run: Experiment) -> Callable[[], Any]:
-    """Return f() that runs one more step, cycling through prepared batches."""
+    """Return a function that runs one more step, cycling through prepared batches."""
     config, info = run.config, run.info
     source, counted = run.open_training()
     weights = jnp.asarray(counted)
@@ -144,7 +144,7 @@ def bare_step(run: Experiment) -> Callable[[], Any]:
 
 
 def measure_loop(config: ConfigDict, folder: Path, calls: int, turns: int) -> dict[str, Any]:
-    """Return images a second of the loop, its program and the bare step in each turn."""
+    """Return images per second of the loop, its program and the bare step in each turn."""
     with config.unlocked():
         config.steps = config.eval_every = config.checkpoint_every = ENDLESS
     bare, held = bare_step(experiment.create(config)), []
@@ -211,7 +211,7 @@ def _until_logged(command, log, environment):
 
 
 def measure_throughput(config: ConfigDict, folder: Path, repeats: int) -> dict[str, Any]:
-    """Return images a second of evaluation, boundary matching and prediction."""
+    """Return images per second of evaluation, boundary matching and prediction."""
     run = experiment.create(config)
     num_classes = len(run.info.class_names)
     optimizer = optimizers.create_optimizer(config.optimizer, lambda _: 0.0)
@@ -256,7 +256,7 @@ def measure_throughput(config: ConfigDict, folder: Path, repeats: int) -> dict[s
 
 
 def measure_start(repeats: int) -> dict[str, Any]:
-    """Return seconds of commands that do nothing."""
+    """Return the seconds of commands that do nothing."""
     module = [sys.executable, "-m", "segjax"]
     commands = {
         "python": [sys.executable, "-c", "pass"],
@@ -318,7 +318,7 @@ def summary(row: Row) -> str:
 
 
 def measure(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
-    """Measure the given kinds; write each row as soon as it is measured."""
+    """Measure the requested kinds; write each row as soon as it is measured."""
 
     def keep(kind, samples, config=None):
         row = make_row(kind, options.shell, samples, config)
@@ -363,11 +363,11 @@ def main(given: list[str] | None = None) -> int:
     )
     parser.add_argument("--only", nargs="+", choices=KINDS, default=KINDS)
     add = functools.partial(parser.add_argument, type=arguments.count, metavar="N")
-    add("--calls", default=4, help="of each in a turn of the loop (default: 4)")
-    add("--turns", default=6, help="of the loop (default: 6)")
-    add("--starts", default=1, help="cold and warm (default: 1)")
-    add("--repeats", default=5, help="of the rest (default: 5)")
-    parser.add_argument("--output", type=Path, metavar="FILE.jsonl", help="add the rows to it")
+    add("--calls", default=4, help="calls of each program in a turn of the loop (default: 4)")
+    add("--turns", default=6, help="turns of the loop (default: 6)")
+    add("--starts", default=1, help="cold and warm starts for first_step (default: 1)")
+    add("--repeats", default=5, help="samples of start and throughput (default: 5)")
+    parser.add_argument("--output", type=Path, metavar="FILE.jsonl", help="append the rows to it")
     given = sys.argv[1:] if given is None else given
     # Leaves GPU memory for the commands that this process starts.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")

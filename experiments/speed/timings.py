@@ -31,7 +31,7 @@ KINDS = {
     "devices": ("ms", ("training_step",)),
     "levers": ("ms", ("plain", "recompute", "recompute_all", "dispatch", "seeds")),
 }
-# kind -> program that the others are compared with
+# kind -> the program that the others are compared with
 REFERENCES = {"loop": "bare", "first_step": "cold", "levers": "plain"}
 _WHAT = "a row of timings"
 
@@ -54,7 +54,7 @@ class TimingRow(TypedDict):
     schema: Annotated[int, Field(ge=SCHEMA, le=SCHEMA)]
     kind: Literal["loop", "first_step", "throughput", "start", "devices", "levers"]
     command: Text
-    setting: Setting | None  # none: nothing is trained
+    setting: Setting | None  # None if nothing is trained
     unit: Text
     samples: dict[str, Annotated[list[Annotated[Amount, Field(gt=0)]], Field(min_length=1)]]
     device: Text
@@ -63,13 +63,13 @@ class TimingRow(TypedDict):
 
 
 class LeversRow(TimingRow):
-    """Further fields of "levers"."""
+    """A row of kind "levers"."""
 
     bytes: dict[str, Amount | None]
 
 
 class DevicesRow(TimingRow):
-    """Further fields of "devices"."""
+    """A row of kind "devices"."""
 
     devices: Positive
     # Of one device: arguments, results and temporary buffers, as XLA plans it.
@@ -81,10 +81,10 @@ _FURTHER = {"levers": LeversRow, "devices": DevicesRow}
 
 
 def check(row: Any, where: str) -> Row:
-    """Return the row.
+    """Check a row and return it.
 
     Raises:
-      UserError: a field is missing or of the wrong kind; it names the place and the first fault.
+      UserError: a field is missing or of the wrong type. It names the place and the first error.
     """
     schema.validate(row, TimingRow, where, _WHAT)
     unit, names = KINDS[row["kind"]]
@@ -94,7 +94,7 @@ def check(row: Any, where: str) -> Row:
         raise UserError(f"{where}: samples are {found}, expected {sorted(names)} in {unit}")
     turns = {name: len(times) for name, times in samples.items()}
     if len(set(turns.values())) > 1:
-        raise UserError(f"{where}: samples has {turns} values, expected one a turn of each")
+        raise UserError(f"{where}: samples has {turns} values, expected one of each per turn")
     if row["kind"] in _FURTHER:
         schema.validate(row, _FURTHER[row["kind"]], where, _WHAT)
     return row
@@ -116,7 +116,7 @@ def read(paths: Iterable[str | Path]) -> list[Row]:
 
 
 def append(path: Path, row: Row) -> None:
-    """Validate a row and append it to a file, which is whole at any instant."""
+    """Validate a row and append it to a file atomically."""
     check(row, str(path))
     schema.append(path, row)
 

@@ -21,7 +21,7 @@ SCHEMA = 1
 KIND = "benchmark"
 OURS = "segjax"
 AGAINST = ("torch", "torch.compile")
-WHAT = ("forward", "training_step", "gradient")
+PROGRAMS = ("forward", "training_step", "gradient")
 MEMORY = ("compiled", "device", "process")
 _WHAT = "a benchmark row"
 
@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 class OfPrograms(TypedDict, Generic[T]):
-    """A value of each of WHAT."""
+    """A value for each of PROGRAMS."""
 
     forward: T
     training_step: T
@@ -45,7 +45,7 @@ class Macs(TypedDict):
 
 
 class Peaks(TypedDict):
-    """Rates of a large matrix product in the row's precision and of a large copy, same run."""
+    """Rates of a large matrix product in the row's precision and of a large copy, in this run."""
 
     flops_per_second: Amount
     bytes_per_second: Amount
@@ -57,11 +57,11 @@ class Times(TypedDict):
     median: Amount
     lower_quartile: Amount
     upper_quartile: Amount
-    samples: Amount  # how many
+    samples: Amount  # number
 
 
 class Memory(TypedDict):
-    """Bytes of each program by each of MEMORY."""
+    """Bytes of each program, according to each of MEMORY."""
 
     compiled: OfPrograms[Amount | None]
     device: OfPrograms[Amount | None]
@@ -69,7 +69,7 @@ class Memory(TypedDict):
 
 
 class Logits(TypedDict):
-    """Both sides' logits compared: the same weights, float32, one image."""
+    """Difference of the logits of both sides: same weights, float32, one image."""
 
     greatest_difference: Amount
     mean_difference: Amount
@@ -77,7 +77,7 @@ class Logits(TypedDict):
 
 
 class SideFields(TypedDict):
-    """Measurements of one side; where it failed, only its error is not null."""
+    """Measurements of one side; if it failed, only its error is not null."""
 
     error: Text | None
     device: Text | None
@@ -85,8 +85,8 @@ class SideFields(TypedDict):
     ms: OfPrograms[Times] | None
     compile_seconds: OfPrograms[Amount | None] | None
     memory: Memory | None
-    idle: Amount | None  # bytes of the process before it had a network
-    bytes: OfPrograms[Amount | None] | None  # that XLA expects a program to move
+    idle: Amount | None  # bytes of the process before it runs the network
+    bytes: OfPrograms[Amount | None] | None  # memory traffic of each program as XLA expects it
     logits: Logits | None
 
 
@@ -112,7 +112,7 @@ class BenchmarkRow(TypedDict):
 
 
 def _check(row: Any, where: str) -> Row:
-    """Return the row, or raise a UserError that names the place and the first fault."""
+    """Return the row, or raise a UserError that names the place and the first error."""
     schema.validate(row, BenchmarkRow, where, _WHAT)
     sides = row["sides"]
     if OURS not in sides:
@@ -142,13 +142,13 @@ def read(paths: Iterable[str | Path]) -> list[Row]:
 
 
 def append(path: Path, row: Row) -> None:
-    """Validate a row and append it to a file, which is whole at any instant."""
+    """Validate a row and append it to a file atomically."""
     _check(row, str(path))
     schema.append(path, row)
 
 
 def key(row: Mapping[str, Any]) -> str:
-    """Return a key that rows of the same measurement share."""
+    """Return a key that is equal for rows of the same measurement."""
     same = ("model", "model_options", "num_classes", "resolution", "batch", "precision", "device")
     fields = {name: row[name] for name in same} | {"sides": sorted(row["sides"])}
     return json.dumps(fields, sort_keys=True)
@@ -169,35 +169,39 @@ class Facts:
     def error(self) -> str | None:
         return self._measured["error"]
 
-    def ms(self, what: str) -> float | None:
+    def ms(self, program: str) -> float | None:
         """Return the median of one call; `backward` is `gradient` minus `forward`.
 
-        `gradient` includes a forward pass in training mode, `forward` is in inference mode, so
-        batch statistics and dropout count as backward.
+        `gradient` includes a forward pass in training mode, while `forward` is in inference mode,
+        so batch statistics and dropout count as backward.
         """
         times = self._measured["ms"]
         if times is None:
             return None
-        if what == "backward":
+        if program == "backward":
             return times["gradient"]["median"] - times["forward"]["median"]
-        return times[what]["median"]
+        return times[program]["median"]
 
-    def spread(self, what: str) -> float | None:
+    def spread(self, program: str) -> float | None:
         """Return the interquartile range of a call as a fraction of its median."""
         times = self._measured["ms"]
-        if times is None or not times[what]["median"]:
+        if times is None or not times[program]["median"]:
             return None
-        quartiles = times[what]["upper_quartile"] - times[what]["lower_quartile"]
-        return quartiles / times[what]["median"]
+        quartiles = times[program]["upper_quartile"] - times[program]["lower_quartile"]
+        return quartiles / times[program]["median"]
 
-    def images_per_second(self, what: str) -> float | None:
-        ms = self.ms(what)
+    def images_per_second(self, program: str) -> float | None:
+        ms = self.ms(program)
         return 1e3 * self.row["batch"] / ms if ms else None
 
-    def memory_mb(self, what: str, source: str) -> float | None:
+    def memory_mb(self, program: str, source: str) -> float | None:
         """Return millions of bytes according to one of MEMORY."""
         found = self._measured["memory"]
-        return None if found is None or found[source][what] is None else found[source][what] / 1e6
+        return (
+            None
+            if found is None or found[source][program] is None
+            else found[source][program] / 1e6
+        )
 
     @property
     def compile_seconds(self) -> float | None:
@@ -205,24 +209,24 @@ class Facts:
         found = self._measured["compile_seconds"]
         return None if found is None else found["training_step"]
 
-    def flops(self, what: str) -> int | None:
-        """Return two for each MAC of convolutions and matrix products; nothing else counts."""
+    def flops(self, program: str) -> int | None:
+        """Return two FLOPs for each MAC of convolutions and matrix products; no others count."""
         macs = self.row["macs"]
-        return None if macs is None else 2 * macs[what]
+        return None if macs is None else 2 * macs[program]
 
-    def arithmetic_ms(self, what: str) -> float | None:
-        """Return the time of the arithmetic at the measured peak, a lower bound."""
-        peaks, flops = self.row["peaks"], self.flops(what)
+    def arithmetic_ms(self, program: str) -> float | None:
+        """Return the time of the FLOPs at the measured peak rate, a lower bound."""
+        peaks, flops = self.row["peaks"], self.flops(program)
         return None if peaks is None or flops is None else 1e3 * flops / peaks["flops_per_second"]
 
-    def traffic_ms(self, what: str) -> float | None:
-        """Return the time of the bytes that XLA expects to move, at the measured copy rate."""
+    def traffic_ms(self, program: str) -> float | None:
+        """Return the time of the memory traffic that XLA expects, at the measured copy rate."""
         peaks, moved = self.row["peaks"], self.row["sides"][OURS]["bytes"]
-        if peaks is None or moved is None or moved[what] is None:
+        if peaks is None or moved is None or moved[program] is None:
             return None
-        return 1e3 * moved[what] / peaks["bytes_per_second"]
+        return 1e3 * moved[program] / peaks["bytes_per_second"]
 
-    def share(self, what: str) -> float | None:
-        """Return the achieved fraction of the measured peak."""
-        ms, least = self.ms(what), self.arithmetic_ms(what)
+    def share(self, program: str) -> float | None:
+        """Return the achieved fraction of the measured peak rate."""
+        ms, least = self.ms(program), self.arithmetic_ms(program)
         return None if not ms or least is None else least / ms

@@ -1,4 +1,4 @@
-"""Both ends of the worker processes of `segjax benchmark`: requests and answers as JSON lines."""
+"""Both ends of a worker process of `segjax benchmark`: requests and answers in lines of JSON."""
 
 import contextlib
 import ctypes
@@ -66,7 +66,7 @@ class Side:
             return "out of memory (killed)"
         self._log.seek(0)
         said = self._log.read().decode(errors="replace").strip().splitlines()
-        return f"ended with {status}: {said[-1] if said else 'no word'}"
+        return f"ended with status {status}: {said[-1] if said else 'no error message'}"
 
     def end(self) -> None:
         """Kill the process."""
@@ -79,7 +79,7 @@ class Side:
 
 
 def serve(answers: Mapping[str, Callable[..., dict[str, Any]]]) -> None:
-    """Answer requests until standard input ends; anything else printed goes to standard error."""
+    """Answer requests until standard input ends; other output goes to standard error."""
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     for line in sys.stdin:
@@ -88,7 +88,7 @@ def serve(answers: Mapping[str, Callable[..., dict[str, Any]]]) -> None:
             reply = answers[asked.pop("do")](**asked)
         except UserError as error:
             reply = {"error": str(error)}
-        except Exception as error:  # the benchmark goes on with the next network
+        except Exception as error:  # the benchmark continues with the next network
             traceback.print_exc()
             first = (str(error).splitlines() or [""])[0]
             full = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in first

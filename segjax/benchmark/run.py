@@ -1,9 +1,9 @@
 """Measure time, memory and size of the architectures, and of PyTorch implementations beside them.
 
-Each side (segjax, and PyTorch if asked for) runs in a process of its own for each network and
-precision: `benchmark.worker`, and a script that answers the same requests. The sides are timed in
+Each side (segjax, and PyTorch if requested) runs in a process of its own for each network and
+precision: `benchmark.worker`, or a script that answers the same requests. The sides are timed in
 turn, so that other load on the machine affects them alike. A row is written as soon as it is
-measured; rows that the file already has are not measured again.
+measured; rows that are in the file already are not measured again.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ import segjax
 from segjax import config as configs
 from segjax import models
 from segjax.benchmark import measurements, tables, worker
-from segjax.benchmark.measurements import OURS, WHAT
+from segjax.benchmark.measurements import OURS, PROGRAMS
 from segjax.benchmark.process import Failed, Side
 from segjax.errors import UserError
 from segjax.models import flops
@@ -41,7 +41,7 @@ PEERS = Path(__file__).with_name("torch_peers.py")
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A plan of measurements: networks, sizes, and whom to race."""
+    """What to measure: networks, sizes, and the implementations to compare with."""
 
     models: tuple[str, ...]
     # {"width": 16} for every model that has the option, {"deconvnet.fc_width": 1024} for one.
@@ -49,7 +49,7 @@ class Plan:
     resolution: tuple[int, int]
     batches: tuple[int, ...]
     precisions: tuple[str, ...]
-    against: tuple[str, ...] = ()  # of measurements.AGAINST
+    against: tuple[str, ...] = ()  # from measurements.AGAINST
     repeats: int = 20  # number of samples of each program and side
     torch_python: str = sys.executable
     peers: Path = PEERS
@@ -80,14 +80,14 @@ def check(plan: Plan) -> None:
     """Raise if the plan cannot be measured.
 
     Raises:
-      UserError: a network or option is unknown, a network does not take the resolution, Python has
-        no PyTorch, or the PyTorch script is missing.
+      UserError: a network or option is unknown, a network does not support the resolution, or
+        PyTorch or the script of its networks is missing.
     """
     for name in plan.models:
         models.create(name, NUM_CLASSES)
     if plan.against:
         if not plan.peers.is_file():
-            raise UserError(f"{plan.peers} is not there: --against torch wants a checkout")
+            raise UserError(f"{plan.peers} not found: --against torch needs a checkout")
         try:
             done = subprocess.run(
                 [plan.torch_python, "-c", "import torch, numpy"], capture_output=True, text=True
@@ -95,8 +95,8 @@ def check(plan: Plan) -> None:
         except OSError as error:
             raise UserError(f"--torch-python {plan.torch_python}: {error.strerror}") from None
         if done.returncode:
-            said = (done.stderr.strip().splitlines() or ["no word"])[-1]
-            raise UserError(f"--against wants PyTorch, but {plan.torch_python} says: {said}")
+            said = (done.stderr.strip().splitlines() or ["no error message"])[-1]
+            raise UserError(f"--against needs PyTorch in {plan.torch_python}, found: {said}")
     networks = plan.networks()
     used = {option for network in networks for option in network["model_options"]}
     for option in plan.options:
@@ -114,14 +114,14 @@ def read_options(texts: Sequence[str]) -> dict[str, Any]:
     """Parse `name=value` texts as options of models.
 
     Raises:
-      UserError: a text has another form.
+      UserError: a text has a different form.
     """
     options = {}
     for text in texts:
         name, equals, value = text.partition("=")
         *_, field = name.split(".")
         if not (all(part.isidentifier() for part in name.split(".")) and equals and value):
-            raise UserError(f"--options wants OPTION=VALUE such as width=16, found {text!r}")
+            raise UserError(f"--options {text!r}, expected OPTION=VALUE such as width=16")
         config = configs.default()
         configs.override(config, {f"model.options.{field}": value})
         options[name] = config.model.options[field]
@@ -132,9 +132,9 @@ def run(plan: Plan, command: str, output: Path | None) -> list[Row]:
     """Measure the rows that the file does not have; return all rows of the plan.
 
     Args:
-      plan: passed by `check`.
-      command: as typed, for the rows.
-      output: file of rows, if they are kept.
+      plan: a plan that passes `check`.
+      command: the command as typed, for the rows.
+      output: file to append the rows to, if any.
     """
     kept = measurements.read([output]) if output and output.exists() else []
     done = {measurements.key(row): row for row in kept}
@@ -173,8 +173,8 @@ class _Network:
     def __init__(self, plan: Plan, network: dict[str, Any]):
         self.plan, self.network = plan, network
         self.sides: dict[str, Side] = {}
-        self.said: dict[str, dict[str, Any]] = {}  # by side: its answer about the network
-        self.broken: dict[str, str] = {}  # by side: its error for any batch
+        self.said: dict[str, dict[str, Any]] = {}  # by side, its answer to "network"
+        self.broken: dict[str, str] = {}  # by side, its error for any batch
         self.folder = tempfile.TemporaryDirectory()
 
     def device(self) -> str:
@@ -189,7 +189,7 @@ class _Network:
         return self.said[OURS]["device"]
 
     def _open(self, name):
-        """Create the network on a side, once; ours first, since it writes the weights."""
+        """Create the network on a side, once; ours must be first, since it writes the weights."""
         if name in self.sides:
             return
         command = [sys.executable, "-m", "segjax.benchmark.worker"]
@@ -204,7 +204,7 @@ class _Network:
             self.broken[name] = str(error)
 
     def measure(self, batch: int, command: str) -> Row:
-        """Measure a row; it holds the error of a side that fails."""
+        """Measure a row; if a side fails, the row holds its error."""
         names = (OURS, *self.plan.against)
         errors, prepared = dict.fromkeys(names), {}
         for name in names:
@@ -216,16 +216,16 @@ class _Network:
                 except Failed as error:
                     errors[name] = str(error)
         samples: dict[str, dict[str, list[float]]]
-        samples = {name: {what: [] for what in WHAT} for name in names}
+        samples = {name: {program: [] for program in PROGRAMS} for name in names}
         peaks: dict[str, list[float]] = {"flops_per_second": [], "bytes_per_second": []}
         for turn in range(self.plan.repeats):
-            # The first in one turn is the last in the next.
+            # The first side in one turn is the last in the next.
             for name in names[:: 1 if turn % 2 == 0 else -1]:
                 try:
-                    for what in WHAT:
+                    for program in PROGRAMS:
                         if not errors[name]:
-                            answer = self.sides[name].ask("time", what=what)
-                            samples[name][what].append(answer["ms"])
+                            answer = self.sides[name].ask("time", program=program)
+                            samples[name][program].append(answer["ms"])
                     if name == OURS and not errors[name]:
                         for rate, found in self.sides[name].ask("peaks").items():
                             peaks[rate].append(found)
@@ -260,7 +260,7 @@ class _Network:
         measured = dict.fromkeys(("ms", "compile_seconds", "memory", "bytes"))
         if not error:
             measured = {key: prepared.get(key) for key in measured}
-            measured["ms"] = {what: _quartiles(found) for what, found in samples.items()}
+            measured["ms"] = {program: _quartiles(found) for program, found in samples.items()}
         return {"error": error, **fields, **measured}
 
     def _close(self, name):
@@ -294,6 +294,6 @@ def _line(row):
         if name != OURS and side["error"]:
             texts.append(f"; {name}: {side['error']}")
         elif name != OURS:
-            ratios = [tables.against(row, name, what) for what in WHAT[:2]]
+            ratios = [tables.against(row, name, program) for program in PROGRAMS[:2]]
             texts.append(f"; {name} takes " + " and ".join(f"{r:.2f}" for r in ratios) + " of that")
     return " ".join(texts).replace(" ;", ";")

@@ -1,4 +1,4 @@
-"""Tables of the cost of networks: rows of `segjax benchmark`, alone or beside the SegNet paper."""
+"""Tables of the cost of networks, from rows of `segjax benchmark` and the SegNet paper."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 
 from segjax.benchmark.measurements import AGAINST, Facts
 from segjax.errors import UserError
-from segjax.report.camvid_table import below, by, notes_of
+from segjax.report.camvid_table import notes_of, size_text, source_notes
 from segjax.report.columns import TableBuilder
 from segjax.report.table import Footnotes, Table
 from segjax.results import published
@@ -23,12 +23,12 @@ Number = Decimal | float | int | None
 def paper(rows: Sequence[Row] = ()) -> Table:
     """Return the SegNet paper's Table 6 beside ours.
 
-    Without rows, ours are parameters only, at 4 bytes each. With rows, there is a group of lines
-    for each device, precision and resolution: the networks of the paper, others that were measured,
-    and the sum over those in both.
+    Without rows, ours are only the parameters, at 4 bytes each. With rows, there is a group of
+    lines for each device, precision and resolution: the networks of the paper, other networks that
+    were measured, and the sum over those in both.
 
     Raises:
-      UserError: two rows fit one line, or none has a batch size of the paper.
+      UserError: two rows fit one line, or no row has a batch size of the paper.
     """
     records = published.records("cost", None)
     if not rows:
@@ -60,9 +60,9 @@ def _paper_alone(records: Sequence[Record]) -> Table:
     builder.counts("model MB", megabytes, over="ours")
     builder.data("notes", [" ".join(notes_of(record)) for record in records])
     return builder.table(
-        f"Cost at {by(records[0].resolution)}; paper: Caffe, memory at batch 4 in training, 1 "
-        "in inference; ours: parameters at 11 classes, and 4 bytes of each in millions of bytes.",
-        notes=footnotes.listed() + below(records),
+        f"Cost at {size_text(records[0].resolution)}; paper: Caffe, memory at batch 4 in training, "
+        "1 in inference; ours: parameters at 11 classes, and 4 bytes of each in millions of bytes.",
+        notes=footnotes.listed() + source_notes(records),
     )
 
 
@@ -87,7 +87,7 @@ class _Line:
     notes: Sequence[str]
     paper: Mapping[str, Number]  # by published.COSTS
     ours: Mapping[str, Number]  # keys of published.COSTS, and training_step_ms
-    ratios: Mapping[str, Number]  # theirs divided by ours, keys "side program"
+    ratios: Mapping[str, Number]  # theirs divided by ours; keys such as "torch forward"
 
 
 def _settings(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -95,21 +95,21 @@ def _settings(rows: Sequence[Row]) -> dict[str, list[Row]]:
     settings: dict[str, list[Row]] = {}
     for row in rows:
         if row["batch"] in (_TIMED, _TRAINED):
-            words = f"{row['precision']} on {row['device']} at {by(row['resolution'])}"
+            words = f"{row['precision']} on {row['device']} at {size_text(row['resolution'])}"
             settings.setdefault(words, []).append(row)
     if not settings:
-        raise UserError(f"no row is of batch {_TIMED} or {_TRAINED}, as the paper's Table 6 is")
+        raise UserError(f"no row has batch {_TIMED} or {_TRAINED}, the batch sizes of Table 6")
     return settings
 
 
 def _lines(records: Sequence[Record], rows: Sequence[Row]) -> list[_Line]:
     found: dict[str, dict[int, Row]] = {}
-    comparable = by(rows[0]["resolution"]) == by(records[0].resolution)
+    comparable = size_text(rows[0]["resolution"]) == size_text(records[0].resolution)
     for row in rows:
         of_batch = found.setdefault(_named(row, {}), {})
         if row["batch"] in of_batch:
             raise UserError(
-                f"two rows are of {_named(row, {})} at batch {row['batch']} in {row['precision']}, "
+                f"two rows have {_named(row, {})} at batch {row['batch']} in {row['precision']}, "
                 "expected one"
             )
         of_batch[row["batch"]] = row
@@ -136,13 +136,13 @@ def _fits(record: Record, row: Row) -> bool:
     )
 
 
-def _options(row: Row, besides: Mapping[str, Any]) -> str:
+def _options(row: Row, without: Mapping[str, Any]) -> str:
     options = row["model_options"].items()
-    return ", ".join(f"{name} {value}" for name, value in options if name not in besides)
+    return ", ".join(f"{name} {value}" for name, value in options if name not in without)
 
 
-def _named(row: Row, besides: Mapping[str, Any]) -> str:
-    options = _options(row, besides)
+def _named(row: Row, without: Mapping[str, Any]) -> str:
+    options = _options(row, without)
     return f"{row['model']} ({options})" if options else row["model"]
 
 
@@ -173,15 +173,15 @@ def _ratios(of_batch: Mapping[int, Row]) -> dict[str, Number]:
     return found
 
 
-def against(row: Row, side: str, what: str) -> float | None:
+def against(row: Row, side: str, program: str) -> float | None:
     """Return the time of another side divided by ours."""
-    return _ratio(Facts(row, side).ms(what), Facts(row).ms(what))
+    return _ratio(Facts(row, side).ms(program), Facts(row).ms(program))
 
 
-def memory_against(row: Row, side: str, what: str) -> float | None:
-    """Return the peak memory of another side over ours, of the device or else the process."""
+def memory_against(row: Row, side: str, program: str) -> float | None:
+    """Return the peak memory of another side divided by ours, of the device or the process."""
     for source in ("device", "process"):
-        pair = [facts.memory_mb(what, source) for facts in (Facts(row, side), Facts(row))]
+        pair = [facts.memory_mb(program, source) for facts in (Facts(row, side), Facts(row))]
         if None not in pair:
             return _ratio(*pair)
     return None
@@ -228,19 +228,19 @@ def _beside(
         ]
         builder.numbers(_heading(name), f"ratio_{name}", ratios, over="paper / ours")
     for side in AGAINST:
-        for what in ("forward", "training step", "training memory"):
-            values = [line.ratios.get(f"{side} {what}") for line in lines]
+        for program in ("forward", "training step", "training memory"):
+            values = [line.ratios.get(f"{side} {program}") for line in lines]
             if any(value is not None for value in values):
-                key = f"{side}_{what}".replace(" ", "_").replace(".", "_")
-                builder.numbers(what, key, values, over=f"{side} / ours")
+                key = f"{side}_{program}".replace(" ", "_").replace(".", "_")
+                builder.numbers(program, key, values, over=f"{side} / ours")
     return builder.table(
-        f"Cost; paper: Caffe at {by(records[0].resolution)}; forward and backward at batch "
+        f"Cost; paper: Caffe at {size_text(records[0].resolution)}; forward and backward at batch "
         f"{_TIMED}, in milliseconds; memory at batch {_TRAINED} in training, {_TIMED} in "
         "inference, in millions of bytes; ours: medians; backward is loss and gradient less the "
         "forward pass; memory as the compiled program plans it; a ratio above 1 is in our favor, "
         "and is given only at the resolution of the paper.",
         groups=groups,
-        notes=footnotes.listed() + below(records),
+        notes=footnotes.listed() + source_notes(records),
     )
 
 
@@ -249,13 +249,13 @@ def _heading(name: str) -> str:
 
 
 def listing(rows: Sequence[Row]) -> Table:
-    """Return a table of all rows, one line each, with derived quantities."""
+    """Return a table of all rows with derived quantities, one line per row."""
     builder = TableBuilder(len(rows))
     facts = [Facts(row) for row in rows]
     builder.texts("network", [_named(row, {}) for row in rows])
     builder.texts("precision", [row["precision"] for row in rows])
     for heading, values in (
-        ("resolution", [by(row["resolution"]) for row in rows]),
+        ("resolution", [size_text(row["resolution"]) for row in rows]),
         ("device", [row["device"] for row in rows]),
     ):
         if len(set(values)) > 1:
@@ -265,11 +265,11 @@ def listing(rows: Sequence[Row]) -> Table:
     builder.counts("batch", [row["batch"] for row in rows])
     builder.numbers("params M", "parameters_m", [row["parameters"] / 1e6 for row in rows])
     builder.numbers("model MB", "model_mb", [4e-6 * row["parameters"] for row in rows])
-    for what, over in (("forward", "forward"), ("training_step", "training step")):
-        for heading, key, values in _columns(facts, what):
-            builder.numbers(heading, f"{what}_{key}", values, over=over)
-        for key, values in _more(facts, what):
-            builder.data(f"{what}_{key}", values)
+    for program, over in (("forward", "forward"), ("training_step", "training step")):
+        for heading, key, values in _columns(facts, program):
+            builder.numbers(heading, f"{program}_{key}", values, over=over)
+        for key, values in _more(facts, program):
+            builder.data(f"{program}_{key}", values)
     builder.numbers("backward ms", "backward_ms", [fact.ms("backward") for fact in facts])
     builder.numbers("compile s", "compile_seconds", [fact.compile_seconds for fact in facts])
     for side in AGAINST:
@@ -294,28 +294,28 @@ def listing(rows: Sequence[Row]) -> Table:
         "Cost; medians; FLOPs: two for each MAC of convolutions and matrix products; "
         "peak: the rate of a large matrix product; backward: loss and gradient less the forward "
         "pass; MB: millions of bytes, as the compiled program plans them; another side's time or "
-        "peak memory divided by ours is above 1 where ours is quicker or smaller.",
+        "peak memory divided by ours is above 1 where ours is faster or smaller.",
         notes=[("", text) for text in failed],
     )
 
 
-def _columns(facts: Sequence[Facts], what: str) -> Iterator[tuple[str, str, list[Number]]]:
+def _columns(facts: Sequence[Facts], program: str) -> Iterator[tuple[str, str, list[Number]]]:
     """Yield heading, key and values of the printed columns of a program."""
-    yield "GMACs", "gmacs", [_times(fact.flops(what), 0.5e-9) for fact in facts]
-    yield "GFLOPs", "gflops", [_times(fact.flops(what), 1e-9) for fact in facts]
-    yield "ms", "ms", [fact.ms(what) for fact in facts]
-    yield "IQR %", "iqr_percent", [_times(fact.spread(what), 100) for fact in facts]
-    yield "images/s", "images_per_second", [fact.images_per_second(what) for fact in facts]
-    yield "% of peak", "percent_of_peak", [_times(fact.share(what), 100) for fact in facts]
-    yield "MB", "compiled_mb", [fact.memory_mb(what, "compiled") for fact in facts]
+    yield "GMACs", "gmacs", [_times(fact.flops(program), 0.5e-9) for fact in facts]
+    yield "GFLOPs", "gflops", [_times(fact.flops(program), 1e-9) for fact in facts]
+    yield "ms", "ms", [fact.ms(program) for fact in facts]
+    yield "IQR %", "iqr_percent", [_times(fact.spread(program), 100) for fact in facts]
+    yield "images/s", "images_per_second", [fact.images_per_second(program) for fact in facts]
+    yield "% of peak", "percent_of_peak", [_times(fact.share(program), 100) for fact in facts]
+    yield "MB", "compiled_mb", [fact.memory_mb(program, "compiled") for fact in facts]
 
 
-def _more(facts: Sequence[Facts], what: str) -> Iterator[tuple[str, list[Number]]]:
-    """Yield key and values of what only the records hold."""
-    yield "floor_ms", [fact.arithmetic_ms(what) for fact in facts]
-    yield "traffic_ms", [fact.traffic_ms(what) for fact in facts]
+def _more(facts: Sequence[Facts], program: str) -> Iterator[tuple[str, list[Number]]]:
+    """Yield key and values of the columns that only the records have."""
+    yield "floor_ms", [fact.arithmetic_ms(program) for fact in facts]
+    yield "traffic_ms", [fact.traffic_ms(program) for fact in facts]
     for source in ("device", "process"):
-        yield f"{source}_mb", [fact.memory_mb(what, source) for fact in facts]
+        yield f"{source}_mb", [fact.memory_mb(program, source) for fact in facts]
 
 
 def _times(value: Number, factor: float) -> float | None:

@@ -1,11 +1,11 @@
 """PyTorch implementations of the networks, for `segjax benchmark --against torch`.
 
-PyTorch is no dependency of segjax: this script runs by itself in any Python that has torch and
+PyTorch is not a dependency of segjax: this script runs on its own in any Python that has torch and
 numpy (`--torch-python PYTHON`), and answers the requests that `worker.py` lists. It uses
 channels_last, autocast for bfloat16, cuDNN autotuning and TensorFloat-32, eager or (`--compile`)
-torch.compile. Its training step is a plain loop: normalize uint8 images on the device, weighted
-cross entropy, backward, momentum SGD. First the logits of both sides are compared, float32, with
-the same weights.
+torch.compile. A training step normalizes uint8 images on the device, computes the weighted cross
+entropy and its gradient, and applies momentum SGD. Before anything is timed, the logits of both
+sides are compared, in float32 and with the same weights.
 
 Parameters are named as in Flax, with dots for slashes and underscores for hyphens.
 """
@@ -72,8 +72,8 @@ class Bilinear(nn.Module):
     def __init__(self, channels, size, stride, padding=0):
         super().__init__()
         factor = (size + 1) // 2
-        centre = factor - 1 if size % 2 else factor - 0.5
-        tent = 1 - (torch.arange(size) - centre).abs() / factor
+        center = factor - 1 if size % 2 else factor - 0.5
+        tent = 1 - (torch.arange(size) - center).abs() / factor
         kernel = (tent[:, None] * tent[None, :]).expand(channels, 1, size, size).contiguous()
         self.register_buffer("kernel", kernel, persistent=False)
         self.channels, self.stride, self.padding = channels, stride, padding
@@ -179,7 +179,7 @@ class FCN(nn.Module):
             if upsampling == "bilinear":
                 return Bilinear(classes, 2 * factor, factor, around)
             if upsampling != "learnt":
-                raise Cannot(f"FCN with upsampling {upsampling} has no peer in PyTorch")
+                raise NoPeer(f"FCN with upsampling {upsampling} has no peer in PyTorch")
             return nn.ConvTranspose2d(
                 classes, classes, 2 * factor, factor, padding=around, bias=False
             )
@@ -302,13 +302,13 @@ class UNet(nn.Module):
         source = "d4c"
         for level in range(3, -1, -1):
             x = getattr(self, f"upconv_{source}_u{level}a")(x)
-            x = torch.cat([x, self._centre(skips.pop(), x)], 1)
+            x = torch.cat([x, self._center(skips.pop(), x)], 1)
             x = getattr(self, f"conv_u{level}c_d")(getattr(self, f"conv_u{level}b_c")(x))
             source = f"u{level}d"
-        return self._centre(self.conv_u0d_score(x), image)
+        return self._center(self.conv_u0d_score(x), image)
 
     @staticmethod
-    def _centre(x, like):
+    def _center(x, like):
         top, left = (x.shape[2] - like.shape[2]) // 2, (x.shape[3] - like.shape[3]) // 2
         return x[:, :, top : top + like.shape[2], left : left + like.shape[3]]
 
@@ -442,7 +442,7 @@ def state_dict(arrays):
     return state
 
 
-WHAT = ("forward", "training_step", "gradient")
+PROGRAMS = ("forward", "training_step", "gradient")
 VOID = 255
 # As in segjax/benchmark/worker.py; the class weights as in segjax/training/losses.py.
 DISTINCT, SAMPLE_SECONDS, MOST_CALLS, WARM_UP, LEARNING_RATE = 4, 0.05, 20, 2, 1e-12
@@ -453,7 +453,7 @@ CLASS_WEIGHTS = (
 )
 
 
-class Cannot(Exception):
+class NoPeer(Exception):
     """No PyTorch peer of the requested network exists."""
 
 
@@ -467,7 +467,7 @@ class Bench:
 
     def network(self, model, model_options, num_classes, resolution, precision, folder):
         if model not in NETWORKS:
-            raise Cannot(f"{model} has no peer in PyTorch")
+            raise NoPeer(f"{model} has no peer in PyTorch")
         idle = resident()
         self.bfloat16, self.size, self.classes = precision == "bfloat16", resolution, num_classes
         self.model = NETWORKS[model](num_classes, **model_options)
@@ -475,7 +475,7 @@ class Bench:
         missing, unknown = self.model.load_state_dict(state_dict(arrays), strict=False)
         missing = [name for name in missing if not name.endswith("num_batches_tracked")]
         if missing or unknown:
-            raise Cannot(f"{model} lacks {missing} and does not know {unknown}")
+            raise NoPeer(f"{model} lacks {missing} and does not know {unknown}")
         self.model = self.model.to(self.device, memory_format=torch.channels_last)
         logits = self._compare(Path(folder))
         self.run_model = torch.compile(self.model) if self.compiled else self.model
@@ -498,7 +498,7 @@ class Bench:
         with torch.inference_mode():
             ours = self.model.eval()(image).permute(0, 2, 3, 1).cpu().numpy()
         theirs = np.load(folder / "logits.npy")
-        self._tensorfloat(True)  # as XLA does, and as people set it
+        self._tensorfloat(True)  # as XLA does, and as is usual
         difference = np.abs(ours - theirs)
         return {
             "greatest_difference": float(difference.max()),
@@ -512,7 +512,7 @@ class Bench:
         torch.backends.cudnn.allow_tf32 = allow
 
     def _channels_last(self, images):
-        return torch.tensor(images).permute(0, 3, 1, 2).to(self.device)  # lies as NHWC
+        return torch.tensor(images).permute(0, 3, 1, 2).to(self.device)  # NHWC in memory
 
     def batch(self, batch):
         self.inputs = self.optimizer = None
@@ -541,37 +541,37 @@ class Bench:
         groups = [{"params": kernels, "weight_decay": 5e-4}, {"params": others}]
         self.optimizer = torch.optim.SGD(groups, lr=LEARNING_RATE, momentum=0.9)
         self.count, self.calls, seconds = 0, {}, {}
-        memory = {source: dict.fromkeys(WHAT) for source in ("compiled", "device", "process")}
-        for what in WHAT:
+        memory = {source: dict.fromkeys(PROGRAMS) for source in ("compiled", "device", "process")}
+        for program in PROGRAMS:
             start = time.perf_counter()
-            self._run(what)
+            self._run(program)
             self._wait()
-            seconds[what] = time.perf_counter() - start
+            seconds[program] = time.perf_counter() - start
             forget_peak()
             if self.device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
             for _ in range(WARM_UP):
                 start = time.perf_counter()
-                self._run(what)
+                self._run(program)
                 self._wait()
                 taken = time.perf_counter() - start
                 if taken > LONG:
                     break
-            self.calls[what] = max(1, min(MOST_CALLS, round(SAMPLE_SECONDS / taken)))
+            self.calls[program] = max(1, min(MOST_CALLS, round(SAMPLE_SECONDS / taken)))
             if self.device.type == "cuda":
-                memory["device"][what] = torch.cuda.max_memory_allocated()
+                memory["device"][program] = torch.cuda.max_memory_allocated()
             elif found := resident():
-                memory["process"][what] = found[1]
+                memory["process"][program] = found[1]
         return {
             # torch.compile compiles at the first call, which is therefore included.
-            "compile_seconds": seconds if self.compiled else dict.fromkeys(WHAT),
+            "compile_seconds": seconds if self.compiled else dict.fromkeys(PROGRAMS),
             "memory": memory,
-            "bytes": dict.fromkeys(WHAT),
+            "bytes": dict.fromkeys(PROGRAMS),
         }
 
-    def _run(self, what):
+    def _run(self, program):
         place, self.count = self.count % DISTINCT, self.count + 1
-        if what == "forward":
+        if program == "forward":
             self.model.eval()
             with torch.inference_mode(), self._precision():
                 return self.run_model(self.inputs["images"][place]).float()
@@ -586,7 +586,7 @@ class Bench:
         )
         loss = total / (labels != VOID).sum()
         loss.backward()
-        if what == "training_step":
+        if program == "training_step":
             self.optimizer.step()
         return loss.detach()
 
@@ -599,11 +599,11 @@ class Bench:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
-    def time(self, what):
-        calls = self.calls[what]
+    def time(self, program):
+        calls = self.calls[program]
         start = time.perf_counter()
         for _ in range(calls):
-            self._run(what)
+            self._run(program)
         self._wait()
         return {"ms": 1e3 * (time.perf_counter() - start) / calls}
 
@@ -627,14 +627,14 @@ def forget_peak():
 
 
 def serve(bench):
-    """Answer requests until standard input ends; anything else printed goes to standard error."""
+    """Answer requests until standard input ends; other output goes to standard error."""
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     for line in sys.stdin:
         asked = json.loads(line)
         try:
             reply = getattr(bench, asked.pop("do"))(**asked)
-        except Cannot as error:
+        except NoPeer as error:
             reply = {"error": str(error)}
         except Exception as error:
             traceback.print_exc()
@@ -647,7 +647,9 @@ def serve(bench):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--compile", action="store_true", help="by torch.compile, not eager")
+    parser.add_argument(
+        "--compile", action="store_true", help="use torch.compile instead of eager mode"
+    )
     serve(Bench(parser.parse_args().compile))
 
 

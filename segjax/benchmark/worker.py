@@ -1,17 +1,17 @@
 """Worker of `segjax benchmark`: compile, measure and time one network.
 
 `python -m segjax.benchmark.worker` is a process of its own, so that its memory is that of one
-network. It answers each line of JSON on standard input by one on standard output, with an `error`
-if it fails:
+network. It answers each line of JSON on standard input with a line on standard output, which has
+an `error` if the request fails:
 
 - {"do": "network", "model", "model_options", "num_classes", "resolution", "precision", "folder"}:
   create the network. Returns device, versions and number of parameters. Into the folder, if given,
   it writes reference values for other implementations: weights.npz (arrays by their paths in Flax),
   image.npy (1, H, W, 3) and logits.npy, float32.
-- {"do": "batch", "batch"}: compile the three programs of `WHAT` for this batch size and warm them
-  up. Returns compilation seconds, memory, MACs, and bytes that XLA expects to move.
-- {"do": "time", "what"}: run one of them several times on successive batches, and wait for the last
-  result. Returns milliseconds of one call.
+- {"do": "batch", "batch"}: compile all of `PROGRAMS` for this batch size and warm them up. Returns
+  compilation seconds, memory, MACs, and the memory traffic that XLA expects.
+- {"do": "time", "program"}: run one of them several times on successive batches, and wait for the
+  last result. Returns milliseconds of one call.
 - {"do": "peaks"}: time a large matrix product and a large copy. Returns their rates.
 
 The programs: `forward`, inference on float32 images; `training_step`, the step of `training.steps`
@@ -39,10 +39,10 @@ from segjax.benchmark.process import forget_peak, resident, serve
 from segjax.data.datasets import VOID, DatasetInfo
 from segjax.models import flops
 from segjax.ops.onednn import build
-from segjax.ops.platform import shapes_alone
+from segjax.ops.platform import shapes_only
 from segjax.training import losses, optimizers, parallel, steps
 
-WHAT = ("forward", "training_step", "gradient")
+PROGRAMS = ("forward", "training_step", "gradient")
 DISTINCT = 4  # number of batches, cycled so that none is cached from the previous call
 SAMPLE_SECONDS = 0.05  # target duration of a sample of 1 to MOST_CALLS calls
 MOST_CALLS = 20
@@ -50,9 +50,9 @@ WARM_UP = 2  # calls before timing; only one if it takes longer than LONG
 LONG = 1.0  # seconds
 # So small that thousands of steps do not change the weights.
 LEARNING_RATE = 1e-12
-PATCHES = 64  # patches an image, for a network that trains on patches
+PATCHES = 64  # per image, for a network that trains on patches
 
-# Sizes of the matrix product and the copy, by platform; else ON_ACCELERATOR.
+# Sizes of the matrix product and the copy by platform, by default ON_ACCELERATOR.
 MATRIX_SIDE = {"cpu": 2048}
 COPIED_BYTES = {"cpu": 2**27}
 ON_ACCELERATOR = 8192, 2**30
@@ -111,25 +111,25 @@ class Bench:
         self._place(batch)
         seconds, moved, calls = {}, {}, {}
         memory: dict[str, Any] = {"compiled": {}, "device": {}, "process": {}}
-        for what in WHAT:
-            if what == "training_step":
+        for program in PROGRAMS:
+            if program == "training_step":
                 self._place_optimizer()
-            function = self._function(what)
+            function = self._function(program)
             start = time.perf_counter()
-            compiled = function.lower(*self._arguments(what, 0)).compile()
-            seconds[what] = time.perf_counter() - start
-            self.compiled[what] = compiled
+            compiled = function.lower(*self._arguments(program, 0)).compile()
+            seconds[program] = time.perf_counter() - start
+            self.compiled[program] = compiled
             analysis = compiled.cost_analysis() or {}
-            moved[what] = analysis.get("bytes accessed")
-            memory["compiled"][what] = planned(compiled.memory_analysis())
+            moved[program] = analysis.get("bytes accessed")
+            memory["compiled"][program] = planned(compiled.memory_analysis())
             before = self._device_peak()
             forget_peak()
-            calls[what] = self._warm_up(what)
+            calls[program] = self._warm_up(program)
             after, found = self._device_peak(), resident()
-            # The peak of the device is over the lifetime of the process.
-            memory["device"][what] = after if after and after > (before or 0) else None
+            # The device reports the peak over the lifetime of the process.
+            memory["device"][program] = after if after and after > (before or 0) else None
             on_cpu = self.device.platform == "cpu"
-            memory["process"][what] = found[1] if found and on_cpu else None
+            memory["process"][program] = found[1] if found and on_cpu else None
         self.calls = calls
         return {
             "compile_seconds": seconds,
@@ -158,7 +158,7 @@ class Bench:
             ],
         }
         self.inputs = jax.device_put(self.inputs, self.device)
-        # Created again, since a copy on the host would count as memory of the network.
+        # Created again, because keeping a copy on the host would count as memory of the network.
         variables = jax.device_put(seeded_variables(self.model, size), self.device)
         self.state = steps.TrainState(jnp.zeros((), jnp.int32), variables, _NOTHING, {})
         weights = losses.SEGNET_CLASS_WEIGHTS if num_classes == 11 else np.ones(num_classes)
@@ -171,15 +171,15 @@ class Bench:
         optimized = jax.jit(self.optimizer.init)(self.state.variables["params"])
         self.state = self.state.replace(opt_state=optimized)
 
-    def _function(self, what):
-        if what == "forward":
+    def _function(self, program):
+        if program == "forward":
             return jax.jit(lambda variables, image: self.model.apply(variables, image, train=False))
-        return parallel.parallelize(self._step(what), [self.device], donate=True)
+        return parallel.parallelize(self._step(program), [self.device], donate=True)
 
-    def _step(self, what, num_steps=1):
+    def _step(self, program, num_steps=1):
         return steps.build_train_steps(
             self.model,
-            self.optimizer if what == "training_step" else optax.set_to_zero(),
+            self.optimizer if program == "training_step" else optax.set_to_zero(),
             self.config,
             placeholder_dataset(tuple(self.asked["resolution"]), self.asked["num_classes"]),
             self.class_weights,
@@ -188,29 +188,29 @@ class Bench:
             axis_name=None,
         )
 
-    def _arguments(self, what, number):
-        inputs = self.inputs["forward" if what == "forward" else "training_step"]
-        if what == "forward":
+    def _arguments(self, program, number):
+        inputs = self.inputs["forward" if program == "forward" else "training_step"]
+        if program == "forward":
             return self.state.variables, inputs[number % DISTINCT]
-        state = self.state if what == "training_step" else self.state.replace(opt_state=_NOTHING)
+        state = self.state if program == "training_step" else self.state.replace(opt_state=_NOTHING)
         return state, self.shared, inputs[number % DISTINCT]
 
-    def _run(self, what):
-        arguments = self._arguments(what, self.count)
+    def _run(self, program):
+        arguments = self._arguments(program, self.count)
         self.count += 1
-        if what == "forward":
-            return self.compiled[what](*arguments)
+        if program == "forward":
+            return self.compiled[program](*arguments)
         # The step donates the buffers of the state, so the new state replaces it.
-        state, outputs = self.compiled[what](*arguments)
-        kept = state.opt_state if what == "training_step" else self.state.opt_state
+        state, outputs = self.compiled[program](*arguments)
+        kept = state.opt_state if program == "training_step" else self.state.opt_state
         self.state = state.replace(opt_state=kept)
         return outputs
 
-    def _warm_up(self, what):
+    def _warm_up(self, program):
         """Warm up a program; return the number of calls of a sample."""
         for _ in range(1 + WARM_UP):
             start = time.perf_counter()
-            jax.block_until_ready(self._run(what))
+            jax.block_until_ready(self._run(program))
             seconds = time.perf_counter() - start
             if seconds > LONG:
                 break
@@ -218,7 +218,7 @@ class Bench:
 
     def _macs(self, batch):
         size = (*self.asked["resolution"], 3)
-        with shapes_alone():
+        with shapes_only():
             step = jax.make_jaxpr(self._step("training_step"))
             traced = step(*self._arguments("training_step", 0))
         return {
@@ -229,11 +229,11 @@ class Bench:
     def _device_peak(self):
         return (self.device.memory_stats() or {}).get("peak_bytes_in_use")
 
-    def time(self, what: str) -> dict[str, Any]:
-        calls = self.calls[what]
+    def time(self, program: str) -> dict[str, Any]:
+        calls = self.calls[program]
         start = time.perf_counter()
         for _ in range(calls):
-            result = self._run(what)
+            result = self._run(program)
         jax.block_until_ready(result)
         return {"ms": 1e3 * (time.perf_counter() - start) / calls}
 
@@ -264,7 +264,7 @@ def _seconds(run: Callable[[], jax.Array]) -> float:
 
 
 def planned(analysis: Any) -> int | None:
-    """Return the bytes of a compiled program: arguments, results and temporary buffers."""
+    """Return the bytes that a compiled program needs: arguments, results, temporary buffers."""
     if analysis is None:
         return None
     return (
@@ -284,7 +284,7 @@ def config_of(
     resolution: tuple[int, int],
     precision: str,
 ) -> ConfigDict:
-    """Return the config of the timed training: the SegNet authors' optimizer, no augmentation.
+    """Return the config of the timed training, with the SegNet authors' optimizer.
 
     Raises:
       UserError: a value is not valid in a config.
@@ -306,20 +306,20 @@ def config_of(
 
 
 def placeholder_dataset(resolution: tuple[int, int], num_classes: int) -> DatasetInfo:
-    """Return the description of a placeholder dataset."""
+    """Describe a dataset of random images, to build a training step without data."""
     names = tuple(f"class {k}" for k in range(num_classes))
     palette = tuple((k, k, k) for k in range(num_classes))
     return DatasetInfo("random", names, palette, (0.5,) * 3, (0.25,) * 3, {}, resolution)
 
 
 def images(batch: int, size: tuple[int, int], count: int = 1) -> np.ndarray:
-    """Return normalized random images, float32 (count, batch, H, W, 3), equal at every call."""
+    """Return normalized random images, float32 (count, batch, H, W, 3), the same in every call."""
     rng = np.random.default_rng(0)
     return rng.standard_normal((count, batch, *size, 3), np.float32)
 
 
 def seeded_variables(model: Any, size: tuple[int, int]) -> dict[str, Any]:
-    """Return random variables on the host, equal at every call, for comparing implementations.
+    """Return random variables on the host, the same in every call, to compare implementations.
 
     No kernel is zero, unlike initial score layers, and normalization layers are not the identity.
     """

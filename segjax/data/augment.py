@@ -1,9 +1,9 @@
 """Augmentation of an image with its label and weight, on the device, from a random key.
 
-An example is a dict of `image`, float32 (H, W, C) in [0, 1]; `label`, uint8 (H, W); and perhaps
-`weight`, float32 (H, W), the weight of each pixel in the loss. Examples, not batches: vmap them.
-Labels and weights are only ever moved or resampled by nearest neighbor; new pixels are VOID, of
-weight 0, unless the image is mirrored there.
+An example is a dict of `image`, float32 (H, W, C) in [0, 1]; `label`, uint8 (H, W); and optionally
+`weight`, float32 (H, W), the weight of each pixel in the loss. Use `jax.vmap` for a batch of them.
+Labels and weights are only ever moved or resampled by nearest neighbor. Pixels from outside the
+image are VOID and have weight 0, unless the image is mirrored there.
 """
 
 import math
@@ -32,15 +32,15 @@ def scale_and_crop(
     size: tuple[int, int],
     fill: jax.Array,
 ) -> Example:
-    """Resize by a random factor and cut out a random window.
+    """Resize by a random factor and crop a random window.
 
     Args:
-      key: of the random numbers.
+      key: random key.
       example: (H, W) pixels.
-      scales: the least and the greatest factor; the logarithm of the factor is uniform.
-      size: (h, w) of the window. Where the resized image is smaller it lies at a random place in
-        the window, and the rest is `fill`, VOID, and of weight 0.
-      fill: (C,), the color outside the image.
+      scales: smallest and largest factor; the logarithm of the factor is uniform.
+      size: (h, w) of the window. A resized image that is smaller lies at a random place in it; the
+        rest is `fill`, VOID, with weight 0.
+      fill: (C,), color outside the image.
 
     Returns:
       The example at (h, w): the image bilinear, antialiased when it shrinks, half-pixel centers.
@@ -78,18 +78,18 @@ def _nearest(size, source_size, scale, shift):
 def displacements(key: jax.Array, shape: tuple[int, int], sd: float) -> jax.Array:
     """Draw a smooth field of displacement vectors, in pixels: float32 (H, W, 2), rows first.
 
-    Both parts are drawn from a Gaussian at each node of a 3x3 grid, whose outer nodes are the
-    corner pixels, and interpolated between them bicubically (U-Net, arXiv 1505.04597, section 3.1).
+    Both components are Gaussian at each node of a 3x3 grid, which spans the image from corner pixel
+    to corner pixel, and bicubic between the nodes (U-Net, arXiv 1505.04597, section 3.1).
 
     Args:
-      key: of the random numbers.
+      key: random key.
       shape: (H, W) in pixels.
       sd: standard deviation at the nodes, in pixels.
     """
     nodes = sd * jax.random.normal(key, (3, 3, 2))
-    # Pixels between nodes; the first node is on the first pixel.
+    # Pixels between two nodes; the first node is at the first pixel.
     spacing = (jnp.asarray(shape, jnp.float32) - 1) / 2
-    spacing = jnp.maximum(spacing, 1e-3)  # of an image one pixel wide
+    spacing = jnp.maximum(spacing, 1e-3)  # not 0 for a side of one pixel
     return jax.image.scale_and_translate(
         nodes, (*shape, 2), (0, 1), spacing, 0.5 - 0.5 * spacing, method="cubic", antialias=False
     )
@@ -108,13 +108,13 @@ def deform(
     """Deform elastically, rotate about the center, and shift, in one resampling.
 
     Args:
-      key: of the random numbers.
+      key: random key.
       example: (H, W) pixels.
-      elastic: standard deviation in pixels of the displacements, see `displacements`.
-      rotation: greatest angle in degrees; uniform, either way.
-      shift: greatest shift in pixels along each axis; uniform, either way.
-      mirror: whether what lies outside is the image mirrored, its edge pixels not repeated.
-      fill: (C,), else the color outside, where labels are VOID and weights 0.
+      elastic: standard deviation of the displacements in pixels, see `displacements`.
+      rotation: largest angle in degrees; the angle is uniform, in either direction.
+      shift: largest shift along each axis in pixels; uniform, in either direction.
+      mirror: whether to mirror the image beyond its border (the edge pixels are not repeated).
+      fill: (C,), without `mirror` the color outside, where labels are VOID and weights 0.
 
     Returns:
       The example at (H, W): the image bilinear, label and weight from the nearest pixel.
@@ -130,7 +130,7 @@ def deform(
     field = displacements(elastic_key, (height, width), elastic)
     down, right = grid[0] - (height - 1) / 2, grid[1] - (width - 1) / 2
     cosine, sine = jnp.cos(angle), jnp.sin(angle)
-    # Where each new pixel comes from.
+    # The place in the example that each new pixel is sampled from.
     row = (height - 1) / 2 + cosine * down - sine * right + moved[0] + field[..., 0]
     column = (width - 1) / 2 + sine * down + cosine * right + moved[1] + field[..., 1]
 
@@ -150,7 +150,7 @@ def deform(
 
 
 def _bilinear(image, row, column):
-    """Interpolate an image (H, W, C) at places (h, w), mirrored outside."""
+    """Sample an image (H, W, C) at places (h, w) bilinearly, mirrored outside."""
     height, width = image.shape[:2]
     top, left = jnp.floor(row), jnp.floor(column)
     total = jnp.zeros((), image.dtype)
@@ -174,8 +174,8 @@ def color_jitter(
 ) -> Example:
     """Change brightness, contrast about the mean gray, and saturation about each pixel's gray.
 
-    Each argument b draws a factor uniform in [1 - b, 1 + b]; 0 leaves the image alone. The result
-    is clipped to [0, 1].
+    For each argument b a factor is uniform in [1 - b, 1 + b]; 0 changes nothing. The result is
+    clipped to [0, 1].
     """
     image = example["image"]
     factors = jax.random.uniform(key, (3,), minval=-1.0, maxval=1.0)
@@ -197,7 +197,7 @@ def _gray(image):
 
 
 def augment(key: jax.Array, example: Example, config: ConfigDict, fill: jax.Array) -> Example:
-    """Apply the augmentations of `config`, the `augment` part of a config, in a fixed order."""
+    """Apply the augmentations of the `augment` part of a config, in a fixed order."""
     flip_key, crop_key, color_key, deform_key = jax.random.split(key, 4)
     color = (config.brightness, config.contrast, config.saturation)
     if any(color):

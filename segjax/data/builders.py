@@ -1,4 +1,4 @@
-"""Write a dataset: the record that all datasets share, PNG files, and a progress bar."""
+"""What the TFDS builders share: features of an example, PNG files, and a progress bar."""
 
 import io
 import sys
@@ -19,7 +19,7 @@ Item = TypeVar("Item")
 
 
 def features(height: int, width: int, channels: int = 3) -> tfds.features.FeaturesDict:
-    """Return the record of every dataset: an image, its label (255 for void) and its name."""
+    """Return the features of every dataset's examples: image, label (255 for void) and name."""
     return tfds.features.FeaturesDict(
         {
             "image": tfds.features.Image(shape=(height, width, channels), encoding_format="png"),
@@ -30,7 +30,7 @@ def features(height: int, width: int, channels: int = 3) -> tfds.features.Featur
 
 
 def record(image_png: bytes, label_png: bytes, name: str) -> dict[str, Any]:
-    """Return an example for `features`, already encoded: TFDS would encode by TensorFlow."""
+    """Return an example of `features`, with encoded PNGs, for which TFDS needs TensorFlow."""
     return {"image": io.BytesIO(image_png), "label": io.BytesIO(label_png), "id": name}
 
 
@@ -45,13 +45,13 @@ def read_png(path: Path | zipfile.Path, mode: str, height: int, width: int) -> n
     """Read the pixels of a published image or label: uint8, as they are in the file.
 
     Args:
-        path: of the file.
-        mode: "RGB" or "L" (gray) of 8 bits, or "P" for the indices of a palette.
-        height: pixels.
-        width: pixels.
+        path: PNG file.
+        mode: expected mode: "RGB" or "L" (gray) of 8 bits, or "P" for the indices of a palette.
+        height: expected height in pixels.
+        width: expected width in pixels.
 
     Raises:
-        UserError: the file is damaged, or not of that mode, or not of that size.
+        UserError: the file is damaged or has another mode or size.
     """
     try:
         with Image.open(io.BytesIO(path.read_bytes()), formats=["PNG"]) as image:

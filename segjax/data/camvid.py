@@ -116,8 +116,8 @@ def read_png(path: Folder, mode: str) -> np.ndarray:
     """Read the pixels of a published image (mode "RGB") or label (mode "L"), uint8.
 
     Raises:
-        UserError: the file is damaged, or not of that mode, or not 480x360, or a label value is
-            over 11.
+        UserError: the file is damaged, has another mode or another size than 480x360, or a label
+            value is above 11.
     """
     pixels = builders.read_png(path, mode, HEIGHT, WIDTH)
     if mode == "L" and pixels.max() > PUBLISHED_VOID:
@@ -129,18 +129,18 @@ def read_png(path: Folder, mode: str) -> np.ndarray:
 
 
 def verify(folder: Folder) -> tuple[dict[str, list[str]], dict[str, statistics.Tally]]:
-    """Compare every pixel with the published files, and count.
+    """Check that every pixel is as published, and count classes and colors.
 
     Returns:
-        The file names of each split in the order of its list, and its counts.
+        File names of each split, in the order of its list, and the counts of each split.
 
     Raises:
-        UserError: a file is missing or not as published; the message names it if it is known.
+        UserError: a file is missing or not as published; the message names the file where known.
     """
     pairs = read_pairs(folder)
     tallies = {split: statistics.Tally(len(CLASS_NAMES)) for split in pairs}
     digest = hashlib.sha256()
-    # The digest's order is that of the paths as text: test, testannot, train, trainannot, ...
+    # The digest runs over the paths in alphabetical order: test, testannot, train, trainannot, ...
     paths = sorted(
         f"{part}/{name}"
         for split, names in pairs.items()

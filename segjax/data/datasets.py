@@ -40,7 +40,7 @@ def prepare(
     source: PathLike | None = None,
     resolution: tuple[int, int] | None = None,
 ) -> DatasetInfo:
-    """Build a dataset unless it is built; an interrupted build leaves nothing.
+    """Build a dataset unless it exists; an interrupted build leaves nothing behind.
 
     Args:
         name: a key of `DATASETS`.
@@ -50,7 +50,7 @@ def prepare(
             are stored at their own size and ignore it.
 
     Raises:
-        UserError: an unknown name, a source that is not as published, a directory that cannot be
+        UserError: the name is unknown, the source is not as published, or the directory cannot be
             written.
     """
     builder = _builder(name, data_dir, source, resolution)
@@ -61,7 +61,7 @@ def prepare(
 def info(
     name: str, *, data_dir: PathLike | None = None, resolution: tuple[int, int] | None = None
 ) -> DatasetInfo:
-    """Return the facts of a prepared dataset; arguments and errors as for `open_split`."""
+    """Describe a prepared dataset; arguments and errors are those of `open_split`."""
     return _info(_prepared(name, data_dir, resolution), resolution)
 
 
@@ -83,11 +83,11 @@ def open_split(
         name: a key of `DATASETS`.
         split: "train", "val" or "test".
         data_dir: folder of prepared datasets; None is $TFDS_DATA_DIR or ~/tensorflow_datasets.
-        resolution: (height, width) to give. camvid and isbi2012 are resized as they are read, None
-            is 360x480 and 512x512; streetscenes are drawn at that size, None is 96x128.
+        resolution: (height, width) of the examples. camvid and isbi2012 are resized when they are
+            read (None: 360x480 and 512x512), streetscenes are drawn at this size (None: 96x128).
 
     Raises:
-        UserError: an unknown name or split, or a dataset that has not been prepared.
+        UserError: the name or split is unknown, or the dataset has not been prepared.
     """
     builder = _prepared(name, data_dir, resolution)
     if split not in builder.info.splits:
@@ -123,7 +123,7 @@ def _prepared(
     elif not _is_built(builder):
         option = "" if data_dir is None else f" --data-dir {os.fspath(data_dir)}"
         raise UserError(
-            f"{builder.data_path} not found: prepare {name} once by "
+            f"{builder.data_path} not found: prepare {name} once with "
             f"segjax data {name} --source DIR{option}"
         )
     return builder
@@ -147,7 +147,7 @@ def _build(builder: tfds.core.DatasetBuilder) -> None:
         with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare()
     except OSError as error:
-        # Not an error if another process has built the same dataset meanwhile.
+        # Not an error if another process has built the same dataset in the meantime.
         if not _is_built(builder):
             raise UserError(
                 f"cannot write {builder.data_path}: {error.strerror or error}"

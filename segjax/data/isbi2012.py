@@ -1,4 +1,4 @@
-"""ISBI 2012: membranes between the cells of a fly's nerve cord, seen by an electron microscope.
+"""ISBI 2012: membranes between the cells of a fly's nerve cord, in electron microscopy.
 
 The 30 labeled slices of the challenge's stack (Arganda-Carreras et al., Frontiers in Neuroanatomy
 2015; Cardona et al., PLoS Biology 2010), 512x512 gray, as PNG files in `data/membrane` of
@@ -58,10 +58,10 @@ def read_slice(folder: Path, number: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def verify(folder: Path) -> dict[str, statistics.Tally]:
-    """Compare every pixel with the published files, and return the counts of each split.
+    """Check that every pixel is as published, and return the counts of each split.
 
     Raises:
-        UserError: a file is missing or not as published; the message names it if it is known.
+        UserError: a file is missing or not as published; the message names the file where known.
     """
     tallies = {}
     digest = hashlib.sha256()
@@ -105,8 +105,8 @@ class Isbi2012(tfds.core.GeneratorBasedBuilder):
     ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
         if self._folder is None:
             raise UserError(
-                "isbi2012 is not downloaded: get data/membrane of github.com/zhixuhao/unet and "
-                "name it by segjax data isbi2012 --source DIR"
+                "isbi2012 is not downloaded: get data/membrane of github.com/zhixuhao/unet, then "
+                "segjax data isbi2012 --source DIR"
             )
         for split, tally in verify(self._folder).items():
             self.info.metadata[split] = tally.to_metadata()

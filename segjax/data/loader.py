@@ -28,10 +28,10 @@ IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 Seed = jax.Array | int
 
-# Uses of an experiment's one seed.
+# Uses of an experiment's seed; each has a random key of its own.
 INITIALIZATION, ORDER, AUGMENTATION, DROPOUT, PATCHES, SAMPLING = range(6)
 
-# image uint8 (N, H, W, C), label uint8 (N, H, W), and perhaps weight float32 (N, H, W)
+# image uint8 (N, H, W, C), label uint8 (N, H, W), optionally weight float32 (N, H, W)
 Raw = dict[str, np.ndarray]
 
 
@@ -42,10 +42,10 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> dict: ...
 
 
-class Weighed:
+class WeightedSource:
     """A source whose examples have a `weight`, float32 (H, W), computed once for each image.
 
-    It is augmented with its image, and `training.losses` multiplies each pixel by it.
+    The weight is augmented with its image; `training.losses` multiplies each pixel by it.
     """
 
     def __init__(self, source: Source, weigh: Callable[[np.ndarray], np.ndarray]):
@@ -63,17 +63,17 @@ class Weighed:
 
 
 def key(seed: Seed, use: int) -> jax.Array:
-    """Return the random key of one use of an experiment's seed."""
+    """Return the random key for one use of an experiment's seed, such as `ORDER`."""
     return jax.random.fold_in(jax.random.key(seed), use)
 
 
 def batch_indices(
     seed: Seed, step: jax.Array | int, num_examples: int, batch_size: int
 ) -> jax.Array:
-    """Return the indices of the examples of a step: int32 (batch_size,).
+    """Return the indices of a step's examples: int32 (batch_size,).
 
-    Each epoch has a random order of its own. No example is dropped: a batch may end one epoch and
-    begin the next.
+    Each epoch has a random order of its own. No example is dropped: a batch may contain the end of
+    one epoch and the start of the next.
     """
     place = jnp.asarray(step, jnp.int32) * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
     epoch, position = place // num_examples, place % num_examples
@@ -97,7 +97,7 @@ def _arrays(example):
 
 
 def num_examples(examples: Raw | Source) -> int:
-    """Return the number of examples, in memory or not."""
+    """Return the number of examples of arrays in memory or of a source."""
     return len(examples["label"]) if isinstance(examples, dict) else len(examples)
 
 
@@ -108,10 +108,10 @@ def pick(examples: Raw | Source, places: Sequence[int]) -> Raw:
     return in_memory([examples[place] for place in places])
 
 
-def fits(info: DatasetInfo, split: str, placement: str, weighed: bool = False) -> bool:
+def fits(info: DatasetInfo, split: str, placement: str, weighted: bool = False) -> bool:
     """Return whether to put a split in device memory (`data.placement`: device, stream or auto)."""
     height, width = info.resolution
-    size = info.splits[split].num_images * height * width * (8 if weighed else 4)
+    size = info.splits[split].num_images * height * width * (8 if weighted else 4)
     return placement == "device" or (placement == "auto" and size <= DEVICE_BYTES)
 
 
@@ -123,7 +123,7 @@ def stream(
     steps: int,
     part: slice = slice(None),
 ) -> Iterator[Raw]:
-    """Yield the raw batches (or `part` of each) of `steps` steps from `first_step`, by threads."""
+    """Yield the raw batches of `steps` steps from `first_step`, or `part` of each; threads read."""
     import grain  # slow to import, and only needed here
 
     num_examples = len(source)
@@ -155,11 +155,11 @@ def training_batch(
 
     Args:
       raw: image uint8 (B, H, W, 3), label uint8 (B, H, W).
-      seed: of the experiment.
-      step: of the training.
+      seed: the experiment's seed.
+      step: training step.
       first: place of the first image in the step's whole batch; each image has a key of its own.
-      config: of the experiment.
-      info: of the dataset.
+      config: the experiment's config.
+      info: the dataset.
 
     Returns:
       image, float32 (B, h, w, 3), and label, uint8 (B, h, w).
@@ -192,23 +192,23 @@ def patch_batch(
     """Cut patches out of a training batch, each labeled by its pixel (size // 2, size // 2).
 
     The centers are drawn uniformly, with replacement, from the labeled pixels of each image.
-    Beyond the border the image is mirrored. An image without a label gives VOID patches.
+    Beyond the border the image is mirrored. Patches of an image without a labeled pixel are VOID.
 
     Args:
       batch: from `training_batch`.
-      seed: of the experiment.
-      step: of the training.
+      seed: the experiment's seed.
+      step: training step.
       first: place of the first image in the step's whole batch; each image has a key of its own.
-      count: patches of an image.
-      size: of a patch, in pixels.
+      count: number of patches per image.
+      size: side of a patch, in pixels.
 
     Returns:
-      image, (count B, size, size, 3), and all else, (count B, 1, 1), of the center.
+      image (count B, size, size, 3); label and, if present, weight of its center (count B, 1, 1).
     """
     images, height, width = batch["label"].shape
 
     def one(image_key, example):
-        # Drawing among the labeled pixels, by their running count, wastes no draw.
+        # Index the labeled pixels by their running count, so that no draw is rejected.
         counted = jnp.cumsum((example["label"] != VOID).astype(jnp.int32).ravel())
         drawn = jax.random.randint(image_key, (count,), 0, jnp.maximum(counted[-1], 1))
         place = jnp.searchsorted(counted, drawn, side="right").astype(jnp.int32)
@@ -231,11 +231,11 @@ def normalize(image: jax.Array, method: str, info: DatasetInfo) -> jax.Array:
 
     - mean_std: minus the mean of the training split, divided by its standard deviation.
     - imagenet: the same with ImageNet's mean and standard deviation, for pretrained weights.
-    - local_response: as SegNet-Basic, across the channels of values 0 to 255.
-    - none: as it is.
+    - local_response: across the channels, of values from 0 to 255, as in SegNet-Basic.
+    - none: unchanged.
 
     Raises:
-      UserError: imagenet, and the images are not RGB.
+      UserError: the method is imagenet, but the images are not RGB.
     """
     if method == "local_response":
         return local_response_normalization(image * 255)
@@ -254,7 +254,7 @@ def normalize(image: jax.Array, method: str, info: DatasetInfo) -> jax.Array:
 
 
 def evaluation_batches(examples: Raw | Source, batch_size: int) -> Iterator[Raw]:
-    """Yield all examples in order; the last batch is filled up with black images labeled VOID."""
+    """Yield all examples in order; the last batch is padded with black images labeled VOID."""
     total = num_examples(examples)
     for start in range(0, total, batch_size):
         stop = min(start + batch_size, total)

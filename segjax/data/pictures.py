@@ -1,4 +1,4 @@
-"""Draw labels: in colors, over images, as indexed PNG files, and side by side."""
+"""Draw labels: in color, over images, in indexed PNG files, and side by side."""
 
 import io
 import os
@@ -55,8 +55,8 @@ def errors(label: np.ndarray, prediction: np.ndarray) -> np.ndarray:
     """Mark the errors of a prediction: `WRONG` or `RIGHT`, and `UNKNOWN` where the label is void.
 
     Args:
-      label: integers (H, W), the truth, or VOID.
-      prediction: integers (H, W).
+      label: ground truth, integers (H, W) in [0, K) or VOID.
+      prediction: integers (H, W) in [0, K).
 
     Returns:
       uint8 (H, W, 3) RGB.
@@ -66,11 +66,11 @@ def errors(label: np.ndarray, prediction: np.ndarray) -> np.ndarray:
 
 
 def heat(values: np.ndarray, greatest: float) -> np.ndarray:
-    """Draw a map of numbers as heat: black (0), red, yellow, white (`greatest` and above).
+    """Draw a heat map: black (0), red, yellow, white (`greatest` and above).
 
     Args:
       values: floating (H, W), not negative.
-      greatest: positive.
+      greatest: the value that is white, positive.
 
     Returns:
       uint8 (H, W, 3) RGB.
@@ -88,7 +88,7 @@ def overlay(
       image: uint8 (H, W, 3) RGB or (H, W, 1) gray.
       label: integers (H, W) in [0, K) or VOID.
       palette: K RGB triples in [0, 255].
-      opacity: of the label; 0 gives the image, 1 the colors.
+      opacity: opacity of the label; 0 gives the image, 1 the colors.
 
     Returns:
       uint8 (H, W, 3) RGB.
@@ -112,12 +112,12 @@ def save(path: str | os.PathLike[str], picture: Image.Image) -> None:
     """Save a picture, whole or not at all, in the format of its suffix.
 
     Raises:
-      UserError: no picture format has that suffix.
+      UserError: the suffix is not that of a picture format.
     """
     suffix = Path(path).suffix.lower()
     format = Image.registered_extensions().get(suffix)
     if format is None or format not in Image.SAVE:
-        raise UserError(f"{path}: {suffix!r} is no picture format, expected .png, .jpg or .webp")
+        raise UserError(f"{path}: {suffix!r} is not a picture format, expected .png, .jpg or .webp")
     content = io.BytesIO()
     picture.save(content, format=format)
     write_whole(path, content.getvalue())
@@ -138,9 +138,13 @@ def grid(
 
     Args:
       rows: pictures of any sizes, uint8 (H, W, 3) RGB or (H, W, 1) gray.
-      titles: one above each column; long ones are broken into lines.
-      class_names, palette: K each, for a legend below, with void.
-      cell_width: pixels.
+      titles: one above each column; long ones are wrapped.
+      class_names: K names, for a legend below that also shows void; () for no legend.
+      palette: K RGB triples of the legend.
+      cell_width: least width of a picture, in pixels.
+
+    Raises:
+      UserError: there are no pictures.
     """
     if not any(map(len, rows)):
         raise UserError("no pictures to lay out, expected at least one")
@@ -154,7 +158,7 @@ def grid(
     heights = [max((cell.height for cell in row), default=0) for row in cells]
     width = sum(widths) + _GAP * (columns + 1)
 
-    heads = [_broken(title, widths[k], font) for k, title in enumerate(titles)]
+    heads = [_wrapped(title, widths[k], font) for k, title in enumerate(titles)]
     line_height = _FONT_SIZE + 4
     head_height = line_height * max((head.count("\n") + 1 for head in heads), default=0)
     legend = _legend(class_names, palette, width - 2 * _GAP, font) if class_names else None
@@ -186,8 +190,8 @@ def _enlarged(picture: np.ndarray, cell_width: int) -> Image.Image:
 _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
-def _broken(title: str, width: int, font: _Font) -> str:
-    """Break a title into lines of at most `width` pixels, after punctuation if possible."""
+def _wrapped(title: str, width: int, font: _Font) -> str:
+    """Wrap a title into lines of at most `width` pixels, after punctuation if possible."""
     lines = [""]
     for piece in re.findall(r"[^\s,=._/-]*[\s,=._/-]*", title):
         if font.getlength((lines[-1] + piece).rstrip()) <= width:
@@ -202,7 +206,7 @@ def _broken(title: str, width: int, font: _Font) -> str:
 
 
 def _legend(class_names: Sequence[str], palette: Palette, width: int, font: _Font) -> Image.Image:
-    """Draw a square of color and the name of each class and void, in lines of at most `width`."""
+    """Draw a colored square and the name of each class and void, in lines of at most `width`."""
     side, line_height = _FONT_SIZE, _FONT_SIZE + 8
     entries = [*zip(class_names, map(tuple, palette), strict=True), ("void", (0, 0, 0))]
     places, left, line = [], 0, 0

@@ -12,9 +12,8 @@ class Source:
     """The examples of a split, by index, in the order they were stored; safe to read from threads.
 
     `source[i]` is `{"image": uint8 (H, W, 3) RGB or (H, W, 1) gray, "label": uint8 (H, W),
-    "id": str}`. At a resolution other than the stored one, the image is reduced with antialiasing
-    (bilinear, its support scaled with the reduction) and the label takes its nearest pixel, so that
-    no new label value arises.
+    "id": str}`. At a resolution other than the stored one, the image is resized bilinearly with
+    antialiasing and the label by nearest neighbor, so that no new label value arises.
     """
 
     def __init__(

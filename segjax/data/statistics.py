@@ -1,4 +1,4 @@
-"""The facts of a dataset: class names, palette, and counts taken when it was built."""
+"""Description of a dataset: class names, palette, and counts taken when it was built."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 VOID = 255
-"""The label of a pixel that no loss and no metric counts."""
+"""Label of a pixel that losses and metrics ignore."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class DatasetInfo:
 
 
 class Tally:
-    """Counts over a split, image by image, in integers, so that their order does not matter."""
+    """Counts over a split, added image by image; integers, so that the order does not matter."""
 
     def __init__(self, num_classes: int, channels: int = 3):
         self.num_images = 0
@@ -92,7 +92,7 @@ class Tally:
 
 
 def split_info(metadata: Mapping[str, Any]) -> SplitInfo:
-    """Return the inverse of `Tally.to_metadata`."""
+    """Read the metadata that `Tally.to_metadata` returns."""
     return SplitInfo(
         num_images=metadata["num_images"],
         pixel_counts=tuple(metadata["pixel_counts"]),

@@ -1,4 +1,4 @@
-"""Scores of label maps: G, C and mIoU from a confusion matrix, and BF of contours."""
+"""Scores of label maps: G, C and mIoU from a confusion matrix, BF from boundaries."""
 
 from segjax.metrics.confusion import SCORES, Scores, confusion_matrix, scores
 

@@ -1,4 +1,4 @@
-"""BF, the boundary F-measure of the SegNet paper: how well contours are placed, by class.
+"""BF, the boundary F-measure of the SegNet paper: how well class boundaries are placed.
 
 Csurka et al. (BMVC 2013) as SegNet uses it (arXiv 1511.00561v3, section 3.3, and the authors'
 `computeBFmeasure.m`): for each class of an image the boundary pixels of its mask in the prediction
@@ -14,7 +14,7 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
-TOLERANCE = 0.0075  # of the diagonal
+TOLERANCE = 0.0075  # fraction of the image's diagonal
 PRESENT = ("truth", "either")
 
 
@@ -28,12 +28,12 @@ def boundary(mask: np.ndarray) -> np.ndarray:
 
 
 def num_matched(ours: np.ndarray, theirs: np.ndarray, distance: float) -> int:
-    """Count the most pixels of one boundary that can be paired one to one with pixels of another.
+    """Return how many pixels of two boundaries can be paired one to one, at most.
 
     Args:
       ours: bool (H, W).
       theirs: bool (H, W).
-      distance: greatest distance within a pair, in pixels.
+      distance: largest distance within a pair, in pixels.
     """
     rows, columns = np.nonzero(ours)
     places = np.count_nonzero(theirs)
@@ -41,9 +41,9 @@ def num_matched(ours: np.ndarray, theirs: np.ndarray, distance: float) -> int:
     number[theirs] = np.arange(places)
     reach = int(distance)
     number = np.pad(number, reach, constant_values=-1)
-    # A pixel without a partner takes a column of its own at the price of two pairs, so that the
-    # matching is full. With one price for all pairs this takes a fraction of the time of SciPy's
-    # maximum matching, or of prices by distance.
+    # Each pixel can also take a column of its own at the cost of two pairs, so that a full matching
+    # exists. With equal costs of all pairs this takes a fraction of the time of SciPy's maximum
+    # matching, or of costs by distance.
     unmatched = np.arange(len(rows))
     mine, partner = [unmatched], [unmatched + places]
     for dy in range(-reach, reach + 1):
@@ -53,14 +53,14 @@ def num_matched(ours: np.ndarray, theirs: np.ndarray, distance: float) -> int:
                 mine.append(np.flatnonzero(found >= 0))
                 partner.append(found[found >= 0])
     ends = np.concatenate(mine), np.concatenate(partner)
-    prices = np.where(ends[1] < places, 1.0, 2.0)
-    graph = sparse.csr_array((prices, ends))
+    costs = np.where(ends[1] < places, 1.0, 2.0)
+    graph = sparse.csr_array((costs, ends))
     _, chosen = min_weight_full_bipartite_matching(graph)
     return int(np.count_nonzero(chosen < places))
 
 
 def counts(label: np.ndarray, prediction: np.ndarray, num_classes: int) -> np.ndarray:
-    """Count the boundary pixels of each class in one image, from which F follows.
+    """Count the boundary pixels of each class in one image, for `f_measure`.
 
     Args:
       label: integers (H, W); values of num_classes and above are void.
@@ -71,7 +71,7 @@ def counts(label: np.ndarray, prediction: np.ndarray, num_classes: int) -> np.nd
       int64 (K, 3): boundary pixels that are matched, those of the label, those of the prediction.
 
     Raises:
-      ValueError: shapes that differ.
+      ValueError: the shapes differ.
     """
     if label.shape != prediction.shape:
         raise ValueError(f"the label is {label.shape}, the prediction {prediction.shape}")
@@ -91,15 +91,15 @@ def f_measure(counts: np.ndarray, present: str = "truth") -> np.ndarray:
     P is the share of the predicted boundary that is matched, R that of the true one.
 
     Args:
-      counts: of `counts`.
-      present: which classes of an image count. truth: those with a boundary in the label (the
+      counts: from `counts`.
+      present: classes of an image that count. truth: those with a boundary in the label (the
         paper); either: those with one in the label or the prediction (the authors' script).
 
     Returns:
       float64 (..., K); 0 where nothing is matched, NaN for a class that does not count.
 
     Raises:
-      ValueError: an unknown `present`.
+      ValueError: `present` is unknown.
     """
     if present not in PRESENT:
         raise ValueError(f"present must be one of {', '.join(PRESENT)}, found {present!r}")
@@ -110,7 +110,7 @@ def f_measure(counts: np.ndarray, present: str = "truth") -> np.ndarray:
 
 
 def mean(f: np.ndarray) -> float | None:
-    """Average F (N, K) over the classes of each image, then over the images: BF of a split.
+    """Return BF of a split: F (N, K) averaged over the classes of each image, then over the images.
 
     None if no class counts in any image.
     """
@@ -123,7 +123,7 @@ def mean(f: np.ndarray) -> float | None:
 
 
 def per_class(f: np.ndarray) -> list[float | None]:
-    """Average F (N, K) of each class over the images where it counts; None if there are none."""
+    """Average F (N, K) of each class over the images where it counts; None where it never does."""
     counted = ~np.isnan(f)
     return [
         float(own[seen].mean()) if seen.any() else None

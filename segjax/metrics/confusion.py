@@ -33,7 +33,7 @@ def confusion_matrix(labels: jax.Array, predictions: jax.Array, num_classes: int
     return counts.astype(jnp.int32).reshape(num_classes, num_classes)
 
 
-SCORES = ("global_accuracy", "class_accuracy", "mean_iou")  # fields of Scores that are numbers
+SCORES = ("global_accuracy", "class_accuracy", "mean_iou")  # scalar fields of Scores
 
 
 @dataclasses.dataclass(frozen=True)

@@ -55,7 +55,7 @@ MODELS: dict[str, type[nn.Module]] = {
 }
 
 
-# Fields that every model has and that are not options.
+# Fields of every model that are not options.
 OWN = ("num_classes", "dtype", "axis_name")
 
 
@@ -63,8 +63,8 @@ def find(name: str) -> type[nn.Module]:
     """Return the class of a model: a key of `MODELS`, or `module:Class` of one elsewhere.
 
     Raises:
-      UserError: an unknown name, with the list of the known ones; a module that cannot be imported
-        or has no such class; a class without the fields num_classes, dtype and axis_name.
+      UserError: the name is unknown; the module cannot be imported or has no such class; or the
+        class lacks a field of num_classes, dtype and axis_name.
     """
     module, colon, attribute = name.partition(":")
     if name in MODELS:
@@ -98,13 +98,13 @@ def create(
       name: a key of `MODELS`, or `module:Class` of a Flax module elsewhere that has the fields
         num_classes, dtype and axis_name and is called as model(image, train=...).
       num_classes: K.
-      dtype: of the computation.
-      axis_name: of the mapped axis over devices, for batch normalization.
+      dtype: dtype of the computation.
+      axis_name: mapped axis over devices, for batch normalization.
       options: the model's other fields, such as width.
 
     Raises:
-      UserError: an unknown name or option, with the list of the known ones; an option's value that
-        the annotation of its field does not allow; no class.
+      UserError: the name or an option is unknown, an option has a value that the annotation of its
+        field does not allow, or num_classes is below 1.
     """
     model = find(name)
     if num_classes < 1:

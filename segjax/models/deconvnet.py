@@ -35,7 +35,7 @@ gaussian = nn.initializers.normal(0.01)
 class DeconvBlock(nn.Module):
     """Transposed convolution of stride 1, batch normalization and a ReLU.
 
-    (B, h, w, C) to (B, h + kernel_size - 1 - 2 padding, and w alike, features) of the compute
+    (B, h, w, C) to (B, h + kernel_size - 1 - 2 padding, and w likewise, features) of the compute
     dtype. Parameters: deconv and bn.
     """
 

@@ -5,12 +5,12 @@ second's with atrous spatial pyramid pooling (ASPP-L on VGG16). Layer lists from
 files. The scores have an eighth of the resolution and are interpolated: the strides of the last two
 pools are replaced by dilation, so that the kernels of VGG16 see what they were trained on.
 
-`output_stride` gives that trade as one option. At 16 pool4, at 32 pool5 too keeps its stride of 2,
-and the convolutions after it are dilated by half as much: conv5 by 2 at stride 8 and by 1
-otherwise, fc6 by rate * 8 / output_stride, rounded half up. A step of a kernel is then as many
-pixels of the image at all three, and so is the field of view, but for the pools: those without a
-stride keep their 3x3 windows undilated, as in the authors' files. `deeplab_largefov` sees 435
-pixels at stride 8, 467 at 16 and 499 at 32.
+`output_stride` makes that trade-off an option. At 16 pool4 keeps its stride of 2, at 32 pool5 does
+as well, and the convolutions after them are dilated less: conv5 by 2 at stride 8 and by 1
+otherwise, fc6 by rate * 8 / output_stride, rounded half up. The taps of a kernel are then as many
+image pixels apart at all three strides, and the field of view is the same but for the pools: those
+without a stride keep their 3x3 windows undilated, as in the authors' files. `deeplab_largefov` sees
+435 pixels at stride 8, 467 at 16 and 499 at 32.
 
 Deviations:
 
@@ -123,7 +123,7 @@ def _max_pool(x, stride):
 
 
 def _average_pool(x):
-    """Average 3x3 around every pixel, the zeros around the map counted, as in Caffe."""
+    """Average 3x3 around every pixel, counting the zeros beyond the border, as Caffe does."""
     padded = jnp.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)]).astype(jnp.float32)
     rows = padded[:, :-2] + padded[:, 1:-1] + padded[:, 2:]
     return ((rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]) / 9).astype(x.dtype)

@@ -10,8 +10,8 @@ pixels. With "same" every convolution keeps its size and every crop is at the to
 
 Deviations:
 
-- `fcn4s`, with a skip from pool2, is ours, made as the others: its offsets are those that
-  align the pixels, and at once pool2 is scaled by a hundredth of pool3's scale.
+- `fcn4s`, with a skip from pool2, is ours, built like the others: its offsets align the pixels, and
+  `at_once` scales pool2 by a hundredth of pool3's scale.
 - The staged networks are trained in stages by the authors, each from the one before. Here each
   starts from VGG16 alone; `at_once` is their own network for that.
 - Without weights of VGG16, the kernels of the trunk, fc6 and fc7 are He et al.'s.
@@ -49,8 +49,8 @@ class FCN(nn.Module):
 
     num_classes: int
     padding: Padding = "pad100"  # pad100: as published; same: every convolution keeps its size
-    # bilinear: fixed; learnt: the same kernels, dense and free to change; nearest: repetition;
-    # bed_of_nails: for each factor of 2, zeros between the pixels and a learnt 3x3 convolution
+    # bilinear: fixed; learnt: the same kernels, dense and trained; nearest: repetition;
+    # bed_of_nails: for each factor of 2, zeros between the pixels and a learned 3x3 convolution
     # without bias, bilinear at first.
     upsampling: Upsampling = "bilinear"
     batch_norm: bool = False  # after every convolution but the scores'
@@ -146,8 +146,8 @@ def _crop(x, offset, like):
 class FCN32s(FCN):
     """FCN-32s: image (B, H, W, C) to float32 logits (B, H, W, K), all scores from fc7.
 
-    134,305,611 parameters at 11 classes, 134,801,227 with learnt upsampling. Parameters:
-    conv{stage}_{n}, fc6, fc7 and score_fr; learnt, upscore32.
+    134,305,611 parameters at 11 classes, 134,801,227 with learned upsampling. Parameters:
+    conv{stage}_{n}, fc6, fc7 and score_fr; with learned upsampling, upscore32.
     """
 
     @nn.compact
@@ -156,7 +156,10 @@ class FCN32s(FCN):
 
 
 class FCN16s(FCN):
-    """FCN-16s: FCN-32s and score_pool4. 134,311,254 parameters at 11 classes (134,437,094)."""
+    """FCN-16s: FCN-32s and score_pool4.
+
+    134,311,254 parameters at 11 classes, 134,437,094 with learned upsampling.
+    """
 
     at_once: bool = False  # scales the pools before their scores, to train from VGG16 in one go
 
@@ -166,7 +169,10 @@ class FCN16s(FCN):
 
 
 class FCN8s(FCN):
-    """FCN-8s: FCN-16s and score_pool3. 134,314,081 parameters at 11 classes (134,348,929)."""
+    """FCN-8s: FCN-16s and score_pool3.
+
+    134,314,081 parameters at 11 classes, 134,348,929 with learned upsampling.
+    """
 
     at_once: bool = False  # scales the pools before their scores, to train from VGG16 in one go
 

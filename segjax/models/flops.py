@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.extend import core
 
-from segjax.ops.platform import shapes_alone
+from segjax.ops.platform import shapes_only
 
 
 def parameters(model: nn.Module, shape: tuple[int, int, int]) -> int:
@@ -16,18 +16,18 @@ def parameters(model: nn.Module, shape: tuple[int, int, int]) -> int:
     return sum(x.size for x in jax.tree.leaves(_variables(model, shape)["params"]))
 
 
-@shapes_alone()
+@shapes_only()
 def forward_macs(model: nn.Module, shape: tuple[int, int, int], *, train: bool = False) -> int:
     """Count the MACs of the convolutions and matrix products of a network on one image.
 
-    Counted as is usual: a convolution has outputs x taps x channels of a group, padding included; a
-    transposed one, inputs x taps x channels. A product with a matrix, such as a fixed bilinear
+    As usual, a convolution has outputs x taps x channels of a group, padding included, and a
+    transposed one inputs x taps x channels. A product with a matrix, such as a fixed bilinear
     deconvolution, counts as that product. Normalization, pooling and activations are not counted.
 
     Args:
       model: any of `segjax.models`.
       shape: (H, W, C) of the image.
-      train: whether to count the network as it is trained, which differs for patches.
+      train: count the network as it is trained, which differs for a network of patches.
     """
 
     def forward(variables, image):
@@ -82,7 +82,7 @@ def _of_convolution(equation: Any) -> int:
     return batch * features * math.prod(products) * channels
 
 
-@shapes_alone()
+@shapes_only()
 def _variables(model, shape):
     # The key is made inside, so that no device is initialized.
     return jax.eval_shape(

@@ -158,7 +158,7 @@ def bilinear_diagonal(
 class ConvTranspose(nn.Module):
     """Transposed convolution with the sizes of Caffe and PyTorch (`ops.upsampling`).
 
-    (B, h, w, C) to (B, (h - 1) stride - 2 padding + kernel_size, and w alike, features) of the
+    (B, h, w, C) to (B, (h - 1) stride - 2 padding + kernel_size, and w likewise, features) of the
     compute dtype. Parameters: kernel (k, k, features, C) and, by default, bias.
     """
 

@@ -35,10 +35,10 @@ LAST = 3  # side of the maps that the first fully connected layer sees
 
 
 class PatchCNN(nn.Module):
-    """Patches to the classes of their centers, images to those of their pixels.
+    """Classify the centers of patches in training, and all pixels of images at inference.
 
-    In training patches (N, P, P, C), P = `patch_size`, to float32 logits (N, 1, 1, K); the center
-    is pixel (P // 2, P // 2). At inference images (B, H, W, C) to (B, H, W, K). 222,635 parameters
+    In training, patches (N, P, P, C), P = `patch_size`, to float32 logits (N, 1, 1, K); the center
+    is pixel (P // 2, P // 2). At inference, images (B, H, W, C) to (B, H, W, K). 222,635 parameters
     at 11 classes. Parameters: conv{level}, fc1 and fc2.
     """
 

@@ -50,7 +50,7 @@ def fill(variables: dict[str, Any], source: str) -> dict[str, Any]:
       source: path of a safetensors file, or `name` or `name@revision` of a repository on the hub.
 
     Raises:
-      UserError: there is no such file, it is not of VGG-16, or the network's convolutions are not.
+      UserError: the file is missing or not of VGG-16, or the network's convolutions are not.
     """
     layers = load(source)
     params = dict(variables["params"])
@@ -62,17 +62,17 @@ def fill(variables: dict[str, Any], source: str) -> dict[str, Any]:
             params[layer] = {**params[layer], "conv": {k: jnp.array(x) for k, x in given.items()}}
         elif layer in CONVOLUTIONS:
             leaf = wrong[0]
-            found = _by(own[leaf].shape) if leaf in own else "not there"
+            found = f"has {_by(own[leaf].shape)}" if leaf in own else "lacks it"
             raise UserError(
-                f"{source}: {layer}/{leaf} is {_by(given[leaf].shape)}, but in the network {found}"
+                f"{source}: {layer}/{leaf} is {_by(given[leaf].shape)}, but the network {found}"
             )
     return {**variables, "params": params}
 
 
 def load(source: str) -> dict[str, dict[str, np.ndarray]]:
-    """Load {"conv1_1": {"kernel": float32 HWIO, "bias": float32}, ...}, however a file names them.
+    """Load {"conv1_1": {"kernel": float32 HWIO, "bias": float32}, ...} by any naming of a file.
 
-    fc6 and fc7 are there only if the file has them, as convolutions of 7x7 and 1x1.
+    It has fc6 and fc7 only if the file does, as convolutions of 7x7 and 1x1.
 
     Raises:
       UserError: as `fill`.
@@ -83,7 +83,7 @@ def load(source: str) -> dict[str, dict[str, np.ndarray]]:
             continue
         name, _, leaf = key.replace("/", ".").rpartition(".")
         if name not in LAYERS or leaf not in (*LEAVES, "weight"):
-            raise UserError(f"{source} has {key!r}, which is no layer of VGG-16")
+            raise UserError(f"{source} has {key!r}, which is not a layer of VGG-16")
         if leaf == "weight":
             if value.ndim == 2:  # a matrix, of which each row of fc6 is (512, 7, 7)
                 side = 7 if LAYERS[name] == "fc6" and value.shape[1] % 49 == 0 else 1
@@ -121,11 +121,11 @@ def _locate(source):
         return path
     if not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", source) or path.suffix == ".safetensors":
         raise UserError(
-            f"pretrained weights {source}: there is no such file, nor is it a name on the Hugging "
-            "Face hub such as timm/vgg16.tv_in1k"
+            f"pretrained weights {source}: no such file, and not a name on the Hugging Face hub "
+            "such as timm/vgg16.tv_in1k"
         )
 
-    from huggingface_hub import hf_hub_download  # of some weight
+    from huggingface_hub import hf_hub_download  # slow to import
 
     name, _, revision = source.partition("@")
     try:

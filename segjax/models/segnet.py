@@ -148,8 +148,8 @@ class SegNetBasic(Basic):
 
     dropout: Probability = 0.0  # after pools 3 and 4, conv_decode4 and conv_decode3
     # Of the decoder, before its convolutions. unpool: by the indices of the maxima; bed_of_nails:
-    # at the top left of each window; nearest; bilinear; learnt: a transposed convolution of 4x4
-    # without bias, bilinear at first (upsample{level}).
+    # at the top left of each window; nearest; bilinear; learnt: a learned transposed convolution of
+    # 4x4 without bias, bilinear at first (upsample{level}).
     upsampling: Upsampling = "unpool"
 
     @nn.compact

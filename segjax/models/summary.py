@@ -22,7 +22,7 @@ from segjax.errors import UserError
 
 NUM_CLASSES = 11
 SIZES = ((360, 480), (361, 481), (97, 131))  # CamVid's, one more, and two odd primes
-# Options that are numbers of features, which do not change the receptive field.
+# Options that are numbers of features and do not change the receptive field.
 WIDTHS = ("width", "fc_width", "growth")
 # Sides of the squares on which receptive fields are measured, in pixels; the next is used if the
 # field fills one.
@@ -33,8 +33,8 @@ FIELD_SIDES = (512, 1024)
 class Figure:
     """The published number of parameters of an architecture."""
 
-    count: int | None  # by its layer list at 11 classes; None without a list
-    of: str  # parameters that are counted, a key of COUNTS
+    count: int | None  # from its layer list at 11 classes; None without a list
+    of: str  # the parameters that are counted, a key of COUNTS
     published: str  # number as printed, and its source
 
 
@@ -147,12 +147,12 @@ def receptive_field(name: str, side: int) -> tuple[int, int]:
     same network with few features. Kernels and image are positive, so that no ReLU is zero and no
     paths cancel. A maximum passes the gradient to one pixel of its window, so one image shows only
     a part of the field: the box covers an image that grows away from the middle, whose maxima lie
-    outwards, and random ones, for unpooling. In float64, because in float32 the gradient of the
+    outward, and random ones, for unpooling. In float64, because in float32 the gradient of the
     longest paths through a hundred layers rounds to zero.
 
     Args:
-      name: of the architecture.
-      side: of the image, in pixels; a field that fills it may be larger.
+      name: name of the architecture.
+      side: side of the image, in pixels; a field that fills it may be larger.
     """
     fields = {field.name: field.default for field in dataclasses.fields(models.find(name))}
     narrow: dict[str, Any] = {width: 2 for width in WIDTHS if width in fields}

@@ -16,14 +16,14 @@ def concatenate(maps: Sequence[jax.Array]) -> jax.Array:
     return jnp.concatenate(maps, -1)
 
 
-# XLA's CPU backend converts bfloat16 to float32 and back to copy it, but not integers.
+# Copy as integers: XLA's CPU backend converts bfloat16 to float32 and back when it copies it.
 @jax.custom_vjp
 def _by_bits(maps):
     return _numbers(jnp.concatenate([_bits(x) for x in maps], -1))
 
 
 def _forward(maps):
-    return _by_bits(maps), maps  # for their sizes
+    return _by_bits(maps), maps  # the maps for their sizes alone
 
 
 def _backward(maps, dy):

@@ -1,7 +1,4 @@
-"""Convolution with stride, padding and dilation.
-
-Convolution here is what networks call so: the kernel is not flipped.
-"""
+"""Convolution with stride, padding and dilation; the kernel is not flipped, as in all networks."""
 
 from collections.abc import Sequence
 
@@ -25,29 +22,29 @@ def conv(
 ) -> jax.Array:
     """Convolve, dilated where rate > 1: y[i] = sum_t a[t] x[stride i + rate t - padding] + bias.
 
-    A kernel of side k at rate r sees (k - 1) r + 1 pixels with the weights of k (DeepLab, arXiv
-    1606.00915, calls it atrous; Yu and Koltun, arXiv 1511.07122, dilated). A CPU computes it by
-    oneDNN if that is installed (`segjax.ops.onednn`), else as is fast in XLA
-    (`segjax.ops.cpu_convolution`).
+    Along each axis, a kernel of side k at rate r covers (k - 1) r + 1 pixels with k weights
+    (DeepLab, arXiv 1606.00915, calls it atrous; Yu and Koltun, arXiv 1511.07122, dilated). On a
+    CPU, oneDNN computes it if installed (`segjax.ops.onednn`), else XLA in a form that is fast
+    there (`segjax.ops.cpu_convolution`).
 
     Args:
       x: (B, H, W, C), float32 or bfloat16.
       kernel: (kh, kw, C / groups, D), rounded to the dtype of x.
       bias: (D,), added to each feature.
       stride: pixels between outputs.
-      padding: zeros added on each side; or above and below, left and right, negative to crop; or
+      padding: zeros added on each side; or above and below, left and right (negative to crop); or
         "SAME", which keeps the size at stride 1.
       rate: pixels between the taps of the kernel.
-      groups: of channels, convolved separately; divides C and D.
+      groups: number of groups of channels, convolved separately; divides C and D.
       relu: whether to apply a ReLU.
 
     Returns:
-      (B, h, w, D), dtype of x; h = (H + padding - (kh - 1) rate - 1) // stride + 1 and w alike.
+      (B, h, w, D), dtype of x; h = (H + padding - (kh - 1) rate - 1) // stride + 1 and w likewise.
     """
     sides = _sides(padding, kernel.shape[:2], rate)
     if kernels.in_use(x, kernel):
-        # oneDNN takes no negative padding, and has only a slow loop for the gradient of a kernel of
-        # which more than half lies beyond the border.
+        # oneDNN does not support negative padding, and has only a slow loop for the gradient of a
+        # kernel of which more than half lies beyond the border.
         halves = [((k - 1) * rate + 1) // 2 for k in kernel.shape[:2]]
         x, sides = _moved_into_the_map(x, sides, halves)
         window = kernels.Window((stride, stride), (rate, rate), sides, groups)
@@ -82,7 +79,7 @@ def _sides(padding: str | int | Sides, taps: Sequence[int], rate: int) -> Sides:
 def _moved_into_the_map(
     x: jax.Array, sides: Sides, halves: Sequence[int]
 ) -> tuple[jax.Array, Sides]:
-    """Pad the map by padding that is negative or beyond the halves; return it and the rest."""
+    """Pad the map with what is negative or exceeds the halves; return it and the padding left."""
     kept, moved = [], []
     for (before, after), far in zip(sides, halves, strict=True):
         inside = min(max(before, 0), far), min(max(after, 0), far)

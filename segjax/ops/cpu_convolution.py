@@ -2,8 +2,8 @@
 
 - The gradient of a kernel is one matrix product. XLA computes it as a convolution whose window is a
   whole map, which can take longer than the forward pass and the map's gradient together.
-- Where a kernel has more taps than its map has pixels, in rows or columns, XLA falls back to loops:
-  one product with gathered pixels takes at most a tenth of the time.
+- A kernel with more taps than its map has pixels, in rows or columns, is one product with gathered
+  pixels. XLA falls back to loops there, which take at least ten times as long.
 - Taps that see only the zeros around the map are left out, such as those of a rate that is at least
   the map's side.
 
@@ -21,7 +21,7 @@ from jax import lax
 from segjax.ops.platform import on_cpu
 
 NHWC = ("NHWC", "HWIO", "NHWC")
-LEAST_CHANNELS = 16  # in and out; with fewer the copies cost more than the product saves
+LEAST_CHANNELS = 16  # in and out; for fewer, the copies cost more than the product saves
 
 Sides = tuple[tuple[int, int], tuple[int, int]]  # above and below, left and right
 
@@ -38,11 +38,11 @@ def conv_general_dilated(
     feature_group_count: int = 1,
     **options: Any,
 ) -> jax.Array:
-    """Convolve images as `lax.conv_general_dilated`, but fast on a CPU.
+    """Convolve images as `lax.conv_general_dilated` does, but fast on a CPU.
 
-    It calls `lax` where this does not help: on accelerators, and for strides, groups, kernels of
-    one pixel, few channels, dtypes other than float32 and empty maps. Elsewhere values agree to
-    rounding, for finite kernels, and only reverse-mode differentiation is supported.
+    Calls `lax` where this does not help: on accelerators, and for strides, groups, kernels of one
+    pixel, few channels, dtypes other than float32 and empty maps. Elsewhere the values agree to
+    rounding for finite kernels, and only reverse-mode differentiation is supported.
 
     Args:
       x: (B, H, W, C).
@@ -52,8 +52,8 @@ def conv_general_dilated(
         right.
       lhs_dilation: pixels between those of x, of rows and columns.
       rhs_dilation: pixels between the taps of the kernel, of rows and columns.
-      dimension_numbers: of images, kernel and result, in any of the forms that `lax` knows.
-      feature_group_count: groups of channels, convolved separately.
+      dimension_numbers: layout of images, kernel and result, in any form that `lax` knows.
+      feature_group_count: number of groups of channels, convolved separately.
       **options: other arguments of `lax.conv_general_dilated`.
 
     Returns:
@@ -97,7 +97,7 @@ def _order(x, kernel, dimension_numbers):
 
 
 def _sides(x, kernel, padding, rates):
-    """Return the zeros around the map as numbers; None if the result is empty."""
+    """Return the padding as numbers; None if the result is empty."""
     reach = [(taps - 1) * rate for taps, rate in zip(kernel.shape[:2], rates, strict=True)]
     if isinstance(padding, str):
         extent = [each + 1 for each in reach]
@@ -110,9 +110,9 @@ def _sides(x, kernel, padding, rates):
 
 
 def _seen_taps(size, taps, padding, rate):
-    """Return the taps that see a pixel of the map, and the zeros that they need around it.
+    """Return the taps that see a pixel of the map, and the padding that they need.
 
-    If none does, all are kept, and the result is zeros.
+    If there are none, all taps are kept, and the result is zeros.
     """
     before, after = padding
     reach = (taps - 1) * rate
@@ -123,7 +123,7 @@ def _seen_taps(size, taps, padding, rate):
 
 
 def _fast(x, kernel, padding, rates):
-    """Convolve at stride 1 by XLA's convolution, or by a product where that would be loops."""
+    """Convolve at stride 1, by a product where XLA's convolution would fall back to loops."""
     taps = kernel.shape[:2]
     if all(tap <= side for tap, side in zip(taps, x.shape[1:3], strict=True)):
         return lax.conv_general_dilated(
@@ -172,7 +172,7 @@ def kernel_gradient(
       x: (B, H, W, C), the input of the convolution.
       dy: (B, h, w, D), dtype of x, the gradient of its output at stride 1.
       taps: (kh, kw) of the kernel.
-      padding: zeros that were added above and below, left and right.
+      padding: zeros that the convolution added above and below, left and right.
       rates: pixels between the taps, of rows and columns.
 
     Returns:
@@ -194,7 +194,7 @@ def kernel_gradient(
 
 
 def with_bias(y: jax.Array, bias: jax.Array | None) -> jax.Array:
-    """Add (D,) to each feature of (B, h, w, D) in float32, so that its gradient is summed in it."""
+    """Add a bias (D,) to (B, h, w, D), in float32 so that its gradient is summed in float32."""
     if bias is None:
         return y
     shift = bias.astype(jnp.float32).reshape(1, 1, 1, -1)
@@ -202,5 +202,5 @@ def with_bias(y: jax.Array, bias: jax.Array | None) -> jax.Array:
 
 
 def padded(x: jax.Array, rows: tuple[int, int], columns: tuple[int, int]) -> jax.Array:
-    """Pad rows and columns by zeros before and after; negative numbers crop."""
+    """Pad rows and columns with zeros before and after; negative numbers crop."""
     return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), (*rows, 0), (*columns, 0), (0, 0, 0)])

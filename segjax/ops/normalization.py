@@ -21,20 +21,20 @@ def batch_norm(
     """Normalize each channel over the batch: scale (x - mean) / sqrt(var + epsilon) + bias.
 
     Ioffe and Szegedy, arXiv 1502.03167. The statistics are float32 for any dtype of x. The variance
-    is that around the mean: E[x^2] - E[x]^2 is inexact for a mean far from zero.
+    is computed as E[(x - E[x])^2], because E[x^2] - E[x]^2 is inexact for a mean far from zero.
 
     Args:
       x: (..., C), float32 or bfloat16.
       scale: float32 (C,).
       bias: float32 (C,).
       epsilon: added to the variance.
-      axis_name: the mapped axis of devices whose batches, of equal size, are one batch.
+      axis_name: mapped axis over devices, whose batches of equal size are normalized as one.
       relu: whether to apply a ReLU.
 
     Returns:
       y: shape and dtype of x.
       mean: float32 (C,); no gradient goes through it, nor through var.
-      var: float32 (C,), the sum of squares divided by their number.
+      var: float32 (C,), the biased variance.
     """
     if kernels.in_use(x):
         y, mean, var = _batch_norm(x, scale, bias, epsilon, axis_name, relu)
@@ -57,7 +57,7 @@ def normalize(
     epsilon: float,
     relu: bool = False,
 ) -> jax.Array:
-    """Normalize by given statistics; arguments and result as those of `batch_norm`."""
+    """Normalize by given statistics; arguments and result are those of `batch_norm`."""
     factor = scale * lax.rsqrt(var + epsilon)
     y = (x.astype(jnp.float32) - _by_channel(mean, x)) * _by_channel(factor, x)
     y = y + _by_channel(bias, x)
@@ -104,14 +104,14 @@ _batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
 def local_response_normalization(
     x: jax.Array, size: int = 5, alpha: float = 1e-4, beta: float = 0.75
 ) -> jax.Array:
-    """Divide by the energy of the neighboring channels: x / (1 + alpha / size * sum x^2)^beta.
+    """Divide by the energy of neighboring channels: x / (1 + alpha / size * sum x^2)^beta.
 
     The sum is over the `size` channels centered on each (Caffe's LRN, ACROSS_CHANNELS, k = 1). The
     defaults are the first layer of SegNet-Basic, which sees raw RGB values of 0 to 255.
 
     Args:
       x: floating (..., C).
-      size: channels in the window; odd.
+      size: number of channels in the window, odd.
     """
     side = size // 2
     padding = [(0, 0)] * (x.ndim - 1) + [(side, side)]

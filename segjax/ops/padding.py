@@ -6,14 +6,14 @@ import numpy as np
 
 
 def mirror(x: jax.Array, before: int | tuple[int, int], after: int | tuple[int, int]) -> jax.Array:
-    """Mirror the borders, the edge itself not repeated, as np.pad(mode="reflect").
+    """Pad by mirroring, without repeating the edge, as np.pad(mode="reflect") does.
 
-    A side shorter than its margin is mirrored repeatedly; a side of one pixel is repeated.
+    A side shorter than its margin is mirrored repeatedly; a single pixel is repeated.
 
     Args:
       x: (..., H, W, C).
       before: rows and columns added at the top and the left; one number for both.
-      after: at the bottom and the right.
+      after: rows and columns added at the bottom and the right, likewise.
 
     Returns:
       (..., before + H + after, before + W + after, C), dtype of x.

@@ -1,4 +1,4 @@
-"""The platform that operations will run on, known when they are traced."""
+"""The platform that operations will run on, as known when they are traced."""
 
 import contextlib
 from collections.abc import Iterator
@@ -6,19 +6,19 @@ from contextvars import ContextVar
 
 import jax
 
-_shapes_alone = ContextVar("shapes alone", default=False)
+_shapes_only = ContextVar("shapes only", default=False)
 
 
 def on_cpu() -> bool:
-    """Return whether what is traced now will run on a CPU; this initializes the devices."""
-    return not _shapes_alone.get() and jax.default_backend() == "cpu"
+    """Return whether what is being traced will run on a CPU; this initializes the devices."""
+    return not _shapes_only.get() and jax.default_backend() == "cpu"
 
 
 @contextlib.contextmanager
-def shapes_alone() -> Iterator[None]:
-    """Trace operations as they are defined, for counting, without initializing a device."""
-    token = _shapes_alone.set(True)
+def shapes_only() -> Iterator[None]:
+    """Trace operations in their form for no particular device, without initializing one."""
+    token = _shapes_only.set(True)
     try:
         yield
     finally:
-        _shapes_alone.reset(token)
+        _shapes_only.reset(token)

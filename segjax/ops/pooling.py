@@ -1,8 +1,8 @@
-"""Max pooling that remembers where each maximum was, and its inverse.
+"""Max pooling that returns where each maximum was, and unpooling with these indices.
 
 SegNet (arXiv 1511.00561, section 3) upsamples by putting each value back where its maximum was. The
-index is the row-major position in the pooling window, of the first of equal maxima: one byte for
-any size of the map. Windows do not overlap, so both directions and their gradients are a reshape
+index is the row-major position in the pooling window, of the first of equal maxima: one byte for a
+map of any size. Windows do not overlap, so both directions and their gradients are a reshape
 and a comparison, without a scatter.
 
 All functions take (..., H, W, C) and work under jit, vmap, grad and in bfloat16.
@@ -22,18 +22,18 @@ from segjax.ops.onednn.kernels import Sides
 
 
 def max_pool_with_indices(x: jax.Array, window: int = 2) -> tuple[jax.Array, jax.Array]:
-    """Pool by maxima with window = stride, rounding odd sizes up as Caffe does.
+    """Max-pool with window = stride, rounding sizes up as Caffe does; return values and indices.
 
     Args:
       x: floating (..., H, W, C).
-      window: side of the square window, in pixels; at most 16, for an index is one byte.
+      window: side of the square window, in pixels; at most 16, because an index is one byte.
 
     Returns:
       y: (..., ceil(H / window), ceil(W / window), C), dtype of x; NaN where the window has a NaN.
       indices: uint8 like y, row * window + column of the first maximum in its window; NaN counts
         as the greatest.
 
-    The gradient of y reaches that one position and no other.
+    The gradient of y reaches that position alone.
     """
     if not 1 <= window <= 16:
         raise ValueError(f"window must be from 1 to 16, found {window}")
@@ -49,17 +49,17 @@ def max_pool_with_indices(x: jax.Array, window: int = 2) -> tuple[jax.Array, jax
 def max_pool(
     x: jax.Array, window: int, stride: int, padding: Sides = ((0, 0), (0, 0))
 ) -> jax.Array:
-    """Pool by maxima with any stride; windows may overlap, and padding is never the maximum.
+    """Max-pool with any stride; windows may overlap, and padding is never the maximum.
 
     Args:
       x: floating (B, H, W, C).
       window: side of the square window, in pixels; at most 16.
       stride: pixels between windows.
-      padding: rows above and below, columns left and right; every window sees a pixel.
+      padding: rows above and below, columns left and right; every window must see a pixel.
 
     Returns:
-      (B, h, w, C), dtype of x; h = (H + padding - window) // stride + 1 and w alike. The gradient
-      of each value reaches the first maximum of its window.
+      (B, h, w, C), dtype of x; h = (H + padding - window) // stride + 1 and w likewise. The
+      gradient of each value reaches the first maximum of its window.
     """
     if kernels.in_use(x):
         before, after = zip(*padding, strict=True)
@@ -75,8 +75,8 @@ def max_pool(
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _max_pool(x, window):
     # Slices and pairwise comparisons fuse into one pass; a windowed argmax does not. A comparison
-    # decides value and place together: finding the place by equality with the final maximum is
-    # wrong under jit, which may recompute either with another rounding.
+    # selects value and place together: finding the place by equality with the final maximum would
+    # be wrong under jit, which may recompute either with a different rounding.
     slots = _slots(x, window, fill=-jnp.inf)
     y, indices = slots[0], jnp.zeros(slots[0].shape, jnp.uint8)
     for position, slot in enumerate(slots[1:], start=1):
@@ -109,13 +109,13 @@ def _slots(x, window, fill):
 def max_unpool(
     y: jax.Array, indices: jax.Array, shape: Sequence[int], window: int = 2
 ) -> jax.Array:
-    """Put each value at its remembered position, zeros elsewhere.
+    """Put each value at the position of its index, zeros elsewhere.
 
     Args:
       y: (..., h, w, C).
       indices: uint8 like y, from `max_pool_with_indices`.
       shape: the size before pooling, (H, W) or the whole (..., H, W, C).
-      window: the window that was pooled with.
+      window: window of the pooling.
 
     Returns:
       (..., H, W, C), dtype of y.

@@ -11,7 +11,7 @@ from segjax.ops.platform import on_cpu
 
 
 def nearest(x: jax.Array, shape: tuple[int, int]) -> jax.Array:
-    """Repeat the nearest neighbor: y[i] = x[floor((i + 1/2) h / H)].
+    """Resize by nearest neighbor: y[i] = x[floor((i + 1/2) h / H)].
 
     Args:
       x: (..., h, w, C).
@@ -38,7 +38,7 @@ def bed_of_nails(x: jax.Array, stride: int) -> jax.Array:
 def bilinear(x: jax.Array, shape: tuple[int, int]) -> jax.Array:
     """Interpolate bilinearly with half-pixel centers, edges repeated, no antialiasing.
 
-    y[i] interpolates x at (i + 1/2) h / H - 1/2, as PyTorch's interpolate(align_corners=False).
+    y[i] interpolates x at (i + 1/2) h / H - 1/2, like PyTorch's interpolate(align_corners=False).
 
     Args:
       x: (..., h, w, C).
@@ -76,9 +76,9 @@ def conv_transpose(
     output_padding: int = 0,
     rate: int = 1,
 ) -> jax.Array:
-    """Convolve transposed: what `conv` with this kernel does to gradients.
+    """Apply a transposed convolution, which is what `conv` with this kernel does to gradients.
 
-    Sizes as Caffe's Deconvolution and PyTorch's ConvTranspose2d:
+    The sizes are those of Caffe's Deconvolution and PyTorch's ConvTranspose2d:
     H = (h - 1) stride - 2 padding + (k - 1) rate + 1 + output_padding.
 
     Args:
@@ -86,8 +86,8 @@ def conv_transpose(
       kernel: (k, k, D, C), the kernel of a convolution from D channels to C; rounded to the dtype
         of x.
       bias: (D,), added to each feature.
-      stride: pixels between the places of two inputs.
-      padding: rows and columns taken from each side of the result.
+      stride: output pixels between two inputs.
+      padding: rows and columns cropped from each side of the result.
       output_padding: rows and columns added at the bottom and the right, for an exact size.
       rate: pixels between the taps of the kernel.
 
@@ -142,7 +142,7 @@ def _by_onednn(x, kernel, bias, stride, padding, output_padding, rate):
 def _by_phases(x, kernel, stride, padding, output_padding):
     """Compute each pixel of a stride x stride block as features of one convolution of stride 1.
 
-    On a CPU, XLA would convolve with zeros between the pixels.
+    This avoids XLA's slow convolution with zeros between the pixels on a CPU.
     """
     *taps, features, channels = kernel.shape
     reach = [-(-k // stride) for k in taps]  # inputs that an output meets
@@ -166,11 +166,11 @@ def _by_phases(x, kernel, stride, padding, output_padding):
 def bilinear_conv_transpose(x: jax.Array, *, size: int, stride: int, padding: int = 0) -> jax.Array:
     """Apply Caffe's fixed bilinear deconvolution: `bilinear_kernel` from each channel to itself.
 
-    (B, h, w, C) to (B, (h - 1) stride - 2 padding + size, and w alike, C), dtype of x. Beyond
-    the border are zeros, where `bilinear` repeats the edge.
+    (B, h, w, C) to (B, (h - 1) stride - 2 padding + size, and w likewise, C), dtype of x. Unlike
+    `bilinear`, which repeats the edge, it sees zeros beyond the border.
     """
-    # The kernel is separable, so this is two products with small matrices. A convolution with a
-    # group for each channel takes thousands of times longer on a CPU.
+    # The kernel is separable, so two products with small matrices are enough. A convolution with
+    # one group per channel takes thousands of times longer on a CPU.
     rows, columns = (
         jnp.asarray(_tent_matrix(length, size, stride, padding), x.dtype) for length in x.shape[1:3]
     )

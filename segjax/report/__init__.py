@@ -1,1 +1,1 @@
-"""Result rows drawn: tables, figures, and the page."""
+"""Draw result rows: tables, figures, and the HTML page."""

@@ -1,4 +1,4 @@
-"""The CamVid table: published methods, then ours, in percent."""
+"""The CamVid table: published methods, then our runs, in percent."""
 
 from collections.abc import Iterable, Sequence
 
@@ -19,10 +19,10 @@ _GROUPS = {
 GROUPS = tuple(dict.fromkeys(group for groups in _GROUPS.values() for group in groups))
 # In the order of the papers.
 _SCORES = ("class_accuracy", "global_accuracy", "mean_iou", "boundary_f")
-# Settings that have columns of their own.
+# Settings that are columns already.
 _SHOWN = ("resolution", "images", "inference")
-_SECOND_HAND = "Read where it is quoted, not in its source."
-_PRINTED_SO = "(sic): printed so in the source, and suspect."
+_SECOND_HAND = "Read in a quotation, not in the source itself."
+_SIC = "(sic): printed like this in the source, but suspect."
 
 
 def camvid(
@@ -33,18 +33,18 @@ def camvid(
     split: str = "test",
     interval: bool = False,
 ) -> Table:
-    """Return the table of the methods published on CamVid, then ours.
+    """Return the table of the methods published on CamVid, followed by our runs.
 
     Args:
-      summaries: ours.
+      summaries: our runs.
       per_class: "accuracy" or "iou", the per-class columns.
-      groups: of published methods, from GROUPS; None: those whose papers print `per_class`.
-      split: of the published scores.
+      groups: groups of published methods, from GROUPS; None: those whose papers print `per_class`.
+      split: split of the published scores.
       interval: print the 95% interval over the seeds, not the deviation.
 
     Raises:
-      UserError: a group is unknown, nothing is published of the split, or the classes of a row are
-        not CamVid's.
+      UserError: a group is unknown, it has no published results on the split, or the classes of a
+        row are not CamVid's.
     """
     for group in groups or ():
         if group not in GROUPS:
@@ -53,14 +53,16 @@ def camvid(
     members = {group: published.records(group, split) for group in chosen}
     records = [record for group in members.values() for record in group]
     if not records and not summaries:
-        raise UserError(f"nothing is published of split {split!r} in {', '.join(chosen)}")
+        raise UserError(f"no published results on split {split!r} in {', '.join(chosen)}")
     check_classes(summaries)
     labels = _labels(summaries)
 
     footnotes = Footnotes()
     notes = [notes_of(record) for record in records] + [_our_notes(s) for s in summaries]
     trained = [r.training_images for r in records] + [_training_images(s) for s in summaries]
-    sizes = [by(r.resolution) for r in records] + [by(s.row["resolution"]) for s in summaries]
+    sizes = [size_text(r.resolution) for r in records] + [
+        size_text(s.row["resolution"]) for s in summaries
+    ]
     ours = [None] * len(records)
     builder = TableBuilder(len(records) + len(summaries), interval)
     builder.texts(
@@ -72,7 +74,7 @@ def camvid(
     builder.texts("source", [r.source for r in records] + ["ours"] * len(summaries), names=False)
     builder.data("verified", [r.verified for r in records] + [None] * len(summaries))
     builder.data("protocol", [r.protocol for r in records] + [_protocol(s) for s in summaries])
-    builder.counts("training images", trained, turned=True)
+    builder.counts("training images", trained, rotated=True)
     builder.texts("resolution", sizes, names=False)
     if summaries:
         builder.counts("seeds", [*ours, *(len(s.seeds) or None for s in summaries)], absent="")
@@ -82,7 +84,7 @@ def camvid(
             name,
             f"{per_class}_{name}",
             theirs + [_per_class(summary, per_class)[place] for summary in summaries],
-            turned=True,
+            rotated=True,
             sic=[name in record.sic for record in records] + [False] * len(summaries),
         )
     for name in _SCORES:
@@ -98,7 +100,7 @@ def camvid(
     return builder.table(
         f"CamVid, {split}; percent; per class: {PER_CLASS[per_class]}; n/a: not known{spread}.",
         groups=counts + ([("Ours", len(summaries))] if summaries else []),
-        notes=footnotes.listed() + below(records),
+        notes=footnotes.listed() + source_notes(records),
     )
 
 
@@ -107,16 +109,16 @@ def notes_of(record: Record) -> list[str]:
     return [*record.notes, *([_SECOND_HAND] if record.verified == "V2" else [])]
 
 
-def below(records: Iterable[Record]) -> list[tuple[str, str]]:
-    """Return the notes below the footnotes: the sources, and what (sic) means if it is printed."""
+def source_notes(records: Iterable[Record]) -> list[tuple[str, str]]:
+    """Return the notes after the footnotes: the sources, and what (sic) means if it is used."""
     cited = published.shipped().sources
     said = [f"{source}: {cited[source]}." for source in dict.fromkeys(r.source for r in records)]
-    suspect = [_PRINTED_SO] if any(record.sic for record in records) else []
+    suspect = [_SIC] if any(record.sic for record in records) else []
     return [("", text) for text in suspect + said]
 
 
-def by(resolution: Sequence[int] | None) -> str | None:
-    """Return "HEIGHTxWIDTH"."""
+def size_text(resolution: Sequence[int] | None) -> str | None:
+    """Return a resolution as "HEIGHTxWIDTH", or None."""
     return "x".join(map(str, resolution)) if resolution else None
 
 
@@ -124,7 +126,9 @@ def _our_notes(summary: Summary) -> list[str]:
     row, protocol = summary.row, published.shipped().protocol
     notes = []
     if tuple(row["resolution"]) != protocol.resolution:
-        notes.append(f"Scored at {by(row['resolution'])}, not at {by(protocol.resolution)}.")
+        notes.append(
+            f"Scored at {size_text(row['resolution'])}, not at {size_text(protocol.resolution)}."
+        )
     if row["split"] == "test" and row["num_images"] != protocol.test_images:
         notes.append(f"Scored on {row['num_images']} of the {protocol.test_images} test images.")
     return notes
@@ -156,7 +160,7 @@ def check_classes(summaries: Iterable[Summary]) -> None:
 
 
 def _labels(summaries: Sequence[Summary]) -> list[str]:
-    """Return the model of each summary, with the settings that tell it from the others."""
+    """Return the model of each summary, with the settings that distinguish it from the others."""
     apart = tables.differing(summaries)
     labels = []
     for line, summary in enumerate(summaries):

@@ -9,7 +9,7 @@ from segjax.report.table import Cell, Column, Table
 from segjax.results.summary import Estimate
 
 Score = Estimate | Decimal | int | None
-"""Our score over the seeds, a fraction; a published number as printed; None: not published."""
+"""Our score over the seeds, as a fraction; or a published number as printed; None: not known."""
 
 
 def percent(score: Score) -> float | None:
@@ -20,7 +20,7 @@ def percent(score: Score) -> float | None:
 
 
 def _digits(value: Decimal | float | int) -> str:
-    """Format with three significant digits, all those before the point; a Decimal as printed."""
+    """Format with three significant digits, but no digit rounded before the decimal point."""
     if isinstance(value, float) and 0 < abs(value) < 1e-3:
         return f"{value:.1e}"
     if isinstance(value, float) and value:
@@ -30,7 +30,7 @@ def _digits(value: Decimal | float | int) -> str:
 
 
 class TableBuilder:
-    """Columns of cells, and records of the same lines; every column adds to each record."""
+    """A table under construction; each column adds a cell and values to every line's record."""
 
     def __init__(self, lines: int, interval: bool = False) -> None:
         self._interval = interval
@@ -51,7 +51,7 @@ class TableBuilder:
         names: bool = True,
         absent: str = "n/a",
     ) -> None:
-        """Add a column of words; its key is the heading in snake case."""
+        """Add a column of text; its key is the heading in snake case."""
         cells = [
             Cell(absent if value is None else value, marks=mark)
             for value, mark in zip(values, marks or [()] * len(values), strict=True)
@@ -67,14 +67,14 @@ class TableBuilder:
         values: Sequence[int | None],
         *,
         over: str = "",
-        turned: bool = False,
+        rotated: bool = False,
         absent: str = "n/a",
     ) -> None:
-        """Add a column of integers; its key is `over` and heading, in snake case."""
+        """Add a column of integers; its key is `over` and the heading, in snake case."""
         cells = [Cell(absent if value is None else str(value)) for value in values]
         key = f"{over} {heading}".strip().replace(" ", "_")
         self._columns.append(
-            Column(heading, cells, over=over, turned=turned, ranks=values, keys=(key,))
+            Column(heading, cells, over=over, rotated=rotated, ranks=values, keys=(key,))
         )
         self.data(key, values)
 
@@ -85,14 +85,14 @@ class TableBuilder:
         values: Sequence[Decimal | float | int | None],
         *,
         over: str = "",
-        turned: bool = False,
+        rotated: bool = False,
         absent: str = "",
     ) -> None:
         """Add a column of numbers: published ones as printed, ours with three digits."""
         plain = [None if value is None else float(value) for value in values]
         cells = [Cell(absent if value is None else _digits(value)) for value in values]
         self._columns.append(
-            Column(heading, cells, over=over, turned=turned, ranks=plain, keys=(key,))
+            Column(heading, cells, over=over, rotated=rotated, ranks=plain, keys=(key,))
         )
         self.data(key, plain)
 
@@ -103,7 +103,7 @@ class TableBuilder:
         scores: Sequence[Score],
         *,
         over: str = "",
-        turned: bool = False,
+        rotated: bool = False,
         sic: Sequence[bool] | None = None,
         absent: str = "n/a",
     ) -> None:
@@ -126,7 +126,9 @@ class TableBuilder:
         for name, column in values.items():
             self.data(name, column)
         self._columns.append(
-            Column(heading, cells, over=over, turned=turned, ranks=values[key], keys=tuple(values))
+            Column(
+                heading, cells, over=over, rotated=rotated, ranks=values[key], keys=tuple(values)
+            )
         )
 
     def _spread(self, key: str, scores: Sequence[Score]) -> dict[str, list[float | None]]:
@@ -143,7 +145,7 @@ class TableBuilder:
     def differences(
         self, heading: str, key: str, ours: Sequence[Score], theirs: Sequence[Score]
     ) -> None:
-        """Add a column of ours minus theirs, where both are known."""
+        """Add a column of differences, ours minus theirs, empty where either is unknown."""
         values = [
             None if a is None or b is None else a - b
             for a, b in zip(map(percent, ours), map(percent, theirs), strict=True)

@@ -1,4 +1,4 @@
-"""SVG figures and images as parts of an HTML page that fetches nothing."""
+"""Embed SVG figures and images in an HTML page, so that it needs no other files."""
 
 import base64
 import io
@@ -17,10 +17,10 @@ def svg(content: bytes, prefix: str, caption: str, ink: str) -> Markup:
     """Return a figure as an inline element with a label, in the text color of the page.
 
     Args:
-      content: an SVG file of matplotlib.
-      prefix: of every id, so that the ids of several figures differ.
+      content: an SVG file from matplotlib.
+      prefix: prefix of all ids, so that the ids of different figures differ.
       caption: label for assistive technology.
-      ink: color that becomes the text color of the page.
+      ink: color to replace with the text color of the page.
     """
     root = ElementTree.fromstring(content)
     width = float(root.attrib.pop("width").removesuffix("pt"))
@@ -30,7 +30,7 @@ def svg(content: bytes, prefix: str, caption: str, ink: str) -> Markup:
     root.set("style", f"--width: {width * 4 / 3:.0f}px")
     for parent in list(root.iter()):
         for child in list(parent):
-            # A style would hold for the whole page; `page.html` has its rule. Metadata has URLs.
+            # A style would apply to the whole page; `page.html` has its rule. Metadata has URLs.
             if child.tag == _SVG + "metadata" or child.tag == _SVG + "style":
                 parent.remove(child)
     for element in root.iter():
@@ -49,11 +49,11 @@ def svg(content: bytes, prefix: str, caption: str, ink: str) -> Markup:
 
 
 def image(pixels: np.ndarray, palette: Sequence[Sequence[int]] | None = None) -> str:
-    """Return an image as a CSS `url(...)` value, a PNG.
+    """Return an image as a CSS `url(...)` value that contains a PNG.
 
     Args:
-      pixels: uint8 (H, W, 3) RGB or (H, W, 1) gray; with a palette (H, W) indices into it, those
-        beyond its end transparent.
+      pixels: uint8 (H, W, 3) RGB or (H, W, 1) gray; with a palette, indices (H, W) into it, where
+        those beyond its end are transparent.
       palette: RGB triples.
     """
     picture = Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)

@@ -1,7 +1,7 @@
 """Draw figures from result rows and the logs of their runs, as SVG or PNG.
 
-Methods differ in color, and in marker, dash or hatching as well. The colors are those of Okabe and
-Ito, "Color Universal Design" (2008), without black and yellow. The same rows give the same bytes.
+Methods differ in color and in marker, dash or hatching. The colors are those of Okabe and Ito,
+"Color Universal Design" (2008), without black and yellow. The same rows give the same bytes.
 """
 
 import io
@@ -24,9 +24,9 @@ from segjax.results.summary import PER_CLASS
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 FORMATS = ("svg", "png")
-INK = "#1b1b1f"  # text and axes; `report.page` replaces it by the page's text color
+INK = "#1b1b1f"  # text and axes; `report.page` replaces it with the page's text color
 
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # one more than colors: 42 pairs before one repeats
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # one more than the colors, for 42 distinct pairs
 _HATCHES = ("", "//", "\\\\", "..", "xx", "--")
 DASHES = ("-", (0, (5, 2)), (0, (1, 1)), (0, (6, 2, 1, 2)), (0, (3, 1)), (0, (8, 3)))
 _GRID = "#8c8c94"
@@ -56,7 +56,7 @@ STYLE: dict[Any, Any] = {
 
 
 def render(figure: Figure, format: str) -> bytes:
-    """Return the content of a figure's file, the same bytes for the same figure.
+    """Return a figure as the content of a file, the same bytes for the same figure.
 
     Raises:
       UserError: the format is neither svg nor png.
@@ -73,7 +73,7 @@ def render(figure: Figure, format: str) -> bytes:
 
 
 def _panels(methods: Sequence[Method]) -> list[Sequence[Method]]:
-    """Split methods into panels of even size, each color at most once in a panel."""
+    """Split methods into panels of similar size, with at most as many methods as colors."""
     count = -(-len(methods) // len(COLORS))
     edges = [round(k * len(methods) / count) for k in range(count + 1)]
     return [methods[a:b] for a, b in itertools.pairwise(edges)]
@@ -87,10 +87,10 @@ def _legend(figure: FigureBase, axes: Axes) -> None:
 
 
 def per_class(methods: Sequence[Method], kind: str = "iou") -> Figure:
-    """Draw bars of each class, mean over the seeds, with whiskers of a sample standard deviation.
+    """Draw a bar per class and method: mean over the seeds, whiskers of one standard deviation.
 
     Args:
-      methods: of one setting.
+      methods: methods of one setting.
       kind: "iou" or "accuracy".
     """
     names = methods[0].summary.row["class_names"]
@@ -137,7 +137,7 @@ def _whiskers(estimates):
 def learning_curves(methods: Sequence[Method]) -> Figure | None:
     """Draw validation mIoU and training loss by step: mean and standard deviation over the seeds.
 
-    A curve has the steps that all runs of its method reached. None if no run has a log.
+    A curve covers the steps that all runs of its method reached. None if no run has a log.
     """
     courses = {
         method.label: [course for run in method.runs if (course := groups.curves(run))]
@@ -164,7 +164,7 @@ def learning_curves(methods: Sequence[Method]) -> Figure | None:
 
 
 def _band(axes: Axes, steps: Sequence[int], values: np.ndarray, style: int, label: str) -> None:
-    """Draw the mean over the runs of values (runs, steps), with a band if there are several."""
+    """Draw the mean of values (runs, steps) over the runs, with a band if there are several."""
     mean = values.mean(0)
     axes.plot(
         steps,

@@ -1,4 +1,4 @@
-"""Result rows and their run directories, grouped by comparable settings and by method."""
+"""Group result rows and their run directories by comparable settings and by method."""
 
 import dataclasses
 import json
@@ -41,7 +41,7 @@ class Setting:
     """Methods scored on the same images and classes."""
 
     title: str
-    slug: str  # the title, for file names
+    slug: str  # the title as part of file names
     methods: tuple[Method, ...]  # highest mean mIoU first
 
 
@@ -49,7 +49,7 @@ def read_settings(paths: Sequence[str | os.PathLike[str]]) -> list[Setting]:
     """Read rows as `results.read` does, and group them into settings, methods and runs.
 
     Raises:
-      UserError: see `results.read` and `summarize`; or one dataset has two lists of classes.
+      UserError: as `results.read` and `summarize`, or the rows of a setting differ in classes.
     """
     workdirs = {_key(row): folder for folder in _workdirs(paths) for row in _read(folder)}
     settings: dict[str, list[Row]] = {}
@@ -103,16 +103,16 @@ def _setting(title, rows, workdirs):
 def labels(runs: Sequence[tuple[Row, Mapping[str, Any]]]) -> list[str]:
     """Return short, unique names of runs (row, config).
 
-    A name is the model and the overrides that differ: `segnet_basic, class_weights=none`. Where two
-    would be equal, the fewest further facts are added: inference, experiment, fields of the config,
-    and last the digest.
+    A name is the model and the overrides that differ: `segnet_basic, class_weights=none`. If names
+    would be equal, as few facts as possible are added: inference, experiment, fields of the config,
+    or as a last resort the digest.
     """
     overrides = [results.overrides(row) for row, _ in runs]
     # A baseline without a seed has no config that could differ.
     varied = _varied(
         [each for each, (row, _) in zip(overrides, runs, strict=True) if row["seed"] is not None]
     )
-    varied = [name for name in varied if name != "model.name"]  # it begins the label
+    varied = [name for name in varied if name != "model.name"]  # the label starts with it
     found = [
         ", ".join(
             [row["model"], *(_assignment(name, each[name]) for name in varied if name in each)]
@@ -122,7 +122,7 @@ def labels(runs: Sequence[tuple[Row, Mapping[str, Any]]]) -> list[str]:
     while twins := [place for place, label in enumerate(found) if found.count(label) > 1]:
         alike = [place for place in twins if found[place] == found[twins[0]]]
         facts = [_facts(*runs[place]) for place in alike]
-        # The fact that tells most of them apart; a digest, which says nothing, only at last.
+        # Add the fact that distinguishes most of them; the digest, which explains nothing, is last.
         names = [name for name in _varied(facts) if name != "config_digest"] or ["config_digest"]
         best = max(names, key=lambda name: len({fact.get(name) for fact in facts}))
         if len({fact.get(best) for fact in facts}) == 1:
@@ -144,7 +144,7 @@ def _assignment(name: str, value: Any) -> str:
 
 
 def _facts(row: Row, fields: Mapping[str, Any]) -> dict[str, str]:
-    """Return what may tell a run from another of its model, the plainest first."""
+    """Return facts that may distinguish a run from others of its model, the clearest first."""
     facts = {name: row[name] for name in ("inference", "experiment") if row.get(name)}
     first = ("model.", "loss.", "optimizer.")  # what a reader looks for first
     for name in sorted(fields, key=lambda name: not name.startswith(first)):
@@ -155,7 +155,7 @@ def _facts(row: Row, fields: Mapping[str, Any]) -> dict[str, str]:
 
 
 def config(run: Run) -> Mapping[str, Any]:
-    """Return the config of a run by dotted names; without its directory, what its row tells."""
+    """Return the config of a run by dotted names, or what its row has if it has no directory."""
     if run.workdir is None:
         model = {f"model.options.{name}": value for name, value in run.row["model_options"].items()}
         return {"model.name": run.row["model"], **model, **run.row["overrides"]}
@@ -168,7 +168,7 @@ def config(run: Run) -> Mapping[str, Any]:
 
 
 def curves(run: Run) -> tuple[Curve, Curve] | None:
-    """Return validation mIoU and training loss of a run, both at the steps of validation.
+    """Return the validation mIoU and the training loss of a run at the steps of its validations.
 
     The loss at a step is the mean of those logged since the previous validation. None if the run
     has no `metrics.jsonl`.

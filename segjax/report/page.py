@@ -1,4 +1,4 @@
-"""One self-contained HTML page of results: tables, figures, predictions, configs and provenance."""
+"""Write results as one HTML page: tables, figures, predictions, configs and provenance."""
 
 import dataclasses
 import datetime
@@ -23,7 +23,7 @@ _SPREAD = "mean ± sample standard deviation over the seeds, percent"
 
 
 class Entry(NamedTuple):
-    """An entry of a table: the text it shows, and the value it is sorted by (None: last)."""
+    """An entry of a table: its text, and the value it is sorted by (None: last)."""
 
     text: str
     value: float | str | None
@@ -32,12 +32,12 @@ class Entry(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class SortableTable:
-    """A table that the script of the page sorts; the first column names the rows."""
+    """A table that a script in the page sorts; the first column names the rows."""
 
     caption: str
     headings: Sequence[str]
     rows: Sequence[Sequence[Entry]]
-    sorted_by: str = ""  # heading of the column in whose descending order the rows are given
+    sorted_by: str = ""  # heading of the column by which the rows are sorted, descending
 
     @property
     def kinds(self) -> list[str]:
@@ -50,17 +50,17 @@ class SortableTable:
 
 
 def write(paths: Sequence[str], output: Path, *, count: int, data_dir: str | None) -> int:
-    """Write the page of the rows at these paths; return the number of rows.
+    """Write the page of the result rows at these paths; return the number of rows.
 
     Args:
       paths: run directories, folders of them, or files of rows; a row without its run directory has
         no learning curves and no predictions.
-      output: the page.
+      output: HTML file to write.
       count: number of test images to show; 0: no predictions.
-      data_dir: where prepared datasets are, if not where they were in training.
+      data_dir: folder of prepared datasets, if not that of the training.
 
     Raises:
-      UserError: see `groups.read_settings`.
+      UserError: as `groups.read_settings`.
     """
     settings = groups.read_settings(paths)
     shown: list[tuple[Predictions | None, list[str]]] = []
@@ -69,7 +69,7 @@ def write(paths: Sequence[str], output: Path, *, count: int, data_dir: str | Non
             shown.append(
                 predictions.predict_methods(setting, count, data_dir, bar.advance)
                 if count
-                else (None, ["they were not asked for"])
+                else (None, ["not requested"])
             )
     made = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     write_whole(output, page(settings, shown, paths, made))
@@ -85,10 +85,10 @@ def page(
     """Return the page as HTML.
 
     Args:
-      settings: sections of the page.
-      shown: for each setting its predictions, and what is missing and why.
-      paths: where the rows come from.
-      made: when the page was made, as shown.
+      settings: one section of the page each.
+      shown: predictions of each setting, and what is missing and why.
+      paths: sources of the rows, as shown.
+      made: time of writing, as shown.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("segjax", "report"),
@@ -143,7 +143,7 @@ def _section(
         "figures": [each for each in drawn if each not in matrices],
         "logged": any(each["name"] == "learning_curves" for each in drawn),
         "matrices": matrices,
-        # One line says it of all methods where no row has its run.
+        # If no row has its run, one line for all methods is enough.
         "rows_only": predicted is None and all(line.endswith("not its run") for line in missing),
         "missing": missing,
         "legend": [*zip(predicted.info.class_names, predicted.info.palette, strict=True)]
@@ -197,7 +197,7 @@ def _classes(methods: Sequence[Method], kind: str, said: str) -> SortableTable:
 
 
 def _images(place: int, predicted: Predictions) -> list[dict[str, Any]]:
-    """Return the test images with their labels and each method's predictions as CSS values."""
+    """Return the test images, their labels and each method's predictions as CSS values."""
     images = []
     for number, example in enumerate(predicted.examples):
         key, truth = f"{place}-{number}", example["label"]
@@ -234,7 +234,7 @@ def _view(truth, labels, palette):
 def _configs(
     methods: Sequence[Method],
 ) -> tuple[SortableTable | None, list[tuple[str, list[tuple[str, str]]]]]:
-    """Return a table of the fields that differ, and all fields of each method, those first."""
+    """Return a table of the fields that differ, and each method's fields, the differing first."""
     configs = [
         {name: tables.text(value) for name, value in groups.config(method.runs[0]).items()}
         for method in methods
@@ -258,7 +258,7 @@ def _runs(methods: Sequence[Method]) -> SortableTable:
     headings = ["run", "experiment", "model", "seed", *(SCORES[name] for name in measured)]
     headings += ["steps", "best step", "minutes", "images", "batch norm", "inference", "device"]
     headings += ["versions", "finished", "config digest", "workdir", "command"]
-    return SortableTable("Every row, and where it is from.", headings, rows)
+    return SortableTable("All rows and their origin.", headings, rows)
 
 
 def _run(run: Run, measured: Sequence[str]) -> list[Entry]:

@@ -1,4 +1,4 @@
-"""Write figures of results to files, and predict test images with their runs."""
+"""Write figures of results, and predictions of their runs, to files."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -20,9 +20,9 @@ def predict_methods(
     """Return the predictions of the first run of each method, and what is missing and why.
 
     Args:
-      setting: its methods.
+      setting: methods to predict with.
       count: number of images, evenly spaced over the test split.
-      data_dir: where prepared datasets are, if not where they were in training.
+      data_dir: folder of prepared datasets, if not that of the training.
       progress: called with the number of methods done.
     """
     found: Predictions | None = None
@@ -43,7 +43,7 @@ def predict_methods(
 
 
 def draw(settings: Sequence[Setting], output: Path, formats: Sequence[str]) -> list[Path]:
-    """Write all figures of all settings to a folder; return their files."""
+    """Write all figures of all settings to a folder; return the files."""
     files = []
     for setting in settings:
         for name, _, figure in figures.figures(setting):
@@ -56,7 +56,7 @@ def draw(settings: Sequence[Setting], output: Path, formats: Sequence[str]) -> l
 def draw_predictions(
     settings: Sequence[Setting], output: Path, count: int, data_dir: str | None
 ) -> tuple[list[Path], list[str]]:
-    """Write `predictions.png` of each setting that has runs: image, truth, labels and errors.
+    """Write `predictions.png` for each setting with runs: image, truth, predictions and errors.
 
     Returns:
       The files, and what could not be drawn and why.
@@ -73,5 +73,5 @@ def draw_predictions(
 
 
 def _prefix(setting: Setting, settings: Sequence[Setting]) -> str:
-    """Return the prefix of the files of a setting, if there are several."""
+    """Return the prefix of a setting's file names; none for a single setting."""
     return f"{setting.slug}_" if len(settings) > 1 else ""

@@ -7,21 +7,21 @@ from typing import Any
 from segjax import results
 from segjax.errors import UserError
 from segjax.report import tables
-from segjax.report.camvid_table import below, by, check_classes, notes_of
+from segjax.report.camvid_table import check_classes, notes_of, size_text, source_notes
 from segjax.report.columns import Score, TableBuilder, percent
 from segjax.report.table import Footnotes, Table
 from segjax.results import published
 from segjax.results.published import Record
 from segjax.results.summary import SCORES, Summary
 
-# loss.class_weights -> name in Table 1.
+# loss.class_weights -> its name in Table 1.
 _WEIGHTS = {
     "none": "natural",
     "segnet": "median frequency",
     "median_frequency": "median frequency",
 }
 _WEIGHTED = {"median frequency": "Median-frequency balancing", "natural": "Natural frequencies"}
-_LEAST_RANKED = 3  # lines for a rank correlation
+_LEAST_RANKED = 3  # least number of lines for a rank correlation
 
 
 def table1(
@@ -29,7 +29,7 @@ def table1(
 ) -> Table:
     """Return the decoder variants of the SegNet paper's Table 1, with both class weightings.
 
-    Ours are rows of the same network with `loss.class_weights` none (natural frequencies), or
+    Our runs beside them have the same network and `loss.class_weights` none (natural frequencies),
     segnet or median_frequency.
 
     Raises:
@@ -69,7 +69,7 @@ def table1(
     return builder.table(
         f"Decoder variants, CamVid {split}; {_stated(records, ours, interval)}.",
         groups=[(title, weightings.count(weights)) for weights, title in _WEIGHTED.items()],
-        notes=[("", note) for note in notes] + below(records),
+        notes=[("", note) for note in notes] + source_notes(records),
         facts={"rank_correlation": correlations},
     )
 
@@ -77,10 +77,10 @@ def table1(
 def table3(
     summaries: Sequence[Summary] = (), *, split: str = "test", interval: bool = False
 ) -> Table:
-    """Return the controlled benchmark of the SegNet paper's Table 3; ours beside its last column.
+    """Return the controlled benchmark of the SegNet paper's Table 3, ours beside its last column.
 
     Raises:
-      UserError: see `table1`.
+      UserError: as `table1`.
     """
 
     def fits(record: Record, summary: Summary) -> bool:
@@ -104,7 +104,7 @@ def table3(
     builder.data("notes", [" ".join(notes_of(record)) for record in records])
     return builder.table(
         f"Controlled benchmark, CamVid {split}; {_stated(records, ours, interval)}.",
-        notes=footnotes.listed() + below(records),
+        notes=footnotes.listed() + source_notes(records),
     )
 
 
@@ -122,7 +122,7 @@ def _matched(
     summaries: Sequence[Summary],
     fits: Callable[[Record, Summary], bool],
 ) -> list[Summary | None]:
-    """Return the one summary that fits each record, or None."""
+    """Return for each record the summary that fits it, or None."""
     check_classes(summaries)
     matched: list[Summary | None] = []
     for record in records:
@@ -140,7 +140,7 @@ def _matched(
 
 
 def _title(summary: Summary) -> str:
-    return f"{results.title(summary.row)} at {by(summary.row['resolution'])}"
+    return f"{results.title(summary.row)} at {size_text(summary.row['resolution'])}"
 
 
 def _option(summary: Summary, name: str) -> Any:
@@ -155,7 +155,7 @@ def _option(summary: Summary, name: str) -> Any:
 def _side_by_side(
     builder: TableBuilder, records: Sequence[Record], ours: Sequence[Summary | None]
 ) -> None:
-    """Add the scores of the paper, ours, and the differences of those in both."""
+    """Add columns of the paper's scores, ours, and their differences."""
     theirs: dict[str, list[Score]] = {
         name: [record.scores[name] for record in records] for name in SCORES
     }
@@ -177,8 +177,8 @@ def _side_by_side(
 
 def _stated(records: Sequence[Record], ours: Sequence[Summary | None], interval: bool) -> str:
     first = records[0]
-    said = f"percent; paper: {first.training_images} training images, {by(first.resolution)}"
-    sizes = dict.fromkeys(by(summary.row["resolution"]) for summary in ours if summary)
+    said = f"percent; paper: {first.training_images} training images, {size_text(first.resolution)}"
+    sizes = dict.fromkeys(size_text(summary.row["resolution"]) for summary in ours if summary)
     if not sizes:
         return said
     found = ", ".join(map(str, sizes))

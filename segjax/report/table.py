@@ -13,7 +13,7 @@ from typing import Any
 from segjax.errors import UserError
 
 FORMATS = ("markdown", "latex", "csv", "json")
-_WIDE = 12  # columns; a LaTeX table with more sets them closer together
+_WIDE = 12  # columns; a LaTeX table with more has less space between them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,13 +31,13 @@ class Column:
 
     heading: str
     cells: Sequence[Cell]
-    names: bool = False  # it names the lines, and is never left out
-    words: bool = False  # left-aligned, as names are
-    over: str = ""  # heading over neighboring columns that share it
-    turned: bool = False  # its heading, longer than its cells, is rotated in LaTeX
+    names: bool = False  # names the lines, and is never left out
+    words: bool = False  # text, left-aligned as names are
+    over: str = ""  # heading above adjacent columns that share it
+    rotated: bool = False  # the heading is rotated in LaTeX, being longer than the cells
     # Values to sort the lines by, from high to low; None: sort by the text.
     ranks: Sequence[float | None] | None = None
-    keys: tuple[str, ...] = ()  # of the records, left out with the column
+    keys: tuple[str, ...] = ()  # keys of the records that are left out with the column
     printed: bool = True  # False: in the records only
 
     @property
@@ -51,14 +51,14 @@ class Column:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Columns to print and records to compute with, one entry a line in both."""
+    """Columns to print and records to compute with, with one entry per line in both."""
 
     title: str
     columns: Sequence[Column]
     records: Sequence[Mapping[str, Any]]
     groups: Sequence[tuple[str, int]] = ()  # heading and number of lines, from the top
     notes: Sequence[tuple[str, str]] = ()  # mark or "", and text
-    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # further fields of the JSON
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # more fields of the JSON
 
 
 class Footnotes:
@@ -79,10 +79,10 @@ class Footnotes:
 
 
 def arrange(table: Table, sort: str | None = None, columns: Sequence[str] | None = None) -> Table:
-    """Return the table sorted by a column and with selected columns.
+    """Sort a table by a column and select columns; return a new table.
 
     Args:
-      table: not modified.
+      table: the table, which is not modified.
       sort: heading of a column. Within each group, numbers are sorted from high to low, texts
         alphabetically; lines without a value come last.
       columns: headings to keep, in this order, after the columns that name the lines.
@@ -234,11 +234,11 @@ def _latex(table: Table) -> str:
 
 def _heading(column: Column) -> str:
     text = escape(column.heading)
-    return rf"\rotatebox{{90}}{{{text}}}" if column.turned else text
+    return rf"\rotatebox{{90}}{{{text}}}" if column.rotated else text
 
 
 def _heads_over(columns: Sequence[Column]) -> list[str]:
-    """Return the line of headings over several columns, and the rules below them."""
+    """Return the line of headings above several columns, and the rules below them."""
     if not any(column.over for column in columns):
         return []
     cells, rules, start = [], [], 1
@@ -267,7 +267,7 @@ _LATEX = {
     **{character: "\\" + character for character in "&%$#_"},
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
-    # At the start of a line these are arguments of the \\ before it.
+    # At the start of a line, LaTeX takes these as arguments of the \\ before it.
     "[": "{[}",
     "]": "{]}",
     "*": "{*}",

@@ -1,4 +1,4 @@
-"""The table of result rows, one line for each config over its seeds."""
+"""The table of result rows: one line per config, over its seeds."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -19,17 +19,17 @@ def render(summaries: Sequence[Summary], format: str = "markdown", per_class: st
 def table(summaries: Sequence[Summary], per_class: str = "iou", *, interval: bool = False) -> Table:
     """Return a table with a line for each summary, in the order given.
 
-    As printed, in percent with one decimal, overrides and settings that differ between the lines
-    are columns, those that are shared are in the title, and the best mean of a column is bold. The
-    records hold everything, as fractions at full precision.
+    Printed are percentages with one decimal. Overrides and settings that differ between the lines
+    are columns, shared ones are in the title, and the best mean of a column is bold. The records
+    hold everything, as fractions at full precision.
 
     Args:
-      summaries: from `results.summary.summarize`; with equal class names.
+      summaries: from `results.summary.summarize`, with equal class names.
       per_class: "iou" or "accuracy", the per-class columns.
       interval: print the 95% interval over the seeds, not the deviation.
 
     Raises:
-      UserError: no summaries, different class names, or another `per_class`.
+      UserError: there are no summaries, class names differ, or `per_class` is unknown.
     """
     if per_class not in PER_CLASS:
         raise UserError(f"per-class columns {per_class!r}, expected {' or '.join(PER_CLASS)}")
@@ -59,14 +59,14 @@ def table(summaries: Sequence[Summary], per_class: str = "iou", *, interval: boo
 
 
 def spread(interval: bool) -> str:
-    """Return what `Estimate.percent` prints, in words."""
+    """Describe what `Estimate.percent` prints."""
     if interval:
         return "mean [95% interval of the mean, Student's t]"
     return "mean ± sample standard deviation"
 
 
 def text(value: Any) -> str:
-    """Return the value of an override as printed."""
+    """Format the value of an override."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -74,7 +74,7 @@ def _size(summary: Summary) -> str:
     return "x".join(map(str, summary.row["resolution"]))
 
 
-# Heading -> value: a column where the lines differ in it, else part of the title.
+# Heading -> value of a setting: a column if the lines differ, else part of the title.
 _SETTINGS: dict[str, Callable[[Summary], str]] = {
     "experiment": lambda summary: summary.row["experiment"],
     "dataset": lambda summary: summary.row["dataset"],
@@ -87,7 +87,7 @@ _SETTINGS: dict[str, Callable[[Summary], str]] = {
 
 
 def differing(summaries: Sequence[Summary]) -> dict[str, list[str]]:
-    """Return {heading: texts} of the columns that tell the lines apart, without the model name."""
+    """Return {heading: texts} of the columns that distinguish the lines, except the model."""
     keys = dict.fromkeys(name for summary in summaries for name in summary.overrides)
     keys.pop("model.name", None)
     columns = {}
@@ -131,7 +131,7 @@ def _columns(
         columns.append(_scores(heading, name, estimates, interval, printed=any(estimates)))
     for k, name in enumerate(summaries[0].row["class_names"]):
         estimates = [s.per_class[per_class][k] for s in summaries]
-        columns.append(_scores(name, f"{per_class}_{name}", estimates, interval, turned=True))
+        columns.append(_scores(name, f"{per_class}_{name}", estimates, interval, rotated=True))
     return columns
 
 
@@ -147,10 +147,10 @@ def _scores(
     estimates: Sequence[Estimate | None],
     interval: bool,
     *,
-    turned: bool = False,
+    rotated: bool = False,
     printed: bool = True,
 ) -> Column:
-    """Return a column of scores; the best mean, as printed, is bold if there are several lines."""
+    """Return a column of scores; if there are several lines, the best printed mean is bold."""
     means = [None if e is None else round(100 * e.mean, 1) for e in estimates]
     best = max((mean for mean in means if mean is not None), default=None)
     cells = [
@@ -165,7 +165,7 @@ def _scores(
         cells,
         ranks=[None if e is None else e.mean for e in estimates],
         keys=tuple(f"{key}_{end}" for end in ends),
-        turned=turned,
+        rotated=rotated,
         printed=printed,
     )
 

@@ -23,19 +23,19 @@ CONFIDENCE = 0.95
 class Difference:
     """One score of two runs on the same images, as fractions."""
 
-    score: str  # key of SCORES
+    score: str  # a key of SCORES
     first: float
     second: float
     low: float  # ends of the CONFIDENCE interval of second - first
     high: float
-    better: float  # fraction of samples in which the second is better; ties count half
+    better: float  # fraction of the samples in which the second is better; ties count half
 
 
 def load(path: Path) -> tuple[Row, Counts]:
-    """Load the row of a run, and the counts of each image beside it.
+    """Load the row of a run and the counts of each image.
 
     Args:
-      path: run directory, or file of a row.
+      path: run directory, or `result.json`; the counts are in the `.npz` file of the same name.
 
     Raises:
       UserError: the row or the counts are missing, or the counts do not add up to the row.
@@ -43,7 +43,7 @@ def load(path: Path) -> tuple[Row, Counts]:
     file = path / "result.json" if path.is_dir() else path
     if not file.is_file():
         raise UserError(
-            f"{path} has no result: expected the directory of a finished run, or its row"
+            f"{path} has no result: expected the directory or the result.json of a finished run"
         )
     (row,) = results.read([file])
     beside = file.with_suffix(".npz")
@@ -52,7 +52,7 @@ def load(path: Path) -> tuple[Row, Counts]:
             confusion, boundaries = arrays["confusion"], arrays["boundary"]
     except FileNotFoundError:
         raise UserError(
-            f"{beside} is missing: `segjax evaluate` counts the images of a run one by one"
+            f"{beside} is missing: `segjax evaluate` writes the counts of each image"
         ) from None
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"{beside} is damaged: {error}") from error
@@ -61,37 +61,37 @@ def load(path: Path) -> tuple[Row, Counts]:
     whole = confusion.shape == (images, classes, classes)
     whole = whole and boundaries.shape == (images, classes, 3)
     if not (whole and np.array_equal(counts.total, row["confusion"])):
-        raise UserError(f"{beside} holds other counts than those of {file}")
+        raise UserError(f"{beside}: its counts do not add up to those of {file}")
     return row, counts
 
 
 def compare(
     first: Path, second: Path, *, samples: int = SAMPLES, seed: int = 0
 ) -> list[Difference]:
-    """Return both runs' scores, and bootstrap intervals of their differences.
+    """Return both runs' scores, with bootstrap intervals of the differences.
 
-    Each sample draws as many images as there are, with replacement, the same for both runs, and
-    scores both: G, C and mIoU of the summed confusion matrices, BF as the mean over the images. The
+    Each sample draws as many images as the split has, with replacement, and scores both runs on
+    them: G, C and mIoU of the summed confusion matrices, BF as the mean over the images. The
     variation between training seeds is not included.
 
     Args:
-      first: run directory, or file of a row.
-      second: likewise.
+      first: run directory, or `result.json`.
+      second: run directory, or `result.json`.
       samples: number of bootstrap samples.
-      seed: of the sampling.
+      seed: random seed of the samples.
 
     Raises:
-      UserError: one of them cannot be loaded, or they differ in images, resolution or classes.
+      UserError: a run cannot be loaded, or the runs differ in images, resolution or classes.
     """
     (row, counts), (other_row, other) = load(first), load(second)
     for name in ("dataset", "split", "num_images", "resolution", "class_names"):
         if row[name] != other_row[name]:
             raise UserError(
-                f"{second} has {name} {other_row[name]}, but {first} {row[name]}; "
-                "runs are compared on the same images"
+                f"{second} has {name} {other_row[name]}, but {first} has {row[name]}; "
+                "expected runs scored on the same images"
             )
     if not np.array_equal(counts.confusion.sum(2), other.confusion.sum(2)):
-        raise UserError(f"{second} was scored on other labels than {first}")
+        raise UserError(f"{second} and {first} were scored on different labels")
     images = row["num_images"]
     chosen = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), samples)
     plain = np.ones((1, images), np.int64)
@@ -102,7 +102,7 @@ def compare(
 
 
 def _scores(counts, times):
-    """Return {score: (S,)} of S bootstrap samples; times (S, N) counts each image in each."""
+    """Return {score: (S,)}; times (S, N) is how often each sample contains each image."""
     confusion = times @ counts.confusion.reshape(len(counts.confusion), -1).astype(np.int64)
     sets = [metrics.scores(each) for each in confusion.reshape(-1, *counts.confusion.shape[1:])]
     found = {name: np.array([getattr(each, name) for each in sets]) for name in metrics.SCORES}
@@ -123,7 +123,7 @@ def _difference(name, first, second, differences):
 
 
 def render(differences: Sequence[Difference]) -> str:
-    """Return a Markdown table, in percent."""
+    """Return the differences as a Markdown table, in percent."""
     lines = [
         f"| score | first | second | difference | {CONFIDENCE:.0%} interval | second better |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",

@@ -12,7 +12,7 @@ from segjax.files import write_whole
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """Counts of each of N images."""
+    """Counts of each of the N images of a split."""
 
     confusion: np.ndarray  # int32 (N, K, K), without void; rows are the truth
     boundary: np.ndarray | None = None  # int64 (N, K, 3) from `boundary.counts`; None: not measured
@@ -24,7 +24,7 @@ class Counts:
 
 
 def write_counts(path: str | os.PathLike[str], counts: Counts) -> None:
-    """Write counts as `<name>.npz` beside the file of their row, whole or not at all."""
+    """Write counts atomically as `<name>.npz`, where `path` is the row's `<name>.json`."""
     content = io.BytesIO()
     arrays = {name: x for name, x in vars(counts).items() if x is not None}
     np.savez_compressed(content, **arrays)

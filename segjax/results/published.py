@@ -1,7 +1,7 @@
 """Published CamVid results, with their sources.
 
-`published.json` holds one record a line. Scores keep the printed digits, in percent; what is not
-printed is null. Everything was read in its source ("V") or where another text quotes it ("V2").
+`published.json` holds one record per line. Scores are in percent with the printed digits, or null
+if not printed. They were read in the source itself ("V") or in another text that quotes it ("V2").
 Per-class lists are in the order of the papers' columns.
 """
 
@@ -29,9 +29,9 @@ CLASSES = (
     *("Building", "Tree", "Sky", "Car", "SignSymbol", "Road"),
     *("Pedestrian", "Fence", "Pole", "Pavement", "Bicyclist"),
 )
-"""Our names, in the order of the columns of the SegNet and Tiramisu papers."""
+"""Our names of the classes, in the order of the columns of the SegNet and Tiramisu papers."""
 
-# Key in the file -> heading in a table.
+# Group of records -> its heading in a table.
 GROUPS = {
     "unary": "Without a CRF",
     "crf": "With a CRF",
@@ -51,7 +51,7 @@ Number = Decimal | int
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """The setting in which a result is comparable with ours."""
+    """The setting of a result that is comparable with ours."""
 
     training_images: int
     test_images: int
@@ -59,7 +59,7 @@ class Protocol:
 
 
 def _by_class(values: Any) -> Any:
-    """Key the list of the file, of as many numbers as there are CLASSES, by their names."""
+    """Convert a list in the order of CLASSES to a dict by class."""
     if not (isinstance(values, list) and len(values) == len(CLASSES)) or values.count(None) == len(
         CLASSES
     ):
@@ -94,15 +94,15 @@ class Record:
     method: Text
     group: Text  # a key of GROUPS
     source: Text  # a key of Published.sources
-    verified: Literal["V", "V2"]  # read in the source, or where it is quoted
-    protocol: Literal["ours", "differs", "unknown"]  # the notes say why if not ours
+    verified: Literal["V", "V2"]  # read in the source itself, or in a quotation
+    protocol: Literal["ours", "differs", "unknown"]  # if not ours, the notes say why
     notes: tuple[Text, ...]
-    sic: tuple[str, ...] = ()  # names of scores, costs or classes whose printed value is suspect
+    sic: tuple[str, ...] = ()  # scores, costs or classes whose printed value is suspect
     split: Literal["train", "val", "test"] | None = None
     training_images: Positive | None = None
     resolution: tuple[Positive, Positive] | None = None  # height, width
     scores: Mapping[str, Percent | None] = dataclasses.field(default_factory=dict)  # by SCORES
-    per_class_accuracy: PerClass = dataclasses.field(default_factory=dict)  # by CLASSES, or empty
+    per_class_accuracy: PerClass = dataclasses.field(default_factory=dict)  # by class, or empty
     per_class_iou: PerClass = dataclasses.field(default_factory=dict)
     parameters_m: Amount | None = None  # millions
     # Milliseconds and megabytes, by COSTS.
@@ -120,7 +120,7 @@ _RECORDS = TypeAdapter(Record)
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """The whole file."""
+    """The content of the file."""
 
     protocol: Protocol
     sources: Mapping[str, str]  # short name -> citation
@@ -131,8 +131,8 @@ def load(file: Path = FILE) -> Published:
     """Load and validate published results.
 
     Raises:
-      UserError: a field is unknown, missing, ill-typed or out of range, a class, source or note is
-        not declared, or a differing protocol has no note. It names the record.
+      UserError: a field is unknown, missing, of the wrong type or out of range; a class, source or
+        note is not declared; or a protocol that is not ours has no note. It names the record.
     """
     data = json.loads(file.read_text(encoding="utf-8"), parse_float=Decimal)
     if tuple(data["classes"]) != CLASSES:
@@ -169,7 +169,7 @@ def _record(
                 raise UserError(f"{where}: {name} has {value!r}, expected {', '.join(known)}")
     for name, numbers, names in (("scores", record.scores, SCORES), ("cost", record.cost, COSTS)):
         if name in fields and tuple(numbers) != names:
-            raise UserError(f"{where}: {name} is of {', '.join(numbers)}, expected {names}")
+            raise UserError(f"{where}: {name} has {list(numbers)}, expected {list(names)}")
     if record.protocol != "ours" and not record.notes:
         raise UserError(f"{where}: its protocol is not ours, expected a note that says why")
     if bool(record.scores) == bool(record.cost) or bool(record.scores) != bool(record.split):
@@ -179,10 +179,10 @@ def _record(
 
 @functools.cache
 def shipped() -> Published:
-    """Return the published results that come with the package."""
+    """Return the published results in the package."""
     return load()
 
 
 def records(group: str, split: str | None) -> list[Record]:
-    """Return the records of a group for a split (None: costs), in the order of the file."""
+    """Return the records of a group and split (None for costs), in the order of the file."""
     return [r for r in shipped().records if r.group == group and r.split == split]

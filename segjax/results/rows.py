@@ -1,7 +1,7 @@
 """Read, validate and write result rows.
 
 A row is one run scored on one split: a ``result.json``, or one line of a ``.jsonl`` file. Its
-scores are fractions in [0, 1], and are checked against its confusion matrix whenever it is read.
+scores are fractions in [0, 1] and are checked against its confusion matrix on every read.
 """
 
 import datetime
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import (
     Annotated,
     Any,
-    NotRequired,  # pydantic refuses those of Python 3.11
+    NotRequired,  # with TypedDict from typing_extensions: pydantic refuses that of Python 3.11
 )
 
 import numpy as np
@@ -60,7 +60,7 @@ class ResultRow(TypedDict):
     boundary_f: Fraction | None  # over the classes with a boundary in the truth
     per_class_accuracy: list[Fraction]
     per_class_iou: list[Fraction]
-    present: list[bool]  # in the truth
+    present: list[bool]  # whether the class is in the truth
     confusion: list[list[Count]]  # (K, K), rows are the truth
     steps: Count | None
     best_step: Count | None
@@ -69,9 +69,9 @@ class ResultRow(TypedDict):
     device: Text
     versions: dict[str, Any]
     finished: Text  # time, ISO 8601
-    # Git commit of the code, followed by "-modified" where files of it were; none outside of git.
+    # Git commit of the code, followed by "-modified" if its files were changed; None outside git.
     revision: NotRequired[Text | None]
-    # How the labels were made, other than from the logits of one network.
+    # How the labels were predicted, if not from the logits of one network alone.
     inference: NotRequired[Text]
     # Over the classes with a boundary in the truth or in the prediction.
     boundary_f_either: NotRequired[Fraction | None]
@@ -82,7 +82,7 @@ _PER_CLASS = ("per_class_accuracy", "per_class_iou", "per_class_boundary_f", "pr
 
 
 def _check(row: Any, where: str) -> Row:
-    """Return the row, or raise a UserError that names the place and the first fault."""
+    """Return the row, or raise a UserError that names the place and the first error."""
     schema.validate(row, ResultRow, where, _WHAT)
     names = row["class_names"]
     if len(set(names)) < len(names):
@@ -90,7 +90,8 @@ def _check(row: Any, where: str) -> Row:
     for name in _PER_CLASS:
         if name in row and len(row[name]) != len(names):
             raise UserError(
-                f"{where}: {name} has {len(row[name])} entries, expected {len(names)}, one a class"
+                f"{where}: {name} has {len(row[name])} entries, "
+                f"expected {len(names)}, one per class"
             )
     for name, counts in zip(names, row["confusion"], strict=True):
         if len(counts) != len(names):
@@ -144,12 +145,11 @@ def scored(
 
 
 def provenance(device: str, platform: str = "") -> Row:
-    """Return the fields of a row that tell device, versions and time.
+    """Return the fields of a row that hold device, versions and time.
 
     Args:
       device: name of the device.
-      platform: JAX platform, such as "cpu", for which the version of oneDNN is included if it is
-        used.
+      platform: JAX platform; for "cpu" the versions include that of oneDNN, if it is used.
     """
     versions = {name: metadata.version(name) for name in ("jax", "flax", "optax")}
     versions |= build.versions(platform)
@@ -192,9 +192,9 @@ def _read_file(path: Path) -> list[Row]:
 def read(paths: Iterable[str | os.PathLike[str]]) -> list[Row]:
     """Read and validate the result rows of files and directories.
 
-    A directory stands for every ``result.json`` below it or, if there is none, the ``.jsonl`` files
-    directly in it (except ``metrics.jsonl``, the log of a run). Each file is read once, even if
-    several paths lead to it.
+    From a directory, every ``result.json`` below it is read or, if it has none, the ``.jsonl``
+    files directly in it (except ``metrics.jsonl``, the log of a run). Each file is read once, even
+    if several paths lead to it.
 
     Raises:
       UserError: a path is missing or has no row, or a row is cut short, lacks a field, has a value
@@ -227,7 +227,7 @@ def read(paths: Iterable[str | os.PathLike[str]]) -> list[Row]:
 
 
 def write_row(path: str | os.PathLike[str], row: Row) -> None:
-    """Validate a row and write it as ``result.json``, one field a line, whole or not at all."""
+    """Validate a row and write it atomically as ``result.json``, one field per line."""
     _check(row, str(path))
     fields = [f"  {json.dumps(name)}: {schema.dump(value)}" for name, value in row.items()]
     write_whole(path, "{\n" + ",\n".join(fields) + "\n}\n")
@@ -245,7 +245,7 @@ def append(path: str | os.PathLike[str], row: Row) -> bool:
         if group_key(old) == group_key(row) and old["seed"] == row["seed"]:
             if old["confusion"] == row["confusion"]:
                 return False
-            raise UserError(f"{path}: has another result of {title(row)}; take that line out first")
+            raise UserError(f"{path}: has another result of {title(row)}; remove that line first")
     schema.append(path, row)
     return True
 
@@ -256,7 +256,7 @@ def overrides(row: Row) -> Row:
 
 
 def group_key(row: Row) -> str:
-    """Return a key that rows share if they differ only in their seed."""
+    """Return a key that is equal for rows that differ only in their seed."""
     same = (
         *("experiment", "model", "model_options", "config_digest", "batch_norm"),
         *("dataset", "split", "num_images", "resolution", "class_names"),

@@ -1,4 +1,4 @@
-"""Rows of JSON in files, of results and of measurements: parse, validate, append."""
+"""Parse, validate and append rows of JSON, of results and of measurements."""
 
 import functools
 import json
@@ -15,7 +15,7 @@ Row = dict[str, Any]
 
 # Types of the fields of a row.
 Text = Annotated[str, Field(min_length=1)]
-Count = Annotated[int, Field(ge=0, lt=2**53)]  # every JSON reader holds it exactly
+Count = Annotated[int, Field(ge=0, lt=2**53)]  # exact in every JSON reader
 Positive = Annotated[int, Field(ge=1, lt=2**53)]
 Amount = Annotated[float, Field(ge=0, le=1e30)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -25,17 +25,17 @@ _adapter = functools.cache(TypeAdapter)
 
 
 def validate(row: Any, fields: type, where: str, what: str) -> None:
-    """Check a row against a TypedDict; further fields may be there.
+    """Check a row against a TypedDict; additional fields are allowed.
 
     Args:
-      row: as parsed; no value is converted.
+      row: parsed JSON; no value is converted.
       fields: the TypedDict.
       where: file and line, for the message.
       what: what the row should be, such as "a result row".
 
     Raises:
-      UserError: the row is no object, or a field is missing or has another type or range. It names
-        the place and the first fault.
+      UserError: the row is not an object, or a field is missing or has the wrong type or range. It
+        names the place and the first error.
     """
     try:
         _adapter(fields).validate_python(row, strict=True)
@@ -44,7 +44,7 @@ def validate(row: Any, fields: type, where: str, what: str) -> None:
 
 
 def fault(error: ValidationError, where: str, what: str) -> UserError:
-    """Return the first fault that pydantic found as an error that names place and field."""
+    """Convert pydantic's first error to a UserError that names place and field."""
     first = error.errors(include_url=False, include_context=False)[0]
     steps = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in first["loc"])
     field = "".join(steps).removeprefix(".")
@@ -53,7 +53,7 @@ def fault(error: ValidationError, where: str, what: str) -> UserError:
     if first["type"] == "missing":
         return UserError(f"{where}: {field} is missing, expected in {what}")
     if first["type"] == "unexpected_keyword_argument":
-        return UserError(f"{where}: {field} is no field of {what}")
+        return UserError(f"{where}: {field} is not a field of {what}")
     expected = re.sub(r"^Value error, |^\w+ should (be|have) ", "", first["msg"])
     return UserError(f"{where}: {field} is {_short(first['input'])}, expected {expected}")
 
@@ -64,14 +64,14 @@ def _short(value):
 
 
 def parse(path: Path, what: str) -> list[tuple[str, Any]]:
-    """Return the rows of a file, each with its place: one, or in a `.jsonl` one a line.
+    """Return (place, row) of each row of a file: one, or in a `.jsonl` one per line.
 
     Args:
-      path: of the file.
-      what: what a row is, for the message.
+      path: JSON or JSON Lines file.
+      what: what a row should be, for the message.
 
     Raises:
-      UserError: the file is not UTF-8, or a row is cut short, holds a number that JSON does not
+      UserError: the file is not UTF-8, or a row is cut short or has a number that JSON does not
         have, or a name twice.
     """
     try:
@@ -116,7 +116,7 @@ def dump(value: Any) -> str:
 
 
 def append(path: Path, row: Row) -> None:
-    """Append a row to a `.jsonl` file, which is whole at any instant."""
+    """Append a row to a `.jsonl` file atomically."""
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     gap = "" if text.endswith("\n") or not text else "\n"
     write_whole(path, text + gap + dump(row) + "\n")

@@ -1,4 +1,4 @@
-"""Summaries of result rows over seeds: mean and spread of each score."""
+"""Summarize result rows over seeds: mean and spread of each score."""
 
 import dataclasses
 import math
@@ -21,7 +21,7 @@ PER_CLASS = {"iou": "IoU", "accuracy": "accuracy"}
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A score over several runs: mean, a fraction, and sample standard deviation (ddof 1)."""
+    """A score over runs, as a fraction: mean and sample standard deviation (ddof 1)."""
 
     mean: float
     sd: float | None  # None for a single run
@@ -47,15 +47,14 @@ class Estimate:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """Runs of one config on one split."""
+    """The runs of one config on one split."""
 
-    row: Row  # of the first run, for what all runs share
+    row: Row  # the first run's, for the fields that all runs share
     overrides: Row  # without the seed
     seeds: tuple[int, ...]  # ascending; empty for a baseline, such as "all Road"
-    scores: dict[str, Estimate | None]  # keys of SCORES; None: not measured in all runs
-    per_class: dict[
-        str, tuple[Estimate | None, ...]
-    ]  # keys of PER_CLASS, K entries; None: absent class
+    scores: dict[str, Estimate | None]  # by SCORES; None if not measured in all runs
+    # By PER_CLASS, K estimates each; None for an absent class.
+    per_class: dict[str, tuple[Estimate | None, ...]]
 
 
 def _estimate(values: Sequence[float | None]) -> Estimate | None:
@@ -87,7 +86,7 @@ def summarize(rows: Iterable[Row]) -> list[Summary]:
 
     The rows of a group share experiment, overrides except the seed, model, config digest and
     evaluation (dataset, split, number of images, resolution, classes, batch normalization,
-    inference). Equal results of one run count once.
+    inference). Duplicates of a row count once.
 
     Raises:
       UserError: a group has two different results of one seed, or was scored on different labels.
@@ -99,12 +98,12 @@ def summarize(rows: Iterable[Row]) -> list[Summary]:
         if twin["confusion"] != row["confusion"]:
             raise UserError(
                 f"{results.title(row)}: two different results (finished {twin['finished']} and "
-                f"{row['finished']}), expected one for each seed"
+                f"{row['finished']}), expected one per seed"
             )
         first = next(iter(group.values()))
         if list(map(sum, first["confusion"])) != list(map(sum, row["confusion"])):
             raise UserError(
-                f"{results.title(row)}: scored on other labels than {results.title(first)}"
+                f"{results.title(row)}: scored on different labels than {results.title(first)}"
             )
     summaries = [_summary(list(group.values())) for group in groups.values()]
 

@@ -74,7 +74,7 @@ class Experiment:
             class_weights=weights,
         )
         # U-Net adds the weights of classes and borders: the former are in the map already.
-        return loader.Weighed(source, weigh), np.ones_like(weights)
+        return loader.WeightedSource(source, weigh), np.ones_like(weights)
 
 
 def create(config: ConfigDict, info: datasets.DatasetInfo | None = None) -> Experiment:

@@ -1,9 +1,9 @@
 """Segmentation losses, and weights of classes and pixels.
 
 Each loss is a sum over terms divided by `num_terms`: pixels for cross entropy and focal loss,
-images for Dice and Lovász. Where every device and micro-batch divides by the terms of the whole
-batch, the parts sum to the loss of the whole batch. A label outside [0, K) is void: VOID, and the
--1 and -100 of other libraries.
+images for Dice and Lovász. If every device and micro-batch divides by the number of terms of the
+whole batch, their losses add up to that of the whole batch. A label outside [0, K) is void: VOID,
+and the -1 and -100 of other libraries.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ SEGNET_CLASS_WEIGHTS = (
 CLASS_WEIGHTS = ("none", "median_frequency", "segnet", "enet")
 
 LOSSES = ("cross_entropy", "focal", "dice", "lovasz")
-PIXEL_LOSSES = ("cross_entropy", "focal")  # with weights of pixels
+PIXEL_LOSSES = ("cross_entropy", "focal")  # that take weights of pixels
 
 FOCAL_GAMMA = 2.0
 
@@ -67,7 +67,7 @@ def loss(
 
     The other arguments are those of `cross_entropy`; `normalizer` is the whole batch's `num_terms`,
     at least 1, or that divided by the number of devices over which the losses are averaged.
-    Dice and Lovász ignore weights of pixels, which `segjax.config.check` refuses with them.
+    Dice and Lovász ignore the weights of pixels; `segjax.config.check` refuses the combination.
     """
     if name in PIXEL_LOSSES:
         function = cross_entropy if name == "cross_entropy" else focal
@@ -91,15 +91,15 @@ def cross_entropy(
     """Compute the weighted cross entropy, divided by the number of valid pixels.
 
     loss = sum_i v_i w[y_i] * -log softmax(z_i)[y_i] / N over the N pixels that are not void, as in
-    Caffe's SoftmaxWithLoss. (A weighted mean that divides by the sum of the weights, as PyTorch's,
-    is another effective learning rate.)
+    Caffe's SoftmaxWithLoss. (PyTorch divides by the sum of the weights instead, which changes the
+    effective learning rate.)
 
     Args:
       logits: z, floating (..., K).
       labels: y, integers (...); values outside [0, K), VOID among them, are ignored.
       class_weights: w, float32 (K,).
       pixel_weights: v, float32 (...); None for ones.
-      normalizer: N > 0, if these pixels are a part of a batch (shards and micro-batches).
+      normalizer: N > 0 of the whole batch, if these pixels are a part of it; None counts them.
 
     Returns:
       float32 scalar; 0 where no pixel is valid.
@@ -127,7 +127,7 @@ def focal(
 
 
 def _nll(logits, labels):
-    """Return -log softmax of the truth, or of class 0 where that is void."""
+    """Return -log softmax at the true class, or at class 0 where the label is void."""
     target = jnp.where(is_valid(labels, logits.shape[-1]), labels, 0).astype(jnp.int32)
     return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), target)
 
@@ -144,7 +144,7 @@ def _weighted_mean(losses, logits, labels, class_weights, pixel_weights, normali
 
 
 def dice(logits: jax.Array, labels: jax.Array, class_weights: jax.Array) -> jax.Array:
-    """Compute the soft Dice loss of each image: the weighted mean over all classes of 1 - Dice.
+    """Compute the soft Dice loss of each image, the weighted mean of 1 - Dice over all classes.
 
     Dice_c = (sum p t + 1) / ((sum p + sum t) / 2 + 1) over the valid pixels of the image, p the
     softmax of class c and t 1 where it is the truth (Milletari et al., arXiv 1606.04797, with the
@@ -192,7 +192,7 @@ def lovasz(logits: jax.Array, labels: jax.Array, class_weights: jax.Array) -> ja
     valid = is_valid(labels, num_classes)
     truth = jnp.moveaxis(jax.nn.one_hot(labels, num_classes), -1, 1)  # (B, K, pixels)
     errors = jnp.where(valid[:, None], jnp.abs(truth - jnp.moveaxis(shares, -1, 1)), 0.0)
-    # Void pixels come last, after errors of 0, and change no step before them.
+    # Void pixels come last, with errors of 0, so they do not change the steps before them.
     order = jnp.argsort(jnp.where(valid[:, None], -errors, 1.0))
     errors, truth = (jnp.take_along_axis(x, order, -1) for x in (errors, truth))
     total = jnp.sum(truth, -1, keepdims=True)
@@ -214,16 +214,16 @@ def border_weights(
 ) -> np.ndarray:
     """Compute U-Net's weight map: w(x) = w_c(x) + w0 exp(-(d1 + d2)^2 / (2 sigma^2)).
 
-    d1 and d2 are the distances, in pixels, from x to the nearest and the second nearest object:
-    that is, to its nearest pixel, so d1 is 0 inside an object. Objects are the connected components
-    (by edges, not corners) of each class but the background, which is the membrane between cells.
-    The background between two objects weighs most where it is thinnest (Ronneberger et al.,
+    d1 and d2 are the distances, in pixels, from x to the closest pixel of the nearest and of the
+    second nearest object; d1 is 0 inside an object. Objects are the connected components (by edges,
+    not corners) of each class except the background, which is the membrane between cells. The
+    background between two objects weighs most where it is thinnest (Ronneberger et al.,
     arXiv 1505.04597, equation 2).
 
     Args:
       labels: integers (H, W); VOID and negative labels are void and belong to no object.
       w0: factor of the border term.
-      sigma: pixels.
+      sigma: width of the border term, in pixels.
       class_weights: w_c of each class, (K,); None for ones.
       background: the class without objects; None if every class has objects.
 
@@ -232,7 +232,7 @@ def border_weights(
       1e-9 w0, and everywhere if there are fewer than two objects.
     """
     labels = np.asarray(labels)
-    # Beyond this reach an object changes no float32, so its distances are needed only nearby.
+    # Farther away than this an object does not change the float32 result.
     reach = int(np.ceil(sigma * np.sqrt(2 * np.log(1e9))))
     nearest = np.full(labels.shape, np.inf)
     second = np.full(labels.shape, np.inf)
@@ -256,7 +256,7 @@ def border_weights(
 def class_weights(
     kind: str, pixel_counts: Sequence[int], present_pixel_counts: Sequence[int]
 ) -> np.ndarray:
-    """Compute the weights of classes from the pixel counts of the training split.
+    """Return the weights of the classes, from the pixel counts of the training split.
 
     - none: ones.
     - median_frequency: median(f) / f, f = pixels of the class / pixels of the images that have it
@@ -273,7 +273,7 @@ def class_weights(
       float32 (K,).
 
     Raises:
-      UserError: an unknown kind, or `segnet` for other than eleven classes.
+      UserError: the kind is unknown, or it is `segnet` and there are not eleven classes.
     """
     counts = np.asarray(pixel_counts, np.float64)
     if kind == "none":

@@ -14,8 +14,11 @@ def create_schedule(config: ConfigDict, steps: int) -> optax.Schedule:
     """Return the learning rate as a function of the step, from the `optimizer` part of a config.
 
     The rate is multiplied by 1 (constant), (1 - t / T)^power (poly) or (1 + cos(pi t / T)) / 2
-    (cosine), t the steps done since the warm-up and T all steps after it. In a warm-up of W steps
-    step k = 0, 1, ... has the rate times (k + 1) / (W + 1).
+    (cosine), where t counts the T steps after the warm-up. In a warm-up of W steps, step
+    k = 0, 1, ... has the rate times (k + 1) / (W + 1).
+
+    Raises:
+      UserError: the schedule is unknown.
     """
     rate, warmup = config.learning_rate, config.warmup_steps
     rest = max(steps - warmup, 1)
@@ -35,11 +38,14 @@ def create_schedule(config: ConfigDict, steps: int) -> optax.Schedule:
 
 
 def create_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Return sgd with momentum, adam or adamw, from the `optimizer` part of a config.
+    """Return the optimizer of the `optimizer` part of a config: sgd with momentum, adam or adamw.
 
-    Weight decay w is applied to kernels alone, not to biases and batch normalization. For sgd and
-    adam it is the L2 penalty w / 2 * |kernel|^2, its gradient added before the momentum, as in
-    Caffe; for adamw it is decoupled. The gradient is clipped first.
+    Weight decay w applies to kernels, not to biases and batch normalization. For sgd and adam it is
+    the L2 penalty w / 2 * |kernel|^2, whose gradient is added before the momentum, as in Caffe; for
+    adamw it is decoupled. The gradient is clipped first.
+
+    Raises:
+      UserError: the optimizer is unknown.
     """
     decay = config.weight_decay
     parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
@@ -57,5 +63,5 @@ def create_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Grad
 
 
 def decayed(params: optax.Params) -> optax.Params:
-    """Return a mask of the parameters that decay: kernels, not biases or batch normalization."""
+    """Return a mask of the parameters that decay: True for kernels, False for all others."""
     return jax.tree.map_with_path(lambda path, _: path[-1].key == "kernel", params)

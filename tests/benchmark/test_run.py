@@ -48,7 +48,7 @@ class FakeSide:
         self.asked.append((self.torch, do, request))
         if do in self.failing and request.get("batch") in (None, 4):
             raise process.Failed(self.failing[do])
-        what = worker.WHAT
+        programs = worker.PROGRAMS
         return {
             "network": {
                 "device": "abacus",
@@ -58,16 +58,16 @@ class FakeSide:
                 "logits": {"greatest_difference": 1e-6, "mean_difference": 0.0, "greatest": 2.0},
             },
             "batch": {
-                "compile_seconds": dict.fromkeys(what, 1.5),
+                "compile_seconds": dict.fromkeys(programs, 1.5),
                 "memory": {
-                    "compiled": dict.fromkeys(what, 3_000_000),
-                    "device": dict.fromkeys(what),
-                    "process": dict.fromkeys(what, 400_000_000 if self.torch else 200_000_000),
+                    "compiled": dict.fromkeys(programs, 3_000_000),
+                    "device": dict.fromkeys(programs),
+                    "process": dict.fromkeys(programs, 400_000_000 if self.torch else 200_000_000),
                 },
                 "macs": {"forward": 1000, "training_step": 2900},
-                "bytes": dict.fromkeys(what, 5000.0),
+                "bytes": dict.fromkeys(programs, 5000.0),
             },
-            "time": {"ms": TIMES.get(request.get("what"), 0) * (3 if self.torch else 1)},
+            "time": {"ms": TIMES.get(request.get("program"), 0) * (3 if self.torch else 1)},
             "peaks": {"flops_per_second": 1e6, "bytes_per_second": 1e7},
         }[do]
 
@@ -98,7 +98,7 @@ def make_row(**changed):
         "versions": {},
         "finished": "2026-01-01",
     }
-    what = worker.WHAT
+    programs = worker.PROGRAMS
     row["sides"]["segjax"] = {
         "error": None,
         "device": "abacus",
@@ -113,12 +113,12 @@ def make_row(**changed):
             }
             for name, ms in TIMES.items()
         },
-        "compile_seconds": dict.fromkeys(what, 1.5),
+        "compile_seconds": dict.fromkeys(programs, 1.5),
         "memory": {
-            name: dict.fromkeys(what, 3_000_000 if name == "compiled" else None)
+            name: dict.fromkeys(programs, 3_000_000 if name == "compiled" else None)
             for name in measurements.MEMORY
         },
-        "bytes": dict.fromkeys(what, 5000.0),
+        "bytes": dict.fromkeys(programs, 5000.0),
         "logits": None,
     }
     return row | changed
@@ -147,7 +147,7 @@ def test_macs_are_those_counted_by_hand(bench):
     assert said["parameters"] == 9 * 3 * 4 + 4 + 2 * 4 + 4 * 11 + 11
 
 
-def test_the_compiled_programs_plan_at_least_what_they_are_given(bench):
+def test_the_planned_memory_holds_at_least_the_arguments(bench):
     _, said, prepared = bench
     planned = prepared["memory"]["compiled"]
     image, logits = 4 * 2 * 24 * 32 * 3, 4 * 2 * 24 * 32 * 11
@@ -157,7 +157,7 @@ def test_the_compiled_programs_plan_at_least_what_they_are_given(bench):
     assert all(seconds > 0 for seconds in prepared["compile_seconds"].values())
 
 
-def test_programs_run_on_one_batch_after_another_and_leave_the_weights(bench):
+def test_programs_cycle_through_the_batches_and_keep_the_weights(bench):
     bench, _, _ = bench
     before = _host_params(bench)
     seen = []
@@ -168,8 +168,8 @@ def test_programs_run_on_one_batch_after_another_and_leave_the_weights(bench):
         seen.append(next(k for k, x in enumerate(inputs) if x is raw))
         bench._run("training_step")
     assert sorted(seen) == list(range(worker.DISTINCT))
-    for what in worker.WHAT:
-        assert bench.time(what)["ms"] > 0
+    for program in worker.PROGRAMS:
+        assert bench.time(program)["ms"] > 0
     for path, leaf in before:
         np.testing.assert_allclose(dict(_host_params(bench))[path], leaf, atol=1e-6)
     assert all(rate > 0 for rate in bench.peaks().values())
@@ -184,7 +184,7 @@ def _host(raw):
     return {name: np.asarray(x) for name, x in raw.items()}
 
 
-def test_what_others_are_compared_by_is_left_in_the_folder(bench, tmp_path):
+def test_reference_values_for_others_are_written_to_the_folder(bench, tmp_path):
     bench, _, _ = bench
     model = models.create("one_layer", 11)
     variables = worker.seeded_variables(model, (24, 32))
@@ -199,7 +199,7 @@ def test_what_others_are_compared_by_is_left_in_the_folder(bench, tmp_path):
     assert np.abs(np.load(tmp_path / "logits.npy")).max() > 0.1
 
 
-def test_a_row_gives_rates_shares_and_backward():
+def test_rates_shares_and_backward_follow_from_a_row():
     facts = Facts(make_row(batch=8))
     assert facts.flops("forward") == 2000
     assert facts.arithmetic_ms("forward") == pytest.approx(2.0)
@@ -212,7 +212,7 @@ def test_a_row_gives_rates_shares_and_backward():
     assert facts.memory_mb("forward", "device") is None
 
 
-def test_rows_are_kept_as_they_come_and_not_measured_twice(fake, tmp_path):
+def test_rows_are_written_when_measured_and_not_measured_twice(fake, tmp_path):
     output = tmp_path / "rows.jsonl"
     rows = run.run(PLAN, "segjax benchmark", output)
     assert [row["batch"] for row in rows] == [1, 4]
@@ -229,7 +229,7 @@ def test_rows_are_kept_as_they_come_and_not_measured_twice(fake, tmp_path):
     assert tables.memory_against(rows[0], "torch", "training_step") == pytest.approx(2.0)
 
 
-def test_a_kill_loses_the_row_that_is_measured_and_no_other(fake, monkeypatch, tmp_path):
+def test_a_kill_loses_only_the_row_being_measured(fake, monkeypatch, tmp_path):
     output = tmp_path / "rows.jsonl"
     with monkeypatch.context() as patch:
         patch.setattr(fake, "ask", _interrupted(fake.ask))
@@ -249,7 +249,7 @@ def _interrupted(ask):
     return interrupted
 
 
-def test_sides_take_turns_and_the_first_is_not_ever_the_same(fake):
+def test_sides_take_turns_and_alternate_in_being_first(fake):
     run.run(run.dataclasses.replace(PLAN, against=("torch",)), "", None)
     timed = [torch for torch, do, _ in fake.asked if do == "time"]
     assert timed == [*(3 * [False]), *(6 * [True]), *(3 * [False])] * 2
@@ -264,19 +264,19 @@ def test_out_of_memory_is_in_the_row_and_does_not_end_the_run(fake, tmp_path):
     assert Facts(rows[1]).ms("forward") is None
     text = table.draw(tables.listing(rows))
     assert "segnet_basic (width 2) at batch 4 in float32, segjax: out of memory." in text
-    # It is not part of the sum, and the table has its error.
+    # It is not part of the total, and the table shows its error.
     assert "segnet_basic (width 2)" in table.draw(tables.paper(rows))
 
 
-def test_no_point_is_begun_when_time_is_up(fake):
+def test_no_row_is_measured_after_the_time_limit(fake):
     assert run.run(run.dataclasses.replace(PLAN, seconds=-1.0), "", None) == []
 
 
-def test_a_process_that_dies_says_by_what():
+def test_the_error_of_a_dead_process_names_the_cause():
     script = "import os, sys; sys.stdin.readline(); {}"
     for end, said in (
         ("os.kill(os.getpid(), 9)", "out of memory (killed)"),
-        ("sys.exit('no such thing')", "ended with 1: no such thing"),
+        ("sys.exit('no such thing')", "ended with status 1: no such thing"),
     ):
         side = process.Side([sys.executable, "-c", script.format(end)])
         with pytest.raises(process.Failed) as failed:
@@ -287,7 +287,7 @@ def test_a_process_that_dies_says_by_what():
         side.end()
 
 
-def test_a_process_answers_and_keeps_what_else_is_printed_to_itself():
+def test_other_output_of_a_process_does_not_mix_with_its_answers():
     script = (
         "from segjax.benchmark import process\n"
         "def double(x):\n"
@@ -318,7 +318,7 @@ def test_a_process_answers_and_keeps_what_else_is_printed_to_itself():
         ({"sides": {"segjax": {}}}, "sides.segjax.error is missing"),
     ],
 )
-def test_a_row_that_is_not_whole_is_refused(tmp_path, text, said, capsys):
+def test_an_incomplete_row_is_refused(tmp_path, text, said, capsys):
     path = tmp_path / "rows.jsonl"
     whole = json.dumps(make_row())
     if text == "cut":
@@ -374,7 +374,7 @@ def test_the_papers_table_has_ours_beside_it_and_sums(tmp_path, capsys):
         assert "float32 on abacus at 360x480" in capsys.readouterr().out
 
 
-def test_what_was_measured_on_other_images_has_no_ratio_to_the_paper(tmp_path, capsys):
+def test_rows_at_another_resolution_have_no_ratio_to_the_paper(tmp_path, capsys):
     path = tmp_path / "rows.jsonl"
     measurements.append(path, make_row(model="segnet", model_options={}, batch=1))
     assert main(["table", "cost", "--results", str(path), "--format", "json"]) == 0
@@ -384,7 +384,7 @@ def test_what_was_measured_on_other_images_has_no_ratio_to_the_paper(tmp_path, c
         assert lines[name].get("ratio_forward_ms") is None
 
 
-def test_the_command_of_a_row_names_no_folder_of_one_machine(monkeypatch, capsys):
+def test_the_command_of_a_row_names_no_local_folder(monkeypatch, capsys):
     commands = []
 
     def fake(plan, command, output):
@@ -398,7 +398,7 @@ def test_the_command_of_a_row_names_no_folder_of_one_machine(monkeypatch, capsys
     assert commands == [(command, "/opt/torch/python3")]
 
 
-def test_all_that_was_measured_is_listed(tmp_path, capsys):
+def test_all_rows_are_listed(tmp_path, capsys):
     path = tmp_path / "rows.jsonl"
     for batch in (1, 4):
         measurements.append(path, make_row(batch=batch))
@@ -409,10 +409,10 @@ def test_all_that_was_measured_is_listed(tmp_path, capsys):
     assert "wants --results" in capsys.readouterr().err
 
 
-def test_two_rows_for_one_place_are_refused(tmp_path):
-    with pytest.raises(UserError, match="two rows are of segnet_basic"):
+def test_two_rows_for_one_line_are_refused(tmp_path):
+    with pytest.raises(UserError, match="two rows have segnet_basic"):
         tables.paper([make_row(), make_row()])
-    with pytest.raises(UserError, match="no row is of batch 1 or 4"):
+    with pytest.raises(UserError, match="no row has batch 1 or 4"):
         tables.paper([make_row(batch=2)])
 
 
@@ -422,7 +422,7 @@ def test_two_rows_for_one_place_are_refused(tmp_path):
         (["--models", "segnat"], "unknown model 'segnat'; known: "),
         (["--models", "segnet", "--options", "fc_width=3"], "has an option 'fc_width'"),
         (["--models", "segnet", "--options", "width=x"], "option 'width' of model segnet is 'x'"),
-        (["--models", "segnet", "--options", "width"], "--options wants OPTION=VALUE"),
+        (["--models", "segnet", "--options", "width"], "--options 'width', expected OPTION=VALUE"),
         (["--models", "deconvnet", "--resolution", "24x32"], "24x32 is too small for deconvnet"),
         (["--models", "segnet", "--against", "tensor"], "invalid choice: 'tensor'"),
         (
@@ -431,7 +431,7 @@ def test_two_rows_for_one_place_are_refused(tmp_path):
         ),
     ],
 )
-def test_a_mistake_is_one_line_and_status_2(capsys, arguments, said):
+def test_an_error_is_one_line_and_status_2(capsys, arguments, said):
     assert main(["benchmark", *arguments]) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("segjax: ")
@@ -445,7 +445,7 @@ def test_a_python_without_torch_is_named(monkeypatch, capsys):
 
     monkeypatch.setattr(run.subprocess, "run", fake)
     assert main(["benchmark", "--models", "segnet", "--against", "torch"]) == 2
-    assert "--against wants PyTorch, but" in capsys.readouterr().err
+    assert "--against needs PyTorch in" in capsys.readouterr().err
 
 
 def test_options_go_to_the_networks_that_have_them():

@@ -1,4 +1,4 @@
-"""Augmentations move image, label and weight together, and invent no label."""
+"""Augmentations move image, label and weight together, and make no new labels."""
 
 import functools
 
@@ -40,7 +40,7 @@ def together(example):
     return inside
 
 
-def test_flip_mirrors_all_or_nothing():
+def test_flip_mirrors_everything_or_nothing():
     example = coded(3, 5)
     seen = set()
     for seed in range(8):
@@ -91,7 +91,7 @@ def test_enlarging_by_two_repeats_labels_and_interpolates_colors():
     np.testing.assert_allclose(big["image"][0, :, 0], [0, 1 / 16, 3 / 16, 1 / 4], atol=1e-6)
 
 
-def test_outside_is_void_of_weight_zero_and_filled():
+def test_the_outside_is_void_with_weight_zero_and_filled():
     example = coded(8, 8)
     for seed in range(5):
         key = jax.random.key(seed)
@@ -133,7 +133,7 @@ def test_displacements_pass_through_a_3x3_grid_of_random_vectors():
 
 
 @pytest.mark.parametrize("mirror", [False, True])
-def test_a_shift_by_whole_pixels_moves_all_together(mirror, monkeypatch):
+def test_a_shift_by_whole_pixels_moves_everything_together(mirror, monkeypatch):
     example = coded(8, 9)
     monkeypatch.setattr(augment.jax.random, "uniform", lambda key, shape, **_: moved[shape])
     moved = {(): jnp.float32(0), (2,): jnp.array([2.0, -3.0])}  # from two below and three left

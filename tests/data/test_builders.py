@@ -37,7 +37,7 @@ def test_label_values_are_exact(mode, order, tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "LA", "1"])
-def test_another_mode_is_named(mode, tmp_path):
+def test_the_error_for_another_mode_names_it(mode, tmp_path):
     path = tmp_path / "image.png"
     Image.new(mode, (6, 4)).save(path)
     for expected in {"L", "RGB", "P"} - {mode}:

@@ -1,4 +1,4 @@
-"""CamVid: errors, stored records, and the exact counts of the published files."""
+"""CamVid: errors, stored examples, and the exact counts of the published files."""
 
 import shutil
 import zipfile
@@ -68,7 +68,7 @@ def refusal(**arguments):
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_folder_is_refused_by_the_name_of_the_file(damage, tiny_camvid, tmp_path):
+def test_an_error_in_a_damaged_folder_names_the_file(damage, tiny_camvid, tmp_path):
     file, do_damage, found = DAMAGES[damage]
     do_damage(tiny_camvid / file)
     message = refusal(data_dir=tmp_path / "data", source=tiny_camvid)
@@ -88,7 +88,7 @@ def test_a_list_that_is_too_short_is_refused(tiny_camvid, tmp_path):
 
 
 @pytest.mark.parametrize("file", ["train/a_1.png", "testannot/e_5.png"])
-def test_one_changed_pixel_is_refused_and_its_repair_accepted(file, tiny_camvid, tmp_path):
+def test_one_changed_pixel_is_refused_until_repaired(file, tiny_camvid, tmp_path):
     original = (tiny_camvid / file).read_bytes()
     with Image.open(tiny_camvid / file) as image:
         pixels = np.array(image)
@@ -112,7 +112,7 @@ def test_a_data_directory_that_cannot_be_written_is_named(tiny_camvid, tmp_path)
     assert message.startswith(f"cannot write {tmp_path / 'data'}")
 
 
-def test_what_is_read_is_what_was_published(tiny_camvid, tmp_path):
+def test_examples_are_the_published_pixels(tiny_camvid, tmp_path):
     info = datasets.prepare("camvid", data_dir=tmp_path / "data", source=tiny_camvid)
     assert info.resolution == (360, 480)
     for split in ("train", "val", "test"):
@@ -146,7 +146,7 @@ def test_a_prepared_dataset_does_not_need_its_source(tiny_camvid, tmp_path):
     assert datasets.info("camvid", data_dir=tmp_path / "data") == first
 
 
-def test_the_archive_of_the_repository_is_read_as_the_folder(tiny_camvid, tmp_path, monkeypatch):
+def test_the_archive_of_the_repository_is_read_like_the_folder(tiny_camvid, tmp_path, monkeypatch):
     archive = tmp_path / "archive.zip"
     with zipfile.ZipFile(archive, "w") as out:
         for path in tiny_camvid.rglob("*.*"):

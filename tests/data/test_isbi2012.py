@@ -1,4 +1,4 @@
-"""ISBI 2012: errors, stored records, and the counts of the published slices."""
+"""ISBI 2012: errors, stored examples, and the counts of the published slices."""
 
 import hashlib
 
@@ -47,7 +47,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_folder_is_refused_by_the_name_of_the_file(damage, published, tmp_path):
+def test_an_error_in_a_damaged_folder_names_the_file(damage, published, tmp_path):
     file, do_damage, found = DAMAGES[damage]
     do_damage(published / "train" / file)
     with pytest.raises(UserError) as refused:
@@ -75,7 +75,7 @@ def test_without_a_source_the_error_says_where_to_get_it(tmp_path):
         datasets.prepare("isbi2012", data_dir=tmp_path / "data")
 
 
-def test_what_is_read_is_what_was_published(published, tmp_path):
+def test_examples_are_the_published_pixels(published, tmp_path):
     info = datasets.prepare("isbi2012", data_dir=tmp_path / "data", source=published)
     assert (info.resolution, len(info.mean), len(info.std)) == ((512, 512), 1, 1)
     for split, numbers in TINY.items():

@@ -1,4 +1,4 @@
-"""A batch follows from (seed, step), for any placement of the data and number of devices."""
+"""A batch depends only on (seed, step), for any placement of the data and number of devices."""
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ class Examples:
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 10, 23])
-def test_epochs_show_every_example_once_without_a_remainder(batch_size):
+def test_every_epoch_has_every_example_once(batch_size):
     steps = 60
     stream = np.concatenate(
         [loader.batch_indices(7, step, 10, batch_size) for step in range(steps)]
@@ -180,7 +180,7 @@ def test_evaluation_drops_nothing_and_pads_with_void(as_arrays):
     assert np.all(labels[10:] == VOID)
 
 
-def test_a_dataset_is_streamed_when_it_does_not_fit():
+def test_a_dataset_is_streamed_if_it_does_not_fit():
     def info(num_images):
         split = SplitInfo(num_images, (), 0, (), (), ())
         return DatasetInfo("big", (), (), (), (), {"train": split}, (360, 480))

@@ -30,7 +30,7 @@ def test_a_value_that_is_not_a_class_is_refused(tmp_path, value):
 
 
 @pytest.mark.parametrize("label", [LABEL[None], LABEL.astype(np.float32)])
-def test_what_is_not_a_label_is_refused(label):
+def test_arrays_that_are_not_labels_are_refused(label):
     with pytest.raises(UserError, match=r"expected integers \(H, W\)"):
         pictures.colorize(label, PALETTE)
 
@@ -115,7 +115,7 @@ def test_titles_and_legend_add_room_and_leave_the_pictures_alone():
     assert {*PALETTE, (0, 0, 0)} <= colors
 
 
-def test_nothing_to_show_is_a_user_error():
+def test_an_empty_grid_is_a_user_error():
     with pytest.raises(UserError, match="no pictures"):
         pictures.grid([[], []])
 

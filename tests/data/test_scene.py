@@ -77,7 +77,7 @@ def test_rare_classes_are_missing_in_some_scenes_and_none_in_all(scenes):
     assert often["Fence"] < 0.95
 
 
-def test_void_is_some_borders_and_not_others(scenes):
+def test_void_covers_some_borders_but_not_all(scenes):
     _, labels = scenes
     borders = np.stack([labels[:, 0], labels[:, -1]]) == VOID
     strips = borders.mean(axis=2)

@@ -81,7 +81,7 @@ def test_indices_are_those_of_a_sequence(data_dir):
         ({"name": "camvid", "split": "val", "resolution": (96.0, 128)}, "(96.0, 128)"),
     ],
 )
-def test_mistakes_are_answered_in_one_line(arguments, found, data_dir):
+def test_errors_are_one_line(arguments, found, data_dir):
     with pytest.raises(UserError) as refused:
         datasets.open_split(data_dir=data_dir, **arguments)
     assert found in str(refused.value)

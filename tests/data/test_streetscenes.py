@@ -62,7 +62,7 @@ def test_statistics_are_those_of_the_scenes(few_scenes, tmp_path):
     assert info.mean == info.splits["train"].mean
 
 
-def test_sizes_live_side_by_side_and_are_drawn_once(few_scenes, tmp_path, monkeypatch):
+def test_sizes_coexist_and_are_drawn_once(few_scenes, tmp_path, monkeypatch):
     small = datasets.info("streetscenes", data_dir=tmp_path, resolution=(24, 32))
     large = datasets.info("streetscenes", data_dir=tmp_path, resolution=(48, 64))
     assert large.splits["train"].num_images == small.splits["train"].num_images

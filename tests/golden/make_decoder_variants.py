@@ -1,6 +1,6 @@
 """Makes decoder_variants.npz: SegNet and the networks of its paper's Table 1 in PyTorch.
 
-PyTorch is no dependency of the project. In an environment of its own:
+PyTorch is not a dependency of the project. In an environment of its own:
 
     pip install torch==2.13.0 numpy && python tests/golden/make_decoder_variants.py
 
@@ -50,7 +50,7 @@ class Network:
         return functional.relu(x) if relu else x
 
     def upsample(self, x, name):
-        """Learnt 8x8 upsampling by 2."""
+        """Learned 8x8 upsampling by 2."""
         channels = x.shape[1]
         kernel = self.rng.normal(0, np.sqrt(1 / (16 * channels)), (8, 8, channels, channels))
         kernel = self.draw(f"params/{name}/kernel", kernel).permute(3, 2, 0, 1)

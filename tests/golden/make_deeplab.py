@@ -1,6 +1,6 @@
 """Makes deeplab.npz: logits of narrow DeepLab networks as PyTorch computes them.
 
-PyTorch is no dependency of the project. In an environment of its own:
+PyTorch is not a dependency of the project. In an environment of its own:
 
     pip install torch==2.13.0 numpy && python tests/golden/make_deeplab.py
 

@@ -1,6 +1,6 @@
 """Makes fcn.npz: logits of narrow FCNs as PyTorch computes them, from the authors' layer lists.
 
-PyTorch is no dependency of the project. In an environment of its own:
+PyTorch is not a dependency of the project. In an environment of its own:
 
     pip install torch==2.13.0 numpy && python tests/golden/make_fcn.py
 
@@ -18,7 +18,7 @@ WIDTH, FC_WIDTH, CLASSES = 2, 6, 3
 STAGES = ((2, 1), (2, 2), (3, 4), (3, 8), (3, 8))  # convolutions, features in WIDTH
 SCALES = {"score_pool4": 0.01, "score_pool3": 0.0001}
 
-# name: stride of the finest scores, padding, learnt upsampling, at once, size of the image.
+# name: stride of the finest scores, padding, learned upsampling, at once, size of the image.
 CASES = {
     "fcn32s": (32, "pad100", False, False, (24, 31)),
     "fcn16s_learnt": (16, "pad100", True, False, (33, 20)),
@@ -34,10 +34,10 @@ def conv(x, name, features, size, padding):
     return F.conv2d(x, torch.tensor(kernel), torch.tensor(bias), padding=padding)
 
 
-def upsample(x, name, stride, learnt, padding):
-    """Deconvolution with a kernel of twice the stride, from each class to itself unless learnt."""
+def upsample(x, name, stride, learned, padding):
+    """Deconvolution with a kernel of twice the stride, from each class to itself unless learned."""
     size = 2 * stride
-    if learnt:
+    if learned:
         kernel = array(f"{name}/kernel", (size, size, CLASSES, CLASSES)).transpose(3, 2, 0, 1)
     else:
         place = np.arange(size)
@@ -53,7 +53,7 @@ def crop(x, offset, like):
     return x[:, :, offset : offset + like.shape[2], offset : offset + like.shape[3]]
 
 
-def fcn(image, stride, padding, learnt, at_once):
+def fcn(image, stride, padding, learned, at_once):
     same = padding == "same"
     x, pools = image, {}
     for number, (depth, multiple) in enumerate(STAGES, start=1):
@@ -67,7 +67,7 @@ def fcn(image, stride, padding, learnt, at_once):
     x = conv(x, "score_fr", CLASSES, 1, 0)
 
     def skip(x, up, name, pool, offset):
-        x = upsample(x, up, 2, learnt, 1 if same else 0)
+        x = upsample(x, up, 2, learned, 1 if same else 0)
         score = conv(pool * (SCALES[name] if at_once else 1), name, CLASSES, 1, 0)
         return crop(x, 0, score) + score if same else x + crop(score, offset, x)
 
@@ -75,16 +75,16 @@ def fcn(image, stride, padding, learnt, at_once):
         x = skip(x, "upscore2", "score_pool4", pools[4], 5)
     if stride <= 8:
         x = skip(x, "upscore_pool4", "score_pool3", pools[3], 9)
-    x = upsample(x, f"upscore{stride}", stride, learnt, stride // 2 if same else 0)
+    x = upsample(x, f"upscore{stride}", stride, learned, stride // 2 if same else 0)
     return crop(x, 0 if same else {32: 19, 16: 27, 8: 31}[stride], image)
 
 
 def main():
     rng = np.random.default_rng(0)
     arrays = {}
-    for name, (stride, padding, learnt, at_once, size) in CASES.items():
+    for name, (stride, padding, learned, at_once, size) in CASES.items():
         image = rng.normal(size=(1, *size, 3)).astype(np.float32)
-        logits = fcn(torch.tensor(image).permute(0, 3, 1, 2), stride, padding, learnt, at_once)
+        logits = fcn(torch.tensor(image).permute(0, 3, 1, 2), stride, padding, learned, at_once)
         arrays[f"{name}/image"] = image
         arrays[f"{name}/logits"] = logits.permute(0, 2, 3, 1).numpy()
     np.savez_compressed(Path(__file__).with_name("fcn.npz"), **arrays)

@@ -1,6 +1,6 @@
 """Makes unet.npz: the logits of U-Net as PyTorch computes them, written from the paper alone.
 
-PyTorch is no dependency of the project. In an environment of its own:
+PyTorch is not a dependency of the project. In an environment of its own:
 
     pip install torch==2.13.0 numpy && python tests/golden/make_unet.py
 

@@ -1,6 +1,6 @@
 """Makes upsampling.npz: every way of making a map larger, and its gradient, as PyTorch does it.
 
-PyTorch is no dependency of the project. In an environment of its own:
+PyTorch is not a dependency of the project. In an environment of its own:
 
     pip install torch==2.13.0 numpy && python tests/golden/make_upsampling.py
 

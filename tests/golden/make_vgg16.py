@@ -1,6 +1,6 @@
 """Makes vgg16.npz: what the real VGG-16 makes of a picture, as PyTorch computes it.
 
-PyTorch is no dependency of the project. In an environment of its own:
+PyTorch is not a dependency of the project. In an environment of its own:
 
     pip install torch==2.13.0 numpy && python tests/golden/make_vgg16.py WEIGHTS PICTURE.npy
 

@@ -46,12 +46,12 @@ def two_boundaries(draw):
 
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(two_boundaries(), st.sampled_from([0.0, 1.0, 1.5, 2.3, 3.0]))
-def test_as_many_are_matched_as_by_brute_force(maps, distance):
+def test_the_matching_is_as_large_as_by_brute_force(maps, distance):
     assert boundary.num_matched(*maps, distance) == brute_force(*maps, distance)
     assert boundary.num_matched(*maps[::-1], distance) == brute_force(*maps, distance)
 
 
-def test_a_pixel_gives_way_to_one_that_has_no_other_partner():
+def test_a_pixel_yields_its_partner_to_one_without_another():
     # In one row: a and b of the first, x and y of the second. b reaches both, a only x.
     ours, theirs = np.zeros((1, 8), bool), np.zeros((1, 8), bool)
     ours[0, [0, 3]] = True
@@ -80,7 +80,7 @@ def test_boundary_by_hand():
 
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(hnp.arrays(bool, (6, 7)))
-def test_boundary_is_that_of_a_loop(mask):
+def test_boundary_equals_a_loop(mask):
     for y, x in np.ndindex(mask.shape):
         near = [(y + dy, x + dx) for dy, dx in ((0, 1), (1, 0), (1, 1))]
         differs = any(
@@ -150,7 +150,7 @@ def test_the_mean_is_over_classes_then_images():
     assert boundary.mean(f[2:]) is None
 
 
-def test_what_does_not_fit_is_refused():
+def test_arguments_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"the label is \(3, 4\), the prediction \(4, 3\)"):
         boundary.counts(np.zeros((3, 4), int), np.zeros((4, 3), int), 2)
     with pytest.raises(ValueError, match="present must be one of truth, either, found 'both'"):

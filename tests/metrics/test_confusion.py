@@ -47,7 +47,7 @@ def test_void_alone_counts_nothing():
     hnp.arrays(np.int32, (2, 3, 4), elements=st.sampled_from([*range(5), 5, 6, VOID, -1])),
     hnp.arrays(np.int32, (2, 3, 4), elements=st.integers(0, 4)),
 )
-def test_confusion_is_that_of_a_loop(labels, predictions):
+def test_confusion_equals_a_loop(labels, predictions):
     expected = np.zeros((5, 5), np.int64)
     for truth, prediction in zip(labels.flat, predictions.flat, strict=True):
         if 0 <= truth < 5:
@@ -55,7 +55,7 @@ def test_confusion_is_that_of_a_loop(labels, predictions):
     np.testing.assert_array_equal(count(labels, predictions, 5), expected)
 
 
-def test_exact_where_float32_is_not():
+def test_counts_are_exact_where_float32_is_not():
     # Of 25 million pixels one is void, one is of class 1 and one is wrong.
     labels, predictions = np.zeros((5000, 5000), np.int32), np.zeros((5000, 5000), np.int32)
     labels[4999, 4999], labels[17, 17], predictions[0, 0] = VOID, 1, 1
@@ -75,7 +75,7 @@ def test_scores_by_hand():
     np.testing.assert_array_equal(found.present, [True] * 3)
 
 
-def test_recall_is_of_the_truth():
+def test_rows_are_the_truth():
     # All of class 1 is called 0: rows are the truth.
     found = scores(np.array([[4, 0], [4, 0]]))
     np.testing.assert_array_equal(found.per_class_accuracy, [1, 0])
@@ -99,12 +99,12 @@ def test_nothing_counted_scores_zero():
     assert not found.present.any()
 
 
-def test_perfect_is_one():
+def test_a_perfect_prediction_has_scores_of_one():
     found = scores(np.diag([1, 10, 100]))
     assert (found.global_accuracy, found.class_accuracy, found.mean_iou) == (1, 1, 1)
 
 
-def test_all_road_is_the_published_split_counted_by_hand():
+def test_scores_of_all_road_on_the_published_split_by_hand():
     # CamVid's test split, Sky to Bicyclist, all of it called Road (class 3): the score of a guess.
     pixels = [
         *(6870982, 9906732, 473895, 10390661, 3731857, 4530895),
@@ -130,7 +130,7 @@ def test_counts_beyond_int32():
     np.testing.assert_allclose(found.per_class_iou, [1 / 3, 1 / 3], rtol=1e-15)
 
 
-def test_scores_are_those_of_octave():
+def test_scores_equal_octaves():
     # What a trained network says about real images: see golden/make_scores.py.
     with np.load(Path(__file__).parents[1] / "golden" / "scores.npz") as golden:
         labels, predictions = golden["labels"], golden["predictions"]

@@ -78,7 +78,7 @@ CLASSES, SAMPLES = 3, 4
 
 
 class Dropping(nn.Module):
-    """The least network with normalization and dropout, `active` in training or always."""
+    """A minimal network with normalization and dropout, `active` in training or always."""
 
     num_classes: int = CLASSES
     rate: float = 0.5
@@ -155,7 +155,7 @@ def test_mean_and_variance_are_those_of_single_samples_with_running_statistics()
 
 
 @pytest.mark.parametrize("model", [Dropping(rate=0.0), models.create("segnet_basic", 2, width=1)])
-def test_a_network_that_drops_nothing_has_nothing_to_sample(model):
+def test_a_network_without_dropout_cannot_be_sampled(model):
     image = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
     init = functools.partial(model.init, train=False)
     shapes = jax.eval_shape(init, jax.random.key(0), image)
@@ -165,7 +165,7 @@ def test_a_network_that_drops_nothing_has_nothing_to_sample(model):
 
 
 @pytest.mark.parametrize("name", ["bayesian_segnet", "fcn8s", "unet", "deeplab_aspp"])
-def test_networks_of_the_literature_that_drop_units_can_be_sampled(name):
+def test_published_networks_with_dropout_can_be_sampled(name):
     model, image = models.create(name, CLASSES), jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
     init = functools.partial(model.init, train=False)
     shapes = jax.eval_shape(init, jax.random.key(0), image)

@@ -158,7 +158,7 @@ def test_each_addition_of_the_encoder_passes_by_the_levels_below_it(level):
     assert not felt("segnet_basic", f"conv_decode{level}")["image"]
 
 
-def test_added_is_the_encoders_map_before_the_pool():
+def test_the_encoders_map_is_added_from_before_the_pool():
     model, *_ = golden("segnet_basic_encoder_addition")
     variables = cut("segnet_basic_encoder_addition", "conv_decode1")
     apply = functools.partial(model.apply, train=False, capture_intermediates=True)
@@ -192,7 +192,7 @@ def test_single_channel_decoders_keep_channels_apart():
     np.testing.assert_array_equal(jacobian != 0, np.eye(len(jacobian), dtype=bool))
 
 
-def test_learnt_upsampling_starts_as_interpolation_within_channels():
+def test_learned_upsampling_starts_as_interpolation_within_channels():
     kernel = decoder_variants.interpolating(jax.random.key(0), (8, 8, 3, 3))
     tent = np.array([1, 3, 5, 7, 7, 5, 3, 1]) / 16  # sums to 2, so to 1 at stride 2
     for c, d in np.ndindex(3, 3):

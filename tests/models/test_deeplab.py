@@ -107,7 +107,7 @@ def test_each_branch_has_a_field_of_view_of_its_own():
         np.testing.assert_array_equal(seen, [False, True, False, True], err_msg=f"rate {rate}")
 
 
-def test_dropout_is_of_training_alone_and_scores_start_small():
+def test_dropout_is_only_in_training_and_scores_start_small():
     model = narrow("deeplab_largefov", num_classes=64)
     image = jnp.asarray(GOLDEN["image"])
     state = variables.seeded(model)

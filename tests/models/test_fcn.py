@@ -50,10 +50,10 @@ def count(name, num_classes, **options):
 
 
 @pytest.mark.parametrize(
-    ("name", "num_classes", "fixed", "learnt"),
+    ("name", "num_classes", "fixed", "learned"),
     [
         # VGG16 14,714,688; fc6 7*7*512*4096 + 4096; fc7 4096^2 + 4096; the scores 4097, 513, 257
-        # and 129 a class. Learnt, k^2 a pair of classes.
+        # and 129 per class. With learned upsampling, k^2 per pair of classes.
         ("fcn32s", 11, 134_305_611, 134_801_227),
         ("fcn16s", 11, 134_311_254, 134_437_094),
         ("fcn8s", 11, 134_314_081, 134_348_929),
@@ -61,10 +61,10 @@ def count(name, num_classes, **options):
         ("fcn4s", 11, 134_314_081 + 129 * 11, 134_315_500 + (3 * 4**2 + 8**2) * 11**2),
     ],
 )
-def test_parameters(name, num_classes, fixed, learnt):
+def test_parameters(name, num_classes, fixed, learned):
     assert count(name, num_classes) == fixed
     assert count(name, num_classes, upsampling="nearest", padding="same") == fixed
-    assert count(name, num_classes, upsampling="learnt") == learnt
+    assert count(name, num_classes, upsampling="learnt") == learned
     # A scale and a shift for each of VGG16's 4,224 features and of fc6's and fc7's 8,192.
     assert count(name, num_classes, batch_norm=True) == fixed + 2 * (4_224 + 8_192)
 
@@ -85,7 +85,7 @@ def test_names_are_those_of_the_authors_files():
     assert found["score_pool3/kernel"].shape == (1, 1, 256, 21)
 
 
-def test_32s_has_nothing_to_scale():
+def test_fcn32s_has_no_pools_to_scale():
     with pytest.raises(UserError, match=r"^unknown option 'at_once' of model fcn32s; known: "):
         models.create("fcn32s", 11, at_once=True)
 

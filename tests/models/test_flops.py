@@ -13,7 +13,7 @@ from segjax import models
 from segjax.data import datasets
 from segjax.models import flops
 from segjax.ops.cpu_convolution import NHWC
-from segjax.ops.platform import shapes_alone
+from segjax.ops.platform import shapes_only
 from segjax.ops.upsampling import bilinear_conv_transpose, conv_transpose
 from segjax.sweep import work
 from support.runs import OneLayer, tiny_config
@@ -22,7 +22,7 @@ from support.windows import macs
 
 def count(function, *shapes):
     arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    with shapes_alone():
+    with shapes_only():
         return flops.macs(jax.make_jaxpr(function)(*arrays).jaxpr)
 
 
@@ -119,7 +119,7 @@ def test_segnet_is_the_trunk_of_vgg_16_and_its_mirror_image():
     layers += [(56, 256, 256)] * 2 + [(28, 256, 512)] + [(28, 512, 512)] * 2 + [(14, 512, 512)] * 3
     encoder = sum(side**2 * 9 * inner * outer for side, inner, outer in layers)
     assert encoder == 15_346_630_656
-    # The decoder is its mirror image, but that the last layer goes to the classes.
+    # The decoder is its mirror image, except that the last layer goes to the classes.
     mirrored = [(side, outer, inner) for side, inner, outer in layers[1:]]
     decoder = sum(side**2 * 9 * inner * outer for side, inner, outer in mirrored)
     decoder += 224**2 * 9 * 64 * 11

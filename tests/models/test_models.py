@@ -42,7 +42,7 @@ NARROW = {
     "fc_densenet103": {"layers": (1, 2, 3), "growth": 2, "width": 4},
     "patch_cnn": {"kernel_sizes": (4, 4, 4), "width": 2, "fc_width": 4},
 }
-# The sides of the least square that an architecture takes, where that is not one pixel.
+# Side of the smallest square image that an architecture accepts, if it is not one pixel.
 LEAST = {"deconvnet": 33, "fc_densenet56": 4, "fc_densenet67": 32, "fc_densenet103": 4}
 COMPILED = ["segnet", "segnet_basic"]
 
@@ -106,7 +106,7 @@ def test_no_class_or_an_unknown_option_is_refused(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_bfloat16_computes_low_and_keeps_high(name):
+def test_bfloat16_computes_low_and_stores_float32(name):
     model = narrow(name, dtype=jnp.bfloat16)
     side = max(45, LEAST.get(name, 1))
     image = jax.ShapeDtypeStruct((2, side, side, 3), jnp.float32)
@@ -185,7 +185,7 @@ def leaves(tree):
 
 
 @pytest.mark.parametrize("name", COMPILED)
-def test_logits_of_an_odd_size_use_all_of_it(name):
+def test_logits_of_an_odd_size_depend_on_all_pixels(name):
     logits, *_ = infer(name)
     assert np.isfinite(logits).all()
     for edge in (logits[:, 0], logits[:, -1], logits[:, :, 0], logits[:, :, -1]):
@@ -241,7 +241,7 @@ def test_bfloat16_agrees_with_float32(name):
     with jax.numpy_dtype_promotion("standard"):
         logits = np.asarray(apply(filled(name)[1], images()))
     expected, *_ = infer(name)
-    # Rounding moves a maximum here and there, so the maps agree as a whole and not everywhere.
+    # Rounding moves some maxima, so the maps agree as a whole but not at every pixel.
     assert np.corrcoef(logits.ravel(), expected.ravel())[0, 1] > 0.9
     assert not np.array_equal(logits, expected)
 

@@ -1,4 +1,4 @@
-"""The options of models: what annotations allow, and models that are not of the package."""
+"""The options of models: what annotations allow, and models from outside the package."""
 
 import json
 import math
@@ -114,7 +114,7 @@ def test_a_model_elsewhere_trains_and_evaluates_by_its_name(
 
 
 def test_a_model_elsewhere_is_added_by_one_line():
-    models.MODELS["toy"] = OneLayer  # conftest.py takes it away again
+    models.MODELS["toy"] = OneLayer  # conftest.py removes it again
     model = models.create(name="toy", num_classes=5, dtype=jnp.bfloat16)
     assert (type(model), model.num_classes, model.dtype) == (OneLayer, 5, jnp.bfloat16)
 
@@ -129,7 +129,7 @@ def test_a_model_elsewhere_is_added_by_one_line():
         ("flax.linen:Dense", "has no field 'axis_name', expected num_classes, dtype, axis_name"),
     ],
 )
-def test_what_cannot_be_a_model_is_one_line(name, said):
+def test_the_error_for_an_invalid_model_is_one_line(name, said):
     with pytest.raises(UserError, match=said) as refused:
         models.create(name, 11)
     assert "\n" not in str(refused.value)

@@ -65,7 +65,7 @@ def weights(width=2, fc_width=0):
         tensors[f"{layer}/kernel"] = rng.normal(0, 0.1, (side, side, features, fc_width))
         tensors[f"{layer}/bias"] = rng.normal(0, 0.1, fc_width)
         features = fc_width
-    # As float16 has them, so that every form of a file holds the same.
+    # Rounded to float16, so that files in every format have the same values.
     return {k: v.astype(np.float16).astype(np.float32) for k, v in tensors.items()}
 
 
@@ -123,7 +123,7 @@ FORMS = {
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("form", FORMS)
-def test_files_of_all_forms_fill_the_same(form, dtype, tmp_path):
+def test_files_in_all_formats_fill_the_same(form, dtype, tmp_path):
     path = write(tmp_path / "vgg.safetensors", FORMS[form](weights(2, 6)), dtype)
     layers = [*pretrained.CONVOLUTIONS, "fc6", "fc7"]
     variables = zeros("fcn8s", width=2, fc_width=6)
@@ -168,18 +168,18 @@ def without(*keys):
         (without("conv3_2/kernel", "conv5_3/bias"), "conv3_2/kernel, conv5_3/bias"),
         ({}, "lacks 26 arrays of VGG-16: conv1_1/kernel, conv1_1/bias"),
         (weights() | {"fc7/bias": np.ones(3)}, "lacks 1 arrays of VGG-16: fc7/kernel"),
-        (weights() | {"conv6_1/kernel": np.ones(3)}, "has 'conv6_1/kernel', which is no layer"),
+        (weights() | {"conv6_1/kernel": np.ones(3)}, "has 'conv6_1/kernel', which is not a layer"),
         (weights() | {"features.1.weight": np.ones(2)}, "has 'features.1.weight'"),
         (weights() | {"conv1_1/scale": np.ones(2)}, "has 'conv1_1/scale'"),
         (
             weights() | {"conv1_2/kernel": np.ones((3, 3, 2, 4))},
-            "conv1_2/kernel is 3x3x2x4, but in the network 3x3x2x2",
+            "conv1_2/kernel is 3x3x2x4, but the network has 3x3x2x2",
         ),
         (
             weights() | {"conv1_2/bias": np.ones((2, 1))},
-            "conv1_2/bias is 2x1, but in the network 2",
+            "conv1_2/bias is 2x1, but the network has 2",
         ),
-        (weights() | {"features.0.weight": np.ones(2)}, "conv1_1/kernel is 2, but in the network"),
+        (weights() | {"features.0.weight": np.ones(2)}, "conv1_1/kernel is 2, but the network has"),
     ],
 )
 def test_keys_and_shapes_that_are_wrong_are_one_line_that_names_them(tensors, said, tmp_path):
@@ -193,7 +193,7 @@ def test_keys_and_shapes_that_are_wrong_are_one_line_that_names_them(tensors, sa
 
 def test_a_network_that_is_not_on_vgg16_is_refused(tmp_path):
     path = write(tmp_path / "vgg.safetensors", weights())
-    with pytest.raises(UserError, match="conv1_1/kernel is 3x3x3x2, but in the network not there"):
+    with pytest.raises(UserError, match="conv1_1/kernel is 3x3x3x2, but the network lacks it"):
         pretrained.fill(zeros("segnet_basic", width=2), path)
 
 
@@ -221,13 +221,13 @@ def test_integers_are_refused(tmp_path):
 
 @pytest.mark.parametrize("source", ["nowhere/vgg.safetensors", "vgg16", "/a/b/c"])
 def test_a_source_that_is_neither_a_file_nor_a_name_is_refused(source):
-    with pytest.raises(UserError, match=f"^pretrained weights {source}: there is no such file"):
+    with pytest.raises(UserError, match=f"^pretrained weights {source}: no such file"):
         pretrained.load(source)
 
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """Serve a stand-in of the hub with one repository, and an empty cache; list its requests."""
+    """Serve a stand-in for the hub with one repository, and an empty cache; list its requests."""
     folder = tmp_path / "hub"
     file = folder / "timm" / "vgg16.tiny" / "resolve" / "main" / "model.safetensors"
     file.parent.mkdir(parents=True)
@@ -290,7 +290,7 @@ def test_a_revision_is_asked_for(hub):
 
 
 @pytest.mark.parametrize("name", ["timm/vgg17", "timm/vgg16.tiny@v2", "timm/vgg--16"])
-def test_what_the_hub_does_not_have_is_one_line(name, hub):
+def test_the_error_for_an_unknown_repository_is_one_line(name, hub):
     with pytest.raises(UserError, match=f"^pretrained weights {name} cannot be downloaded: ") as e:
         pretrained.load(name)
     assert "\n" not in str(e.value)
@@ -381,7 +381,7 @@ def test_training_starts_from_the_weights_once(scenes_data_dir, tmp_path, monkey
             assert saved[f"['{part}']['params']['classifier']['kernel']"].any()
 
     check(arrays(workdir, "latest"), weights())
-    # A second start reads its checkpoint, and the file no more.
+    # A second start reads its checkpoint, and no longer the file.
     path.unlink()
     (workdir / "result.json").unlink()
     train.train(config, workdir, DESCRIPTION)

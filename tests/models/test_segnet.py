@@ -190,7 +190,7 @@ def test_the_upsampling_of_the_decoder(upsampling, size):
                 near = k // 2 + (1 if k % 2 else -1)
                 if 0 <= near < old:
                     matrix[k, near] += 0.25
-                elif upsampling == "bilinear":  # the edge repeats; beyond the learnt one are zeros
+                elif upsampling == "bilinear":  # repeats the edge; learned: zeros beyond
                     matrix[k, k // 2] += 0.25
             if upsampling == "bilinear" and new != 2 * old:  # other centers
                 place = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
@@ -207,7 +207,7 @@ def test_the_upsampling_of_the_decoder(upsampling, size):
         assert variables == {}
 
 
-def test_learnt_upsampling_adds_a_kernel_to_each_level():
+def test_learned_upsampling_adds_a_kernel_to_each_level():
     # 4 x 4x4x64x64.
     assert count(shapes("segnet_basic", upsampling="learnt"), "") == 1_416_587 + 262_144
     for upsampling in ("bed_of_nails", "nearest", "bilinear"):

@@ -134,7 +134,7 @@ def noise(*shape):
 
 
 @pytest.mark.parametrize("size", [(24, 32), (1, 40)])
-def test_borders_are_mirrored_and_cut_off_again(size):
+def test_borders_are_mirrored_and_cropped_again(size):
     model, variables = gray()
     image = noise(1, *size, 1)
     logits = jax.jit(functools.partial(model.apply, train=False))(variables, image)
@@ -153,7 +153,7 @@ def test_borders_are_mirrored_and_cut_off_again(size):
 
 
 def by_tiles(model, variables, image, tile):
-    """Return the logits, made tile by tile: the paper's overlap-tile strategy.
+    """Return the logits computed tile by tile: the paper's overlap-tile strategy.
 
     Tiles start at multiples of 16 pixels, so that pooling cuts each as it cuts the whole.
     """
@@ -169,7 +169,7 @@ def by_tiles(model, variables, image, tile):
     return unet._center(logits, image.shape)
 
 
-def test_tiles_give_what_the_whole_gives():
+def test_tiles_give_the_same_as_the_whole_image():
     model, variables = gray()
     image = noise(1, 61, 90, 1)
     whole = jax.jit(functools.partial(model.apply, train=False))(variables, image)
@@ -197,12 +197,12 @@ def positive():
 
 
 def cut_from_below(params, level):
-    """Cut a level off from the one below: it sees only its skip."""
+    """Disconnect a level from the one below, so that it sees only its skip."""
     return params | {UPCONV[level]: jax.tree.map(jnp.zeros_like, params[UPCONV[level]])}
 
 
 def cut_skip(params, level):
-    """Cut off a level's skip, the second half of the input of its first convolution."""
+    """Disconnect a level's skip, the second half of the input of its first convolution."""
     name = f"conv_u{level}b-c"
     conv = params[name]["conv"]
     half = conv["kernel"].shape[2] // 2

@@ -78,7 +78,7 @@ def test_the_gradient_is_the_float64_sum(size, taps, rates, padding, seed):
         ([(-3, 0), (0, -9)], (2, 1), (3, 3)),
     ],
 )
-def test_values_and_gradients_are_those_of_lax(padding, rates, taps):
+def test_values_and_gradients_equal_laxs(padding, rates, taps):
     x, kernel = arrays(0, (2, 8, 11, 16), (*taps, 16, 17))
     results = []
     for function in (lax.conv_general_dilated, own.conv_general_dilated):
@@ -101,7 +101,7 @@ def convolutions_of_the_gradient(x, kernel, padding="SAME", **changes):
     return text.count("conv_general_dilated[")
 
 
-def test_it_is_used_where_it_is_faster():
+def test_the_products_are_used_where_they_are_faster():
     x, kernel = arrays(0, (1, 8, 8, 16), (3, 3, 16, 16))
     count = convolutions_of_the_gradient
     assert count(x, kernel) == 2  # forward, and of the map
@@ -117,7 +117,7 @@ def test_it_is_used_where_it_is_faster():
     assert count(x, kernel, precision=jax.lax.Precision.HIGHEST) == 3
 
 
-def test_what_does_not_fit_is_refused_as_by_lax():
+def test_arguments_that_do_not_fit_are_refused_as_by_lax():
     x, kernel = arrays(0, (1, 8, 8, 16), (3, 3, 16, 16))
     with pytest.raises(TypeError):
         convolved(own.conv_general_dilated, x, kernel.astype(jnp.bfloat16), "SAME")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from segjax.ops.normalization import batch_norm, local_response_normalization, normalize
-from segjax.ops.platform import shapes_alone
+from segjax.ops.platform import shapes_only
 
 
 def loop(x, size=5, alpha=1e-4, beta=0.75):
@@ -76,16 +76,16 @@ def test_black_stays_black():
 
 
 @pytest.fixture(params=["on a CPU", "elsewhere"])
-def road(request):
-    """Run a test with the operations of a CPU, and with those of other platforms."""
+def platform(request):
+    """Run a test with the operations for a CPU, and with those for other platforms."""
     if request.param == "on a CPU":
         yield
     else:
-        with shapes_alone():
+        with shapes_only():
             yield
 
 
-def test_a_batch_by_hand(road):
+def test_a_batch_by_hand(platform):
     x = jnp.array([[1.0, 5.0], [3.0, 5.0]])
     y, mean, var = batch_norm(x, jnp.array([2.0, 1.0]), jnp.array([1.0, -1.0]), epsilon=3.0)
     np.testing.assert_allclose(mean, [2.0, 5.0])
@@ -95,7 +95,7 @@ def test_a_batch_by_hand(road):
 
 
 @pytest.mark.parametrize("mean", [0.0, 100.0, 1e4])
-def test_the_variance_is_exact_for_a_mean_far_from_zero(mean, road):
+def test_the_variance_is_exact_for_a_mean_far_from_zero(mean, platform):
     x = np.random.default_rng(0).normal(mean, 1, (4, 40, 40, 3)).astype(np.float32)
     _, found_mean, found = batch_norm(jnp.asarray(x), jnp.ones(3), jnp.zeros(3), epsilon=1e-5)
     exact = x.astype(np.float64)
@@ -103,8 +103,8 @@ def test_the_variance_is_exact_for_a_mean_far_from_zero(mean, road):
     np.testing.assert_allclose(found_mean, exact.mean((0, 1, 2)), rtol=1e-6, atol=1e-6)
 
 
-def test_no_gradient_passes_a_relu_at_zero(road):
-    """As in `jax.nn.relu`: a constant channel is there while its bias is zero."""
+def test_no_gradient_passes_a_relu_at_zero(platform):
+    """As in `jax.nn.relu`; a constant channel is at zero as long as its bias is."""
     x, ones = jnp.ones((2, 3, 3, 4)), jnp.ones(4)
 
     def trained(bias):

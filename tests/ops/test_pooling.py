@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from segjax.models.layers import ConvBlock
-from segjax.ops.platform import shapes_alone
+from segjax.ops.platform import shapes_only
 from segjax.ops.pooling import max_pool_with_indices, max_unpool
 
-# Compiled, for one call of each operation in them is slower by far; that it is all the same is
-# `test_jit_is_eager_and_vmap_is_a_loop`.
+# Compiled, because calling each operation separately is far slower. That the results are the same
+# is tested by `test_jit_is_eager_and_vmap_is_a_loop`.
 pool = jax.jit(max_pool_with_indices, static_argnums=1)
 unpool = jax.jit(max_unpool, static_argnums=(2, 3))
 
@@ -48,7 +48,7 @@ def loop_pool(x, window):
 
 
 def loop_unpool(y, places, shape):
-    """Return zeros of `shape` with each value of y at its place."""
+    """Return zeros of `shape` with each value of y at its position."""
     x = np.zeros(shape, y.dtype)
     for *n, i, j, c in np.ndindex(*y.shape):
         x[*n, *places[*n, i, j, c], c] = y[*n, i, j, c]
@@ -144,7 +144,7 @@ def test_the_first_of_equal_maxima_is_taken():
     assert (y.item(), indices.item()) == (-np.inf, 0)
 
 
-def test_a_value_that_is_not_a_number_survives_at_the_ragged_edge():
+def test_nan_survives_in_a_cut_window():
     x = jnp.zeros((3, 3, 1)).at[2, 2].set(jnp.nan)
     np.testing.assert_array_equal(there_and_back(x)[2], x)
 
@@ -178,7 +178,7 @@ def test_camvids_sizes_down_and_back():
     np.testing.assert_array_equal(np.sort(np.asarray(y)[np.asarray(y) != 0]), values)
 
 
-def test_the_size_alone_or_the_whole_shape():
+def test_unpooling_takes_the_size_or_the_whole_shape():
     y, indices, full = there_and_back(random((2, 5, 7, 3)))
     np.testing.assert_array_equal(unpool(y, indices, (5, 7)), full, strict=True)
 
@@ -270,7 +270,7 @@ def by_xla(function):
     """Return the function without our CPU kernels, traced anew."""
 
     def traced(*arguments):
-        with shapes_alone():
+        with shapes_only():
             return function(*arguments)
 
     return traced
@@ -285,13 +285,13 @@ def program(function, *arguments):
 
 @pytest.mark.parametrize("shape", [(2, 8, 6, 3), (2, 7, 5, 3)])
 @pytest.mark.parametrize("function", [both, gradient_of_both])
-def test_no_program_writes_by_index(function, shape):
+def test_no_program_scatters(function, shape):
     for text in program(function, random(shape)):
         assert "scatter" not in text
         assert "gather" not in text
 
 
-def test_writing_by_index_would_be_seen():
+def test_a_scatter_would_be_detected():
     texts = program(lambda x, i: x.at[i].add(1.0), random((4,)), jnp.zeros(2, jnp.int32))
     assert all("scatter" in text for text in texts[:2])
 

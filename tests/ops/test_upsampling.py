@@ -11,7 +11,7 @@ import pytest
 
 from segjax.ops import upsampling
 from segjax.ops.convolution import conv
-from segjax.ops.platform import shapes_alone
+from segjax.ops.platform import shapes_only
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "upsampling.npz")
 
@@ -68,7 +68,7 @@ def test_transposed_convolution_and_its_gradients_are_pytorchs(case, where):
             x, kernel, stride=stride, padding=padding, output_padding=output_padding, rate=rate
         )
 
-    with contextlib.nullcontext() if where == "cpu" else shapes_alone():
+    with contextlib.nullcontext() if where == "cpu" else shapes_only():
         check(transposed, arrays, (kernel, of_kernel))
 
 

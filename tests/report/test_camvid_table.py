@@ -37,7 +37,7 @@ def lines_of(table):
     return {record["method"]: record for record in table.records}
 
 
-def test_the_seed_table_is_there_in_its_order():
+def test_the_table_has_its_methods_in_order():
     table = camvid_table.camvid()
     assert [record["method"] for record in table.records] == SEED_TABLE
     headings = [column.heading for column in table.columns]
@@ -62,7 +62,7 @@ def test_every_published_number_is_printed_as_its_source_does():
     assert line.count(" n/a ") == 5  # training, resolution, signs, mIoU, BF
 
 
-def test_another_protocol_is_marked_and_said():
+def test_another_protocol_is_marked_and_explained():
     table = camvid_table.camvid(summarize(some_rows()))
     notes = dict(table.notes)
     method, *_ = table.columns
@@ -98,7 +98,7 @@ def test_ours_come_last_as_mean_and_spread():
     assert all(record["accuracy_Sky_sd"] is None for record in table.records[:-3])
 
 
-def test_the_interval_takes_the_place_of_the_deviation():
+def test_the_interval_replaces_the_deviation():
     # Student's t with one degree of freedom: 12.7062 standard errors.
     table = camvid_table.camvid(summarize(some_rows()), interval=True)
     best = table.records[-3]
@@ -109,7 +109,7 @@ def test_the_interval_takes_the_place_of_the_deviation():
     assert "mean_iou_sd" not in best
 
 
-def test_a_rule_without_seeds_was_not_trained():
+def test_a_baseline_has_no_training_images():
     row = make_camvid_row(300, "all Road", seed=None, overrides={}, config_digest=None)
     (line,) = camvid_table.camvid(summarize([row])).records[-1:]
     assert (line["training_images"], line["seeds"]) == (None, None)
@@ -127,7 +127,7 @@ def test_figures_per_class_choose_the_methods():
     text = draw(table)
     assert "62.5 (sic)" in text
     assert "89.0 (sic)" in text
-    assert "- (sic): printed so in the source" in text
+    assert "- (sic): printed like this in the source" in text
     assert "(sic)" not in draw(camvid_table.camvid())
     chosen = camvid_table.camvid(groups=["crf"])
     assert [record["method"] for record in chosen.records] == SEED_TABLE[-3:]
@@ -135,7 +135,7 @@ def test_figures_per_class_choose_the_methods():
     assert val["source"] == "OpenVINO"
 
 
-def test_what_does_not_compare_is_refused():
+def test_incomparable_rows_are_refused():
     scenes = make_camvid_row(500, dataset="streetscenes")
     with pytest.raises(UserError, match="scored on 11 classes of streetscenes, expected CamVid's"):
         camvid_table.camvid(summarize([scenes]))
@@ -143,7 +143,7 @@ def test_what_does_not_compare_is_refused():
         camvid_table.camvid(summarize([make_row()]))
     with pytest.raises(UserError, match="unknown group of methods 'table1', expected unary, netw"):
         camvid_table.camvid(groups=["table1"])
-    with pytest.raises(UserError, match="nothing is published of split 'val' in unary"):
+    with pytest.raises(UserError, match="no published results on split 'val' in unary"):
         camvid_table.camvid(split="val")
 
 
@@ -189,7 +189,7 @@ def test_the_command_prints_every_format(tmp_path, capsys, format):
         (["camvid", "--results", "{rows}", "--split", "val"], "no rows of split 'val'"),
     ],
 )
-def test_a_mistake_is_one_line_and_status_2(tmp_path, capsys, arguments, said):
+def test_an_error_is_one_line_and_status_2(tmp_path, capsys, arguments, said):
     results.append(tmp_path / "rows.jsonl", make_row())
     words = [word.replace("{rows}", str(tmp_path / "rows.jsonl")) for word in arguments]
     assert main(["table", *words]) == 2

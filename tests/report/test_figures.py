@@ -1,4 +1,4 @@
-"""Figures: the numbers of the drawn shapes, and colors that everyone can tell apart."""
+"""Figures: the numbers of the drawn shapes, and colors that everyone can distinguish."""
 
 import itertools
 import json
@@ -75,7 +75,7 @@ def test_bars_are_as_high_as_the_means_and_whiskers_as_long_as_the_deviations(me
         np.testing.assert_allclose(np.diff(ends)[:, 0] / 2, values.std(0, ddof=1), rtol=1e-9)
 
 
-def test_a_class_that_is_absent_has_no_bar_and_says_so(tmp_path):
+def test_an_absent_class_has_no_bar_but_a_label(tmp_path):
     row = make_row(confusion=((80, 20, 0), (10, 190, 0), (0, 0, 0)))
     (setting,) = groups.read_settings([write(tmp_path / "rows.jsonl", [row])])
     figure = figures.per_class(setting.methods)
@@ -129,7 +129,7 @@ def test_one_run_has_no_band_and_rows_alone_no_curves(tmp_path, methods):
     assert not any(axes.collections for axes in figure.axes)
 
 
-def test_cost_places_what_was_trained(methods):
+def test_cost_shows_trained_networks(methods):
     parameters, time = figures.cost(methods).axes
     assert len(parameters.containers) == len(time.containers) == 2  # the baseline is left out
     (point,) = [c for c in time.containers if c.get_label().endswith("none")]
@@ -155,7 +155,7 @@ def test_confusion_is_of_all_seeds_and_each_true_class_sums_to_one(methods):
     assert axes.yaxis_inverted()  # the first class on top, as in a table
 
 
-def test_files_are_drawn_the_same_again_and_parse(tmp_path, capsys):
+def test_files_are_reproducible_and_parse(tmp_path, capsys):
     rows = write(tmp_path / "rows.jsonl", [make_row(model="$a_{ <b>$")])
     for name in ("one", "two"):
         arguments = ["figures", "--results", str(rows), "--output", str(tmp_path / name)]
@@ -183,7 +183,7 @@ def test_settings_have_files_of_their_own(tmp_path, monkeypatch):
     }
 
 
-def test_what_cannot_be_drawn_is_one_line(tmp_path, capsys):
+def test_the_error_for_a_figure_is_one_line(tmp_path, capsys):
     missing = tmp_path / "nothing"
     assert main(["figures", "--results", str(missing), "--output", str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
@@ -196,7 +196,7 @@ def test_what_cannot_be_drawn_is_one_line(tmp_path, capsys):
         groups.read_settings([tmp_path / "run"])
 
 
-def test_labels_say_what_differs_and_never_repeat():
+def test_labels_show_what_differs_and_are_unique():
     rows = [
         make_row(),
         make_row(weights="enet"),
@@ -259,7 +259,7 @@ def lab(color, sight):
 
 
 @pytest.mark.parametrize("sight", SIGHT)
-def test_colors_are_apart_in_every_kind_of_sight(sight):
+def test_colors_differ_in_every_kind_of_color_vision(sight):
     """A distance of 2.3 is just noticeable; pure red and green keep 26 of 171 in deuteranopia."""
     seen = {color: lab(color, SIGHT[sight]) for color in figures.COLORS}
     distances = {

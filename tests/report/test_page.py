@@ -1,4 +1,4 @@
-"""The page of results: its content, that it fetches nothing, and its behavior in a browser."""
+"""The page of results: its content, that it loads nothing else, its behavior in a browser."""
 
 import dataclasses
 import html.parser
@@ -134,7 +134,7 @@ def page(text):
     return Page(text)
 
 
-def test_every_row_is_there_with_where_it_is_from(page):
+def test_every_row_is_listed_with_its_origin(page):
     found = {}
     for caption, heads, rows in page.tables():
         if caption.startswith("Every row"):
@@ -185,7 +185,7 @@ def test_classes_have_a_column_each_in_two_tables(page):
         assert values["all Road"] == pytest.approx(expected, abs=1e-15)
 
 
-def test_what_a_user_named_is_shown_and_never_markup(page, text):
+def test_names_from_users_are_shown_as_text_not_markup(page, text):
     assert not page.all("img")
     assert not [name for e in page.elements for name in e.attributes if name.startswith("on")]
     assert len(page.all("script")) == 1
@@ -196,7 +196,7 @@ def test_what_a_user_named_is_shown_and_never_markup(page, text):
     assert "<img" not in text
 
 
-def test_nothing_is_fetched(page, text):
+def test_the_page_loads_no_other_files(page, text):
     for element in page.elements:
         for name in ("src", "href", "action", "srcset", "data", "poster"):
             value = element.attributes.get(name, "#")
@@ -206,7 +206,7 @@ def test_nothing_is_fetched(page, text):
     assert not re.search(r"(https?:|//[a-z])", re.sub(r"// the|// what", "", text))
 
 
-def test_ids_are_of_one_element_and_all_references_lead_somewhere(page, text):
+def test_ids_are_unique_and_references_resolve(page, text):
     ids = [e.attributes["id"] for e in page.elements if "id" in e.attributes]
     assert len(set(ids)) == len(ids)
     used = {value for e in page.all("a") + page.all("use") for value in [e.attributes["href"][1:]]}
@@ -229,7 +229,7 @@ def test_headings_go_down_by_one_and_every_control_has_a_name(page):
         assert figure.attributes["aria-label"]
 
 
-def test_predictions_are_there_and_what_is_missing_is_said_in_one_line(page):
+def test_predictions_are_shown_and_missing_ones_explained(page):
     sliders = page.all("input", **{"class": "cut"})
     assert len(sliders) == 2 * 2
     said = [p.text for p in page.all("p", **{"class": "muted"})]
@@ -238,7 +238,7 @@ def test_predictions_are_there_and_what_is_missing_is_said_in_one_line(page):
     assert said.count("No learning curves: only result rows are there, not the runs.") == 2
 
 
-def test_configs_say_first_what_differs(page):
+def test_configs_list_first_what_differs(page):
     ((_, heads, rows),) = [t for t in page.tables() if t[0].startswith("The fields that differ")]
     assert "loss.class_weights" in [head.text for head in heads]
     place = [head.text for head in heads].index("loss.class_weights")
@@ -264,7 +264,7 @@ def contrast(a, b):
 
 
 @pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
-def test_text_and_controls_stand_out_in_light_and_dark(scheme):
+def test_text_and_controls_have_contrast_in_light_and_dark(scheme):
     css = (resources.files(segjax) / "report" / "page.html").read_text()
     blocks = re.findall(r":root \{(.*?)\}", css, re.DOTALL)
     assert len(blocks) == 2
@@ -406,7 +406,7 @@ def test_no_figure_is_drawn_larger_than_it_is(browser):
     assert browser.run(wider) == 0
 
 
-def test_the_page_asked_for_nothing_and_complained_of_nothing(browser, tmp_path, text):
+def test_the_browser_requests_nothing_and_logs_no_errors(browser, tmp_path, text):
     file = tmp_path / "report.html"
     file.write_text(text)
     browser.requests()

@@ -51,7 +51,7 @@ def test_table_1_alone_has_the_papers_columns():
     assert "paper BF" not in [column.label for column in train.columns]
 
 
-def test_ours_stand_beside_the_same_network_and_weighting():
+def test_ours_are_beside_the_same_network_and_weighting():
     rows = ranked_rows(by_paper()) + ranked_rows(["fcn_basic"], "none", boundary_f=0.3)
     table = segnet_tables.table1(summarize(rows))
     lines = {(r["variant"], r["class_weights"]): r for r in table.records}
@@ -71,7 +71,7 @@ def test_ours_stand_beside_the_same_network_and_weighting():
     assert "-7.3 |" in text
 
 
-def test_median_frequency_weights_of_any_making_are_the_papers():
+def test_both_median_frequency_weights_match_the_papers():
     rows = ranked_rows(["fcn_basic"], "median_frequency") + ranked_rows(["segnet_basic"], "enet")
     table = segnet_tables.table1(summarize(rows))
     found = [(r["variant"], r["class_weights"]) for r in table.records if r["ours_seeds"]]

@@ -140,7 +140,7 @@ def test_every_special_character_is_escaped():
     assert escape("-1.5") == r"\ensuremath{-}1.5"
 
 
-def test_marks_are_letters_in_the_order_of_need():
+def test_marks_are_letters_in_the_order_of_first_use():
     footnotes = Footnotes()
     assert footnotes.marks(["x", "y"]) == ("a", "b")
     assert footnotes.marks(["y", "z"]) == ("b", "c")

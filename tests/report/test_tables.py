@@ -62,7 +62,7 @@ def test_the_interval_is_students_over_the_seeds():
     assert Estimate(0.5, None).percent(interval=True) == "50.0"
 
 
-def test_the_interval_takes_the_place_of_the_deviation():
+def test_the_interval_replaces_the_deviation():
     summaries = summarize(some_rows())
     table = tables.table(summaries, interval=True)
     text = draw(table)
@@ -74,7 +74,7 @@ def test_the_interval_takes_the_place_of_the_deviation():
     assert (last["mean_iou_low"], last["mean_iou_sd"]) == (None, None)
 
 
-def test_json_gives_back_the_numbers_in_full():
+def test_json_has_the_numbers_at_full_precision():
     summaries = summarize(some_rows())
     whole = json.loads(tables.render(summaries, "json", "accuracy"))
     assert "dataset camvid; split test" in whole["title"]
@@ -122,7 +122,7 @@ def test_order_of_rows_does_not_matter():
         {"config_digest": "f" * 16},
     ],
 )
-def test_what_is_not_the_same_is_kept_apart_and_said(change):
+def test_different_settings_are_separate_lines_with_a_column(change):
     summaries = summarize([make_row(0), make_row(1, **change)])
     assert [summary.seeds for summary in summaries] in ([(0,), (1,)], [(1,), (0,)])
     header, _, *lines = markdown_cells(tables.render(summaries))
@@ -145,11 +145,11 @@ def test_two_results_of_one_seed_are_refused():
 
 def test_runs_scored_on_other_labels_are_refused():
     other = ((81, 15, 5), (10, 180, 10), (6, 6, 8))
-    with pytest.raises(UserError, match="scored on other labels"):
+    with pytest.raises(UserError, match="scored on different labels"):
         summarize([make_row(0), make_row(1, confusion=other)])
 
 
-def test_markdown_shows_what_varies_and_the_best():
+def test_markdown_shows_what_differs_and_the_best():
     text = tables.render(summarize(some_rows()))
     assert "dataset camvid; split test; images 233; resolution 96x128; batch norm recomp" in text
     header, rule, *lines = markdown_cells(text)
@@ -160,7 +160,7 @@ def test_markdown_shows_what_varies_and_the_best():
     assert lines[2][1:7] == ["all Road", "0.00", "-", "62.5", "33.3", "20.8"]
     # G of the seeds: 280/320, 286/320, 286/320
     assert lines[0][4] == "**88.8 ± 1.1**"
-    # Road: nothing beats calling everything Road, and it is said so
+    # Road: no network beats predicting Road everywhere, which is bold
     accuracy = markdown_cells(tables.render(summarize(some_rows()), per_class="accuracy"))
     assert accuracy[-1][header.index("Road")] == "**100.0**"
     widths = {len(line) for line in text.splitlines() if line.startswith("|")}
@@ -190,7 +190,7 @@ def test_ties_as_printed_are_all_bold():
     assert [line[4] for line in lines] == ["**83.8**", "**83.8**"]
 
 
-def test_an_absent_class_is_said_to_be_absent():
+def test_an_absent_class_is_a_dash():
     counts = ((80, 15, 5), (10, 180, 10), (0, 0, 0))
     summaries = summarize([make_row(0, confusion=counts)])
     header, _, line = markdown_cells(tables.render(summaries))
@@ -206,7 +206,7 @@ def test_a_measured_boundary_score_has_its_column():
     assert line[header.index("BF")] == "30.0 ± 7.1"
 
 
-def test_csv_gives_back_the_numbers_in_full():
+def test_csv_has_the_numbers_at_full_precision():
     summaries = summarize(some_rows())
     lines = list(csv.DictReader(io.StringIO(tables.render(summaries, "csv", "accuracy"))))
     assert [line["n"] for line in lines] == ["3", "2", "1"]

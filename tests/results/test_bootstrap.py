@@ -107,22 +107,23 @@ def refusal(*arguments):
     return str(error.value)
 
 
-def test_runs_on_other_images_are_refused(two, tmp_path):
+def test_runs_on_different_images_are_refused(two, tmp_path):
     other = write_run(tmp_path / "other", [50] * 100, split="val")
     assert refusal(two[0], other) == (
-        f"{other} has split val, but {two[0]} test; runs are compared on the same images"
+        f"{other} has split val, but {two[0]} has test; expected runs scored on the same images"
     )
     labels = write_run(tmp_path / "labels", [50] * 100)
     counts = counting.Counts(np.stack([image(50, 101)] * 100), np.zeros((100, 3, 3), int))
     counting.write_counts(labels / "result.json", counts)
     results.write_row(labels / "result.json", make_row(confusion=counts.total, num_images=100))
-    assert refusal(two[0], labels) == f"{labels} was scored on other labels than {two[0]}"
+    assert refusal(two[0], labels) == f"{labels} and {two[0]} were scored on different labels"
 
 
-def test_what_is_missing_or_damaged_is_named(two, tmp_path):
+def test_missing_or_damaged_files_are_named(two, tmp_path):
     first, second = two
     assert refusal(first, tmp_path / "none") == (
-        f"{tmp_path}/none has no result: expected the directory of a finished run, or its row"
+        f"{tmp_path}/none has no result: "
+        "expected the directory or the result.json of a finished run"
     )
     counts = second / "result.npz"
     whole = counts.read_bytes()
@@ -130,13 +131,14 @@ def test_what_is_missing_or_damaged_is_named(two, tmp_path):
     assert refusal(first, second).startswith(f"{counts} is damaged: ")
     counts.write_bytes((first / "result.npz").read_bytes())
     assert (
-        refusal(first, second) == f"{counts} holds other counts than those of {second}/result.json"
+        refusal(first, second)
+        == f"{counts}: its counts do not add up to those of {second}/result.json"
     )
     counts.unlink()
-    assert refusal(first, second).startswith(f"{counts} is missing: `segjax evaluate` counts")
+    assert refusal(first, second).startswith(f"{counts} is missing: `segjax evaluate` writes")
 
 
-def test_counts_that_are_kept_make_the_scores_of_the_row(two):
+def test_the_stored_counts_give_the_scores_of_the_row(two):
     row, counts = bootstrap.load(two[1])
     assert row["class_names"] == CLASS_NAMES
     scored = results.scored(counts.total, CLASS_NAMES, counts.boundary)

@@ -28,7 +28,7 @@ def mean(numbers):
     return sum(known) / Decimal(len(known))
 
 
-def test_every_table_is_there_whole():
+def test_every_published_table_is_complete():
     assert [len(of(group)) for group in published.GROUPS] == [7, 3, 3, 12, 25, 32, 18, 4]
     for weights in ("median frequency", "natural"):
         for split in ("test", "train"):
@@ -75,7 +75,7 @@ def test_ious_per_class_average_to_their_mean():
     assert "Sky" in dilation.sic
 
 
-def test_what_is_suspect_is_flagged_and_said():
+def test_suspect_values_are_flagged_and_explained():
     suspects = {(r.method, r.source, r.sic) for r in DATA.records if r.sic}
     tiramisu = "Tiramisu paper, Table 3"
     assert suspects == {
@@ -150,13 +150,13 @@ def test_every_source_and_note_is_used():
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"scores": {"mean_iou": 50}}, "scores is"),
+        ({"scores": {"mean_iou": 50}}, "scores has ['mean_iou'], expected ["),
         ({"verified": "M"}, "verified is \"M\", expected 'V' or 'V2'"),
         ({"protocol": "differs", "notes": []}, "expected a note that says why"),
         ({"notes": ["nobody"]}, "notes has 'nobody', expected quoted, "),
         ({"source": "hearsay"}, "source has 'hearsay', expected SegNet paper, "),
         ({"group": "table9"}, "group has 'table9', expected unary, "),
-        ({"colour": 1}, "colour is no field"),
+        ({"color": 1}, "color is not a field"),
         ({"per_class_accuracy": [1, 2]}, "expected 11 percentages"),
         (
             {"per_class_accuracy": [101] * 11},
@@ -168,7 +168,7 @@ def test_every_source_and_note_is_used():
         ({"resolution": [360]}, "resolution[1] is missing"),
         ({"split": None}, "expected either scores and their split, or cost"),
         ({"method": ""}, 'method is "", expected at least 1 character'),
-        ({"cost": {}}, "cost is"),
+        ({"cost": {}}, "cost has [], expected ["),
     ],
 )
 def test_a_bad_record_is_named(tmp_path, change, said):

@@ -38,7 +38,7 @@ def test_a_file_is_read_once(tmp_path):
     assert len(results.read([tmp_path, tmp_path / "runs", tmp_path / "runs/0/result.json"])) == 1
 
 
-def test_nothing_found_names_the_path(tmp_path):
+def test_an_error_for_no_results_names_the_path(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
     assert refusal(results.read, [tmp_path]).startswith(f"{tmp_path}: no results")
     (tmp_path / "rows.jsonl").write_text("\n")
@@ -87,7 +87,7 @@ def test_a_missing_or_ill_typed_field_is_named(tmp_path, name):
         ("per_class_iou", 2),
     ],
 )
-def test_an_edited_score_is_found_out(tmp_path, name, place):
+def test_an_edited_score_is_detected(tmp_path, name, place):
     path = tmp_path / "result.json"
     for change, is_refused in ((1e-8, True), (-1e-8, True), (1e-11, False)):
         row = copy.deepcopy(make_row())
@@ -104,7 +104,7 @@ def test_an_edited_score_is_found_out(tmp_path, name, place):
             assert results.read([path]) == [row]
 
 
-def test_an_edited_count_or_presence_is_found_out(tmp_path):
+def test_an_edited_count_or_presence_is_detected(tmp_path):
     row = make_row()
     row["confusion"][0][0] += 1
     assert "its confusion matrix gives" in refusal(results.write_row, tmp_path / "r.json", row)
@@ -141,7 +141,7 @@ def test_confusion_is_square(tmp_path):
     assert "confusion has 4 columns in the row of Road, expected 3" in message
 
 
-def test_what_only_looks_like_json_is_refused(tmp_path):
+def test_invalid_json_is_refused(tmp_path):
     path = tmp_path / "rows.jsonl"
     text = json.dumps(make_row())
     path.write_text(text.replace('"seconds": 1201.5', '"seconds": NaN'))

@@ -1,4 +1,4 @@
-"""Makes the scripts of `experiments/speed/` importable."""
+"""Make the scripts of `experiments/speed/` importable."""
 
 import sys
 from pathlib import Path

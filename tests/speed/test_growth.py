@@ -1,4 +1,4 @@
-"""Growth of cost: the measured points, equal losses on any number of devices, the figure."""
+"""Growth of cost: the measured points, equal losses for any number of devices, the figure."""
 
 import copy
 
@@ -45,7 +45,7 @@ def measured(monkeypatch):
                 asked.append(("batch", request["batch"]))
             elif do == "network":
                 asked.append(("resolution", tuple(request["resolution"])))
-            of_all = dict.fromkeys(run.WHAT, 8)
+            of_all = dict.fromkeys(run.PROGRAMS, 8)
             return {
                 "network": {"device": "abacus", "versions": {}, "parameters": 5, "idle": None},
                 "batch": {
@@ -84,20 +84,20 @@ def test_each_point_is_measured_once_and_all_are_drawn(measured, tmp_path, capsy
     for text in ("segnet_basic (width 2)", "batch of 48x64", "96x128", "devices, batch 4 of 48x64"):
         assert f">{text}<" in drawn
 
-    # Again: nothing is measured, and the same is drawn.
+    # The second time nothing is measured, and the figure is the same.
     measured.clear()
     assert growth.main(command) == 0
     assert {kind for kind, _ in measured} == {"resolution"}  # for the name of the device
     assert (tmp_path / "growth.svg").read_text() == drawn
 
-    # A loss that hangs on the devices is a fault, and no row.
+    # A loss that depends on the number of devices is an error, and adds no row.
     capsys.readouterr()
     assert growth.main([*command, "--devices", "4"]) == 2
     assert "growth.py: segnet_basic: loss 2.5010000 on 4, 2.5000000 on 1" in capsys.readouterr().err
     assert timings.read([tmp_path / growth.OF_DEVICES]) == shown
 
 
-def test_networks_are_told_apart(measured, tmp_path):
+def test_networks_have_distinct_names(measured, tmp_path):
     command = [*ARGUMENTS, *SIZES, "--repeats", "1", "--output", str(tmp_path)]
     assert growth.main(command) == 0
     rows = measurements.read([tmp_path / growth.ROWS])

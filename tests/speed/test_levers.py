@@ -1,4 +1,4 @@
-"""Ways of running a training step: all take the same step; their rows."""
+"""Ways of running a training step: all of them compute the same step; their rows."""
 
 import jax
 import levers
@@ -60,7 +60,7 @@ def test_a_row_of_each_network(tmp_path, capsys, monkeypatch):
         (["--turns", "0"], "--turns"),
     ],
 )
-def test_what_cannot_be_measured_is_said(given, said, tmp_path, capsys):
+def test_an_error_says_what_cannot_be_measured(given, said, tmp_path, capsys):
     assert levers.main(["--output", str(tmp_path / "rows.jsonl"), *given]) == 2
     told = capsys.readouterr().err
     assert said in told

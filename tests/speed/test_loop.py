@@ -1,4 +1,4 @@
-"""Timings of what surrounds a training step, at minimal size; and their rows."""
+"""Timings of what surrounds a training step, at minimal size, and their rows."""
 
 import json
 from pathlib import Path
@@ -41,7 +41,7 @@ def test_the_loop_its_program_and_the_bare_step_take_turns(spec, tmp_path, devic
         patch.setattr(loop.Turns, "__call__", count)
         turns = ["--turns", "2", "--calls", "3", f"--config.num_devices={devices}"]
         row = run(spec, tmp_path / "rows.jsonl", "loop", *turns)
-    # The loop has trained on, its state untouched by the others.
+    # The loop continued to train, its state unchanged by the others.
     assert steps == list(range(10))
     assert {name: len(found) for name, found in row["samples"].items()} == {
         "loop": 2,
@@ -54,7 +54,7 @@ def test_the_loop_its_program_and_the_bare_step_take_turns(spec, tmp_path, devic
     assert parallel.parallelize.__module__ == "segjax.training.parallel"  # and not the stand-in
 
 
-def test_the_first_step_is_told_from_the_command_on(spec, tmp_path, monkeypatch):
+def test_the_first_step_is_timed_from_the_command(spec, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(toy_grid.__file__).parents[1]))
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     row = run(spec, tmp_path / "rows.jsonl", "first_step")
@@ -72,7 +72,7 @@ def test_the_start_of_commands(spec, tmp_path):
     assert timings.ratio(row, "segjax --help", "python") > 1
 
 
-def test_a_mistake_is_one_line_and_status_2(spec, capsys):
+def test_an_error_is_one_line_and_status_2(spec, capsys):
     for arguments in (["--config", "nowhere.py"], ["--config", spec, "--config.stepz=3"]):
         assert loop.main([*arguments, "--only", "loop", "--resolution", "24x32"]) == 2
         assert capsys.readouterr().err.count("\n") == 1
@@ -97,14 +97,14 @@ def test_a_mistake_is_one_line_and_status_2(spec, capsys):
             },
             "bytes is missing",
         ),
-        ({"samples": {"cold": [1.0, 2.0], "warm": [1.0]}}, "one a turn"),
+        ({"samples": {"cold": [1.0, 2.0], "warm": [1.0]}}, "one of each per turn"),
         (
             {"samples": {"cold": [1.0], "warm": [0.0]}},
             "warm[0] is 0.0, expected greater than 0",
         ),
     ],
 )
-def test_a_row_that_is_not_whole_is_refused(tmp_path, changed, said):
+def test_an_incomplete_row_is_refused(tmp_path, changed, said):
     row = loop.make_row("first_step", "loop.py", {"cold": [9.0, 7.0], "warm": [1.0, 2.0]}, None)
     path = tmp_path / "rows.jsonl"
     timings.append(path, row)

@@ -56,12 +56,12 @@ def test_against_brute_force(sigma, background):
     assert (found[labels == VOID] == 0).all()
 
 
-def test_a_single_object_and_none_have_no_border():
+def test_one_object_or_none_has_no_border_term():
     for labels in (np.zeros((4, 5), int), np.pad(np.ones((2, 2), int), 2)):
         np.testing.assert_array_equal(border_weights(labels), np.ones(labels.shape))
 
 
-def test_objects_that_meet_at_a_corner_are_two():
+def test_objects_that_touch_at_a_corner_are_two():
     weights = border_weights(np.eye(2, dtype=int), w0=10, sigma=5)
     # Each pixel of the background lies beside both: 1 + 1. In an object: 0 + sqrt 2.
     expected = 1 + 10 * np.exp(-np.where(np.eye(2) == 1, 2, 4) / 50)
@@ -86,9 +86,9 @@ class Slices:
         return np.full(label.shape, 0.5 + label[0, 0], np.float32)
 
 
-def test_a_map_is_made_once_and_goes_where_its_image_goes():
+def test_a_weight_map_is_computed_once_and_moves_with_its_image():
     slices = Slices()
-    source = loader.Weighed(slices, slices.weigh)
+    source = loader.WeightedSource(slices, slices.weigh)
     data = loader.in_memory(source)
     assert set(data) == {"image", "label", "weight"}
     np.testing.assert_array_equal(data["weight"], data["label"] + np.float32(0.5), strict=True)

@@ -172,7 +172,7 @@ def test_median_frequency_of_camvid(camvid_data_dir):
     np.testing.assert_allclose(weights, expected, atol=5.1e-5, rtol=0)
 
 
-def test_segnets_weights_are_the_published():
+def test_segnets_weights_are_the_published_ones():
     weights = class_weights("segnet", range(11), range(11))
     assert weights.dtype == np.float32
     assert weights.shape == (11,)

@@ -135,7 +135,7 @@ def test_adam_with_l2_and_adamw_decoupled(name, decay):
     np.testing.assert_allclose(trail[-1]["bn"]["scale"], spared, rtol=1e-5)
 
 
-def test_decay_in_adam_is_scaled_away_and_in_adamw_it_is_not():
+def test_adam_scales_decay_away_and_adamw_does_not():
     # Without gradient: Adam takes a whole step of the rate whatever the decay; AdamW shrinks by
     # rate * decay.
     (l2,) = steps(options(name="adam", weight_decay=0.01), [constant(0.0)])

@@ -1,4 +1,4 @@
-"""Streetscenes: drawn road scenes with CamVid's classes, at any size, without a download."""
+"""Streetscenes: synthetic road scenes with CamVid's classes, at any size, without a download."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ MADE_ON_FIRST_USE = True
 
 DEFAULT_RESOLUTION = (96, 128)
 
-# Results depend on these and on what `scene` draws: raise `StreetScenes.VERSION` with any change,
-# because a dataset that is on disk is never drawn again.
+# Results depend on these and on what `scene` draws: increase `StreetScenes.VERSION` with any
+# change, because a dataset on disk is never drawn again.
 SEED = 0
 SPLITS = {"train": range(400), "val": range(400, 450), "test": range(450, 550)}
 

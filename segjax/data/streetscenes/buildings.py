@@ -36,42 +36,42 @@ def _facade(
         p.fill([at(x0, y0), at(x1, y0), at(x1, y1), at(x0, y1)], color, label, facing)
 
     panel(0, 0, length, height, wall, BUILDING)
-    storeys = max(1, round(height / rng.uniform(2.8, 3.5)))
+    stories = max(1, round(height / rng.uniform(2.8, 3.5)))
     columns = max(1, round(length / rng.uniform(2.0, 4.5)))
     if at(0, 0)[2] > 50:
         columns = 1  # so far away a row of windows is a band
-    storey, column = height / storeys, length / columns
+    story, column = height / stories, length / columns
     middles = [(place + 0.5) * column for place in range(columns)]
     wide, tall = rng.uniform(0.3, 0.75), rng.uniform(0.4, 0.65)
     glass = mix(GLASS, p.light.haze, rng.uniform(0, 0.5))
     frame = pick(rng, [WHITE, *WALLS])
     framed, banded = chance(rng, 0.5) and at(0, 0)[2] < 25, chance(rng, 0.4)
-    for row in range(storeys):
-        bottom = row * storey
+    for row in range(stories):
+        bottom = row * story
         if banded:
             panel(0, bottom - 0.15, length, bottom + 0.1, scale(wall, 1.15), BUILDING)
         if row == 0 and shop:
             continue
         for middle in middles:
             x0, x1 = middle - wide * column / 2, middle + wide * column / 2
-            y0, y1 = bottom + 0.28 * storey, bottom + (0.28 + tall) * storey
+            y0, y1 = bottom + 0.28 * story, bottom + (0.28 + tall) * story
             if row == 0 and chance(rng, 0.25):  # a door
                 x0, x1, y0 = middle - 0.5, middle + 0.5, 0.0
             if framed:
                 panel(x0 - 0.12, y0 - 0.12, x1 + 0.12, y1 + 0.12, frame, BUILDING)
             panel(x0, y0, x1, y1, scale(glass, rng.uniform(0.7, 1.3)), BUILDING)
     if shop:
-        panel(0.3, 0.1, length - 0.3, 0.9 * storey, pick(rng, BOARDS, 20), BUILDING)
+        panel(0.3, 0.1, length - 0.3, 0.9 * story, pick(rng, BOARDS, 20), BUILDING)
         for middle in middles:
             panel(
-                middle - 0.42 * column, 0.5, middle + 0.42 * column, 0.68 * storey, glass, BUILDING
+                middle - 0.42 * column, 0.5, middle + 0.42 * column, 0.68 * story, glass, BUILDING
             )
         if chance(rng, 0.4):
             start = length * rng.uniform(0.1, 0.5)
             end = min(length - 0.3, start + rng.uniform(2, 5))
             board = pick(rng, BOARDS)
-            panel(start, 0.72 * storey, end, 0.72 * storey + 0.7, board, SIGN)
-            panel(start + 0.4, 0.72 * storey + 0.2, end - 0.4, 0.72 * storey + 0.45, WHITE, SIGN)
+            panel(start, 0.72 * story, end, 0.72 * story + 0.7, board, SIGN)
+            panel(start + 0.4, 0.72 * story + 0.2, end - 0.4, 0.72 * story + 0.45, WHITE, SIGN)
 
 
 def building(
@@ -112,7 +112,7 @@ def building(
 def end_building(
     p: Painter, rng: np.random.Generator, across: float, ahead: float, width: float, height: float
 ) -> None:
-    """Draw a house that closes the view, its front towards the camera."""
+    """Draw a house that closes the view, its front toward the camera."""
     wall = pick(rng, WALLS + GRAYS)
     left = across - width / 2
     if chance(rng, 0.5):

@@ -79,7 +79,7 @@ def _light(rng: np.random.Generator) -> Light:
 
 
 def _horizon(scene: Scene, rng: np.random.Generator) -> None:
-    """Close the view: a row of distant houses and woods, and at times a house across the end."""
+    """Close the view with a row of distant houses and woods, sometimes a house across the end."""
     for across in np.arange(-140.0, 141, 20).tolist():
         ahead = rng.uniform(FAR + 5, FAR + 60)
         if chance(rng, 0.5):
@@ -121,7 +121,7 @@ def _frontage(scene: Scene, rng: np.random.Generator, side: int, urban: float) -
 
 
 def _park(scene: Scene, rng: np.random.Generator, side: int, near: float, far: float) -> None:
-    """Plant trees on a plot, or a wood if it is far away."""
+    """Put trees on a plot, drawn as a wood where they are far away."""
     edge = side * (scene.road + scene.pavements[side])
     for ahead in np.arange(far, max(near, 5), -rng.uniform(4, 7)).tolist():
         across, height = edge + side * rng.uniform(2, 10), rng.uniform(5, 12)

@@ -25,7 +25,7 @@ from segjax.data.streetscenes.painter import (
     scale,
 )
 
-# The palettes overlap on purpose: a color alone must not tell the class.
+# The palettes overlap on purpose: a color alone must not identify the class.
 GRAYS = [(70, 70, 72), (105, 105, 105), (140, 140, 142), (175, 174, 170), (120, 125, 135)]
 WALLS = [(150, 84, 62), (122, 72, 58), (168, 118, 84), (205, 188, 152), (222, 216, 200)]
 WALLS += [(160, 150, 130), (128, 120, 110), (96, 100, 108), (186, 196, 196), (112, 118, 96)]
@@ -68,9 +68,9 @@ def pick(rng: np.random.Generator, palette: Sequence[Color], spread: float = 10)
 
 
 def turned(across: float, ahead: float, heading: float) -> Callable[..., Place]:
-    """Return a frame at a place on the ground, its forward axis `heading` radians right of ahead.
+    """Return the frame of a thing on the ground that faces `heading` radians right of ahead.
 
-    The result maps (forward, up, aside) in meters to a place.
+    The frame is a function that maps (forward, up, aside) in meters to a place.
     """
     sine, cosine = math.sin(heading), math.cos(heading)
 
@@ -229,7 +229,7 @@ def traffic_light(p: Painter, rng: np.random.Generator, across: float, ahead: fl
 
 
 def bin_box(p: Painter, rng: np.random.Generator, across: float, ahead: float) -> None:
-    """Draw street furniture, which is void."""
+    """Draw a bin or a box; street furniture is void."""
     half, height = rng.uniform(0.25, 0.5), rng.uniform(0.8, 1.4)
     corners = [(across - half, 0.0, ahead), (across + half, 0.0, ahead)]
     corners += [(across + half, height, ahead), (across - half, height, ahead)]

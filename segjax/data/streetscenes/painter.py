@@ -28,7 +28,7 @@ RIGHT: Place = (1.0, 0.0, 0.0)
 UP: Place = (0.0, 1.0, 0.0)
 BACK: Place = (0.0, 0.0, -1.0)
 LEAFY: Place = (0.0, 0.7, -0.7)
-"""Normals of faces; BACK is towards the camera, LEAFY the mean of leaves."""
+"""Normals of faces; BACK points to the camera, LEAFY is the mean normal of leaves."""
 
 
 def mix(a: Sequence[float], b: Sequence[float], share: float) -> Color:
@@ -44,7 +44,7 @@ def scale(color: Sequence[float], gain: float) -> Color:
 
 @dataclass(frozen=True)
 class Camera:
-    """A pinhole camera in a car; in a bend of the road, places ahead move aside."""
+    """A pinhole camera in a car; a bend of the road shifts places ahead sideways."""
 
     height: float  # meters
     across: float  # meters from the middle of the road
@@ -54,7 +54,7 @@ class Camera:
     bend: float  # curvature of the road, 1 / meters
 
     def project(self, places: Sequence[Place], unit: float) -> list[tuple[float, float]]:
-        """Return screen positions (from the left, from the top); an image height is `unit` long."""
+        """Return screen positions (from the left, from the top), `unit` to an image height."""
         screen = []
         for across, up, ahead in places:
             # Moving a corner up to NEAR is an exact cut for edges that run along the street.
@@ -120,7 +120,7 @@ class Painter:
         *,
         one_sided: bool = False,
     ) -> bool:
-        """Fill a polygon; a one-sided one only if its corners appear in clockwise order.
+        """Fill a polygon, if `one_sided` only where its corners appear in clockwise order.
 
         Returns:
             Whether it was filled.
@@ -143,9 +143,9 @@ class Painter:
         label: int,
         rng: np.random.Generator,
     ) -> None:
-        """Fill ragged discs at `places` (n, 3), lit from above like leaves, of `radii` (n).
+        """Fill ragged discs of `radii` (n) at `places` (n, 3), lit from above like leaves.
 
-        One `fill` each, but projected all at once: a scene has hundreds.
+        All are projected at once, because a scene has hundreds.
         """
         corners = 11
         angles = np.linspace(0, 2 * math.pi, corners, endpoint=False)
@@ -166,7 +166,7 @@ class Painter:
     def stroke(
         self, places: Sequence[Place], thickness: float, color: Sequence[float], label: int
     ) -> None:
-        """Draw a line of a thickness in meters at its first place, at least one pixel wide."""
+        """Draw a line at least one pixel wide; `thickness` is in meters at its first place."""
         ahead = max(places[0][2], NEAR)
         width = round(thickness * self.camera.focal / ahead * self.unit)
         width = max(OVERSAMPLE, width)
@@ -177,7 +177,7 @@ class Painter:
     def disc(
         self, place: Place, radius: float, color: Sequence[float], label: int, stretch: float = 1.0
     ) -> None:
-        """Draw a disc of a radius in meters, its height times `stretch`, facing the camera."""
+        """Draw a disc facing the camera; `radius` in meters, its height multiplied by `stretch`."""
         ahead = max(place[2], NEAR)
         x, y = self.camera.project([place], self.unit)[0]
         rx = radius * self.camera.focal / ahead * self.unit

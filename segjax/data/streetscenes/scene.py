@@ -1,8 +1,8 @@
-"""Street scenes as from a car's camera, with the eleven classes of CamVid and void.
+"""Street scenes as seen from a car, with the eleven classes of CamVid and void.
 
-A scene is laid out in meters (`layout`), then `buildings`, `objects` and `traffic` draw it with a
-perspective `painter`, over the sky and the ground that are drawn here; at last come exposure and
-noise. The scene is the same at every size. Class shares are those of CamVid's training split within
+A scene is laid out in meters (`layout`). Then `buildings`, `objects` and `traffic` draw it with a
+perspective `painter`, over the sky and the ground that are drawn here; exposure and noise come
+last. The scene is the same at every size. Class shares are those of CamVid's training split within
 a factor of two, and colors say little about classes.
 """
 
@@ -33,13 +33,13 @@ CUTS = [NEAR, 2.0, 4.0, 8.0, *np.arange(14.0, FAR + 60, 9.0).tolist()]
 
 
 def render(seed: int, index: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draw scene `index` of the world `seed`; the same arguments give the same bytes.
+    """Draw a scene; the same arguments give the same bytes.
 
     Args:
-        seed: of the whole world; with `index`, the number of the scene in it, not negative.
-        index: see `seed`.
-        height: of the image in pixels.
-        width: of the image in pixels; a wider image sees more of the sides.
+        seed: seed of all scenes, not negative.
+        index: number of the scene, not negative.
+        height: image height in pixels.
+        width: image width in pixels; a wider image shows more of the sides.
 
     Returns:
         The image, uint8 (height, width, 3) RGB, and the label, uint8 (height, width): 0 to 10 in
@@ -61,7 +61,7 @@ def render(seed: int, index: int, height: int, width: int) -> tuple[np.ndarray, 
 
 
 def _noise(rng: np.random.Generator, cells: int, height: int, width: int) -> np.ndarray:
-    """Draw smooth noise, of variance at most 1, float32 (height, width), `cells` blobs high."""
+    """Draw smooth noise of variance at most 1, float32 (height, width), `cells` blobs high."""
     grid = rng.standard_normal((cells, max(2, round(cells * width / height))), np.float32)
     return np.asarray(Image.fromarray(grid).resize((width, height), Image.Resampling.BICUBIC))
 
@@ -109,7 +109,7 @@ def _ground(painter: Painter, rng: np.random.Generator, scene: Scene) -> None:
 
 
 def _markings(strip: Callable[..., None], rng: np.random.Generator, scene: Scene) -> None:
-    """Draw lines along and across the road, of the class road."""
+    """Draw lines along and across the road; their class is road."""
     paint = pick(rng, [(204, 204, 200), (214, 206, 170), (170, 170, 166)])
     phase, dash, gap = rng.uniform(0, 6), rng.uniform(2, 4), rng.uniform(3, 5)
     for near in np.arange(NEAR + phase, 90, dash + gap).tolist():
@@ -122,7 +122,7 @@ def _markings(strip: Callable[..., None], rng: np.random.Generator, scene: Scene
                 strip(middle - 0.06, middle + 0.06, NEAR, FAR, line, ROAD)
     if chance(rng, 0.3):
         near = rng.uniform(7, 25)
-        if chance(rng, 0.5):  # a crosswalk, or else a line to stop at
+        if chance(rng, 0.5):  # a crosswalk, else a stop line
             for left in np.arange(-scene.road + 0.4, scene.road - 0.5, 1.2).tolist():
                 strip(left, left + 0.6, near, near + 3, paint, ROAD)
         else:
@@ -190,7 +190,7 @@ def _expose(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _blank(label: np.ndarray, rng: np.random.Generator) -> None:
-    """Set ragged strips along some borders to VOID, as in CamVid's labels; in place."""
+    """Set ragged strips along some borders of a label to VOID in place, as in CamVid."""
     for border in range(4):
         depth = rng.uniform(0.005, 0.04)
         grid = rng.uniform(0.2, 1, 12)

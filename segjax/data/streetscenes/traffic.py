@@ -71,7 +71,7 @@ class _Body:
 
     @cached_property
     def belt(self) -> float:
-        """Height of the windows' lower edge in meters; above it the sides lean inwards."""
+        """Height of the windows' lower edge in meters; above it the sides lean inward."""
         return 0.62 * self.roof
 
     @cached_property
@@ -79,7 +79,7 @@ class _Body:
         return turned(self.across, self.ahead, self.heading)
 
     def point(self, share: float, up: float, side: float) -> Place:
-        """Return the place at a share of the length from the tail, and of the width, -1 to 1."""
+        """Return a place on the car: share of the length from the tail, meters up, side -1 to 1."""
         lean = 1 - 0.16 * max(0.0, up - self.belt) / (self.roof - self.belt)
         forward, aside = (share - 0.5) * self.length, side * lean * self.width / 2
         return self.frame(forward, up, aside)
@@ -92,7 +92,7 @@ class _Body:
 def car(
     p: Painter, rng: np.random.Generator, across: float, ahead: float, heading: float = 0.0
 ) -> None:
-    """Draw a car, van or bus with its middle there, `heading` radians right of ahead."""
+    """Draw a car, van or bus centered at a place, facing `heading` radians right of ahead."""
     profile, length, width = BODIES[rng.choice(len(BODIES), p=BODY_SHARES)]
     body = _Body(profile, length * rng.uniform(0.94, 1.06), width, across, ahead, heading)
     paint = pick(rng, PAINTS, 12)

@@ -1,1 +1,1 @@
-"""CPU kernels by oneDNN and our own: `build` compiles and loads them, `kernels` calls them."""
+"""CPU kernels, oneDNN's and our own: `build` compiles and loads them, `kernels` calls them."""

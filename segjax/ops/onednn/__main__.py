@@ -1,4 +1,4 @@
-"""`python -m segjax.ops.onednn`: build the kernels, as an installation does, and print it."""
+"""Build the CPU kernels and print the version of oneDNN: `python -m segjax.ops.onednn`."""
 
 import sys
 

@@ -1,11 +1,11 @@
-"""Build the kernels beside this file once, keep them in a cache, and load them into XLA.
+"""Build `kernels.cc` once, cache the library, and load it into XLA.
 
-They need a C++ compiler and oneDNN 3 with its headers, from `pip install segjax[onednn]` (Linux,
+This needs a C++ compiler and oneDNN 3 with its headers, from `pip install segjax[onednn]` (Linux,
 x86-64), the system, or the folder SEGJAX_ONEDNN_DIR (with include/ and lib/). If anything is
-missing, one log line says so and XLA computes instead. SEGJAX_ONEDNN=off never uses them;
-SEGJAX_ONEDNN=on makes it an error if they cannot be used.
+missing, one log line says so and XLA computes instead. SEGJAX_ONEDNN=off never uses the kernels;
+with SEGJAX_ONEDNN=on it is an error if they cannot be used.
 
-Importing this module is fast: JAX is imported where it is needed.
+JAX is imported only where it is needed, so that importing this module is fast.
 """
 
 import ctypes
@@ -44,20 +44,21 @@ _log = logging.getLogger(__name__)
 
 
 class Unavailable(OSError):
-    """Raised if the kernels cannot be used; says what is missing and how to install it."""
+    """The kernels cannot be used; the message says what is missing and how to install it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Library:
-    """The kernels of one build, loaded and registered with XLA."""
+    """A build of the kernels, loaded and registered with XLA."""
 
     version: str  # of oneDNN, such as "3.2.0"
-    key: str  # of the build
+    key: str  # hash of the build's inputs
     loaded: ctypes.CDLL = dataclasses.field(repr=False, compare=False)
 
     def target(self, kernel: str) -> str:
         """Return XLA's name of a kernel of this build."""
-        # With the key, so that a program from the compilation cache finds the same kernels or none.
+        # It includes the key, so that a program from the compilation cache finds the same kernels
+        # or none.
         return f"segjax_{kernel}_{self.key}"
 
 
@@ -78,7 +79,7 @@ def library() -> Library | None:
     except OSError as error:  # any failure: XLA computes instead
         if wanted == "on":
             raise Unavailable(f"SEGJAX_ONEDNN=on, but {error}") from None
-        _log.warning("convolutions by XLA, which is slower than oneDNN on a CPU: %s", error)
+        _log.warning("XLA computes convolutions, slower than oneDNN on a CPU: %s", error)
         return None
 
 
@@ -91,7 +92,7 @@ def _load():
     path = _cache() / f"{key}.so"
     if not path.exists():
         _build(path, root, compiler)
-    # Threads that spin between calls would take the cores from XLA's.
+    # Threads that spin between calls would take the cores from XLA's threads.
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
     try:
         loaded = ctypes.CDLL(str(path))
@@ -105,7 +106,7 @@ def _load():
 
 
 def _find_onednn():
-    """Find the folder that has include/ and lib/ of oneDNN 3; return it and the version."""
+    """Return the folder with include/ and lib/ of oneDNN 3, and its version."""
     named = os.environ.get("SEGJAX_ONEDNN_DIR")
     places = [Path(named)] if named else [Path(sys.prefix), Path(site.USER_BASE or sys.prefix)]
     if not named:
@@ -124,12 +125,12 @@ def _find_onednn():
             return place, version
         others.append(f"{place} has version {version or 'unknown'}")
     if named or others:
-        found = "; ".join(others) or f"SEGJAX_ONEDNN_DIR={named} has no include/ and lib/ of it"
+        found = "; ".join(others) or f"SEGJAX_ONEDNN_DIR={named} lacks its include/ and lib/"
         raise Unavailable(f"oneDNN 3 is needed: {found}")
     if sys.platform != "linux" or platform.machine() != "x86_64":
         where = f"{sys.platform} on {platform.machine()}"
-        raise Unavailable(f"oneDNN 3 is not there (name its folder in SEGJAX_ONEDNN_DIR; {where})")
-    raise Unavailable("oneDNN 3 is not there: pip install 'segjax[onednn]'")
+        raise Unavailable(f"oneDNN 3 not found (set SEGJAX_ONEDNN_DIR to its folder; {where})")
+    raise Unavailable("oneDNN 3 not found: pip install 'segjax[onednn]'")
 
 
 def _shared_object(root):
@@ -142,11 +143,11 @@ def _find_compiler():
     for name in (os.environ.get("CXX"), "c++", "g++", "clang++"):
         if name and (found := shutil.which(name)):
             return found
-    raise Unavailable("there is no C++ compiler: install g++ (apt-get install g++)")
+    raise Unavailable("no C++ compiler found: install g++ (apt-get install g++)")
 
 
 def _key(root, version, compiler):
-    """Return a hash of everything that the build depends on, such as this CPU's instructions."""
+    """Return a hash of everything that the build depends on, including the CPU's instructions."""
     shared = _shared_object(root).resolve()
     described = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
     text = "\n".join(
@@ -183,7 +184,7 @@ def _build(path, root, compiler):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not path.exists():  # another process may have built it meanwhile
+            if not path.exists():  # another process may have built it in the meantime
                 _compile(path, root, compiler)
     except OSError as error:
         if isinstance(error, Unavailable):
@@ -208,15 +209,15 @@ def _compile(path, root, compiler):
 
 
 def versions(platform: str) -> dict[str, str]:
-    """Return {"onednn": version} for a platform whose convolutions the kernels compute, else {}."""
+    """Return {"onednn": version} if the kernels compute on this platform, else {}."""
     found = library() if platform == "cpu" else None
     return {"onednn": found.version} if found else {}
 
 
 def describe() -> str:
-    """Say what computes convolutions on a CPU, and if it is XLA, why.
+    """Describe what computes convolutions on a CPU, and if it is XLA, why.
 
-    Nothing is built or loaded, and JAX is not imported.
+    This builds and loads nothing, and does not import JAX.
     """
     if os.environ.get("SEGJAX_ONEDNN") == "off":
         return "XLA (SEGJAX_ONEDNN=off)"

@@ -1,6 +1,6 @@
 // Operations on NHWC images for the CPU: convolutions by oneDNN, and batch normalization and pooling
-// with indices, in which XLA's CPU backend is slow. XLA calls them through its typed FFI; the shapes
-// and meanings of arguments are in the Python modules of this folder.
+// with indices, for which XLA's CPU backend is slow. XLA calls them through its typed FFI; the
+// Python modules of this folder document shapes and meanings of the arguments.
 //
 // All sums are float32, in an order that depends only on shapes and the number of threads, so that a
 // repeated call gives the same bits.
@@ -103,14 +103,14 @@ void ByType(ffi::DataType type, Call call) {
 
 // ---------------------------------------------------------------------------- convolution
 
-// Of a convolution, of its input's gradient, of its kernel's, and of a transposed convolution, which
-// takes what a convolution gives (`result`) to what it is given (`map`).
+// What a primitive computes: a convolution, the gradient of its input, that of its kernel, or a
+// transposed convolution, which takes the output of a convolution (`result`) to its input (`map`).
 enum class Kind { kForward, kInput, kKernel, kTransposed };
 
 struct Primitive {
   dnnl::primitive compute;
-  dnnl::memory::desc map, kernel, result, scratch;  // as the primitive wants them
-  dnnl::memory::desc given_kernel;                  // as the caller has it
+  dnnl::memory::desc map, kernel, result, scratch;  // layouts of the primitive
+  dnnl::memory::desc given_kernel;                  // layout of the caller
   dnnl::reorder reorder;                            // between the two, if they differ
   std::string name;                                 // of oneDNN's implementation
   bool reorders = false;
@@ -149,8 +149,8 @@ std::pair<Dims, Dims> KernelDims(Numbers k, int64_t groups, bool swapped) {
   return {{groups, features, k[2], k[0], k[1]}, {features, 1, k[3], k[1] * row, row}};
 }
 
-// How many features lie together, if the kernel goes from float32 (h, w, channels, features) to
-// bfloat16 in blocks of features, in which each has two channels beside each other; else 0.
+// The number of features in a block, if the kernel is reordered from float32 (h, w, channels,
+// features) to bfloat16 blocks of features with pairs of channels next to each other; else 0.
 int64_t InterleavedBlock(const dnnl::memory::desc& from, const dnnl::memory::desc& to) {
   const bool types = from.get_data_type() == dnnl::memory::data_type::f32 &&
                      to.get_data_type() == dnnl::memory::data_type::bf16;
@@ -184,7 +184,7 @@ void Interleave(const Primitive& primitive, const float* from, uint16_t* to) {
   }
 }
 
-// With a reorder of the kernel, if the primitive needs another order than the caller's.
+// Add a reorder of the kernel, if the primitive needs another order than the caller's.
 std::shared_ptr<Primitive> Ordered(Kind kind, std::shared_ptr<Primitive> made) {
   made->reorders = made->kernel != made->given_kernel;
   if (!made->reorders) return made;
@@ -270,7 +270,7 @@ size_t ScratchBytes(const Primitive& primitive) {
          (primitive.reorders ? primitive.kernel.get_size() : 0);
 }
 
-// A primitive takes milliseconds to make; a network has some tens, a process a few hundred.
+// Cached: creating a primitive takes milliseconds; a network has tens of them, a process hundreds.
 std::shared_ptr<Primitive> Get(Kind kind, Numbers map, Numbers kernel, Numbers result,
                                ffi::DataType type, ffi::DataType kernel_type, bool bias,
                                Numbers window) {
@@ -410,7 +410,7 @@ void Moments(const T* x, int64_t pixels, int64_t channels, float* mean, float* v
     const int thread = omp_get_thread_num();
     std::vector<float> m(channels, 0.f), s(channels, 0.f), bm(channels), bs(channels);
     int64_t count = 0;
-    const int team = omp_get_num_threads();  // there may be fewer than were asked for
+    const int team = omp_get_num_threads();  // may be fewer than requested
     const int64_t first = blocks * thread / team, last = blocks * (thread + 1) / team;
     for (int64_t block = first; block < last; ++block) {
       const int64_t start = block * kBlock, end = std::min(pixels, start + kBlock);
@@ -591,7 +591,7 @@ ffi::Error AffineGradient(ffi::AnyBuffer x, ffi::AnyBuffer dy, ffi::AnyBuffer me
       for (int64_t i = 0; i < pixels; ++i) {
         const T* row = xs + i * channels;
         const T* gradient = dys + i * channels;
-        T* out = dxs + i * channels;  // may be where dy is
+        T* out = dxs + i * channels;  // may be the memory of dy
 #pragma omp simd
         for (int64_t c = 0; c < channels; ++c) {
           const float value = Load(row[c]) - center[c];

@@ -1,10 +1,10 @@
-"""Convolution, batch normalization and pooling on a CPU by oneDNN and our own kernels.
+"""Convolution, batch normalization and pooling on a CPU, by oneDNN and our own kernels.
 
 XLA's CPU backend computes bfloat16 convolutions in float32, the gradients of kernels slowly, and
-elementwise operations in bfloat16 even more slowly. `segjax.ops` calls the functions here where
-`in_use()`; they compute the same and are tested against it. Arrays are float32 or bfloat16; sums
-are float32. They work under jit, vmap (one call an example), reverse-mode
-differentiation and pmap, and repeat the same bits for the same number of OpenMP threads.
+elementwise operations in bfloat16 even more slowly. `segjax.ops` calls these functions if
+`in_use()`; they compute the same as XLA and are tested against it. Arrays are float32 or bfloat16;
+sums are float32. They work under jit, vmap (one call per example), reverse-mode differentiation and
+pmap, and give the same bits in every call with the same number of OpenMP threads.
 """
 
 import ctypes
@@ -24,7 +24,7 @@ Sides = tuple[tuple[int, int], tuple[int, int]]  # above and below, left and rig
 
 
 def in_use(*arrays: jax.Array) -> bool:
-    """Return whether the kernels here compute operations on these arrays, traced now."""
+    """Return whether these kernels compute the operation on these arrays that is being traced."""
     return all(x.dtype in DTYPES and x.size for x in arrays) and on_cpu() and library() is not None
 
 
@@ -62,10 +62,10 @@ class Window(NamedTuple):
 
 
 def dtype_of(x: jax.Array, kernel: jax.Array, window: Window) -> Any:
-    """Return the dtype that oneDNN computes a convolution and its gradients in.
+    """Return the dtype in which oneDNN computes a convolution and its gradients.
 
-    It is that of x, or float32 for bfloat16 if this CPU lacks the instructions; None if the result
-    is empty or oneDNN has no such convolution.
+    That of x, or float32 for bfloat16 if this CPU lacks the instructions; None if the result is
+    empty or oneDNN does not support the convolution.
     """
     return _first_supported(x, lambda x: _supported(x, kernel, window))
 
@@ -73,7 +73,7 @@ def dtype_of(x: jax.Array, kernel: jax.Array, window: Window) -> Any:
 def transposed_dtype_of(
     x: jax.Array, kernel: jax.Array, window: Window, size: tuple[int, int]
 ) -> Any:
-    """Return the dtype of a transposed convolution to (H, W), as `dtype_of`."""
+    """Return the dtype in which oneDNN computes a transposed convolution to (H, W), or None."""
 
     def holds(x):
         full = jax.ShapeDtypeStruct((x.shape[0], *size, kernel.shape[2]), x.dtype)
@@ -131,9 +131,9 @@ def convolution(
 
     Args:
       x: (B, H, W, C); the result has its dtype, and the kernel is rounded to it.
-      kernel: (kh, kw, C / groups, D), float32 or bfloat16; (kh, kw, D, C) where it is swapped.
+      kernel: (kh, kw, C / groups, D), float32 or bfloat16; (kh, kw, D, C) if swapped.
       bias: float32 (D,), or (0,) for none.
-      window: one that has a `dtype_of`.
+      window: stride, dilation, padding and groups, for which `dtype_of` is not None.
       relu: whether to apply a ReLU.
     """
     result = _result(x, kernel, window)
@@ -192,7 +192,7 @@ def transposed_convolution(
       x: (B, h, w, C), a result of the convolution.
       kernel: (kh, kw, D, C).
       bias: float32 (D,), or (0,) for none.
-      window: of the convolution, swapped as its transpose reads the kernel.
+      window: window of the convolution, with `swapped`, as the transpose reads the kernel.
       size: (H, W) of the input of the convolution.
 
     Returns:
@@ -228,7 +228,7 @@ def relu_gradient(y: jax.Array, dy: jax.Array) -> jax.Array:
 def moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return mean and variance of each channel of (..., C), float32 (C,).
 
-    The variance is that around the mean, E[(x - E[x])^2], and not E[x^2] - E[x]^2.
+    The variance is computed as E[(x - E[x])^2], not as E[x^2] - E[x]^2.
     """
     one = jax.ShapeDtypeStruct(x.shape[-1:], jnp.float32)
     return _call("moments", (one, one), x)
@@ -267,7 +267,7 @@ class Pool(NamedTuple):
 
     window: int  # side, at most 16: a place in it is one byte
     stride: int
-    before: tuple[int, int]  # rows and columns above and left of the map
+    before: tuple[int, int]  # padding: rows above and columns left of the map
 
     def numbers(self) -> np.ndarray:
         """Return the values as the array that the kernels read."""
@@ -284,7 +284,7 @@ def max_pool(x: jax.Array, pool: Pool, size: tuple[int, int]) -> tuple[jax.Array
 
 def _max_pool_forward(x, pool, size):
     y, indices = max_pool(x, pool, size)
-    return (y, indices), (indices, x)  # only the shape of x is used, so that it is not kept
+    return (y, indices), (indices, x)  # only the shape of x is used, so XLA does not keep it
 
 
 def _max_pool_backward(pool, size, saved, gradients):
@@ -327,6 +327,6 @@ def _gather_backward(pool, saved, dy):
     return spread(dy, indices, pool, x.shape[1:3]), none
 
 
-# Each is the other's gradient.
+# Each is the gradient of the other.
 spread.defvjp(_spread_forward, _spread_backward)
 gather.defvjp(_gather_forward, _gather_backward)

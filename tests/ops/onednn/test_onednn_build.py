@@ -56,8 +56,8 @@ def no_place(monkeypatch, tmp_path):
 
 
 MISSING = {
-    no_compiler: "there is no C++ compiler: install g++",
-    no_library: "oneDNN 3 is not there: pip install 'segjax[onednn]'",
+    no_compiler: "no C++ compiler found: install g++",
+    no_library: "oneDNN 3 not found: pip install 'segjax[onednn]'",
     old_library: "has version 2.6.3",
     no_folder: "oneDNN 3 is needed: SEGJAX_ONEDNN_DIR=",
     broken_compiler: "no such thing",
@@ -71,7 +71,7 @@ def test_what_is_missing_is_logged_once_and_xla_computes(missing, unloaded, tmp_
     assert build.library() is None
     assert build.library() is None
     (record,) = caplog.records
-    assert "convolutions by XLA" in record.getMessage()
+    assert "XLA computes convolutions" in record.getMessage()
     assert MISSING[missing] in record.getMessage()
     assert build.versions("cpu") == {}
 

@@ -15,7 +15,7 @@ from jax import lax
 
 from segjax.ops import convolution, upsampling
 from segjax.ops.onednn import kernels
-from segjax.ops.platform import shapes_alone
+from segjax.ops.platform import shapes_only
 
 ROOT = Path(__file__).parents[3]
 
@@ -110,7 +110,7 @@ def test_values_and_gradients_are_the_float64_sums(
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_a_relu_cuts_values_and_gradients(dtype):
+def test_a_relu_zeroes_values_and_gradients(dtype):
     x, kernel = arrays(0, (1, 9, 8, 16), (3, 3, 16, 17))
     x = x.astype(dtype)
     (bias,) = arrays(1, (17,))
@@ -161,7 +161,7 @@ def test_a_transposed_convolution_is_that_of_lax(
         )
 
     def by_lax(x, kernel, bias):
-        with shapes_alone():  # as on no CPU
+        with shapes_only():  # as on no CPU
             return up(x.astype(jnp.float32), kernel, bias)
 
     (y, back), (truth, back_truth) = (jax.vjp(f, x, kernel, bias) for f in (up, by_lax))
@@ -175,7 +175,7 @@ def test_a_transposed_convolution_is_that_of_lax(
         )
 
 
-def test_onednn_is_what_runs():
+def test_onednn_computes_convolutions():
     x, kernel = arrays(0, (1, 8, 8, 16), (3, 3, 16, 16))
 
     def loss(x, kernel):
@@ -186,7 +186,7 @@ def test_onednn_is_what_runs():
 
     assert "conv_general_dilated" not in text(x, kernel)
     assert text(x, kernel).count("ffi_call[") == 3  # forward, and the gradient of either
-    with shapes_alone():
+    with shapes_only():
         counted = text(x, kernel)
     assert counted.count("conv_general_dilated[") == 3
     assert "ffi_call" not in counted
@@ -194,7 +194,7 @@ def test_onednn_is_what_runs():
     assert "ffi_call" not in text(half, kernel)
 
 
-def test_calls_repeat_their_bits_and_shapes_need_no_call():
+def test_calls_are_bitwise_repeatable_and_shapes_need_none():
     x, kernel = arrays(0, (2, 20, 24, 32), (3, 3, 32, 32))
 
     def gradients(x, kernel):
@@ -222,7 +222,7 @@ def test_seeds_in_one_program():
         np.testing.assert_array_equal(found, jax.jit(gradient)(kernel))
 
 
-def test_two_devices_give_what_one_gives():
+def test_two_devices_give_the_same_as_one():
     (x,) = arrays(0, (4, 12, 12, 16))
     (kernel,) = arrays(1, (3, 3, 16, 16))
 
@@ -287,7 +287,7 @@ def test_unknown_padding_is_refused():
         convolution.conv(x, kernel, padding="VALID")
 
 
-def test_what_onednn_does_not_have_is_left_to_xla():
+def test_xla_computes_what_onednn_does_not_support():
     x, kernel = arrays(0, (1, 2, 2, 3), (5, 5, 3, 8))
     window = kernels.Window((1, 1), (1, 1), ((0, 0), (0, 0)))
     assert kernels.dtype_of(x, kernel, window) is None

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from segjax import models
-from segjax.ops.platform import shapes_alone
+from segjax.ops.platform import shapes_only
 
 NETWORKS = {
     "segnet": {"width": 4},
@@ -20,7 +20,7 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_step_is_that_of_xla(name):
+def test_a_step_equals_xlas(name):
     model = models.create(name, 5, **NETWORKS[name])
     rng = np.random.default_rng(0)
     image = jnp.asarray(rng.standard_normal((2, 32, 32, 3), np.float32))
@@ -42,14 +42,14 @@ def test_a_step_is_that_of_xla(name):
         return jax.value_and_grad(loss, has_aux=True)(params)
 
     def step_of_xla(params):
-        with shapes_alone():
+        with shapes_only():
             return step(params)
 
     texts = [str(jax.make_jaxpr(f)(variables["params"])) for f in (step, step_of_xla)]
     assert ["ffi_call" in text for text in texts] == [True, False]
     found, expected = (jax.jit(f)(variables["params"]) for f in (step, step_of_xla))
-    # What is zero but for rounding, as a bias's gradient before a normalization, is measured by the
-    # others.
+    # Gradients that are zero up to rounding, such as that of a bias before a normalization, are
+    # compared on the scale of the others.
     least = 0.01 * max(float(jnp.abs(x).max()) for x in jax.tree.leaves(expected[1]))
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-3 * max(float(jnp.abs(b).max()), least))

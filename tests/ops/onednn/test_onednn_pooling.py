@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segjax.ops import normalization, pooling
-from segjax.ops.platform import shapes_alone
+from segjax.ops.platform import shapes_only
 
 
 def both(function, *arrays):
@@ -25,7 +25,7 @@ def both(function, *arrays):
             numbers = tuple(range(len(arrays)))
             if not by_xla:
                 return jax.value_and_grad(loss, numbers, has_aux=True)(*arrays)
-            with shapes_alone():
+            with shapes_only():
                 return jax.value_and_grad(loss, numbers, has_aux=True)(*arrays)
 
         assert ("ffi_call" in str(jax.make_jaxpr(traced)(*arrays))) != by_xla
