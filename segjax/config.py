@@ -56,7 +56,7 @@ def default() -> ConfigDict:
     """Return the default config: every field of an experiment."""
     config = ConfigDict()
     config.seed = 0  # initialization, data order, augmentation, dropout
-    config.num_devices = 0  # 0: as many devices of this host as divide the batches
+    config.num_devices = 0  # 0: largest number on this host that divides the batches
 
     config.model = ConfigDict()
     config.model.name = "segnet_basic"  # key of segjax.models.MODELS

@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """A mistake that the user can correct; one line says what, what was found, and expected.
+    """A mistake that the user can correct: one line with what is wrong, found and expected.
 
     The command line prints the message and exits with status 2.
     """

@@ -1,4 +1,4 @@
-"""Write files whole or not at all, with errors that name them."""
+"""Write files atomically, with errors that name them."""
 
 import contextlib
 import os

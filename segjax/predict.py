@@ -53,7 +53,9 @@ def targets_of(
         for target in own:
             other = taken.setdefault(target.resolve(), path)
             if other is not path or target.resolve() == path.resolve():
-                raise UserError(f"{target}, made from {path}, would overwrite {other} or its label")
+                raise UserError(
+                    f"{target}, made from {path}, would overwrite {other} or a file made from it"
+                )
         targets.append(own)
     return targets
 

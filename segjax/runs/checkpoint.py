@@ -172,7 +172,7 @@ class Checkpoints:
             faults["latest", step] = fault
         if steps and not found:
             raise UserError(
-                f"{faults['latest', steps[0]]}; none is whole, delete {self._root} to begin again"
+                f"{faults['latest', steps[0]]}; none is intact, delete {self._root} to start over"
             )
         if lost:
             faults["best", best] = lost

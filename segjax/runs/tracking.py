@@ -81,7 +81,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, float]]:
     """Read the rows of a `metrics.jsonl`, also while its run is active; null becomes NaN.
 
     Raises:
-      UserError: the file is missing, or a line before the last is damaged.
+      UserError: the file is missing, or a complete line is damaged.
     """
     path = Path(path)
     if not path.is_file():

@@ -275,7 +275,7 @@ def test_only_truncated_checkpoints_is_an_error(command, stopped):
     status, said = command(stopped)
     assert status == 2
     assert said.startswith(f"segjax: checkpoint {newest} is damaged, or not of this model: ")
-    assert said.endswith(f"none is whole, delete {newest.parents[1]} to begin again\n")
+    assert said.endswith(f"none is intact, delete {newest.parents[1]} to start over\n")
     assert said.count("\n") == 1
     assert content(stopped) == before
 
