@@ -1,4 +1,4 @@
-"""Test every config of experiments/: its docstring, parameter count, and smoke run."""
+"""Every config of experiments/ runs in its smoke form, and says how it is run."""
 
 import functools
 from pathlib import Path
@@ -49,7 +49,7 @@ def test_all_configs_are_known():
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_docstring_has_the_command_and_model_its_parameters(path):
+def test_the_docstring_has_the_command_and_the_full_config_its_parameters(path):
     module, _ = configs.load_module(str(path))
     assert f"--config experiments/{path.name} --workdir runs/{path.stem}" in module.__doc__
     config = configs.load(str(path), {})
@@ -66,7 +66,7 @@ GRIDS = [path for path in FILES if "\ndef sweep(" in path.read_text()]
 
 
 @pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
-def test_networks_of_small_grids_accept_their_images(path):
+def test_every_network_of_a_small_grid_takes_its_images(path):
     size = ":small" if "`small`" in path.read_text() else ""
     seen = set()
     for point in grids.points(f"{path}{size}", {}):
@@ -83,7 +83,7 @@ def test_networks_of_small_grids_accept_their_images(path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_smoke_config_trains_and_evaluates(path, tmp_path, request):
+def test_the_smoke_form_trains_and_tests(path, tmp_path, request):
     config = configs.load(f"{path}:smoke", {})
     fixture = {
         "camvid": "camvid_data_dir",
@@ -92,14 +92,14 @@ def test_smoke_config_trains_and_evaluates(path, tmp_path, request):
     }
     arguments, dataset = [], config.data.dataset
     if dataset == "camvid" and config.data.resolution[1] == 32:
-        dataset = "streetscenes"  # the same classes, only twenty images
+        dataset = "streetscenes"  # of the same classes, and only twenty
         arguments += ["--config.data.dataset=streetscenes", "--config.data.resolution=24,32"]
     data_dir = request.getfixturevalue(fixture[dataset])
     arguments += ["--config", f"{path}:smoke", "--workdir", str(tmp_path / "run")]
-    arguments.append("--config.num_devices=1")  # compiling for two takes 1.5 times as long
-    if path.stem != "segnet_basic":  # on a CPU bfloat16 compiles 1.5 times as long
+    arguments.append("--config.num_devices=1")  # a program for two takes half as long again
+    if path.stem != "segnet_basic":  # bfloat16 takes the CPU's compiler half as long again
         arguments.append("--config.precision=float32")
-    # Flax's batch normalization in bfloat16 mixes types, which strict promotion forbids.
+    # Flax's batch normalisation in bfloat16 mixes types, which strict promotion forbids.
     with jax.numpy_dtype_promotion("standard"):
         assert main(["train", *arguments, f"--config.data.data_dir={data_dir}"]) == 0
     (row,) = results.read([tmp_path / "run"])
@@ -107,7 +107,7 @@ def test_smoke_config_trains_and_evaluates(path, tmp_path, request):
     assert (row["experiment"], row["steps"], row["split"]) == (path.stem, 2, split)
 
 
-def test_committed_rows_match_current_configs():
+def test_committed_rows_are_whole_and_of_configs_that_are_here():
     found = sorted((FOLDER / "results").glob("*.jsonl"))
     files = [path for path in found if path.stem not in SCRIPTS]
     assert files
@@ -122,4 +122,4 @@ def test_committed_rows_match_current_configs():
             configs.digest(configs.load(str(FOLDER.parent / spec), overrides))
             == row["config_digest"]
         )
-        assert " /" not in row["command"].replace("=", " ")  # no absolute path of a machine
+        assert " /" not in row["command"].replace("=", " ")  # a place of one machine
