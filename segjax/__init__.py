@@ -7,15 +7,15 @@ __all__ = ["__version__", "create_model"]
 
 
 def create_model(name: str, num_classes: int, **options: Any) -> Any:
-    """Create an untrained network, a Flax module: `model.apply(variables, image, train=False)`.
+    """Create an untrained Flax module, called as `model.apply(variables, image, train=False)`.
 
     Args:
       name: a key of `segjax.models.MODELS`, such as `unet`.
-      num_classes: K, the channels of its logits (B, H, W, K).
-      **options: fields of the model, such as width.
+      num_classes: number K of classes, the channels of the logits (B, H, W, K).
+      **options: fields of the model, such as `width`.
 
     Raises:
-      UserError: an unknown name or option, or a value that the option does not take.
+      UserError: an unknown name or option, or an invalid value of an option.
     """
     from segjax import models  # JAX is imported here, not by `import segjax`
 

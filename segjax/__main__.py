@@ -1,4 +1,4 @@
-"""`python -m segjax` is `segjax`."""
+"""Run the command line as `python -m segjax`."""
 
 import sys
 

@@ -1,10 +1,10 @@
-"""The exception for mistakes of the user, and errors in one line."""
+"""UserError, the exception for mistakes of the user, and the one-line form of an error."""
 
 
 class UserError(Exception):
-    """A mistake that the user can correct, in one line: what, found, expected.
+    """A mistake that the user can correct: one line with what is wrong, found and expected.
 
-    The command line prints this line and exits with status 2.
+    The command line prints the message and exits with status 2.
     """
 
 

@@ -1,4 +1,4 @@
-"""Scoring trained networks on a split: one by itself, or several by their mean probabilities."""
+"""Evaluate a trained network, or the mean probabilities of several, on a split."""
 
 import functools
 import hashlib
@@ -27,26 +27,27 @@ def evaluate_workdirs(
     data_dir: str | None = None,
     crf: dense_crf.Parameters | None = None,
     samples: int | None = None,
-    views: tta.Transforms | None = None,
+    transforms: tta.Transforms | None = None,
 ) -> tuple[Path, dict[str, Any], Counts]:
-    """Scores a checkpoint of a workdir, or the mean probabilities of several, on a split.
+    """Evaluate a checkpoint of a workdir, or the mean probabilities of several, on a split.
 
     Args:
-      workdirs: of trained runs, of one data set, resolution and set of classes.
+      workdirs: of trained runs with the same dataset, resolution and classes.
       split: train, val or test.
-      kind: of the checkpoints; none: final where there is one, else best. The statistics of batch
-        normalisation are recomputed first where the config asks for it (in `final` they are).
-      limit: only the first so many images.
-      data_dir: where prepared sets lie, if elsewhere than in training.
-      crf: parameters of the dense CRF that refines the probabilities; none: as they are.
-      samples: of each network with units dropped, to be averaged; none: the network itself.
-      views: of each image, to be averaged; none: the image itself.
+      kind: final, best or latest checkpoint; None: final if it exists, otherwise best. With
+        `recompute_batch_norm` the statistics are recomputed first (in `final` they already are).
+      limit: number of images, the first of the split; None: all.
+      data_dir: folder of prepared datasets, if it differs from training.
+      crf: parameters of the dense CRF that refines the probabilities; None: no CRF.
+      samples: number of Monte Carlo dropout samples to average; None: no dropout.
+      transforms: test-time augmentation; None: no augmentation.
 
     Returns:
-      Where the row belongs (the first workdir), the row, and the counts that it is made of.
+      The path for the row, in the first workdir; the row; and the counts it is computed from.
 
     Raises:
-      UserError: a workdir is not that of a run, is there twice, or is on other data.
+      UserError: a workdir holds no run or is given twice, or the runs differ in dataset, resolution
+        or classes.
     """
     runs = _open_alike(workdirs, data_dir)
     first = runs[0][0]
@@ -58,10 +59,10 @@ def evaluate_workdirs(
         dropout.probabilities(run, samples) if samples else outputs.probabilities(run)
         for run, _ in runs
     ]
-    if views:
-        networks = [tta.average(network, views) for network in networks]
+    if transforms:
+        networks = [tta.average(network, transforms) for network in networks]
     done = [f"mean of {samples} samples"] if samples else []
-    done += [f"views {views}"] if views else []
+    done += [f"views {transforms}"] if transforms else []
     if len(runs) > 1:
         output, shared = outputs.mean(networks), variables
         done.append(f"mean of {len(runs)} networks")
@@ -92,7 +93,7 @@ def evaluate_workdirs(
     names = [f"evaluation_{split}" + (f"_first{limit}" if limit else "")]
     names += [_agreed([facts["kind"] for _, facts in loaded], "mixed")]
     names += [f"samples_{samples}"] if samples else []
-    names += [f"views {views}".replace(" ", "_")] if views else []
+    names += [f"views {transforms}".replace(" ", "_")] if transforms else []
     names += [f"with_{workdir.resolve().name}" for workdir in workdirs[1:]]
     if crf:
         names += ["crf", dense_crf.describe(crf)]
@@ -100,11 +101,11 @@ def evaluate_workdirs(
 
 
 def _open_alike(workdirs, data_dir):
-    """The runs of workdirs, each there once and all on one data set, resolution and classes."""
+    """Open the runs of distinct workdirs that share dataset, resolution and classes."""
     runs: list[tuple[Experiment, Description]] = []
     for place, workdir in enumerate(workdirs):
         if workdir.resolve() in (other.resolve() for other in workdirs[:place]):
-            raise UserError(f"{workdir} is there twice, expected each network once")
+            raise UserError(f"{workdir} is given twice, expected each network once")
         run, description = open_run(workdir, data_dir)
         runs.append((run, description))
         ours, theirs = _task(run), _task(runs[0][0])
@@ -112,21 +113,21 @@ def _open_alike(workdirs, data_dir):
             if ours[what] != theirs[what]:
                 raise UserError(
                     f"{workdir} has {what} {ours[what]}, but {workdirs[0]} {theirs[what]}; "
-                    "networks are averaged on one data set, resolution and set of classes"
+                    "averaged networks must share dataset, resolution and classes"
                 )
     return runs
 
 
 def _task(run):
     return {
-        "data set": run.config.data.dataset,
+        "dataset": run.config.data.dataset,
         "resolution": "x".join(map(str, run.config.data.resolution)),
         "classes": ", ".join(run.info.class_names),
     }
 
 
 def _load(run, workdir, kind):
-    """The variables to score, and the facts of their checkpoint."""
+    """Load the variables to evaluate and the facts of their checkpoint."""
     variables, facts = load_variables(run, workdir, kind)
     if "batch_stats" not in variables:
         facts["batch_norm"] = "none"
@@ -137,12 +138,12 @@ def _load(run, workdir, kind):
 
 
 def _agreed(values, otherwise):
-    """Return the value that all share, or `otherwise`."""
+    """Return the value that all share, otherwise `otherwise`."""
     return values[0] if all(value == values[0] for value in values) else otherwise
 
 
 def _joint_row(rows):
-    """The row of networks that were asked together, from the rows of each."""
+    """Return the row of an ensemble, from the rows of its members."""
     members = sorted((row["config_digest"], row["seed"]) for row in rows)
     joint = {
         "experiment": " + ".join(dict.fromkeys(row["experiment"] for row in rows)),
@@ -156,7 +157,7 @@ def _joint_row(rows):
         "model": " + ".join(dict.fromkeys(row["model"] for row in rows)),
         "model_options": _agreed([row["model_options"] for row in rows], {}),
         "parameters": sum(row["parameters"] for row in rows),
-        # The seeds of the members are told apart here, for the whole has none.
+        # The digest includes the seeds of the members, since the ensemble has none.
         "config_digest": hashlib.sha256(json.dumps(members).encode()).hexdigest()[:16],
         "seed": None,
         "steps": sum(row["steps"] for row in rows),

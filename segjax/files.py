@@ -1,4 +1,4 @@
-"""Write files whole or not at all, with errors that name them."""
+"""Write files atomically, with errors that name them."""
 
 import contextlib
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def naming(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Add the file's name to an OSError raised inside, which a full disk lacks."""
+    """Add the file's name to any OSError raised inside: that of a full disk has none."""
     try:
         yield
     except OSError as error:
@@ -16,13 +16,13 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
-    """Write a file so that a kill at any time leaves the old content or the new, never a part.
+    """Write a file atomically: a kill at any time leaves the old content or the new.
 
-    The content goes to ``<name>.tmp`` beside it, reaches the disk, and is renamed. Missing folders
-    are created. Only one process at a time may write a path.
+    Write ``<name>.tmp`` beside it, sync it to disk, and rename it. Create missing folders. Only one
+    process at a time may write a path.
 
     Raises:
-      OSError: the disk is full, for example; names the file.
+      OSError: for example a full disk; names the file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,7 +33,7 @@ def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    # The new name is data of the folder: without this a power cut may lose it.
+    # The rename changes the folder: without this a power cut may lose it.
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -1,4 +1,4 @@
-"""Locks between processes: held files, freed with the process that holds them, however it ends."""
+"""Locks between processes: locked files, released when their process ends for any reason."""
 
 import fcntl
 import time
@@ -7,15 +7,15 @@ from typing import IO
 
 
 def acquire(path: Path, *, wait: float | None = 0.0) -> IO[str] | None:
-    """Lock a file, which is made where it is not there yet.
+    """Lock a file, created if missing.
 
     Args:
-      path: the file; its folder exists.
-      wait: seconds to wait for another holder; None: as long as it takes.
+      path: the file; its folder must exist.
+      wait: seconds to wait for another holder; None: without limit.
 
     Returns:
-      The open file, locked until it is closed, or None where another process, or another part of
-      this one, holds it.
+      The open file, locked until it is closed, or None if another process, or another part of this
+      one, holds the lock.
 
     Raises:
       OSError: the file cannot be written or locked.
@@ -41,7 +41,7 @@ def acquire(path: Path, *, wait: float | None = 0.0) -> IO[str] | None:
 
 
 def is_held(path: Path) -> bool:
-    """Return whether another process, or another part of this one, holds the lock of a file."""
+    """Return whether another process, or another part of this one, holds a file's lock."""
     try:
         with path.open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

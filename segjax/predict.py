@@ -1,4 +1,4 @@
-"""Label maps for images of any size."""
+"""Predict label maps of images of any size, and draw predictions of several runs."""
 
 import dataclasses
 import functools
@@ -19,10 +19,10 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 
 
 def find_images(names: Iterable[str]) -> list[Path]:
-    """The images named, those of a folder in the order of their names.
+    """Return the paths of image files, and of the images in folders, sorted by name.
 
     Raises:
-      UserError: a name is not there, or a folder has none.
+      UserError: a path does not exist, or a folder contains no image.
     """
     paths: list[Path] = []
     for name in map(Path, names):
@@ -41,10 +41,10 @@ def find_images(names: Iterable[str]) -> list[Path]:
 def targets_of(
     paths: list[Path], folder: Path, endings: Sequence[str] = ("", "_overlay")
 ) -> list[tuple[Path, ...]]:
-    """Return the paths of the pictures of each image: the label map, the overlay and others.
+    """Return the output paths of each image, one for each ending.
 
     Raises:
-      UserError: one would be written over an image, or over that of another.
+      UserError: an output would overwrite an input image, or an output of another image.
     """
     taken = {path.resolve(): path for path in paths}
     targets = []
@@ -53,16 +53,22 @@ def targets_of(
         for target in own:
             other = taken.setdefault(target.resolve(), path)
             if other is not path or target.resolve() == path.resolve():
-                raise UserError(f"{target}, made from {path}, would overwrite what is of {other}")
+                raise UserError(
+                    f"{target}, made from {path}, would overwrite {other} or a file made from it"
+                )
         targets.append(own)
     return targets
 
 
 def read_image(path: Path, channels: int) -> np.ndarray:
-    """An image as uint8 (H, W, C), RGB for 3 channels and grey for 1."""
+    """Read an image as uint8 (H, W, C): RGB for 3 channels, gray for 1.
+
+    Raises:
+      UserError: the file is not a readable image.
+    """
     try:
         with Image.open(path) as image:
-            # Cameras store how they were held instead of turning the pixels.
+            # Cameras store their orientation in EXIF instead of rotating the pixels.
             upright = ImageOps.exif_transpose(image)
             if channels == 1:
                 return np.array(upright.convert("L"))[..., None]
@@ -80,18 +86,29 @@ def predict_files(
     native: bool,
     crf: dense_crf.Parameters | None,
     samples: int | None,
-    views: tta.Transforms | None,
+    transforms: tta.Transforms | None,
     progress: Callable[[int], None],
 ) -> None:
-    """Writes NAME.png, an indexed label map, and NAME_overlay.png for each image.
+    """Predict images; write NAME.png, an indexed label map, and NAME_overlay.png for each.
 
-    With Monte Carlo samples (`inference.dropout`) also grey maps of the class that is the most
-    likely by their mean: NAME_confidence.png, its mean probability from black for 0 to white for 1,
-    and NAME_deviation.png, the standard deviation of its probability, to white for 1/2.
+    With Monte Carlo dropout also write gray maps of the class with the highest mean probability:
+    NAME_confidence.png, its mean probability, black 0 to white 1, and NAME_deviation.png, the
+    standard deviation of its probability, black 0 to white 1/2.
 
-    A network knows the scale it was trained at: unless `native`, the image is resized to the
-    training height, its aspect kept, and the logits (for a CRF, the probabilities, which it refines
-    at the image's own size) are brought back.
+    Args:
+      experiment: owner of the network.
+      variables: of the network.
+      paths: of the images.
+      output: folder of the results, created if missing.
+      native: predict at the size of the image; otherwise resize it to the training height, keeping
+        its aspect ratio, and resize the logits (with a CRF, the probabilities) back.
+      crf: parameters of the dense CRF, applied at the size of the image; None: no CRF.
+      samples: number of Monte Carlo dropout samples to average; None: no dropout.
+      transforms: test-time augmentation; None: no augmentation.
+      progress: called with the number of images done.
+
+    Raises:
+      UserError: an image cannot be read, or an output would overwrite a file of another image.
     """
     predictors: dict[tuple[int, int] | None, Callable[..., Any]] = {}
     endings = ("", "_overlay", "_confidence", "_deviation") if samples else ("", "_overlay")
@@ -105,7 +122,7 @@ def predict_files(
             trained_height = experiment.config.data.resolution[0]
             size = (trained_height, max(1, round(width * trained_height / height)))
         if size not in predictors:
-            predictors[size] = _predictor(experiment, size, crf, samples, views)
+            predictors[size] = _predictor(experiment, size, crf, samples, transforms)
         label, *maps = (x[0] for x in predictors[size](variables, image[None]))
         palette = experiment.info.palette
         pictures.save_label(target[0], label, palette)
@@ -116,47 +133,47 @@ def predict_files(
         progress(done)
 
 
-def _predictor(experiment, size, crf, samples, views):
-    """f(variables, images) -> (labels, and where it samples the confidence and the deviation)."""
-    output, refine = _inference(experiment, crf, views)
+def _predictor(experiment, size, crf, samples, transforms):
+    """Return f(variables, images) -> (labels,), with samples (labels, confidence, deviation)."""
+    output, refine = _inference(experiment, crf, transforms)
     if samples:
         return dropout.build_predictor(experiment, samples, size, refine)
     labels = outputs.build_predictor(experiment, size, output, refine)
     return lambda variables, images: (labels(variables, images),)
 
 
-def _inference(experiment, crf, views=None):
-    """The output, where it is not the network's own, and its refinement where there is a CRF."""
-    if crf is None and views is None:
+def _inference(experiment, crf, transforms=None):
+    """Return the output (None: the logits of the network) and the CRF refinement (None: no CRF)."""
+    if crf is None and transforms is None:
         return None, None
     output = outputs.probabilities(experiment)
-    if views:
-        output = tta.average(output, views)
+    if transforms:
+        output = tta.average(output, transforms)
     return output, functools.partial(dense_crf.refine, crf) if crf else None
 
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """Test images and the labels that several runs predict."""
+    """Test images and the labels that several runs predict for them."""
 
     info: datasets.DatasetInfo
-    examples: list[dict[str, Any]]  # image, label and id of each
-    labels: list[tuple[str, np.ndarray]]  # title of each run, its labels uint8 (N, H, W)
+    examples: list[dict[str, Any]]  # image, label and id of each test image
+    labels: list[tuple[str, np.ndarray]]  # title of each run, labels uint8 (N, H, W)
 
 
 def predict_test_images(
     workdirs: list[Path], count: int, data_dir: str | None, crf: dense_crf.Parameters | None = None
 ) -> Predictions:
-    """Predict test images by several runs.
+    """Predict test images with several runs.
 
     Args:
-      workdirs: of finished runs, on one data set and resolution.
-      count: how many images, evenly over the test split.
-      data_dir: where prepared sets lie, if elsewhere than in training.
-      crf: of a dense CRF; what it makes of each run stands beside it.
+      workdirs: of finished runs with the same dataset and resolution.
+      count: number of images, evenly spaced in the test split.
+      data_dir: folder of prepared datasets, if it differs from training.
+      crf: parameters of a dense CRF, whose labels are added after those of each run; None: no CRF.
 
     Raises:
-      UserError: the runs are on different images.
+      UserError: the runs differ in dataset or resolution.
     """
     first: Any = None
     labels: list[tuple[str, np.ndarray]] = []
@@ -170,7 +187,7 @@ def predict_test_images(
             examples = [source[int(place)] for place in places]
             info = run.info
         if data != first:
-            raise UserError(f"{workdir} is on {data}, but {workdirs[0]} on {first}")
+            raise UserError(f"{workdir} is on {data}, but {workdirs[0]} is on {first}")
         variables, _ = load_variables(run, workdir, None)
         images = np.stack([e["image"] for e in examples])
         for refined in (None, crf) if crf else (None,):
@@ -180,24 +197,24 @@ def predict_test_images(
     return Predictions(info, examples, labels)
 
 
-def comparison(
+def save_comparison(
     workdirs: list[Path],
     output: Path,
     count: int,
     data_dir: str | None,
     crf: dense_crf.Parameters | None = None,
 ) -> None:
-    """Draws test images, their truth, and what each run predicts, one row an image.
+    """Save a picture of test images, their truth and the predictions of runs, one row per image.
 
     Args:
-      output: the picture's file.
-      workdirs, count, data_dir, crf: as `predict_test_images` takes them.
+      output: path of the picture.
+      workdirs, count, data_dir, crf: as for `predict_test_images`.
     """
     pictures.save(output, draw(predict_test_images(workdirs, count, data_dir, crf)))
 
 
 def draw(predictions: Predictions, errors: bool = False) -> Image.Image:
-    """Image, truth and each run's labels in rows; with `errors` also where each run is wrong."""
+    """Draw image, truth and the labels of each run, one row per image; optionally their errors."""
     palette = predictions.info.palette
     titles = ["image", "truth"]
     rows = [[e["image"], pictures.colorize(e["label"], palette)] for e in predictions.examples]
@@ -213,7 +230,7 @@ def draw(predictions: Predictions, errors: bool = False) -> Image.Image:
 def contact_sheet(
     name: str, resolution: tuple[int, int] | None, data_dir: str | None
 ) -> Image.Image:
-    """Six test images of a prepared data set, each over its label, with the classes named."""
+    """Draw six test images of a prepared dataset, each above its label, with a class legend."""
     info = datasets.info(name, data_dir=data_dir, resolution=resolution)
     source = datasets.open_split(name, "test", data_dir=data_dir, resolution=resolution)
     examples = [source[int(place)] for place in np.linspace(0, len(source) - 1, 6)]

@@ -1,4 +1,4 @@
-"""Progress of a long command: a bar with rate and remaining time, and printed lines."""
+"""Progress bar of a long command, with rate and remaining time, and lines printed above it."""
 
 from types import TracebackType
 
@@ -14,15 +14,19 @@ from rich.progress import (
 
 
 class Bar:
-    """A progress bar, shown on a terminal only; lines are printed in any case."""
+    """A progress bar, shown only on a terminal; lines are always printed."""
 
     def __init__(
         self, title: str, total: int, done: int = 0, unit_per_step: int = 0, quiet: bool = False
     ):
-        """Start at `done` of `total` steps.
+        """Create a bar at `done` of `total` steps.
 
-        unit_per_step: images in a step, to show images per second; 0 for no rate. quiet: print
-        nothing.
+        Args:
+          title: shown before the bar.
+          total: number of steps.
+          done: steps done so far.
+          unit_per_step: images in a step, to show images per second; 0: show no rate.
+          quiet: print nothing.
         """
         self._console = Console(quiet=quiet)
         self._images = unit_per_step

@@ -1,28 +1,28 @@
-"""Recipes that experiments on CamVid share, for their configs to start from."""
+"""Training recipes shared by the CamVid experiments."""
 
 from ml_collections import ConfigDict
 
 from segjax.config import default
 
-VGG16 = "timm/vgg16.tv_in1k"  # on the Hugging Face hub
-CROPS_VGG16_RATE = 3e-4  # the same where training is short; see experiments/NOTES.md
-VGG16_RATE = 1e-4  # of learning, from those weights
+VGG16 = "timm/vgg16.tv_in1k"  # name on the Hugging Face hub
+VGG16_RATE = 1e-4  # learning rate from those weights
+CROPS_VGG16_RATE = 3e-4  # learning rate of the shorter `crops` runs; see experiments/NOTES.md
 SIZES = ("full", "crops", "small", "smoke")
 
 
 def camvid(size: str) -> ConfigDict:
-    """CamVid by one recipe for every architecture: AdamW to a rate of 0, flips and rescaling.
+    """Return the CamVid config shared by all architectures: AdamW, cosine schedule, flips, scaling.
 
     Args:
-      size: `full`, 360x480 on an accelerator, 174 epochs of 367; `crops`, trained on quarters of
-        180x240 and tested at 360x480, in one to three hours of two CPU cores; `small`, 96x128 and
-        11 epochs, for two CPU cores; or `smoke`, `small` cut to seconds.
+      size: `full`: 360x480 on an accelerator, 174 epochs of 367 images; `crops`: trained on 180x240
+        crops and tested at 360x480, one to three hours on two CPU cores; `small`: 96x128, 11
+        epochs, for two CPU cores; `smoke`: `small` cut to seconds.
 
     Raises:
-      ValueError: another size.
+      ValueError: an unknown size.
     """
     if size not in SIZES:
-        raise ValueError(f"unknown size {size!r}, expected full, small or smoke")
+        raise ValueError(f"unknown size {size!r}, expected one of {', '.join(SIZES)}")
     config = default()
     config.data.dataset = "camvid"
     config.data.resolution = (360, 480)
@@ -65,10 +65,10 @@ def camvid(size: str) -> ConfigDict:
 
 
 def from_vgg16(config: ConfigDict, size: str) -> None:
-    """Starts a network with that trunk from VGG-16's convolutions, at a lower rate.
+    """Initialize the VGG-16 trunk of a config's network from ImageNet weights; lower the rate.
 
-    Cut down, its trunk stays whole, for there are no weights of another width; its fully connected
-    layers are narrow, and it learns from 600 images.
+    The trunk keeps its full width, the only one with published weights, except for `smoke`. `small`
+    and `smoke` narrow the fully connected layers, and `small` trains on 600 images.
     """
     config.model.pretrained = VGG16
     config.optimizer.learning_rate = VGG16_RATE
@@ -84,7 +84,7 @@ def from_vgg16(config: ConfigDict, size: str) -> None:
 
 
 def cut_to_seconds(config: ConfigDict) -> None:
-    """Two steps on 24x32 pixels."""
+    """Cut a config to two steps on 24x32 pixels."""
     config.data.resolution = (24, 32)
     config.optimizer.warmup_steps = 1
     config.steps, config.eval_every, config.checkpoint_every = 2, 2, 2

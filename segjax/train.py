@@ -25,7 +25,7 @@ from segjax.models import pretrained
 from segjax.progress import Bar
 from segjax.results.counts import write_counts
 from segjax.runs import experiment, processes, samples, tracking
-from segjax.runs.checkpoint import Checkpoints, abstract
+from segjax.runs.checkpoint import Checkpoints, restore_template
 from segjax.runs.experiment import Description, Experiment
 from segjax.runs.timing import Phases
 from segjax.training import optimizers, parallel, steps
@@ -60,7 +60,7 @@ class _Session:
     def log(self, step: int, values: dict[str, float]) -> None:
         if self.metrics_log:
             self.metrics_log.write(step, values)
-        self.wandb.scalars(step, values)
+        self.wandb.log_scalars(step, values)
 
     def facts(self, step: int) -> dict[str, Any]:
         return {
@@ -79,7 +79,7 @@ class _Session:
 
     def stop(self, number: int, step: int) -> NoReturn:
         # No process ends before all is on disk: where one ends, Slurm kills the others.
-        processes.together(self.checkpoints.wait)
+        processes.run_on_all(self.checkpoints.wait)
         self.phases.end("stopping")
         raise Stopped(number, step)
 
@@ -106,17 +106,17 @@ def train(config: ConfigDict, workdir: Path, description: Description) -> dict[s
             experiment.refuse_other_config(config, workdir)
             return (workdir / "result.json").exists()
 
-        if processes.on_first(claim):
+        if processes.broadcast_from_first(claim):
             return results.read([workdir / "result.json"])[0]
         results.revision()  # of the code that runs: its files may change before the row is written
-        run = processes.together(lambda: experiment.create(config))
-        stop = stack.enter_context(processes.Stop())
+        run = processes.run_on_all(lambda: experiment.create(config))
+        stop = stack.enter_context(processes.StopSignal())
         writes = processes.is_first()
         phases = Phases(workdir if writes else None, run.device_name)
 
         # ---- Data, on the devices where it fits
 
-        train_set, resident, class_weights, val_set = processes.together(lambda: _open_data(run))
+        train_set, resident, class_weights, val_set = processes.run_on_all(lambda: _open_data(run))
         shared = np.uint32(config.seed), train_set if resident else {}
         shared = parallel.place(shared, run.devices)
 
@@ -147,7 +147,7 @@ def train(config: ConfigDict, workdir: Path, description: Description) -> dict[s
         parameters = sum(x.size for x in jax.tree.leaves(state.variables["params"]))
         checkpoints = stack.enter_context(Checkpoints(workdir))
         placed = parallel.place(state, run.devices)
-        found = checkpoints.resume(abstract(placed), _identity(config))
+        found = checkpoints.resume(restore_template(placed), _identity(config))
         if found:
             state, facts = found
             step, seconds = facts["steps"], facts["seconds"]
@@ -213,7 +213,7 @@ def train(config: ConfigDict, workdir: Path, description: Description) -> dict[s
                 validate = step % config.eval_every == 0 or step == config.steps
                 save = step % config.checkpoint_every == 0 or step == config.steps
                 # Asked once: a signal between two questions must not stop an unsaved run.
-                asked = stop.asked()
+                asked = stop.received()
                 if validate or save or asked:
                     # Nothing that is not finite is evaluated or saved.
                     record(*pending)
@@ -223,19 +223,19 @@ def train(config: ConfigDict, workdir: Path, description: Description) -> dict[s
                 if validate:
                     _validate(session, state, step, evaluate, predict, val_set, bar, record.loss)
                     phases.end("validation")
-                    asked = stop.asked()
+                    asked = stop.received()
                 if save or asked:
                     session.save("latest", step, state)
                     phases.end("saving")
                 if asked:
                     session.stop(asked, step)
-        like = abstract(state)
+        like = restore_template(state)
         del state, measured  # their memory is the test's
 
         # ---- The test of the best model
 
         def stop_if_asked() -> None:
-            if asked := stop.asked():
+            if asked := stop.received():
                 session.stop(asked, config.steps)
 
         checkpoints.wait()
@@ -269,12 +269,12 @@ def train(config: ConfigDict, workdir: Path, description: Description) -> dict[s
                 results.write_row(workdir / "result.json", row)
 
         # No process ends before: one that had to be restarted would wait for those that are gone.
-        processes.together(finish)
+        processes.run_on_all(finish)
         phases.end("test")
         prefix = "test" if split == "test" else f"test_on_{split}"
         tested = {name: row[name] for name in (*metrics.SCORES, "boundary_f")}
         tested = {f"{prefix}/{name}": value for name, value in tested.items() if value is not None}
-        wandb.scalars(config.steps, tested)
+        wandb.log_scalars(config.steps, tested)
         return row
 
 
@@ -405,7 +405,7 @@ def _validate(
     session.log(step, values)
     if session.metrics_log:
         drawn = samples.draw(session.workdir, step, info, val_set, lambda x: predict(variables, x))
-        session.wandb.masks(step, "val/examples", *drawn, info.class_names)
+        session.wandb.log_masks(step, "val/examples", *drawn, info.class_names)
     bar.line(
         f"step {step}/{config.steps}  loss {loss:.3f}  val G {scores.global_accuracy:.1%} "
         f"C {scores.class_accuracy:.1%} mIoU {scores.mean_iou:.1%}  "

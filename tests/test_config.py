@@ -1,4 +1,4 @@
-"""Configs: overrides by name and type, digests, and values that are refused."""
+"""Test loading, overriding, checking and digesting of configs."""
 
 import functools
 import json
@@ -29,12 +29,12 @@ def path(tmp_path):
     return str(file)
 
 
-def test_the_argument_after_the_colon_reaches_get_config(path):
+def test_argument_after_colon_reaches_get_config(path):
     assert configs.load(path, {}).steps == 1000
     assert configs.load(f"{path}:small", {}).steps == 100
 
 
-def test_text_becomes_the_type_of_the_field(path):
+def test_text_is_parsed_to_the_type_of_the_field(path):
     config = configs.load(
         path,
         configs.parse_overrides(
@@ -91,7 +91,7 @@ def test_text_becomes_the_type_of_the_field(path):
         ("--config.augment.elastic=-1.0", "'augment.elastic' must be finite and not negative"),
         ("--config.augment.shift=inf", "of type float"),
         ("--config.augment.rotation=181.0", "'augment.rotation' must be in [0, 180]"),
-        ("--config.augment.outside=grey", "void or mirror"),
+        ("--config.augment.outside=gray", "void or mirror"),
         ("--config.loss.border_weight=-1.0", "'loss.border_weight' must be finite"),
         ("--config.loss.border_sigma=0.0", "'loss.border_sigma' must be positive"),
         ("--config.data.placement=ram", "auto or device or stream"),
@@ -101,7 +101,7 @@ def test_text_becomes_the_type_of_the_field(path):
         ("--config.wandb.mode=on", "disabled or offline"),
     ],
 )
-def test_what_cannot_be_is_one_line_that_names_it(path, argument, said):
+def test_invalid_override_is_one_line_that_names_it(path, argument, said):
     with pytest.raises(UserError) as error:
         configs.load(path, configs.parse_overrides([argument]))
     assert said in str(error.value)
@@ -122,21 +122,21 @@ def test_what_cannot_be_is_one_line_that_names_it(path, argument, said):
         ),
     ],
 )
-def test_a_broken_config_file_is_one_line(tmp_path, text, said):
+def test_broken_config_file_is_a_user_error(tmp_path, text, said):
     file = tmp_path / "broken.py"
     file.write_text(text)
     with pytest.raises(UserError, match=said):
         configs.load(str(file), {})
 
 
-def test_a_missing_file_and_an_unknown_variant_are_named(path):
+def test_missing_file_and_unknown_variant_are_named(path):
     with pytest.raises(UserError, match=r"nowhere\.py does not exist"):
         configs.load("nowhere.py", {})
     with pytest.raises(UserError, match="no variant 'huge'"):
         configs.load(f"{path}:huge", {})
 
 
-def test_the_digest_is_of_what_is_computed(path):
+def test_digest_covers_only_the_experiment(path):
     def digest(**overrides):
         return configs.digest(configs.load(path, overrides))
 
@@ -150,18 +150,18 @@ def test_the_digest_is_of_what_is_computed(path):
     assert digest(**{"model.options.width": 9}) != base
 
 
-def test_a_field_that_came_later_leaves_digests_as_they_were(path, monkeypatch):
+def test_later_fields_at_defaults_leave_digest_unchanged(path, monkeypatch):
     config = configs.load(path, {})
     with config.unlocked():
-        for field in [name for name in configs.flat(config) if name in configs.LATER]:
+        for field in [name for name in configs.flat(config) if name in configs.OMITTED_AT_DEFAULT]:
             *groups, name = field.split(".")
             del functools.reduce(operator.getitem, groups, config)[name]
     assert configs.digest(config) == configs.digest(configs.load(path, {}))
-    monkeypatch.setattr(configs, "LATER", ())
+    monkeypatch.setattr(configs, "OMITTED_AT_DEFAULT", ())
     assert configs.digest(config) != configs.digest(configs.load(path, {}))
 
 
-def test_a_stored_config_comes_back_and_differences_are_named(path):
+def test_config_survives_json_and_difference_names_field(path):
     config = configs.load(path, {"augment.crop": (3, 4)})
     stored = json.loads(json.dumps(configs.flat(config)))
     again = configs.default()

@@ -1,4 +1,4 @@
-"""Networks that are asked together, and what refines their probabilities, by the real command."""
+"""Test `segjax evaluate` with ensembles, the dense CRF and test-time augmentation."""
 
 import json
 
@@ -22,12 +22,12 @@ CRF = "1,1,2,8,10"
 
 
 class TwoLayers(OneLayer):
-    """The same network under a name of its own."""
+    """The same network under another name."""
 
 
 @pytest.fixture(scope="module")
 def runs(scenes_data_dir, tmp_path_factory):
-    """The workdirs of three finished runs: of two seeds, and of another network and devices."""
+    """Return the folder of three runs: a and b differ in seed, c in network and batch size."""
     folder = tmp_path_factory.mktemp("ensemble")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models.MODELS, "one_layer", OneLayer)
@@ -43,7 +43,7 @@ def runs(scenes_data_dir, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def counted(runs):
-    """f(names, crf) -> the counts of the test images, each probability made and averaged alone."""
+    """Return f(names, crf) -> confusion matrix of an ensemble, computed image by image."""
     predicted = {}
     for name in "abc":
         run, _ = experiment.open_run(runs / name, None)
@@ -75,7 +75,7 @@ def counted(runs):
 
 
 def evaluated(runs, names, *arguments):
-    """The row that `segjax evaluate` writes, and its file's name."""
+    """Run `segjax evaluate`; return the row that it writes and the name of its file."""
     before = set(runs.rglob("evaluation_*.json"))
     workdirs = [argument for name in names for argument in ("--workdir", str(runs / name))]
     assert main.main(["evaluate", *workdirs, *arguments]) == 0
@@ -104,14 +104,14 @@ def test_probabilities_are_averaged_then_refined(runs, counted, names, arguments
     row, name = evaluated(runs, names, *(("--crf", *arguments) if arguments else ()))
     assert (name, row["inference"]) == (file, inference)
     made, expected = np.array(row["confusion"]), counted(names, *arguments)
-    # Sums in another order may turn a pixel that is all but undecided.
+    # The summation order may decide a pixel that is almost a tie.
     np.testing.assert_array_equal(made.sum(1), expected.sum(1))
     assert np.abs(made - expected).sum() <= 4
     alone = json.loads((runs / names[0] / "result.json").read_text())
     assert np.abs(made - alone["confusion"]).sum() > 40
 
 
-def test_views_of_an_image_are_averaged(runs):
+def test_augmented_predictions_are_averaged(runs):
     flags = ("--scales", "0.5", "1", "--flip")
     row, name = evaluated(runs, "a", *flags)
     assert name == "evaluation_test_final_views_0.5_1_mirrored.json"
@@ -125,14 +125,14 @@ def test_views_of_an_image_are_averaged(runs):
     for example in (source[k] for k in range(len(source))):
         image = jnp.asarray(example["image"], jnp.float32)[None] / 255
         height, width = image.shape[1:3]
-        views = []
+        predictions = []
         for size in ((height // 2, width // 2), (height, width)):
             shown = jax.image.resize(image, (1, *size, 3), "linear")
             for mirrored in (False, True):
-                said = network(variables, shown[:, :, ::-1] if mirrored else shown, jnp.zeros(1))
-                said = said[:, :, ::-1] if mirrored else said
-                views.append(jax.image.resize(said, (1, height, width, 11), "linear"))
-        guess = np.mean(views, 0)[0].argmax(-1)
+                output = network(variables, shown[:, :, ::-1] if mirrored else shown, jnp.zeros(1))
+                output = output[:, :, ::-1] if mirrored else output
+                predictions.append(jax.image.resize(output, (1, height, width, 11), "linear"))
+        guess = np.mean(predictions, 0)[0].argmax(-1)
         seen = example["label"] != 255
         np.add.at(counts, (example["label"][seen], guess[seen]), 1)
     made = np.array(row["confusion"])
@@ -142,7 +142,7 @@ def test_views_of_an_image_are_averaged(runs):
     assert np.abs(made - alone["confusion"]).sum() > 40
 
 
-def test_a_row_of_networks_names_them_all(runs):
+def test_ensemble_row_names_all_members(runs):
     row, _ = evaluated(runs, "abc")
     rows = [json.loads((runs / name / "result.json").read_text()) for name in "abc"]
     assert row["name"] == "tiny + seed=1 + other"
@@ -151,12 +151,12 @@ def test_a_row_of_networks_names_them_all(runs):
     assert (row["seed"], row["best_step"], row["overrides"]) == (None, None, {})
     assert row["batch_norm"] == "recomputed"
     digests = {row["config_digest"], *(each["config_digest"] for each in rows)}
-    assert len(digests) == 3  # a and b share theirs, the three together have their own
+    assert len(digests) == 3  # a and b share one; c and the ensemble have their own
     assert evaluated(runs, "acb")[0]["config_digest"] == row["config_digest"]
     assert evaluated(runs, "ab")[0]["config_digest"] != row["config_digest"]
 
 
-def test_rows_of_different_inference_are_not_mixed(runs):
+def test_rows_of_different_inference_are_not_averaged(runs):
     before = json.loads((runs / "a" / "result.json").read_text())
     after, _ = evaluated(runs, "a", "--crf", CRF)
     assert "inference" not in before
@@ -173,7 +173,7 @@ def test_rows_of_different_inference_are_not_mixed(runs):
     assert f",crf {CRF}," in tables.render(summarize([after]), "csv").replace('"', "")
 
 
-def test_rows_of_both_kinds_are_kept_side_by_side(runs, tmp_path):
+def test_rows_of_different_inference_are_both_stored(runs, tmp_path):
     before = json.loads((runs / "a" / "result.json").read_text())
     after, _ = evaluated(runs, "a", "--crf", CRF)
     assert results.append(tmp_path / "rows.jsonl", before)
@@ -182,21 +182,21 @@ def test_rows_of_both_kinds_are_kept_side_by_side(runs, tmp_path):
     assert results.read([tmp_path / "rows.jsonl"]) == [before, after]
 
 
-def test_the_same_network_twice_is_refused(runs, capsys):
+def test_duplicate_network_is_an_error(runs, capsys):
     arguments = ["--workdir", str(runs / "a"), "--workdir", str(runs / "b" / ".." / "a")]
     assert main.main(["evaluate", *arguments]) == 2
     said = capsys.readouterr().err
-    assert said == f"segjax: {runs}/b/../a is there twice, expected each network once\n"
+    assert said == f"segjax: {runs}/b/../a is given twice, expected each network once\n"
 
 
 @pytest.mark.parametrize(
     ("field", "value", "said"),
     [
         ("data.resolution", [48, 64], "has resolution 48x64, but {a} 24x32"),
-        ("data.dataset", "camvid", "has data set camvid, but {a} streetscenes"),
+        ("data.dataset", "camvid", "has dataset camvid, but {a} streetscenes"),
     ],
 )
-def test_networks_on_other_data_are_refused(runs, tmp_path, capsys, field, value, said):
+def test_networks_on_different_data_are_an_error(runs, tmp_path, capsys, field, value, said):
     content = json.loads((runs / "b" / "config.json").read_text())
     content["config"][field] = value
     (tmp_path / "config.json").write_text(json.dumps(content))
@@ -206,7 +206,7 @@ def test_networks_on_other_data_are_refused(runs, tmp_path, capsys, field, value
     assert error.count("\n") == 1
 
 
-def test_networks_of_other_classes_are_refused(runs, tmp_path):
+def test_networks_with_different_classes_are_an_error(runs, tmp_path):
     content = json.loads((runs / "b" / "config.json").read_text())
     content["data"]["class_names"][0] = "Heaven"
     (tmp_path / "config.json").write_text(json.dumps(content))

@@ -1,3 +1,5 @@
+"""Test atomic file writing."""
+
 import os
 
 import pytest
@@ -5,7 +7,7 @@ import pytest
 from segjax.files import write_whole
 
 
-def test_replaces_and_leaves_nothing_beside(tmp_path):
+def test_write_replaces_content_and_leaves_no_other_file(tmp_path):
     path = tmp_path / "new" / "a.json"
     write_whole(path, "first")
     write_whole(path, "zwölf".encode())
@@ -14,7 +16,7 @@ def test_replaces_and_leaves_nothing_beside(tmp_path):
 
 
 @pytest.mark.parametrize("call", ["write", "fsync", "replace"])
-def test_old_content_stays_when_cut_off(tmp_path, monkeypatch, call):
+def test_interrupted_write_keeps_old_content(tmp_path, monkeypatch, call):
     path = tmp_path / "a.json"
     write_whole(path, "old")
 

@@ -1,4 +1,4 @@
-"""The script that overfits each model to four images, which is run by hand, on a few steps here."""
+"""Test the script that overfits each model to four images, for a few steps."""
 
 import importlib.util
 import json
@@ -20,7 +20,7 @@ def script():
     return module
 
 
-def test_every_model_has_a_small_form(script):
+def test_every_model_has_a_small_config(script):
     assert set(script.SETTINGS) <= set(models.MODELS)
     for name in models.MODELS:
         setting = script.SETTINGS.get(name, script.Setting())
@@ -30,21 +30,21 @@ def test_every_model_has_a_small_form(script):
         assert not config.model.pretrained
 
 
-def test_a_row_is_made_once_and_shown(script, camvid_data_dir, tmp_path, capsys):
+def test_row_is_written_once_and_printed(script, camvid_data_dir, tmp_path, capsys):
     output = tmp_path / "rows.jsonl"
     arguments = ["--output", str(output), "--models", "fcn_basic", "--data-dir"]
     arguments += [str(camvid_data_dir), "--steps"]
     assert script.main([*arguments, "30"]) == 1  # too few for the goal
     (row,) = map(json.loads, output.read_text().splitlines())
     assert (row["model"], row["steps"], row["resolution"]) == ("fcn_basic", 30, [48, 64])
-    # Better than road and nothing else, of all classes.
+    # Better than predicting Road everywhere.
     assert 1.5 / row["classes"] < row["mean_iou"] <= script.GOAL
     assert f"| fcn_basic | width 16 | {row['parameters']:,} | " in capsys.readouterr().out
     assert script.main([*arguments, "40"]) == 1
     assert [json.loads(line) for line in output.read_text().splitlines()] == [row]
 
 
-def test_images_are_of_whole_cells(script, camvid_data_dir):
+def test_images_consist_of_whole_cells(script, camvid_data_dir):
     setting = script.Setting(cells=(6, 8), enlarged=4)
     data = script.four_images(setting, str(camvid_data_dir))
     assert data["image"].shape == (4, 24, 32, 3)
@@ -54,7 +54,7 @@ def test_images_are_of_whole_cells(script, camvid_data_dir):
     assert len(np.unique(data["label"])) > 4
 
 
-def test_data_that_are_not_there_are_one_line(script, tmp_path, capsys):
+def test_missing_data_is_one_line(script, tmp_path, capsys):
     arguments = ["--output", str(tmp_path / "rows.jsonl"), "--data-dir", str(tmp_path)]
     assert script.main([*arguments, "--models", "segnet_basic"]) == 2
     error = capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Label maps of images of any size, by the real command on a real run."""
+"""Test `segjax predict`, `picture`, `figures` and `report` on a run of two steps."""
 
 import shutil
 
@@ -13,7 +13,7 @@ from segjax.errors import UserError
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory, scenes_data_dir):
-    """A run of two steps, on one device."""
+    """Return the workdir of a run of two steps on one device."""
     folder = tmp_path_factory.mktemp("predict") / "run"
     status = main(
         [
@@ -33,7 +33,7 @@ def save(path, height, width, mode="RGB"):
 
 
 @pytest.mark.parametrize("native", [False, True])
-def test_labels_have_the_size_of_the_image_and_an_indexed_palette(tmp_path, workdir, native):
+def test_label_maps_have_image_size_and_palette(tmp_path, workdir, native):
     images, output = tmp_path / "images", tmp_path / "out"
     images.mkdir()
     sizes = {"small.png": (24, 32), "odd.jpg": (37, 61), "tall.png": (50, 20)}
@@ -51,7 +51,7 @@ def test_labels_have_the_size_of_the_image_and_an_indexed_palette(tmp_path, work
     assert len(list(output.iterdir())) == 2 * len(sizes)
 
 
-def test_at_the_training_size_both_ways_agree(tmp_path, workdir):
+def test_native_changes_nothing_at_the_training_size(tmp_path, workdir):
     save(tmp_path / "image.png", 24, 32)
     labels = []
     for flags in ([], ["--native"]):
@@ -63,18 +63,18 @@ def test_at_the_training_size_both_ways_agree(tmp_path, workdir):
     np.testing.assert_array_equal(*labels)
 
 
-def test_views_make_a_mirrored_image_have_mirrored_labels(tmp_path, workdir, capsys):
+def test_flip_augmentation_is_mirror_equivariant(tmp_path, workdir, capsys):
     pixels = save(tmp_path / "image.png", 24, 32)
     Image.fromarray(pixels[:, ::-1]).save(tmp_path / "mirrored.png")
     images = [str(tmp_path / name) for name in ("image.png", "mirrored.png")]
     found = {}
-    for name, flags in (("plain", []), ("views", ["--flip", "--scales", "0.5", "1"])):
+    for name, flags in (("plain", []), ("augmented", ["--flip", "--scales", "0.5", "1"])):
         output = tmp_path / name
         arguments = ["predict", *images, "--workdir", str(workdir), "--output", str(output)]
         assert main([*arguments, *flags]) == 0
         found[name] = [np.asarray(Image.open(output / f"{x}.png")) for x in ("image", "mirrored")]
-    label, mirrored = found["views"]
-    assert np.mean(label != mirrored[:, ::-1]) < 0.01  # sums in another order
+    label, mirrored = found["augmented"]
+    assert np.mean(label != mirrored[:, ::-1]) < 0.01  # summation order differs
     label, mirrored = found["plain"]
     assert np.mean(label != mirrored[:, ::-1]) > 0.05
 
@@ -85,7 +85,7 @@ def test_views_make_a_mirrored_image_have_mirrored_labels(tmp_path, workdir, cap
     assert "expected a factor from 0.1 to 10, found '0'" in capsys.readouterr().err
 
 
-def test_a_picture_compares_the_runs(tmp_path, workdir):
+def test_picture_shows_image_truth_and_runs(tmp_path, workdir):
     output = tmp_path / "picture.png"
     arguments = ["picture", "--results", str(workdir.parent), "--output", str(output)]
     assert main([*arguments, "--count", "2"]) == 0
@@ -94,7 +94,7 @@ def test_a_picture_compares_the_runs(tmp_path, workdir):
         assert len(picture.convert("RGB").getcolors(2**24)) > 20
 
 
-def test_a_crf_refines_at_the_size_of_the_image(tmp_path, workdir):
+def test_crf_refines_at_image_size(tmp_path, workdir):
     save(tmp_path / "image.png", 24, 32)
     save(tmp_path / "odd.png", 37, 61)
     labels = []
@@ -115,7 +115,7 @@ def test_a_crf_refines_at_the_size_of_the_image(tmp_path, workdir):
         assert edges(after) < 0.5 * edges(before)
 
 
-def test_a_picture_shows_each_run_before_and_after_a_crf(tmp_path, workdir):
+def test_picture_shows_runs_with_and_without_crf(tmp_path, workdir):
     widths = []
     for flags in ([], ["--crf"]):
         output = tmp_path / f"picture{len(flags)}.png"
@@ -126,7 +126,7 @@ def test_a_picture_shows_each_run_before_and_after_a_crf(tmp_path, workdir):
     assert widths[1] - widths[0] >= 240
 
 
-def test_files_that_cannot_be_are_named(tmp_path):
+def test_invalid_paths_raise_user_errors(tmp_path):
     with pytest.raises(UserError, match="nowhere does not exist"):
         predict.find_images([str(tmp_path / "nowhere")])
     empty = tmp_path / "empty"
@@ -143,13 +143,13 @@ def test_files_that_cannot_be_are_named(tmp_path):
     assert predict.find_images([str(one), str(one)]) == [one]
     with pytest.raises(UserError, match=r"one\.png, made from .*one\.jpg, would overwrite"):
         predict.targets_of([one, other], tmp_path / "out")
-    with pytest.raises(UserError, match=r"would overwrite what is of .*one\.png"):
+    with pytest.raises(UserError, match=r"would overwrite .*one\.png"):
         predict.targets_of([one], tmp_path)
     with pytest.raises(UserError, match=r"one_overlay\.png"):
         predict.targets_of([one, tmp_path / "one_overlay.webp"], tmp_path / "out")
 
 
-def test_a_folder_without_a_run_is_one_line(tmp_path, capsys):
+def test_workdir_without_run_is_one_line(tmp_path, capsys):
     save(tmp_path / "image.png", 4, 4)
     image = str(tmp_path / "image.png")
     out = str(tmp_path / "out")
@@ -159,9 +159,7 @@ def test_a_folder_without_a_run_is_one_line(tmp_path, capsys):
     assert said.count("\n") == 1
 
 
-def test_figures_and_report_of_a_run_show_its_course_and_what_it_predicts(
-    tmp_path, workdir, scenes_data_dir, capsys
-):
+def test_figures_and_report_show_curves_and_predictions(tmp_path, workdir, scenes_data_dir, capsys):
     predictions = predict.predict_test_images([workdir], 2, str(scenes_data_dir))
     ((_, labels),) = predictions.labels
     assert labels.shape == (2, 24, 32)
@@ -180,7 +178,7 @@ def test_figures_and_report_of_a_run_show_its_course_and_what_it_predicts(
     assert page.count('class="cut"') == 2
     assert "No learning curves" not in page
 
-    # A run without its checkpoints, such as one copied from a cluster, has everything else.
+    # Without checkpoints, as in a run copied from a cluster, only the predictions are missing.
     bare = tmp_path / "bare"
     shutil.copytree(workdir, bare, ignore=shutil.ignore_patterns("checkpoints"))
     chosen[1] = str(bare)

@@ -247,7 +247,7 @@ def measure_throughput(config: ConfigDict, folder: Path, repeats: int) -> dict[s
             native=False,
             crf=None,
             samples=None,
-            views=None,
+            transforms=None,
             progress=lambda _, ends=ends: ends.append(time.perf_counter()),
         )
         # The first includes compilation.

@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> None:
     from segjax.results.summary import summarize
     from segjax.runs import compilation_cache
 
-    compilation_cache.turn_on()
+    compilation_cache.enable()
     path, row, counts = evaluate.evaluate_workdirs(
         options.workdir,
         options.split,
@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> None:
         data_dir=options.data_dir,
         crf=arguments.crf(options),
         samples=options.samples,
-        views=arguments.views(options),
+        transforms=arguments.views(options),
     )
     write_counts(path, counts)
     results.write_row(path, row)

@@ -27,5 +27,5 @@ def run(options: argparse.Namespace) -> None:
     workdirs = sorted(path.parent for path in options.results.rglob("result.json"))
     if not workdirs:
         raise UserError(f"{options.results}: no finished run below, expected a result.json")
-    predict.comparison(workdirs, options.output, options.count, options.data_dir, crf)
+    predict.save_comparison(workdirs, options.output, options.count, options.data_dir, crf)
     print(f"{len(workdirs)} runs drawn in {options.output}")

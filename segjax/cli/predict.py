@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> None:
     from segjax.progress import Bar
     from segjax.runs import compilation_cache, experiment
 
-    compilation_cache.turn_on()
+    compilation_cache.enable()
     crf, views = arguments.crf(options), arguments.views(options)
     if views and options.samples:
         raise UserError("--samples draws maps of its own, expected neither --flip nor --scales")
@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> None:
             native=options.native,
             crf=crf,
             samples=options.samples,
-            views=views,
+            transforms=views,
             progress=bar.advance,
         )
     print(f"{len(paths)} label maps and overlays in {options.output}")

@@ -29,7 +29,7 @@ def run(options: argparse.Namespace) -> int:
     from segjax.runs import compilation_cache, processes
     from segjax.runs.experiment import Description
 
-    compilation_cache.turn_on()
+    compilation_cache.enable()
     processes.join(always=options.distributed)
 
     overrides = config.parse_overrides(options.rest)
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
         print(f"segjax: {diverged}", file=sys.stderr)
         return 1
     except (UserError, OSError) as error:
-        processes.leave(error)
+        processes.exit_with_error(error)
 
     if processes.is_first():
         print(

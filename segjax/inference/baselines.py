@@ -1,7 +1,7 @@
-"""Baselines that see no image, and the best scores possible with coarse label maps.
+"""Baselines that ignore the image, and upper bounds for label maps of reduced resolution.
 
-A network that scores below the baselines has learned nothing. The upper bounds are the scores of
-a perfect network that decides once for each block of its output stride.
+A network that scores below the baselines has learned nothing. The upper bounds are the scores of a
+perfect network that predicts one class per block of its output stride.
 """
 
 import functools
@@ -23,8 +23,8 @@ STRIDES = (2, 4, 8, 16, 32)  # pixels
 def majority_vote(label: jax.Array, stride: int, num_classes: int) -> jax.Array:
     """Return the most frequent class of each stride x stride block: (H, W) to uint8 (H, W).
 
-    Void is not counted; of equally frequent classes the lowest wins; blocks at the bottom and right
-    edge may be smaller.
+    Ignore void; break ties in favor of the lowest class. Blocks at the bottom and right edges may
+    be smaller.
     """
     height, width = label.shape
     padded = jnp.pad(label, ((0, -height % stride), (0, -width % stride)), constant_values=VOID)
@@ -74,7 +74,7 @@ def rows(
 
     Args:
       dataset, split, data_dir, resolution: of the label maps, as in a config.
-      command: for the rows.
+      command: stored in the rows.
     """
     info = datasets.info(dataset, data_dir=data_dir, resolution=resolution)
     num_classes = len(info.class_names)

@@ -37,7 +37,7 @@ def sample(
       model: network with dropout layers.
       variables: of the model.
       image: (B, H, W, C), normalized.
-      keys: (B,), one for each image; its samples depend on nothing else, not on the batch.
+      keys: (B,), one per image; its samples depend on this key only, not on the batch.
       samples: number T of samples.
 
     Raises:
@@ -47,7 +47,7 @@ def sample(
 
     def drop(call, args, kwargs, context):
         layer = context.module
-        # The active clone made below is intercepted too.
+        # The active clone created below is intercepted too.
         if not isinstance(layer, nn.Dropout) or layer.deterministic is False:
             return call(*args, **kwargs)
         dropping.append(layer.rate > 0)

@@ -1,4 +1,4 @@
-"""Score a split, and recompute batch-normalization statistics before it."""
+"""Evaluate a network on a split, and recompute batch-normalization statistics before that."""
 
 from collections.abc import Callable
 from typing import Any
@@ -30,8 +30,8 @@ def build_evaluator(
 ) -> Callable[..., Counts]:
     """Return f(variables, examples, title, between, boundaries) -> Counts.
 
-    With a title it shows a progress bar; `between` is called after each batch and may raise; with
-    `boundaries` boundary pixels are matched too, on the host.
+    With a title, f shows a progress bar; it calls `between`, which may raise, after each batch;
+    with `boundaries` it also matches boundary pixels, on the host.
 
     Args:
       experiment: network, classes and devices.
@@ -102,7 +102,7 @@ def recompute_batch_norm(
     examples: Examples,
     between: Callable[[], None] = lambda: None,
 ) -> Variables:
-    """Replace the running statistics by means over the training set, as the SegNet authors do.
+    """Replace the running statistics with means over the training set, as the SegNet authors do.
 
     Average the batch means and unbiased batch variances (factor m / (m - 1), m values a channel) of
     each layer over n // b + n % b batches, without augmentation, b = `batch_size` and n the number

@@ -1,1 +1,1 @@
-"""A run: its config made real, and its workdir with checkpoints, logs and timings."""
+"""A training run: model, data and devices of its config, checkpoints, logs and timings."""

@@ -1,11 +1,11 @@
-"""Checkpoints of a workdir: the latest, the best on validation, and the final model.
+"""Checkpoints of a run: the latest, the best on validation, and the final model.
 
-Orbax writes each in the background and moves it into place when it is whole, so a process killed
-at any instant leaves only whole checkpoints behind. With every state goes a small dict of facts:
-the value that made the best one best, the seconds spent.
+Orbax writes each in the background and renames it when it is complete, so a process killed at any
+time leaves only complete checkpoints. Each state is saved with a small dict of facts, such as the
+steps done and the seconds spent.
 
-Of several processes, which all have the whole state, all call all of this: process 0 writes what
-each of them reads.
+With several processes each holds the whole state and makes the same calls: process 0 writes, all
+read.
 """
 
 import contextlib
@@ -27,27 +27,27 @@ from segjax.runs import processes
 
 _log = logging.getLogger(__name__)
 
-KINDS = {"latest": 2, "best": 1, "final": 1}  # how many of each are kept
+KINDS = {"latest": 2, "best": 1, "final": 1}  # number kept of each kind
 
 
 class Checkpoints:
-    """The checkpoints below `workdir/checkpoints`; use as a context, which waits for writing."""
+    """Save and restore checkpoints in `workdir/checkpoints`; the context waits for writes."""
 
     def __init__(self, workdir: Path, *, read_only: bool = False):
-        """read_only: leave everything there alone, for a training may be writing to it."""
+        """Open the folder; read_only: change nothing, since a training may be writing to it."""
         self._root = workdir.absolute() / "checkpoints"
         self._read_only = read_only
         self._managers: dict[str, ocp.CheckpointManager] = {}
         for name in ("absl", "asyncio"):
-            logging.getLogger(name).addFilter(_is_news)
+            logging.getLogger(name).addFilter(_is_not_from_orbax)
         if sys.unraisablehook is sys.__unraisablehook__:
-            sys.unraisablehook = _say_news
+            sys.unraisablehook = _report_unless_orbax
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.ExitStack() as stack:  # each, though another fails
+        with contextlib.ExitStack() as stack:  # close each even if another fails
             for kind in self._managers:
                 stack.callback(self._close, kind)
 
@@ -57,9 +57,12 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _writing(self, kind: str) -> Iterator[None]:
-        """Raise errors of a full or read-only disk in one line, also those that arrive late.
+        """Raise errors of a full or read-only disk, also those of background writes, in one line.
 
-        Python says the number of such an error, TensorStore has it in a text.
+        An OSError carries the error number; TensorStore has it in its message only.
+
+        Raises:
+          UserError: names the folder and the cause.
         """
         try:
             yield
@@ -77,7 +80,7 @@ class Checkpoints:
             if self._read_only:
                 options = ocp.CheckpointManagerOptions(create=False)
             else:
-                # What a killed process left half-written is cleared away on opening.
+                # Opening deletes what a killed process left incomplete.
                 options = ocp.CheckpointManagerOptions(
                     max_to_keep=KINDS[kind],
                     cleanup_tmp_directories=True,
@@ -90,19 +93,21 @@ class Checkpoints:
         return self._managers[kind]
 
     def save(self, kind: str, step: int, state: Any, facts: dict[str, Any]) -> bool:
-        """Starts writing; the arrays may be given up to a next step as soon as this returns.
+        """Start to write a checkpoint; the arrays may be donated as soon as this returns.
 
-        A resumed run comes by its own steps again: what is there is left as it is, and so is a
-        checkpoint of a later step, for which False is returned.
+        A resumed run repeats steps: an existing checkpoint of this step is kept.
+
+        Returns:
+          False if nothing is written because a checkpoint of a later step exists.
 
         Raises:
-          UserError: this one, or one before, cannot be written, such as on a full disk.
+          UserError: this or an earlier checkpoint cannot be written, as on a full disk.
         """
         manager = self._manager(kind)
         if step in manager.all_steps():
             return True
         if jax.process_count() > 1:
-            state = jax.device_get(state)  # Orbax takes no arrays that lie on one process's devices
+            state = jax.device_get(state)  # Orbax rejects arrays local to one process
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(state), facts=ocp.args.JsonSave(facts)
         )
@@ -110,7 +115,7 @@ class Checkpoints:
             return manager.save(step, args=args)
 
     def step(self, kind: str) -> int | None:
-        """The step of the newest checkpoint of a kind."""
+        """Return the step of the newest checkpoint of a kind, or None."""
         if not (self._root / kind).is_dir():
             return None
         return self._manager(kind).latest_step()
@@ -124,36 +129,36 @@ class Checkpoints:
         return self._root / kind / str(max(steps)) if steps else None
 
     def facts(self, kind: str) -> dict[str, Any]:
-        """Read the facts saved beside the newest checkpoint of a kind.
+        """Read the facts saved with the newest checkpoint of a kind.
 
         Raises:
-          UserError: it is damaged.
+          UserError: the checkpoint is damaged.
         """
         self.wait()
         return self._facts(kind, self.step(kind))
 
     def restore(self, kind: str, like: Any) -> Any:
-        """The newest checkpoint of a kind, in the structure, shapes and dtypes of `like`.
+        """Restore the newest checkpoint of a kind, with structure, shapes and dtypes of `like`.
 
         Raises:
-          UserError: it holds other parameters than `like`, or is damaged.
+          UserError: the checkpoint does not match `like`, or is damaged.
         """
         self.wait()
         return self._state(kind, self.step(kind), like)
 
     def resume(self, like: Any, config: str) -> tuple[Any, dict[str, Any]] | None:
-        """The state and the facts that a run goes on from; none: it begins.
+        """Return the state and facts of the newest intact `latest`, or None to start from scratch.
 
-        They are of the newest `latest` that is whole. One that a crash of the file system has cut
-        off is named in a warning and deleted: the run makes it again. So is a damaged best, and
-        then every `latest` since, which would never come by its step; and any `final`.
+        Delete damaged checkpoints, with a warning that names each: the run makes them again. If
+        `best` is damaged, also delete every `latest` from its step on, since a run resumed there
+        would not repeat that step. Delete any `final`.
 
         Args:
           like: the state, as for `restore`.
-          config: what "config" of the facts must be, where it is there.
+          config: expected value of "config" in the facts, if they have one.
 
         Raises:
-          UserError: none is whole, or one is of another config.
+          UserError: no `latest` is intact, or one belongs to another config.
         """
         found, faults = None, {}
         best, steps = self.step("best"), self._steps("latest")
@@ -167,28 +172,28 @@ class Checkpoints:
             faults["latest", step] = fault
         if steps and not found:
             raise UserError(
-                f"{faults['latest', steps[0]]}; none is whole, delete {self._root} to begin again"
+                f"{faults['latest', steps[0]]}; none is intact, delete {self._root} to start over"
             )
         if lost:
             faults["best", best] = lost
         where = f"step {found[1]['steps']}" if found else "the beginning"
         for line in dict.fromkeys(faults.values()) if processes.is_first() else ():
             _log.warning("%s; resuming from %s", line, where)
-        # In this order: a kill between two of them changes nothing for the next start.
+        # In this order a kill between two deletions does not change what the next start does.
         for kind, step in [*faults, *(("final", step) for step in self._steps("final"))]:
             with self._writing(kind):
                 self._manager(kind).delete(step)
         return found
 
     def _steps(self, kind):
-        """The steps of all checkpoints of a kind, the newest first."""
+        """Return the steps of all checkpoints of a kind, newest first."""
         return [] if self.step(kind) is None else sorted(self._manager(kind).all_steps())[::-1]
 
     def _read(self, kind, step, like, config):
-        """State and facts, and none; or none, and what is wrong: one or the other in all processes.
+        """Return ((state, facts), "") or (None, fault), the same choice in all processes.
 
         Raises:
-          UserError: it is whole, but of another config.
+          UserError: the checkpoint is intact, but belongs to another config.
         """
         found, fault, other = None, "", False
         try:
@@ -199,9 +204,9 @@ class Checkpoints:
             fault = str(error)
         if other:
             path = self._root / kind / str(step)
-            raise UserError(f"checkpoint {path} is of another config than this run")
+            raise UserError(f"checkpoint {path} belongs to another config than this run")
         if not processes.gather(np.array(bool(found))).all():
-            found, fault = None, fault or f"checkpoint {kind} {step} is damaged for a process"
+            found, fault = None, fault or f"another process cannot read checkpoint {kind} {step}"
         return found, fault
 
     def _facts(self, kind, step):
@@ -218,7 +223,7 @@ class Checkpoints:
         try:
             manager = self._manager(kind)
             return manager.restore(step, args=ocp.args.Composite(**{item: args}))[item]
-        except Exception as error:  # tensorstore raises just that where an array is cut short
+        except Exception as error:  # TensorStore raises no narrower class for a truncated array
             line = " ".join(str(error).split())[:300]
             path = self._root / kind / str(step)
             raise UserError(
@@ -226,32 +231,32 @@ class Checkpoints:
             ) from error
 
     def wait(self) -> None:
-        """Returns when all that was saved is on disk.
+        """Wait until every saved checkpoint is on disk.
 
         Raises:
-          UserError: it cannot be written.
+          UserError: one cannot be written.
         """
         for kind, manager in self._managers.items():
             with self._writing(kind):
                 manager.wait_until_finished()
 
 
-def abstract(state: Any) -> Any:
-    """Shapes, dtypes and placement of a state, to restore another like it."""
+def restore_template(state: Any) -> Any:
+    """Return the shapes, dtypes and placement of a state, the `like` of `Checkpoints.restore`."""
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
     )
 
 
-# What fails in Orbax is raised, and said as one line by whoever catches it. The tracebacks that it
-# logs besides, and the coroutines and callbacks that it leaves behind, are no news.
+# Orbax raises its failures, which are reported as one line. The filters below drop the tracebacks
+# that it logs in addition, and the errors of coroutines and callbacks that it leaves unfinished.
 
 
-def _is_news(record: logging.LogRecord) -> bool:
+def _is_not_from_orbax(record: logging.LogRecord) -> bool:
     return not (record.exc_info and "orbax" in record.pathname + record.getMessage())
 
 
-def _say_news(unraisable: "sys.UnraisableHookArgs") -> None:
+def _report_unless_orbax(unraisable: "sys.UnraisableHookArgs") -> None:
     where = "".join(traceback.format_tb(unraisable.exc_traceback))
     if "orbax" not in where and str(unraisable.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(unraisable)

@@ -1,13 +1,13 @@
-"""Compiled programs kept on disk, so that the runs of a sweep and later starts find them there.
+"""Persistent compilation cache, shared by the runs of a sweep and by later starts.
 
-It is JAX's persistent cache, in the folder that JAX_COMPILATION_CACHE_DIR names. A sweep names one
-in its workdir, unless the variable is there already; JAX_ENABLE_COMPILATION_CACHE=0 goes without.
-The folder may be deleted at any time. It holds programs that JAX runs without a question, so it
-should be writable by those alone who may write the runs.
+JAX stores compiled programs in the folder JAX_COMPILATION_CACHE_DIR. A sweep sets it to a folder of
+its workdir, unless it is set already; JAX_ENABLE_COMPILATION_CACHE=0 disables the cache. The folder
+may be deleted at any time. JAX runs the programs in it unchecked, so only people who may write to
+the runs should be able to write to it.
 
-What an entry is found by is the program, its options, the versions of JAX and XLA, and the kind of
-the devices; of a CPU also the instructions that it has, so that no machine is given what another
-type of CPU compiled. What comes from the cache computes the same bits as what was compiled.
+The key of an entry covers the program, its options, the versions of JAX and XLA, the kind of device
+and, for a CPU, its instruction set, so no machine loads a program for another type of CPU. A cached
+program computes the same bits as a newly compiled one.
 """
 
 import os
@@ -16,20 +16,20 @@ from collections.abc import Mapping
 from pathlib import Path
 
 VARIABLE = "JAX_COMPILATION_CACHE_DIR"
-FOLDER = "compiled"  # in the workdir of a sweep
+FOLDER = "compiled"  # name in a sweep's workdir
 
 
-def shared(workdir: Path, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The variable by which the runs of a sweep share a cache; {} where the user has set it."""
+def share(workdir: Path, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return the environment variable for a sweep's runs to share a cache; {} if already set."""
     return {} if VARIABLE in environment else {VARIABLE: str(workdir.absolute() / FOLDER)}
 
 
-def turn_on(environment: Mapping[str, str] = os.environ) -> None:
-    """Makes JAX use the folder that the environment names, if any, for all programs.
+def enable(environment: Mapping[str, str] = os.environ) -> None:
+    """Make JAX cache every program, if the environment names a folder.
 
-    A training has some fifteen of them, few enough to keep those that compile fast as well. An
-    entry that cannot be read or written (JAX writes them in place, so a kill may cut one) is warned
-    of and compiled, even where warnings are errors.
+    A training compiles about fifteen programs, few enough to cache the fast ones too. For an entry
+    that cannot be read or written (JAX writes in place, so a kill may truncate one) JAX warns and
+    compiles, even if warnings are errors.
     """
     import jax
 

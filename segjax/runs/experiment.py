@@ -1,4 +1,4 @@
-"""Build a run from its config (model, data, devices), and write and read its description."""
+"""Build model, data and devices of a run from its config; write and read `config.json`."""
 
 import dataclasses
 import functools
@@ -23,17 +23,17 @@ from segjax.training import losses, optimizers, parallel, steps
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """Which run this is, as its workdir and its result row say."""
+    """Identity of a run, stored in its workdir and its result row."""
 
-    experiment: str  # the config file's name
-    name: str  # of the run in its sweep, or of the experiment
-    overrides: dict[str, Any]
-    command: str
+    experiment: str  # stem of the config file
+    name: str  # name of the run in its sweep, otherwise the experiment
+    overrides: dict[str, Any]  # {"a.b": value}
+    command: str  # command line that reproduces it
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """A config made real on the devices of this host."""
+    """Model, dataset and devices of a config."""
 
     config: ConfigDict
     info: datasets.DatasetInfo
@@ -46,7 +46,7 @@ class Experiment:
 
     @property
     def device_name(self) -> str:
-        """Name of the devices as rows have it: `cpu x2`."""
+        """Return the name of the devices in result rows, such as `cpu x2`."""
         return f"{self.devices[0].device_kind} x{len(self.devices)}"
 
     def open_split(self, split: str) -> datasets.Source:
@@ -56,9 +56,9 @@ class Experiment:
         )
 
     def open_training(self) -> tuple[loader.Source, np.ndarray]:
-        """The training split, and the weights of its classes, float32 (K,), in the loss.
+        """Open the training split; return it and the class weights of the loss, float32 (K,).
 
-        Where the config asks for weights of borders, the examples have a `weight`.
+        With `loss.border_weight` each example has a `weight` map.
         """
         loss, counts = self.config.loss, self.info.splits["train"]
         weights = losses.class_weights(
@@ -73,17 +73,19 @@ class Experiment:
             sigma=loss.border_sigma,
             class_weights=weights,
         )
-        # U-Net adds the weights of classes and borders: the former are in the map already.
+        # The map of border weights already includes the class weights.
         return loader.WeightedSource(source, weigh), np.ones_like(weights)
 
 
 def create(config: ConfigDict, info: datasets.DatasetInfo | None = None) -> Experiment:
-    """Builds the model and looks up the data set and the devices that a config names.
+    """Build the model of a config, look up its dataset and pick its devices.
 
-    With `info` the data set need not be there until it is opened.
+    Args:
+      config: of the run.
+      info: of the dataset, which then need not exist until it is opened; None: look it up.
 
     Raises:
-      UserError: any of them is not there, or the batch does not divide among the devices.
+      UserError: one of them does not exist, or the batch does not divide among the devices.
     """
     check_names(config)
     data = config.data
@@ -106,19 +108,18 @@ def create(config: ConfigDict, info: datasets.DatasetInfo | None = None) -> Expe
 
 
 def check_names(config: ConfigDict) -> None:
-    """Refuses a model, option, data set, loss, weighting, optimiser or schedule that there is not.
+    """Check the names of model, options, dataset, loss, weighting, optimizer and schedule.
 
-    Nothing is built and no data set is looked for: what a sweep does before its first run.
+    Build nothing and read no dataset: a sweep calls this before its first run.
 
     Raises:
-      UserError: with the list of the known ones; patches for a model of whole images, or none for
-        one of patches.
+      UserError: an unknown name (lists the known ones), or `data.patches` does not suit the model.
     """
     for option in ("name", *models.OWN):
         if option in config.model.options:
             raise UserError(
                 f"model.options.{option} is not an option: model.name, the dataset, precision and "
-                "the devices set it"
+                "the devices determine it"
             )
     model = models.create(config.model.name, 1, **config.model.options)
     patches = config.data.patches
@@ -140,7 +141,7 @@ def check_names(config: ConfigDict) -> None:
 
 
 def write_description(workdir: Path, run: Experiment, description: Description) -> None:
-    """Writes `workdir/config.json`, from which a run can be evaluated and made again."""
+    """Write `workdir/config.json`, from which a run can be evaluated or repeated."""
     content = {
         **dataclasses.asdict(description),
         "config": configs.flat(run.config),
@@ -150,10 +151,10 @@ def write_description(workdir: Path, run: Experiment, description: Description) 
 
 
 def read_description(workdir: Path) -> tuple[ConfigDict, Description, datasets.DatasetInfo]:
-    """Read the config, the description and the dataset's facts from `workdir/config.json`.
+    """Read the config, description and dataset info of a run from `workdir/config.json`.
 
     Raises:
-      UserError: there is none.
+      UserError: the file is missing or damaged.
     """
     path = workdir / "config.json"
     try:
@@ -173,7 +174,11 @@ def read_description(workdir: Path) -> tuple[ConfigDict, Description, datasets.D
 
 
 def refuse_other_config(config: ConfigDict, workdir: Path) -> None:
-    """Raises a UserError where a workdir holds a run that computes something else."""
+    """Check that a workdir does not hold a run of another config.
+
+    Raises:
+      UserError: it does; names the first field that differs.
+    """
     if (workdir / "config.json").exists():
         stored, _, _ = read_description(workdir)
         difference = configs.difference(config, stored)
@@ -182,10 +187,10 @@ def refuse_other_config(config: ConfigDict, workdir: Path) -> None:
 
 
 def open_run(workdir: Path, data_dir: str | None) -> tuple[Experiment, Description]:
-    """The experiment of a workdir; its prepared data may lie elsewhere by now, or nowhere."""
+    """Build the experiment of a workdir; its data may have moved to `data_dir`, or be missing."""
     config, description, info = read_description(workdir)
     with config.unlocked():
-        config.num_devices = 0  # this host may have other devices than the one of the training
+        config.num_devices = 0  # the training may have run on another number of devices
         config.data.data_dir = data_dir or config.data.data_dir
     return create(config, info), description
 
@@ -193,11 +198,13 @@ def open_run(workdir: Path, data_dir: str | None) -> tuple[Experiment, Descripti
 def load_variables(
     experiment: Experiment, workdir: Path, kind: str | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The variables to evaluate from a checkpoint, placed on the devices, and its facts.
+    """Load variables for evaluation from a checkpoint, and its facts.
 
     Args:
-      kind: final (batch normalisation recomputed, where the config asks for it), best or latest;
-        none: final where there is one, else best.
+      experiment: of the workdir; the variables are placed on its devices.
+      workdir: the run directory.
+      kind: final (batch normalization recomputed if `recompute_batch_norm`), best or latest; None:
+        final if it exists, otherwise best.
 
     Raises:
       UserError: the workdir has no such checkpoint.

@@ -1,4 +1,4 @@
-"""Draw what a config trains on: images before and after augmentation, and their weights."""
+"""Draw the training images of a config before and after augmentation."""
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +11,14 @@ from segjax.runs import experiment
 
 
 def preview(config: ConfigDict, count: int) -> Image.Image:
-    """Training images as they are and as the first step would see them, one row each.
+    """Draw training images, original and augmented as in the first step, one row each.
 
-    Each image stands beside its label and, where the config weighs borders, its weights in the
-    loss, from black for 0 to white for the greatest of them all.
+    Draw each with its label and, with `loss.border_weight`, its weight map in the loss, from black
+    for 0 to white for the maximum.
 
     Args:
       config: of an experiment.
-      count: how many images, evenly over the training split.
+      count: number of images, evenly spaced in the training split.
     """
     run = experiment.create(config)
     source, _ = run.open_training()
@@ -26,7 +26,7 @@ def preview(config: ConfigDict, count: int) -> Image.Image:
     raw = loader.in_memory([source[int(place)] for place in places])
     shown = config.copy_and_resolve_references()
     with shown.unlocked():
-        shown.data.normalization = "none"  # the network's, not the eye's
+        shown.data.normalization = "none"  # keep displayable colors
     batch = jax.device_get(
         jax.jit(
             lambda raw: loader.training_batch(raw, config.seed, jnp.int32(0), 0, shown, run.info)

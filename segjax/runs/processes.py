@@ -1,8 +1,8 @@
-"""Several processes as one training: how they find each other, what they agree on, when they stop.
+"""Multi-process training: join processes, exchange values and errors, and stop together.
 
-A training is one process, or the same program once on each host of a cluster (or once for each of
-its GPUs): all of them keep the whole state and train on their part of every batch, and process 0
-alone writes. With one process everything here does nothing.
+A training is one process, or one process per host of a cluster (or per GPU). Each process keeps the
+whole state and trains on its part of every batch; only process 0 writes. With a single process the
+functions here do no communication.
 """
 
 import functools
@@ -21,23 +21,23 @@ from segjax.errors import UserError, line
 
 Value = TypeVar("Value")
 
-_HEARTBEAT = 30  # seconds without one, and the others know that a process has died
+_HEARTBEAT = 30  # seconds without one after which a process counts as dead
 
 
 def join(environment: Mapping[str, str] = os.environ, always: bool = False) -> None:
-    """Makes this process one of a training's, where there is more than one; before JAX is used.
+    """Join the other processes of this training, if any; call it before any use of JAX.
 
-    They are known from Slurm (inside `srun`, more than one task), from JAX_COORDINATOR_ADDRESS,
+    Find them from Slurm (inside `srun`, more than one task), from JAX_COORDINATOR_ADDRESS,
     JAX_NUM_PROCESSES and JAX_PROCESS_ID, or on a TPU slice from TPU_WORKER_HOSTNAMES.
 
     Args:
-      environment: variables.
-      always: on whatever else JAX knows itself, such as a slice of TPU VMs.
+      environment: environment variables.
+      always: join even if none is found, on any cluster that JAX itself detects.
 
     Raises:
-      UserError: the variables do not say who this process is.
+      UserError: a variable is missing or invalid.
     """
-    # A process that dies without a word must not be waited for until the job's time limit.
+    # Otherwise the others would wait for a dead process until the time limit of the job.
     initialize = functools.partial(
         jax.distributed.initialize,
         heartbeat_timeout_seconds=_HEARTBEAT,
@@ -73,26 +73,26 @@ def _number(environment, name, below):
 
 
 def _slurm_gpus(environment):
-    """Places, among the GPUs that this task sees, of those that it computes on.
+    """Return the indices of this task's GPUs among the visible ones; None if no variable tells.
 
-    Left to itself JAX takes one for each task of a node, whatever their number.
+    By default JAX takes one GPU per task, whatever their number.
     """
     seen = len([name for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name])
     if not seen:
         return None
-    # Such as 2(x3),1: two tasks on each of three nodes, and one on the fourth.
+    # For example 2(x3),1: two tasks on each of three nodes, one on the fourth.
     tasks = int(environment.get("SLURM_STEP_TASKS_PER_NODE", "1").split("(")[0].split(",")[0])
     if "SLURM_GPUS_PER_TASK" in environment or tasks > seen:
         return list(range(seen))
     return list(range(seen))[int(environment.get("SLURM_LOCALID", "0")) :: tasks]
 
 
-class Shared(UserError):
-    """An error that all processes of a training know of, and end with."""
+class SharedError(UserError):
+    """An error that every process of a training raises."""
 
 
 def count() -> int:
-    """The number of processes of this training."""
+    """Return the number of processes of this training."""
     return jax.process_count()
 
 
@@ -101,10 +101,12 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def together(call: Callable[[], Value]) -> Value:
-    """Run `call` on every process and return its result once all have; an error of one ends all.
+def run_on_all(call: Callable[[], Value]) -> Value:
+    """Run `call` on every process, wait for all, and return the result of this one.
 
-    Otherwise the others would wait for that one.
+    Raises:
+      SharedError: `call` raised a UserError or OSError on any of several processes; without this
+        the others would wait for that one forever.
     """
     result: Value | None = None
     error: Exception | None = None
@@ -116,50 +118,51 @@ def together(call: Callable[[], Value]) -> Value:
         failed = np.flatnonzero(multihost_utils.process_allgather(np.array(error is not None)))
         if failed.size:
             other = f"process {failed[0]} of {count()} cannot go on, as it says"
-            raise Shared(line(error) if error else other) from error
+            raise SharedError(line(error) if error else other) from error
     if error:
         raise error
     return result  # type: ignore[return-value]
 
 
-def leave(error: Exception) -> NoReturn:
-    """Raises an error; one of this process alone, of several, is said, and ends it with status 2.
+def exit_with_error(error: Exception) -> NoReturn:
+    """Raise an error, or, if only this one of several processes has it, print it and exit.
 
-    At once, for at the usual end it would wait for the others, which are in the midst of a step.
+    Exit at once, with status 2: a regular exit would wait for the other processes, which are in the
+    middle of a step.
     """
-    if count() == 1 or isinstance(error, Shared):
+    if count() == 1 or isinstance(error, SharedError):
         raise error
     print(f"segjax: {line(error)}", file=sys.stderr, flush=True)  # noqa: T201
     os._exit(2)
 
 
-def on_first(call: Callable[[], int]) -> int:
-    """Run `call` on process 0 and broadcast its integer result; a UserError reaches all."""
-    value = together(lambda: call() if is_first() else 0)
+def broadcast_from_first(call: Callable[[], int]) -> int:
+    """Run `call` on process 0 and broadcast its integer result; its errors are raised on all."""
+    value = run_on_all(lambda: call() if is_first() else 0)
     return int(multihost_utils.broadcast_one_to_all(np.int32(value))) if count() > 1 else value
 
 
 def gather(counts: np.ndarray) -> np.ndarray:
-    """The counts of all processes, of one shape and below 2^31: (processes, ...) of int64."""
+    """Gather the counts of all processes, each below 2^31: (...) to int64 (processes, ...)."""
     if count() == 1:
         return counts[None].astype(np.int64)
     return multihost_utils.process_allgather(counts.astype(np.int32)).astype(np.int64)
 
 
-class Stop:
-    """Asks whether to stop, after each step: SIGTERM, or SIGINT where there is one process.
+class StopSignal:
+    """Detect SIGTERM, and with a single process SIGINT, to stop a training between two steps.
 
-    Several processes must look equally often: all of them then hear of a signal, that any one got,
-    at the same look.
+    Several processes must call `received` equally often: a signal sent to one of them is then
+    reported by the same call on all.
     """
 
     def __init__(self) -> None:
         self._number: int | None = None
-        self._looks = 0
+        self._checks = 0
         self._former: dict[int, signal.Handlers] = {}
 
-    def __enter__(self) -> "Stop":
-        # JAX has its own handler where there are several processes.
+    def __enter__(self) -> "StopSignal":
+        # With several processes JAX has its own handler.
         if count() == 1:
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._former[number] = signal.signal(number, self._note)  # type: ignore[assignment]
@@ -171,11 +174,11 @@ class Stop:
 
     def _note(self, number, _):
         self._number = number
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second one kills
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second SIGINT kills
 
-    def asked(self) -> int | None:
-        """The number of the signal that came, if one did."""
-        self._looks += 1
-        if count() > 1 and multihost_utils.reached_preemption_sync_point(self._looks):
+    def received(self) -> int | None:
+        """Return the number of the signal that was received, or None."""
+        self._checks += 1
+        if count() > 1 and multihost_utils.reached_preemption_sync_point(self._checks):
             self._number = signal.SIGTERM
         return self._number

@@ -1,4 +1,4 @@
-"""Pictures of validation images with their predictions, as training goes on."""
+"""Draw validation images with their predictions during training."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +22,7 @@ def draw(
 
     Args:
       workdir: the run directory.
-      step: steps of training done.
+      step: training steps done.
       info: the dataset.
       examples: the split in memory: image (N, H, W, C) and label (N, H, W), uint8.
       predict: f(images) -> labels.

@@ -1,9 +1,8 @@
-"""Record where the time of a run goes: `phases.jsonl` in its workdir, one line a phase.
+"""Record how a run spends its time: `phases.jsonl` in its workdir, one line per phase.
 
-A start of a training is cut into stretches without a gap: `start` (reading data, restoring), `first
-step`, `training`, `validation`, `saving`, and `test` (batch normalisation recomputed, the test
-split), or `stopping` where a signal came. Of each there is known how much of it was spent on
-compiling.
+Phases follow one another without a gap: `start` (read data, restore), `first step`, `training`,
+`validation`, `saving`, and `test` (recompute batch normalization, evaluate), or `stopping` after a
+signal. Each row includes the seconds spent compiling.
 """
 
 import functools
@@ -17,27 +16,27 @@ from segjax.results import schema
 
 FILE = "phases.jsonl"
 
-_COMPILING = "/jax/core/compile/backend_compile_duration"  # a look into the cache is in it
+_COMPILING = "/jax/core/compile/backend_compile_duration"  # includes cache lookups
 _SAVED = "/jax/compilation_cache/compile_time_saved_sec"
 
 
 @functools.cache
 def _spent() -> Counter[str]:
-    """Seconds by JAX's own names of events, of this process from the first call on."""
+    """Return the seconds of each JAX event in this process, counted from the first call."""
     total: Counter[str] = Counter()
 
     def listen(event: str, duration_secs: float, **_: str | int) -> None:
-        total[event] += duration_secs  # type: ignore[assignment]  # counts that are no integers
+        total[event] += duration_secs  # type: ignore[assignment]  # Counter is typed for int
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     return total
 
 
 class Phases:
-    """Writes the stretches of one start of a training, each as it ends."""
+    """Write the phases of one start of a training, each when it ends."""
 
     def __init__(self, workdir: Path | None, device: str):
-        """workdir: where; none: nothing is written. device: which, as in the row of the result."""
+        """Start the first phase; workdir None: write nothing; device: as in the result row."""
         self._path = workdir / FILE if workdir else None
         self._device = device
         self._mark()
@@ -46,10 +45,10 @@ class Phases:
         self._since, self._former = time.monotonic(), Counter(_spent())
 
     def end(self, phase: str, steps: int = 0) -> None:
-        """Ends a stretch, in which so many steps were done, and begins the next.
+        """End a phase, in which `steps` training steps were done, and begin the next.
 
         Raises:
-          OSError: with the name of the file, such as of a full disk.
+          OSError: for example a full disk; names the file.
         """
         spent = _spent()
         row = {

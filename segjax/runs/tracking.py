@@ -1,4 +1,4 @@
-"""The course of a run: `metrics.jsonl` on disk, and Weights & Biases where it is asked for."""
+"""Log the metrics of a run to `metrics.jsonl` and, optionally, Weights & Biases."""
 
 import json
 import logging
@@ -19,25 +19,24 @@ from segjax.files import naming, write_whole
 
 _log = logging.getLogger(__name__)
 
-LONGEST_TAG = 64  # characters; W&B refuses a run that has a longer one
-START_TIMEOUT = 30.0  # seconds that W&B may take to reach its server before it is left for later
-FINISH_TIMEOUT = 300.0  # seconds that W&B may upload at the end; the rest stays for `wandb sync`
+MAX_TAG_LENGTH = 64  # characters; W&B rejects a run with a longer tag
+START_TIMEOUT = 30.0  # seconds to reach the W&B server before logging offline
+FINISH_TIMEOUT = 300.0  # seconds to upload at the end; the rest is left to `wandb sync`
 
 
 class MetricsLog:
-    """The rows of `metrics.jsonl`: one JSON object a line, `{"step": 20, "train/loss": 0.71}`.
+    """Write `metrics.jsonl`: one JSON object per line, `{"step": 20, "train/loss": 0.71}`.
 
-    JSON has no number for what is not finite: NaN and the infinities are written as null. A line is
-    handed to the system at once, so a killed process loses at most the line it was writing. A step
-    may have several rows.
+    NaN and infinities, which JSON lacks, are written as null. Each line is flushed, so a killed
+    process loses at most the line it was writing. A step may have several rows.
     """
 
     def __init__(self, path: str | os.PathLike[str], step: int) -> None:
-        """Opens the log of a run that goes on after `step` finished steps (0: from the beginning).
+        """Open the log of a run that resumes after `step` finished steps.
 
-        Rows of later steps, and a last line that was cut off, are dropped: the run makes them
-        again. At 0 all rows are. So that none is lost or doubled, the rows of a step are to be
-        written before the checkpoint of that step.
+        Drop the rows of later steps and a truncated last line, which the run writes again; at step
+        0 drop all rows. Rows of a step must be written before its checkpoint, so that none is lost
+        or duplicated.
         """
         self._path = path = Path(path)
         lines = _whole_lines(path) if path.exists() and step > 0 else []
@@ -46,10 +45,10 @@ class MetricsLog:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
-        """Adds one row; integers stay integers, everything else becomes a float.
+        """Append one row; integers stay integers, everything else becomes a float.
 
         Raises:
-          OSError: with the name of the file, such as of a full disk.
+          OSError: for example a full disk; names the file.
         """
         row: dict[str, int | float | None] = {"step": step}
         for name, value in values.items():
@@ -79,10 +78,10 @@ class MetricsLog:
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, float]]:
-    """Reads the rows of a `metrics.jsonl`, of a running run too; null is read as NaN.
+    """Read the rows of a `metrics.jsonl`, also while its run is active; null becomes NaN.
 
     Raises:
-      UserError: no such file, or a line that is no row; the last line may be cut off.
+      UserError: the file is missing, or a complete line is damaged.
     """
     path = Path(path)
     if not path.is_file():
@@ -94,7 +93,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, float]]:
 
 
 def _whole_lines(path: Path) -> list[str]:
-    # What follows the last newline was being written when the process was killed.
+    # Text after the last newline is incomplete: being written, or left by a killed process.
     return path.read_bytes().decode(errors="replace").split("\n")[:-1]
 
 
@@ -112,11 +111,10 @@ def _rows(path: Path, lines: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
 
 
 class WandbRun:
-    """A run in Weights & Biases, made by `start_wandb`.
+    """A run in Weights & Biases, created by `start_wandb`.
 
-    Nothing that W&B does stops the run it watches: the first exception becomes one line of warning
-    and this object does nothing from then on. Steps that the W&B run has already, which happens
-    where a resumed run repeats some, are left as they are.
+    W&B never stops a training: the first exception is logged as a one-line warning and turns this
+    object off. Steps that the W&B run already has, because a resumed run repeats some, are kept.
     """
 
     def __init__(self, start: Callable[[], Any] | None) -> None:
@@ -124,11 +122,11 @@ class WandbRun:
         if start is not None:
             self._run = self._guarded(start)
 
-    def scalars(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
-        """Logs numbers under their names: `train/loss`, `val/mean_iou`, `val/iou/Road`."""
+    def log_scalars(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
+        """Log numbers under their names: `train/loss`, `val/mean_iou`, `val/iou/Road`."""
         self._send(step, lambda: {name: float(value) for name, value in values.items()})
 
-    def masks(
+    def log_masks(
         self,
         step: int,
         name: str,
@@ -137,14 +135,14 @@ class WandbRun:
         truths: Iterable[np.ndarray],
         class_names: Sequence[str],
     ) -> None:
-        """Logs images with two masks laid over them, `prediction` and `truth`.
+        """Log images overlaid with two masks, `prediction` and `truth`.
 
         Args:
-          step: the training step.
-          name: of the panel, such as `val/examples`; keep it, and the images, over the steps.
-          images: uint8 (H, W, 3) RGB each.
-          predictions, truths: integers (H, W) each, in [0, K) or VOID.
-          class_names: K.
+          step: training step.
+          name: of the panel, such as `val/examples`; use the same name and images at every step.
+          images: each uint8 (H, W, 3), RGB.
+          predictions, truths: each integer (H, W), in [0, K) or VOID.
+          class_names: K names.
         """
         labels = {**dict(enumerate(class_names)), VOID: "void"}
 
@@ -163,7 +161,7 @@ class WandbRun:
         self._send(step, panel)
 
     def finish(self, exit_code: int) -> None:
-        """Ends the W&B run; waits for uploads, though not longer than FINISH_TIMEOUT."""
+        """End the W&B run; wait for uploads for at most FINISH_TIMEOUT seconds."""
         run, self._run = self._run, None
         if run is not None:
             self._guarded(lambda: run.finish(exit_code=exit_code))
@@ -171,7 +169,7 @@ class WandbRun:
     def _send(self, step: int, content: Callable[[], dict[str, Any]]) -> None:
         run = self._run
         if run is not None:
-            # W&B takes no step below its own, and would warn of each one.
+            # W&B rejects steps below its own, with a warning for each.
             self._guarded(lambda: run.log(content(), step=step) if step >= run.step else None)
 
     def _guarded(self, call: Callable[[], Any]) -> Any:
@@ -179,11 +177,11 @@ class WandbRun:
             return call()
         except Exception as error:
             self._run = None
-            _log.warning("W&B is switched off for this run: %s", _said(error))
+            _log.warning("W&B is switched off for this run: %s", _one_line(error))
             return None
 
 
-def _said(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split()) or 'no message'}"
 
 
@@ -192,11 +190,11 @@ def tags(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> list[str]:
 
     Args:
       config: {"a.b": value} of every field.
-      overrides: those that tell the run from others.
+      overrides: {"a.b": value} of the fields that the run sets.
     """
-    said = [f"{field}={value}" for field, value in overrides.items()]
-    found = [config["model.name"], config["data.dataset"], *said]
-    return [tag[:LONGEST_TAG] for tag in dict.fromkeys(found)]
+    assignments = [f"{field}={value}" for field, value in overrides.items()]
+    found = [config["model.name"], config["data.dataset"], *assignments]
+    return [tag[:MAX_TAG_LENGTH] for tag in dict.fromkeys(found)]
 
 
 def start_wandb(
@@ -209,12 +207,12 @@ def start_wandb(
     config: Mapping[str, Any],
     tags: Sequence[str] = (),
 ) -> WandbRun:
-    """Starts, or goes on with, the W&B run of a workdir.
+    """Start or resume the W&B run of a workdir.
 
-    Mode "disabled" gives an object that does nothing, and W&B is not imported. The run's id is made
-    once and kept in `workdir/wandb_id.txt`, so a resumed training goes on in the same W&B run; its
-    files lie in `workdir/wandb`. In mode "offline" each start has a folder of its own there, all of
-    one id, for `wandb sync`; so has one in mode "online" that does not reach its server.
+    Mode "disabled" returns an object that does nothing, without importing W&B. The id of the run is
+    stored in `workdir/wandb_id.txt`, so that a resumed training continues the same W&B run, and its
+    files are in `workdir/wandb`. In mode "offline" each start has its own folder there, all with
+    the same id, for `wandb sync`; mode "online" does the same if the server cannot be reached.
     """
 
     def start() -> Any:
@@ -223,23 +221,21 @@ def start_wandb(
         except Exception as error:
             if mode != "online":
                 raise
-            fault = _said(error)
+            fault = _one_line(error)
         import wandb
 
-        wandb.teardown()  # what it started holds the run's id
+        wandb.teardown()  # its service still holds the id of the run
         run = begin("offline")
-        kept = Path(workdir) / "wandb"
-        _log.warning(
-            "W&B is out of reach, its record stays in %s for `wandb sync`: %s", kept, fault
-        )
+        folder = Path(workdir) / "wandb"
+        _log.warning("W&B cannot be reached; logging to %s for `wandb sync`: %s", folder, fault)
         return run
 
     def begin(mode: str) -> Any:
         import wandb
 
-        kept = Path(workdir) / "wandb_id.txt"
-        if not kept.exists():
-            write_whole(kept, uuid.uuid4().hex[:16] + "\n")
+        id_file = Path(workdir) / "wandb_id.txt"
+        if not id_file.exists():
+            write_whole(id_file, uuid.uuid4().hex[:16] + "\n")
         return wandb.init(
             project=project,
             group=group or None,
@@ -248,7 +244,7 @@ def start_wandb(
             tags=list(tags),
             dir=workdir,
             mode=cast(Any, mode),
-            id=kept.read_text().strip(),
+            id=id_file.read_text().strip(),
             resume="allow",
             settings=wandb.Settings(
                 # The terminal belongs to the progress bar, which W&B would wrap and record.

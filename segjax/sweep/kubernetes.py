@@ -83,7 +83,7 @@ def manifests(
     check(cluster)
     if not PurePosixPath(workdir).is_relative_to(cluster.mount):
         raise UserError(f"--workdir {workdir} is not below {cluster.mount}, where the claim is")
-    cache = compilation_cache.shared(workdir, cluster.environment)
+    cache = compilation_cache.share(workdir, cluster.environment)
     cluster = dataclasses.replace(cluster, environment={**cache, **cluster.environment})
     found = []
     for point in grid:

@@ -284,7 +284,7 @@ def start(
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env={**os.environ, **compilation_cache.shared(workdir), **share.environment},
+            env={**os.environ, **compilation_cache.share(workdir), **share.environment},
             start_new_session=True,  # what the terminal sends comes through `stopping` alone
         )
     said = (folder / "log.txt").open("rb")

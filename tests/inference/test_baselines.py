@@ -1,4 +1,4 @@
-"""Baselines and upper bounds: majority votes by hand, and the scores on the real CamVid."""
+"""Test baselines and upper bounds by hand and on the real CamVid."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ CAMVID = {
 }
 
 
-def test_majority_vote_by_hand():
+def test_majority_vote_of_small_blocks():
     label = np.array(
         [
             [0, 1, 2, 2, 1],
@@ -33,13 +33,13 @@ def test_majority_vote_by_hand():
     np.testing.assert_array_equal(baselines.majority_vote(label, stride=2, num_classes=3), expected)
 
 
-def test_pixel_mode_by_hand():
+def test_pixel_mode_of_three_labels():
     labels = [[[0, 1, VOID]], [[2, 1, VOID]], [[2, 0, 1]]]
     mode = baselines.pixel_mode((np.array(x, np.uint8) for x in labels), (1, 3), 3)
     np.testing.assert_array_equal(mode, [[2, 1, 1]])
 
 
-def test_scores_on_camvid_are_those_of_an_independent_computation(camvid_data_dir):
+def test_camvid_scores_match_independent_computation(camvid_data_dir):
     rows = baselines.rows("camvid", "test", camvid_data_dir, None, "segjax floors")
     found = {
         row["name"]: tuple(

@@ -36,7 +36,7 @@ def exact(parameters, image, probabilities):
     scores = np.log(probabilities.reshape(-1, probabilities.shape[-1]).astype(np.float64))
     marginals = softmax(scores, -1)
     for _ in range(10):
-        # A label costs w k(i, j) for each j of another label, which is a constant less a gain.
+        # The cost w k(i, j) of different labels is a gain for equal ones, up to a constant.
         gain = parameters.bi_w * appearance @ marginals + parameters.pos_w * smoothness @ marginals
         marginals = softmax(scores + gain, -1)
     return marginals.reshape(probabilities.shape)
@@ -55,7 +55,7 @@ def scene(seed, noise):
 
 
 # The lattice's kernel is a Gaussian to about a tenth. Where the published weights leave a pixel
-# between two labels, they drive a small difference far: hence bounds of the mean for them, and of
+# between two labels, they amplify a small difference: hence bounds on the mean for them, and on
 # every marginal for weaker ones.
 @pytest.mark.parametrize(
     ("parameters", "noise", "mean", "most"),
@@ -70,7 +70,7 @@ def scene(seed, noise):
     ],
 )
 @pytest.mark.parametrize("seed", range(2))
-def test_marginals_are_those_of_the_sum_over_all_pairs(seed, parameters, noise, mean, most):
+def test_marginals_match_sum_over_all_pairs(seed, parameters, noise, mean, most):
     image, label, probabilities = scene(seed, noise)
     expected = exact(crf.parse(parameters), image, probabilities)
     made = crf.refine(crf.parse(parameters), image, probabilities)
@@ -80,13 +80,13 @@ def test_marginals_are_those_of_the_sum_over_all_pairs(seed, parameters, noise, 
     assert difference.mean() < mean
     assert most is None or difference.max() < most
     assert np.mean(made.argmax(-1) == expected.argmax(-1)) >= 0.98
-    # Far more of the labels are right, so there was something to agree in.
+    # The CRF corrects many labels, so the comparison is not trivial.
     before = np.mean(probabilities.argmax(-1) == label)
     assert np.mean(made.argmax(-1) == label) > before + 0.05
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_the_lattice_filters_by_a_gaussian_of_unit_width(channels):
+def test_lattice_filters_by_unit_gaussian(channels):
     rng = np.random.default_rng(channels)
     image = rng.integers(0, 60, (HEIGHT, WIDTH, channels)).astype(np.uint8)
     features = pair_features(image, 6, 25)
@@ -103,7 +103,7 @@ def test_the_lattice_filters_by_a_gaussian_of_unit_width(channels):
     assert np.abs(made - made.T).max() < 0.05 * made.max()
 
 
-def test_each_point_is_shared_out_among_the_corners_of_its_simplex():
+def test_barycentric_weights_of_simplex_corners():
     image, _, _ = scene(0, 20)
     corners, shares, neighbors = map(np.asarray, crf.build_lattice(pair_features(image, 8, 10)))
     assert corners.shape == shares.shape == (HEIGHT * WIDTH, 6)
@@ -118,7 +118,7 @@ def test_each_point_is_shared_out_among_the_corners_of_its_simplex():
         np.testing.assert_array_equal(other[one[there]], there)
 
 
-def test_without_weights_nothing_changes():
+def test_zero_weights_change_nothing():
     image, _, probabilities = scene(0, 20)
     made = crf.refine(crf.parse("0,1,0,8,10"), image, probabilities)
     np.testing.assert_allclose(made, probabilities, rtol=1e-5)
@@ -139,18 +139,18 @@ def test_probabilities_of_zero_and_one_stay_finite():
     np.testing.assert_allclose(made, certain, atol=1e-6)
 
 
-def test_the_numbers_of_programs_to_compile_do_not_grow_with_the_images():
+def test_few_lattice_sizes_are_compiled():
     sizes = {crf._rounded_up(count) for count in range(1 << 16, 1 << 17)}
     assert len(sizes) == 5  # the last begins the next octave
     assert all(count <= crf._rounded_up(count) < 1.26 * count for count in range(8, 5000))
 
 
 @pytest.mark.parametrize("text", ["v1", "v2", "1,0.5,2,30,8.25"])
-def test_parameters_are_named_as_they_are_given(text):
+def test_describe_inverts_parse(text):
     assert crf.describe(crf.parse(text)) == text
 
 
-def test_the_published_numbers_have_names():
+def test_presets_have_names():
     assert crf.describe(crf.parse("3,3,4,121,5")) == "v1"
     assert crf.describe(crf.parse("3,1,4,67,3")) == "v2"
 
@@ -168,13 +168,13 @@ def test_the_published_numbers_have_names():
         ("3,1,inf,67,3", "CRF bi_w is inf, expected a number of at least 0"),
     ],
 )
-def test_parameters_that_cannot_be_are_refused(text, said):
+def test_invalid_parameters_are_an_error(text, said):
     with pytest.raises(UserError) as refusal:
         crf.parse(text)
     assert said in str(refusal.value)
 
 
-def test_tiny_widths_are_refused():
+def test_tiny_widths_are_an_error():
     image, _, probabilities = scene(0, 20)
     with pytest.raises(UserError, match="bi_rgb 1e-06 are too small for an image of 16x20"):
         crf.refine(crf.parse("3,1,4,1e-6,1e-6"), image, probabilities)

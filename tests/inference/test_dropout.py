@@ -1,4 +1,4 @@
-"""Monte Carlo dropout by the real commands, on a tiny run."""
+"""Test Monte Carlo dropout with `segjax evaluate` and `segjax predict` on a tiny run."""
 
 import json
 
@@ -41,7 +41,7 @@ def runs(scenes_data_dir, tmp_path_factory):
         yield folder
 
 
-def test_the_score_is_that_of_the_mean_of_each_images_own_samples(runs, capsys):
+def test_evaluation_averages_samples_of_each_image(runs, capsys):
     workdir = runs / "dropping"
     arguments = ["evaluate", "--workdir", str(workdir), "--samples", "3"]
     assert main(arguments) == 0
@@ -60,7 +60,7 @@ def test_the_score_is_that_of_the_mean_of_each_images_own_samples(runs, capsys):
         labels = np.argmax(sampled(variables, image, jnp.array([place], jnp.int32))[0], -1)
         valid = example["label"] != 255
         np.add.at(counts, (example["label"][valid], labels[valid]), 1)
-    # Probabilities made in batches differ in the last digits, which may decide a pixel.
+    # Probabilities of batches differ in the last digits, which may decide a pixel.
     assert np.abs(counts - np.array(row["confusion"])).sum() <= 4
 
     assert main(["evaluate", "--workdir", str(workdir)]) == 0
@@ -69,7 +69,7 @@ def test_the_score_is_that_of_the_mean_of_each_images_own_samples(runs, capsys):
     assert plain["confusion"] != row["confusion"]
 
 
-def test_predictions_come_with_maps_of_confidence_and_deviation(runs, tmp_path):
+def test_prediction_writes_confidence_and_deviation(runs, tmp_path):
     image, size = tmp_path / "image.png", (61, 37)
     pixels = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8)
     Image.fromarray(pixels).save(image)
@@ -93,7 +93,7 @@ def test_predictions_come_with_maps_of_confidence_and_deviation(runs, tmp_path):
 
 
 @pytest.mark.parametrize("command", ["evaluate", "predict"])
-def test_a_network_without_dropout_is_refused_in_one_line(command, runs, tmp_path, capsys):
+def test_network_without_dropout_is_an_error(command, runs, tmp_path, capsys):
     Image.fromarray(np.zeros((24, 32, 3), np.uint8)).save(tmp_path / "image.png")
     own = [str(tmp_path / "image.png"), "--output", str(tmp_path / "out")]
     arguments = [command, *(own if command == "predict" else [])]

@@ -1,4 +1,4 @@
-"""Evaluation: every pixel is counted once, with batch statistics of the training set."""
+"""Test evaluation: counts of pixels, and recomputed batch-normalization statistics."""
 
 import json
 
@@ -70,14 +70,14 @@ def test_counts_do_not_depend_on_devices_or_batches(
 
 
 @pytest.mark.parametrize("num_devices", [1, 2])
-def test_batch_norm_statistics_are_those_of_the_training_set(scenes_data_dir, num_devices):
+def test_batch_norm_statistics_match_training_set(scenes_data_dir, num_devices):
     config = tiny_config(scenes_data_dir, num_devices=num_devices)
     run, variables = create(config)
     source = run.open_split("train")
     image = np.stack([example["image"] for example in source]) / np.float32(255)
     image = ((image - run.info.mean) / run.info.std).astype(np.float32)
 
-    # Ten images in batches of four: 10 // 4 + 10 % 4 batches, over the end and on from the start.
+    # Ten images in batches of four: 10 // 4 + 10 % 4 batches, repeating the images in order.
     batches = [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 0, 1], [2, 3, 4, 5]]
     model = run.model.clone(axis_name=None)
 
@@ -139,21 +139,21 @@ def evaluated(workdir, *arguments):
     return row
 
 
-def test_evaluating_the_final_model_makes_its_result_again(finished):
+def test_evaluating_final_reproduces_result(finished):
     workdir, row = finished
     again = evaluated(workdir)
     assert again | {name: row[name] for name in ("finished", "device")} == row
     assert json.loads((workdir / "result.json").read_text()) == row
 
 
-def test_evaluating_the_best_model_recomputes_its_statistics(finished):
+def test_evaluating_best_recomputes_statistics(finished):
     workdir, row = finished
     again = evaluated(workdir, "--checkpoint", "best")
     assert again["batch_norm"] == "recomputed"
     assert (again["confusion"], again["best_step"]) == (row["confusion"], row["best_step"])
 
 
-def test_a_limit_takes_the_first_images(finished, scenes_data_dir):
+def test_limit_takes_first_images(finished, scenes_data_dir):
     workdir, _ = finished
     first, most = evaluated(workdir, "--limit", "1"), evaluated(workdir, "--limit", "3")
     assert (first["num_images"], most["num_images"]) == (1, 3)
@@ -166,7 +166,7 @@ def test_a_limit_takes_the_first_images(finished, scenes_data_dir):
     assert evaluated(workdir, "--limit", "100")["num_images"] == 5
 
 
-def test_another_split_is_evaluated_like_the_validation_of_training(finished, scenes_data_dir):
+def test_validation_split_is_evaluated_as_in_training(finished, scenes_data_dir):
     workdir, _ = finished
     row = evaluated(workdir, "--split", "val", "--checkpoint", "latest")
     assert (row["split"], row["num_images"]) == ("val", 5)
@@ -179,7 +179,7 @@ def test_another_split_is_evaluated_like_the_validation_of_training(finished, sc
     assert row["mean_iou"] == metrics.scores(counts.total).mean_iou
 
 
-def test_counts_of_each_image_are_kept_beside_the_result(finished, scenes_data_dir):
+def test_counts_per_image_are_stored(finished, scenes_data_dir):
     workdir, row = finished
     with np.load(workdir / "result.npz") as kept:
         confusion, boundaries = kept["confusion"], kept["boundary"]
@@ -198,7 +198,7 @@ def test_counts_of_each_image_are_kept_beside_the_result(finished, scenes_data_d
     assert row["per_class_boundary_f"] == boundary.per_class(f)
 
 
-def test_the_averaged_variables_are_tested(finished):
+def test_averaged_variables_are_evaluated(finished):
     workdir, _ = finished
     final, best = arrays(workdir, "final"), arrays(workdir, "best")
     for name, x in final.items():
@@ -207,13 +207,13 @@ def test_the_averaged_variables_are_tested(finished):
             assert not np.array_equal(x, best[f"['variables']{name}"])
 
 
-def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
+def test_folder_without_run_is_an_error(tmp_path, capsys):
     assert main.main(["evaluate", "--workdir", str(tmp_path)]) == 2
     expected = f"segjax: {tmp_path} is not the workdir of a run: it has no config.json\n"
     assert capsys.readouterr().err == expected
 
 
-def test_a_checkpoint_that_is_missing_is_refused(finished, tmp_path, capsys):
+def test_missing_checkpoint_is_an_error(finished, tmp_path, capsys):
     workdir, _ = finished
     (tmp_path / "config.json").write_text((workdir / "config.json").read_text())
     assert main.main(["evaluate", "--workdir", str(tmp_path), "--checkpoint", "latest"]) == 2

@@ -1,4 +1,4 @@
-"""Checkpoints: what was saved comes back to the bit, whatever happened meanwhile."""
+"""Test that checkpoints restore bit for bit and survive kills and damage."""
 
 import shutil
 
@@ -9,13 +9,13 @@ import optax
 import pytest
 
 from segjax.errors import UserError
-from segjax.runs.checkpoint import Checkpoints, abstract
+from segjax.runs.checkpoint import Checkpoints, restore_template
 from segjax.training import parallel
 from segjax.training.steps import TrainState
 from support.runs import arrays, assert_same_bits, saved_steps
 
-# Where a restore fails Orbax leaves coroutines behind, and what they say when they are collected is
-# not of the test that is then running.
+# A failed restore leaves Orbax coroutines behind, whose warnings at garbage collection belong to no
+# later test.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.usefixtures("collected"),
@@ -26,7 +26,7 @@ FACTS = {"best_value": 0.1 + 0.2, "best_step": 3, "seconds": 1.5}
 
 
 def make_state(value=0.0, size=5):
-    """A state with the kinds of values that a careless copy changes."""
+    """Return a state with values that a careless copy would change, such as NaN and -0.0."""
     odd = np.array([np.nan, -np.inf, -0.0, 1e-45, 1 / 3], np.float32)
     params = {"conv": {"kernel": np.resize(odd, size) + np.float32(value), "bias": odd[:2]}}
     opt_state = optax.sgd(0.1, momentum=0.9).init(jax.tree.map(jnp.asarray, params))
@@ -41,7 +41,7 @@ def bits(state):
 
 
 def like_one():
-    return abstract(parallel.place(make_state(), jax.devices()[:1]))
+    return restore_template(parallel.place(make_state(), jax.devices()[:1]))
 
 
 @pytest.fixture(params=[1, 2])
@@ -49,7 +49,7 @@ def devices(request):
     return jax.devices()[: request.param]
 
 
-def test_a_state_comes_back_to_the_bit(tmp_path, devices):
+def test_state_is_restored_bit_for_bit(tmp_path, devices):
     state = parallel.place(make_state(), devices)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save("latest", 7, state, FACTS)
@@ -57,7 +57,7 @@ def test_a_state_comes_back_to_the_bit(tmp_path, devices):
         assert checkpoints.step("latest") == 7
         assert checkpoints.step("best") is None
         assert checkpoints.facts("latest") == FACTS
-        restored = checkpoints.restore("latest", abstract(state))
+        restored = checkpoints.restore("latest", restore_template(state))
     assert jax.tree.structure(restored) == jax.tree.structure(state)
     assert_same_bits(bits(restored), bits(state))
     for x in jax.tree.leaves(restored):
@@ -65,12 +65,12 @@ def test_a_state_comes_back_to_the_bit(tmp_path, devices):
 
 
 @pytest.mark.parametrize("saved_on", [1, 2])
-def test_the_number_of_devices_may_change(tmp_path, saved_on):
+def test_number_of_devices_may_change(tmp_path, saved_on):
     with Checkpoints(tmp_path) as checkpoints:
         state = parallel.place(make_state(), jax.devices()[:saved_on])
         checkpoints.save("latest", 1, state, FACTS)
     others = jax.devices()[: 3 - saved_on]
-    like = abstract(parallel.place(make_state(1.0), others))
+    like = restore_template(parallel.place(make_state(1.0), others))
     with Checkpoints(tmp_path) as checkpoints:
         restored = checkpoints.restore("latest", like)
     assert_same_bits(bits(restored), bits(make_state()))
@@ -78,24 +78,24 @@ def test_the_number_of_devices_may_change(tmp_path, saved_on):
         assert set(x.devices()) == set(others)
 
 
-def test_steps_that_overwrite_the_memory_do_not_reach_what_is_being_saved(tmp_path, devices):
+def test_donated_buffers_do_not_corrupt_a_pending_save(tmp_path, devices):
     step = parallel.parallelize(lambda state, share: state + 1.0, devices, donate=True)
     share = parallel.split(np.zeros(2, np.float32), devices)
     # Large enough that the first steps run while the save does.
     first = step(parallel.place(np.arange(2**22, dtype=np.float32), devices), share)
     state = step(first, share)
-    assert first.is_deleted()  # the memory is given up: else this proves nothing
+    assert first.is_deleted()  # the buffer is donated, otherwise this test proves nothing
     with Checkpoints(tmp_path) as checkpoints:
         for number in range(3):
             before = {"x": np.array(state)}
             checkpoints.save("latest", number, {"x": state}, FACTS)
             for _ in range(20):
                 state = step(state, share)
-            restored = checkpoints.restore("latest", {"x": abstract(state)})
+            restored = checkpoints.restore("latest", {"x": restore_template(state)})
             assert_same_bits({"x": np.asarray(restored["x"])}, before)
 
 
-def test_the_newest_are_kept(tmp_path):
+def test_newest_checkpoints_are_kept(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         for step in range(1, 6):
             for kind in ("latest", "best", "final"):
@@ -109,7 +109,7 @@ def test_the_newest_are_kept(tmp_path):
         assert checkpoints.path("latest", before=4) is None
 
 
-def test_a_step_that_is_there_is_not_written_again(tmp_path):
+def test_existing_step_is_not_overwritten(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save("latest", 1, make_state(1), FACTS)
         checkpoints.save("latest", 1, make_state(2), FACTS)
@@ -130,10 +130,10 @@ def another_model(change):
 
 
 @pytest.mark.parametrize("change", ["name", "shape", "more", "fewer"])
-def test_another_models_checkpoint_is_refused_in_one_line(tmp_path, change):
+def test_checkpoint_of_another_model_is_one_line(tmp_path, change):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save("latest", 4, make_state(), FACTS)
-        like = abstract(parallel.place(another_model(change), jax.devices()[:1]))
+        like = restore_template(parallel.place(another_model(change), jax.devices()[:1]))
         with pytest.raises(
             UserError, match=r"checkpoint .*latest/4 is damaged, or not of this model: "
         ) as caught:
@@ -142,7 +142,7 @@ def test_another_models_checkpoint_is_refused_in_one_line(tmp_path, change):
 
 
 @pytest.mark.parametrize(("item", "file"), [("state", "_METADATA"), ("facts", "metadata")])
-def test_a_damaged_checkpoint_is_named_in_one_line(tmp_path, item, file):
+def test_damaged_checkpoint_is_one_line(tmp_path, item, file):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save("latest", 4, make_state(), FACTS)
     path = tmp_path / "checkpoints" / "latest" / "4" / item / file
@@ -159,7 +159,7 @@ def test_a_damaged_checkpoint_is_named_in_one_line(tmp_path, item, file):
 
 @pytest.fixture
 def half_written(tmp_path):
-    """A workdir whose process was killed while it wrote step 2, and while it deleted step 0."""
+    """Return a workdir as left by kills during the write of step 2 and the deletion of step 0."""
     with Checkpoints(tmp_path) as checkpoints:
         for step in (0, 1):
             checkpoints.save("latest", step, make_state(step), FACTS)
@@ -170,7 +170,7 @@ def half_written(tmp_path):
     return tmp_path
 
 
-def test_what_a_kill_left_is_cleared_away_and_training_goes_on(half_written):
+def test_incomplete_checkpoints_are_deleted_on_opening(half_written):
     folder = half_written / "checkpoints" / "latest"
     with Checkpoints(half_written) as checkpoints:
         assert checkpoints.step("latest") == 1
@@ -182,7 +182,7 @@ def test_what_a_kill_left_is_cleared_away_and_training_goes_on(half_written):
     assert_same_bits({"": saved}, {"": make_state(3).variables["params"]["conv"]["kernel"]})
 
 
-def test_reading_leaves_alone_what_a_training_is_writing(half_written):
+def test_read_only_changes_nothing(half_written):
     folder = half_written / "checkpoints" / "latest"
     before = sorted(str(path) for path in folder.rglob("*"))
     with Checkpoints(half_written, read_only=True) as checkpoints:

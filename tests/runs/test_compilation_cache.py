@@ -1,4 +1,4 @@
-"""The cache of compiled programs that the runs of a sweep share."""
+"""Test the compilation cache shared by the runs of a sweep."""
 
 import os
 
@@ -12,13 +12,13 @@ from support import toy_grid
 from support.runs import arrays, assert_same_bits
 
 DIRECTORY = "jax_compilation_cache_dir"
-LEAST_SECONDS = "jax_persistent_cache_min_compile_time_secs"
+MIN_COMPILE_SECONDS = "jax_persistent_cache_min_compile_time_secs"
 
 
 @pytest.fixture
 def point_jax_at():
-    """Makes JAX use a folder, as if the variable had named it when it was imported."""
-    former = jax.config.values[LEAST_SECONDS]
+    """Return a function that sets the cache folder of JAX, as the environment variable would."""
+    former = jax.config.values[MIN_COMPILE_SECONDS]
 
     def point(folder):
         jax_cache.reset_cache()
@@ -26,16 +26,16 @@ def point_jax_at():
 
     yield point
     point(None)
-    jax.config.update(LEAST_SECONDS, former)
+    jax.config.update(MIN_COMPILE_SECONDS, former)
 
 
 def entries(folder):
-    """The entries of a cache by name: when each was written, and its size."""
+    """Return {name: (time written, size)} of the entries of a cache."""
     found = folder.glob("*-cache")
     return {path.name: (path.stat().st_mtime_ns, path.stat().st_size) for path in found}
 
 
-def test_a_grid_compiles_once_and_a_damaged_entry_ends_no_run(tmp_path, scenes_data_dir):
+def test_sweep_compiles_once_and_survives_damaged_entries(tmp_path, scenes_data_dir):
     spec = toy_grid.write(tmp_path, scenes_data_dir, [0.1], [3, 4])
     point, _ = grids.points(spec, {})
     status, _, error = toy_grid.sweep(spec, tmp_path / "sweep")
@@ -44,10 +44,10 @@ def test_a_grid_compiles_once_and_a_damaged_entry_ends_no_run(tmp_path, scenes_d
     kept = entries(folder)
     programs = [name.split("-")[0] for name in kept]
     for name in ("jit_train_steps", "jit_eval_step"):
-        assert programs.count(name) == 1  # though there are two seeds
+        assert programs.count(name) == 1  # although there are two seeds
 
     def train(name, **environment):
-        """The standard error of a run like that of the sweep, with its cache."""
+        """Repeat the run of the sweep with its cache; return its standard error."""
         command = grids.command(spec, point, tmp_path / name)[1:]
         environment["JAX_COMPILATION_CACHE_DIR"] = str(folder)
         process = toy_grid.start(command, **environment)
@@ -62,27 +62,27 @@ def test_a_grid_compiles_once_and_a_damaged_entry_ends_no_run(tmp_path, scenes_d
     train("again")
     assert entries(folder) == kept
 
-    for name, (_, size) in kept.items():  # as a kill in the midst of writing leaves them
+    for name, (_, size) in kept.items():  # as a kill during the write leaves them
         os.truncate(folder / name, size // 2)
     said = train("damaged", PYTHONWARNINGS="error::UserWarning")
     assert "Error reading persistent compilation cache entry for 'jit_train_steps'" in said
 
 
-def test_a_folder_that_cannot_be_written_is_done_without(tmp_path, point_jax_at):
+def test_unwritable_cache_folder_is_a_warning(tmp_path, point_jax_at):
     (tmp_path / "file").touch()
     point_jax_at(tmp_path / "file")
-    compilation_cache.turn_on({})
+    compilation_cache.enable({})
     with pytest.warns(UserWarning, match="persistent compilation cache entry"):
         assert float(jax.jit(lambda x: 3 * x)(2.0)) == 6.0
 
 
-def test_what_the_user_has_set_stands(tmp_path, point_jax_at):
+def test_environment_variables_of_the_user_win(tmp_path, point_jax_at):
     variable = "JAX_COMPILATION_CACHE_DIR"
     own = {variable: str(tmp_path / "runs" / "compiled")}
-    assert compilation_cache.shared(tmp_path / "runs", {}) == own
-    assert compilation_cache.shared(tmp_path / "runs", {variable: ""}) == {}
-    former = jax.config.values[LEAST_SECONDS]
-    compilation_cache.turn_on({"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "7"})
-    assert jax.config.values[LEAST_SECONDS] == former
-    compilation_cache.turn_on({})
-    assert jax.config.values[LEAST_SECONDS] == 0
+    assert compilation_cache.share(tmp_path / "runs", {}) == own
+    assert compilation_cache.share(tmp_path / "runs", {variable: ""}) == {}
+    former = jax.config.values[MIN_COMPILE_SECONDS]
+    compilation_cache.enable({"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "7"})
+    assert jax.config.values[MIN_COMPILE_SECONDS] == former
+    compilation_cache.enable({})
+    assert jax.config.values[MIN_COMPILE_SECONDS] == 0

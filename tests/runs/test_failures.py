@@ -1,17 +1,17 @@
-"""What goes wrong around a training, made to happen, and the outcome that each has.
+"""Test how a training handles failures of disk, checkpoints, clock, locks and W&B.
 
 | What happens | Exit | What is said | On disk; the next start |
 | --- | --- | --- | --- |
-| W&B out of reach | 0 | one warning, after START_TIMEOUT | wandb/offline-run-*, for `wandb sync` |
-| disk full, or over quota | 2 | the file or folder, "No space left on device" | whole; goes on |
-| read-only workdir | 2 | the workdir, "Read-only file system" | as it was; goes on |
-| newest checkpoint cut off | 0 | a warning that names it | deleted; made again to the same bits |
-| no checkpoint whole | 2 | the newest, and what to delete | as it was |
-| checkpoint of another config | 2 | the checkpoint | as it was |
-| two runs in one workdir | 2 | "in use by another process" | of the first, which goes on |
-| clock set back | 0 | nothing | as without |
+| W&B cannot be reached | 0 | one warning | wandb/offline-run-*, for `wandb sync` |
+| disk full, or over quota | 2 | the file or folder, "No space left on device" | intact; continues |
+| read-only workdir | 2 | the workdir, "Read-only file system" | unchanged; continues |
+| newest checkpoint truncated | 0 | a warning that names it | deleted; made again, same bits |
+| no checkpoint intact | 2 | the newest, and what to delete | unchanged |
+| checkpoint of another config | 2 | the checkpoint | unchanged |
+| two runs in one workdir | 2 | "in use by another process" | of the first run, which continues |
+| clock set back | 0 | nothing | as usual |
 
-A run that ends after any of them ends with the bits of one that nothing happened to.
+A run that finishes after any of these failures has the same bits as an undisturbed run.
 """
 
 import contextlib
@@ -38,8 +38,8 @@ from segjax.runs.tracking import MetricsLog, read_metrics
 from support.runs import OneLayer, assert_same_run, finish, saved_steps, start
 from support.wandb_file import history
 
-# What Orbax leaves behind where a save or a restore fails complains when it is collected, which in
-# a process of our own nobody hears, and in a later test would be heard.
+# A failed save or restore leaves Orbax objects behind, whose warnings at garbage collection would
+# fail a later test.
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
@@ -59,7 +59,7 @@ def get_config():
 
 @pytest.fixture(scope="module", autouse=True)
 def _compiled_once(tmp_path_factory):
-    """The trainings here are all the same: one of them compiles."""
+    """Share compiled programs: all trainings here run the same ones."""
     former = (
         jax.config.jax_compilation_cache_dir,
         (jax.config.jax_persistent_cache_min_compile_time_secs),
@@ -84,7 +84,7 @@ def _collected():
 
 @pytest.fixture(scope="module")
 def spec(tmp_path_factory, scenes_data_dir):
-    """The config file of a run of four steps, each of them saved, validated after 2 and 4."""
+    """Return a config file: four steps, each saved, validation after steps 2 and 4."""
     path = tmp_path_factory.mktemp("spec") / "small.py"
     path.write_text(CONFIG.format(data_dir=scenes_data_dir))
     with pytest.MonkeyPatch.context() as patch:
@@ -99,7 +99,7 @@ def arguments(spec, workdir, **changed):
 
 @pytest.fixture(scope="module")
 def undisturbed(spec, tmp_path_factory):
-    """The workdir of a run that nothing happens to."""
+    """Return the workdir of an undisturbed run."""
     workdir = tmp_path_factory.mktemp("undisturbed") / "run"
     assert main.main(arguments(spec, workdir)) == 0
     return workdir
@@ -128,19 +128,19 @@ def _stopped(spec, tmp_path_factory):
 
 @pytest.fixture
 def stopped(_stopped, tmp_path):
-    """A workdir of its own of a run that was stopped after 2 of its 4 steps."""
+    """Return a copy of the workdir of a run stopped after 2 of its 4 steps."""
     return Path(shutil.copytree(_stopped, tmp_path / "run"))
 
 
 @pytest.fixture
 def command(spec, capsys, caplog):
-    """`segjax train` in this process: its exit status and all that it says beside its output."""
+    """Return a function that runs `segjax train`; it returns exit status and stderr with logs."""
 
     def run(workdir, **changed):
         capsys.readouterr()
         caplog.clear()
         status = main.main(arguments(spec, workdir, **changed))
-        # W&B's own go to a file of its own.
+        # W&B logs its own records to a file.
         ours = [r for r in caplog.records if r.name.split(".")[0] != "wandb"]
         assert not [r for r in ours if r.exc_info]
         return status, capsys.readouterr().err + "".join(f"{r.getMessage()}\n" for r in ours)
@@ -149,20 +149,20 @@ def command(spec, capsys, caplog):
 
 
 def content(folder):
-    """Every file by its path, but for the lock, which is as empty as it was."""
+    """Return {path: bytes} of all files in a folder."""
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture
 def disk(tmp_path):
-    """A file system of 2 MiB; skips where this user may not mount one."""
+    """Mount a file system of 2 MiB; skip if this user may not mount one."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True, text=True
     )
     if mounted.returncode:
-        pytest.skip(f"no file system of our own to fill: {mounted.stderr.strip()}")
+        pytest.skip(f"cannot mount a file system: {mounted.stderr.strip()}")
     yield folder
     subprocess.run(["umount", "--lazy", folder], check=True)
 
@@ -173,9 +173,7 @@ def fill(disk):
             ballast.write(bytes(4096))
 
 
-def test_a_full_disk_is_named_and_nothing_is_lost(
-    command, disk, undisturbed, tmp_path, monkeypatch
-):
+def test_full_disk_is_named_and_nothing_is_lost(command, disk, undisturbed, tmp_path, monkeypatch):
     workdir, full = disk / "run", "No space left on device\n"
 
     class FullLog(MetricsLog):
@@ -199,12 +197,12 @@ def test_a_full_disk_is_named_and_nothing_is_lost(
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "save", save_third)
         status, said = command(workdir)
-        # A save fails in the background, so that another may be seen to fail before it.
+        # The save fails in the background, so another write may fail first.
         assert (status, said.count("\n")) == (2, 1), said
         assert said.startswith("segjax: ")
         assert f"{workdir}/" in said
         assert said.endswith(f": {full}")
-        assert command(workdir)[0] == 2  # as long as it is full
+        assert command(workdir)[0] == 2  # while the disk is full
     assert max(saved_steps(workdir, "latest")) == 2
     (disk / "ballast").unlink()
 
@@ -231,7 +229,7 @@ def test_a_full_disk_is_named_and_nothing_is_lost(
         ValueError(f"RESOURCE_EXHAUSTED: Error writing [os_error_code='{errno.EDQUOT}']"),
     ],
 )
-def test_a_quota_that_is_used_up_is_named_like_a_full_disk(tmp_path, monkeypatch, error):
+def test_exceeded_quota_is_named_like_a_full_disk(tmp_path, monkeypatch, error):
     with Checkpoints(tmp_path) as checkpoints:
         manager = checkpoints._manager("best")
 
@@ -243,7 +241,7 @@ def test_a_quota_that_is_used_up_is_named_like_a_full_disk(tmp_path, monkeypatch
             checkpoints.save("best", 1, {"x": jax.numpy.zeros(2)}, {})
 
 
-def test_a_read_only_workdir_is_named_and_left_alone(command, disk, stopped):
+def test_read_only_workdir_is_named_and_unchanged(command, disk, stopped):
     workdir = Path(shutil.copytree(stopped, disk / "run"))
     before = content(workdir)
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
@@ -254,14 +252,14 @@ def test_a_read_only_workdir_is_named_and_left_alone(command, disk, stopped):
 
 
 def cut(workdir, kind, step):
-    """Leaves half of a file of a checkpoint, as a crash of the file system may."""
+    """Truncate a file of a checkpoint, as a crash of the file system may; return its folder."""
     path = workdir / "checkpoints" / kind / str(step) / "state" / "manifest.ocdbt"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     return path.parents[1]
 
 
 @pytest.mark.parametrize("kinds", [("latest",), ("latest", "best")])
-def test_a_checkpoint_that_is_cut_off_is_made_again(command, stopped, undisturbed, kinds):
+def test_truncated_checkpoint_is_made_again(command, stopped, undisturbed, kinds):
     damaged = [cut(stopped, kind, 2) for kind in kinds]
     status, said = command(stopped)
     assert status == 0
@@ -271,23 +269,24 @@ def test_a_checkpoint_that_is_cut_off_is_made_again(command, stopped, undisturbe
     assert_same_run(stopped, undisturbed)
 
 
-def test_checkpoints_that_are_all_cut_off_are_named_and_left_alone(command, stopped):
+def test_only_truncated_checkpoints_is_an_error(command, stopped):
     newest = [cut(stopped, "latest", step) for step in (1, 2)][-1]
     before = content(stopped)
     status, said = command(stopped)
     assert status == 2
     assert said.startswith(f"segjax: checkpoint {newest} is damaged, or not of this model: ")
-    assert said.endswith(f"none is whole, delete {newest.parents[1]} to begin again\n")
+    assert said.endswith(f"none is intact, delete {newest.parents[1]} to start over\n")
     assert said.count("\n") == 1
     assert content(stopped) == before
 
 
-def test_a_checkpoint_of_another_config_is_refused(command, stopped, undisturbed):
-    (stopped / "config.json").unlink()  # which is what tells in the first place
+def test_checkpoint_of_another_config_is_an_error(command, stopped, undisturbed):
+    (stopped / "config.json").unlink()  # otherwise config.json reveals the difference first
     before = content(stopped)
     for changed in ({"seed": 1}, {"optimizer.learning_rate": 0.5}):
         said = (
-            f"segjax: checkpoint {stopped}/checkpoints/best/2 is of another config than this run\n"
+            f"segjax: checkpoint {stopped}/checkpoints/best/2 belongs to another config than "
+            "this run\n"
         )
         assert command(stopped, **changed) == (2, said)
     assert content(stopped) == before
@@ -297,7 +296,7 @@ def test_a_checkpoint_of_another_config_is_refused(command, stopped, undisturbed
 
 
 def start_alone(spec, workdir, **environment):
-    """A training in a process of its own, with the compilations of this one."""
+    """Start a training in a separate process that shares compiled programs with this one."""
     return start(
         arguments(spec, workdir),
         PYTHONPATH=str(Path(__file__).parents[1]),
@@ -307,11 +306,9 @@ def start_alone(spec, workdir, **environment):
     )
 
 
-def test_a_second_run_in_a_workdir_is_refused_and_the_first_unharmed(
-    command, spec, stopped, undisturbed
-):
+def test_second_run_in_a_workdir_is_an_error_for_it_alone(command, spec, stopped, undisturbed):
     first = start_alone(spec, stopped)
-    begun = first.stdout.readline()  # it has the workdir, and compiles
+    begun = first.stdout.readline()  # it has locked the workdir and compiles
     assert begun.endswith("resumed at step 2\n"), first.communicate()
     said = f"segjax: workdir {stopped} is in use by another process\n"
     assert command(stopped) == (2, said)
@@ -320,10 +317,10 @@ def test_a_second_run_in_a_workdir_is_refused_and_the_first_unharmed(
     assert_same_run(stopped, undisturbed)
 
 
-def test_a_clock_that_is_set_back_changes_nothing(command, stopped, undisturbed, monkeypatch):
+def test_clock_set_back_changes_nothing(command, stopped, undisturbed, monkeypatch):
     older = stopped / "checkpoints" / "latest" / "1"
     for path in (older, *older.rglob("*")):
-        os.utime(path, (2**31, 2**31))  # the older one looks like the newest
+        os.utime(path, (2**31, 2**31))  # the older checkpoint looks like the newest
     with Checkpoints(stopped, read_only=True) as checkpoints:
         spent = checkpoints.facts("latest")["seconds"]
     now, save, back = time.time, Checkpoints.save, [3600]
@@ -345,14 +342,12 @@ def test_a_clock_that_is_set_back_changes_nothing(command, stopped, undisturbed,
         assert 0 < logged.get("seconds", 1) <= row["seconds"]
 
 
-def test_a_run_does_not_need_the_server_of_weights_and_biases(
-    command, tmp_path, undisturbed, monkeypatch
-):
+def test_unreachable_wandb_server_does_not_stop_a_run(command, tmp_path, undisturbed, monkeypatch):
     wandb = pytest.importorskip("wandb")
     monkeypatch.setattr(tracking, "START_TIMEOUT", 2.0)
     workdir = tmp_path / "run"
     with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))  # and does not listen
+        nobody.bind(("127.0.0.1", 0))  # bound, but not listening
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{nobody.getsockname()[1]}")
         monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
         monkeypatch.setenv("WANDB_SILENT", "true")
@@ -361,7 +356,7 @@ def test_a_run_does_not_need_the_server_of_weights_and_biases(
         wandb.teardown()
     assert status == 0
     (line,) = said.splitlines()
-    expected = f"W&B is out of reach, its record stays in {workdir}/wandb for `wandb sync`: "
+    expected = f"W&B cannot be reached; logging to {workdir}/wandb for `wandb sync`: "
     assert line.startswith(expected)
     assert_same_run(workdir, undisturbed)
     (path,) = (workdir / "wandb").glob("offline-run-*/run-*.wandb")

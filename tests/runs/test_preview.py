@@ -1,4 +1,4 @@
-"""The picture of what a config trains on."""
+"""Test `segjax preview`, the picture of augmented training images."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """What `preview` would draw: rows of pictures, and titles."""
+    """Return the rows and titles that `preview` passes to `pictures.grid`."""
     seen = {}
 
     def grid(rows, titles, **_):
@@ -27,7 +27,7 @@ def drawn(monkeypatch):
     return seen
 
 
-def test_it_shows_the_first_step_with_its_weights(scenes_data_dir, drawn):
+def test_preview_shows_augmented_images_with_weights(scenes_data_dir, drawn):
     config = tiny_config(
         scenes_data_dir,
         augment__scale=(1.0, 1.0),
@@ -47,7 +47,7 @@ def test_it_shows_the_first_step_with_its_weights(scenes_data_dir, drawn):
     assert max(row[2].max() for row in drawn["rows"]) == 255
 
 
-def test_without_augmentation_the_images_are_themselves(scenes_data_dir, drawn):
+def test_images_without_augmentation_are_unchanged(scenes_data_dir, drawn):
     plain = {f"augment__{name}": 0.0 for name in ("brightness", "contrast")}
     config = tiny_config(scenes_data_dir, augment__scale=(1.0, 1.0), augment__flip=False, **plain)
     preview(config, 99)
@@ -58,7 +58,7 @@ def test_without_augmentation_the_images_are_themselves(scenes_data_dir, drawn):
     assert config.data.normalization == "mean_std"
 
 
-def test_the_command_writes_the_picture(isbi2012_data_dir, tmp_path):
+def test_command_writes_picture(isbi2012_data_dir, tmp_path):
     path = tmp_path / "preview.png"
     config = f"{EXPERIMENTS}/unet_isbi.py:smoke"
     data = f"--config.data.data_dir={isbi2012_data_dir}"

@@ -1,4 +1,4 @@
-"""Several processes as one training, which find each other by JAX's variables, on CPU devices."""
+"""Test multi-process training on CPU devices, with processes found from JAX's variables."""
 
 import json
 import re
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 STEPS = 20
 
-# The network is registered where the config is read: in the process that trains.
+# The config file registers the network, in the process that trains.
 CONFIG = f"""
 from support.runs import OneLayer, small_config
 from segjax import models
@@ -38,7 +38,7 @@ def get_config():
 
 
 class Training:
-    """The same run of four devices, in one process or two."""
+    """Start the same run on four devices, in one process or two."""
 
     def __init__(self, folder, data_dir):
         self.folder, self.data_dir = folder, data_dir
@@ -46,7 +46,7 @@ class Training:
         write_whole(self.config, CONFIG)
 
     def start(self, workdir, processes=2, data_dirs=None, **changed):
-        """The processes; `data_dirs` are of each its own."""
+        """Return the started processes; `data_dirs` has one entry for each."""
         port = free_port()
         fields = [f"--config.{name.replace('__', '.')}={value}" for name, value in changed.items()]
         return [
@@ -78,14 +78,14 @@ def training(scenes_data_dir, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def of_two(training):
-    """The workdir of a run in two processes of two devices, and what they said."""
+    """Return the workdir of a run in two processes of two devices, and their outputs."""
     workdir = training.folder / "of_two"
     return workdir, training.run(workdir)
 
 
 @pytest.fixture(scope="module")
 def of_one(training):
-    """The workdir of a run in one process of four devices."""
+    """Return the workdir of a run in one process of four devices."""
     training.run(training.folder / "of_one", 1)
     return training.folder / "of_one"
 
@@ -114,7 +114,7 @@ def counts(workdir):
         return dict(found)
 
 
-def test_two_processes_train_as_one_does(of_two, of_one):
+def test_two_processes_train_like_one(of_two, of_one):
     ours, theirs = rows(of_two[0]), rows(of_one)
     assert [row["step"] for row in ours] == list(range(1, STEPS + 1))  # one process writes
     for name in ("train/loss", "train/gradient_norm", "train/global_accuracy"):
@@ -123,13 +123,13 @@ def test_two_processes_train_as_one_does(of_two, of_one):
     assert json.loads((of_two[0] / "result.json").read_text())["device"] == "cpu x4"
 
 
-def test_a_streamed_set_gives_the_same_bits(training, of_two):
+def test_streamed_data_gives_the_same_bits(training, of_two):
     workdir = training.folder / "streamed"
     training.run(workdir, data__placement="stream")
     assert_same_bits(arrays(workdir, "latest"), arrays(of_two[0], "latest"))
 
 
-def test_only_the_first_process_speaks(of_two):
+def test_only_first_process_prints(of_two):
     (_, first, _), (_, second, error) = of_two[1]
     assert "cpu x4 of 2 processes" in first
     assert first.count("written to") == 1
@@ -139,7 +139,7 @@ def test_only_the_first_process_speaks(of_two):
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_each_opens_the_checkpoint_of_the_other_and_counts_the_same(
+def test_checkpoints_do_not_depend_on_number_of_processes(
     training, of_two, of_one, processes, tmp_path
 ):
     saved = of_one if processes == 2 else of_two[0]
@@ -149,7 +149,7 @@ def test_each_opens_the_checkpoint_of_the_other_and_counts_the_same(
         (workdir / name).unlink()
     (_, said, _), *_ = training.run(workdir, processes)
     assert f"resumed at step {STEPS}" in said
-    # Five test images in batches of four: the last is filled up, and some have nothing of it.
+    # Five test images in batches of four: the last batch is padded, some devices get only padding.
     made, expected = counts(workdir), counts(saved)
     assert made["confusion"].shape[0] == 5
     assert made["boundary"].any()
@@ -157,7 +157,7 @@ def test_each_opens_the_checkpoint_of_the_other_and_counts_the_same(
         np.testing.assert_array_equal(made[name], x)
 
 
-def test_all_save_at_the_same_step_when_any_is_told_to_stop(training, of_two, tmp_path):
+def test_all_stop_at_the_same_step_when_one_is_signaled(training, of_two, tmp_path):
     workdir = tmp_path / "stopped"
     processes = training.start(workdir)
     deadline = time.monotonic() + 120
@@ -165,7 +165,7 @@ def test_all_save_at_the_same_step_when_any_is_told_to_stop(training, of_two, tm
         assert time.monotonic() < deadline
         assert processes[0].poll() is None, end(processes[0])
         time.sleep(0.001)
-    processes[1].send_signal(signal.SIGTERM)  # both are told in the tests of Slurm
+    processes[1].send_signal(signal.SIGTERM)  # the Slurm tests signal both
     ends = [end(process) for process in processes]
     assert [status for status, _, _ in ends] == [143, 143], ends
     (said,) = re.findall(r"stopped by SIGTERM at step (\d+), all is saved", ends[0][2])
@@ -180,7 +180,7 @@ def test_all_save_at_the_same_step_when_any_is_told_to_stop(training, of_two, tm
     ]
 
 
-def test_a_mistake_that_one_process_finds_ends_both(training, tmp_path):
+def test_user_error_in_one_process_ends_both(training, tmp_path):
     ends = [
         end(process)
         for process in training.start(
@@ -194,7 +194,7 @@ def test_a_mistake_that_one_process_finds_ends_both(training, tmp_path):
     assert f"cannot write {tmp_path / 'file' / 'data'}" in ends[1][2]
 
 
-def test_a_full_disk_of_one_process_ends_it_with_one_line(training, tmp_path):
+def test_full_disk_of_one_process_is_one_line(training, tmp_path):
     config = training.folder / "full.py"
     write_whole(
         config,
@@ -220,7 +220,7 @@ if jax.process_index() == 0:
     assert other != 0
 
 
-def test_a_batch_must_divide_among_all_devices(training, tmp_path):
+def test_batch_must_divide_among_all_devices(training, tmp_path):
     ends = [end(process) for process in training.start(tmp_path / "run", eval_batch_size=6)]
     assert [status for status, _, _ in ends] == [2, 2]
     for _, _, error in ends:
@@ -246,7 +246,7 @@ def test_a_batch_must_divide_among_all_devices(training, tmp_path):
         ),
     ],
 )
-def test_variables_that_do_not_say_who_this_is_are_refused(variables, message):
+def test_invalid_process_variables_are_an_error(variables, message):
     with pytest.raises(UserError, match=message):
         processes.join(variables)
 
@@ -264,13 +264,13 @@ ALL = {"CUDA_VISIBLE_DEVICES": "0,1,2,3"}
     ("variables", "expected"),
     [
         ({}, None),
-        ({"SLURM_NTASKS": "4", "SLURM_LOCALID": "0"}, None),  # a batch script, outside of srun
+        ({"SLURM_NTASKS": "4", "SLURM_LOCALID": "0"}, None),  # a batch script, outside srun
         ({**TASK, "SLURM_NTASKS": "1"}, None),
         ({"JAX_NUM_PROCESSES": "1"}, None),
         ({"TPU_WORKER_HOSTNAMES": "one"}, None),
         ({"TPU_WORKER_HOSTNAMES": "one,two"}, {}),
         (TASK, {"local_device_ids": None}),
-        # One task on a node has all of its GPUs, several share them, and bound ones keep theirs.
+        # One task per node takes all GPUs, several share them, and bound tasks keep theirs.
         ({**TASK, **ALL, "SLURM_STEP_TASKS_PER_NODE": "1(x4)", "SLURM_LOCALID": "0"}, [0, 1, 2, 3]),
         ({**TASK, **ALL, "SLURM_STEP_TASKS_PER_NODE": "2(x2)"}, [1, 3]),
         ({**TASK, **ALL, "SLURM_STEP_TASKS_PER_NODE": "4"}, [1]),
@@ -286,7 +286,7 @@ ALL = {"CUDA_VISIBLE_DEVICES": "0,1,2,3"}
         ({**TASK, "SLURM_STEP_TASKS_PER_NODE": "4", "CUDA_VISIBLE_DEVICES": "0"}, [0]),
     ],
 )
-def test_processes_are_joined_only_where_there_are_several(variables, expected, monkeypatch):
+def test_processes_join_only_if_there_are_several(variables, expected, monkeypatch):
     calls = []
     monkeypatch.setattr("jax.distributed.initialize", lambda *_, **given: calls.append(given))
     processes.join(variables)
@@ -296,7 +296,7 @@ def test_processes_are_joined_only_where_there_are_several(variables, expected, 
     assert own == ([] if expected is None else [expected])
 
 
-def test_jax_is_told_what_the_variables_say(monkeypatch):
+def test_jax_variables_reach_jax_distributed(monkeypatch):
     calls = []
     monkeypatch.setattr("jax.distributed.initialize", lambda *given, **_: calls.append(given))
     processes.join(JAX_BY_HAND)

@@ -1,3 +1,5 @@
+"""Test `metrics.jsonl` and the logging to Weights & Biases."""
+
 import json
 import logging
 import math
@@ -21,12 +23,12 @@ OPTIONS = {
 }
 
 
-def test_rows_come_back(tmp_path):
+def test_rows_are_read_back(tmp_path):
     path = tmp_path / "metrics.jsonl"
     with MetricsLog(path, 0) as log:
         log.write(10, {"train/loss": np.float32(0.1), "images": np.int64(2**40)})
         log.write(10, {"val/iou/Road": 0.25})
-        assert read_metrics(path)[-1] == {"step": 10, "val/iou/Road": 0.25}  # while it is open
+        assert read_metrics(path)[-1] == {"step": 10, "val/iou/Road": 0.25}  # while the log is open
     assert read_metrics(path)[0] == {
         "step": 10,
         "train/loss": float(np.float32(0.1)),
@@ -35,7 +37,7 @@ def test_rows_come_back(tmp_path):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_what_is_not_finite_is_null_on_disk_and_nan_in_python(tmp_path, value):
+def test_non_finite_value_is_null_on_disk_and_nan_when_read(tmp_path, value):
     path = tmp_path / "metrics.jsonl"
     with MetricsLog(path, 0) as log:
         log.write(1, {"loss": np.float32(value)})
@@ -43,7 +45,7 @@ def test_what_is_not_finite_is_null_on_disk_and_nan_in_python(tmp_path, value):
     assert math.isnan(read_metrics(path)[0]["loss"])
 
 
-def test_resuming_at_each_step_repeats_the_same_file(tmp_path):
+def test_resumed_log_equals_uninterrupted_log(tmp_path):
     path = tmp_path / "metrics.jsonl"
 
     def go_on(start, stop):
@@ -60,21 +62,21 @@ def test_resuming_at_each_step_repeats_the_same_file(tmp_path):
     for killed_after in range(len(whole) + 1):
         for start in (0, 3):
             if whole[:killed_after].count(b"\n") < 5 and start == 3:
-                continue  # the checkpoint of step 3 is later than the rows up to it
+                continue  # the checkpoint of step 3 is written after these rows
             path.write_bytes(whole[:killed_after])
             go_on(start, 6)
             assert path.read_bytes() == whole
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-def test_a_line_in_the_making_is_no_row(tmp_path):
+def test_incomplete_last_line_is_ignored(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "loss": 0.5}\n{"step": 2}')
     assert read_metrics(path) == [{"step": 1, "loss": 0.5}]
 
 
 @pytest.mark.parametrize("line", ['{"step": 1, "lo', "[1]", '{"loss": 1}', '{"step": "1"}', ""])
-def test_damage_names_file_and_line(tmp_path, line):
+def test_damaged_line_is_named_with_its_file(tmp_path, line):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n' + line + '\n{"step": 3}\n')
     for call in (read_metrics, lambda path: MetricsLog(path, 3)):
@@ -82,7 +84,7 @@ def test_damage_names_file_and_line(tmp_path, line):
             call(path)
 
 
-def test_no_file_is_a_user_error(tmp_path):
+def test_missing_file_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match=r"missing\.jsonl: no such file"):
         read_metrics(tmp_path / "missing.jsonl")
 
@@ -96,25 +98,25 @@ def quiet_wandb(tmp_path, monkeypatch):
     wandb.teardown()
 
 
-def test_tags_are_model_data_set_and_overrides_as_far_as_they_may_be_long():
+def test_tags_are_model_dataset_and_overrides_truncated():
     config = {"model.name": "unet", "data.dataset": "camvid", "steps": 5}
     overrides = {"loss.name": "dice", "seed": 0, "data.path": "x" * 100}
     found = tags(config, overrides)
     assert found == ["unet", "camvid", "loss.name=dice", "seed=0", "data.path=" + "x" * 54]
 
 
-def test_an_offline_run_can_be_read_back(tmp_path, quiet_wandb):
+def test_offline_run_can_be_read_back(tmp_path, quiet_wandb):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (2, 24, 32, 3), np.uint8)
     predictions = rng.integers(0, 3, (2, 24, 32), np.uint8)
     truths = np.where(rng.random((2, 24, 32)) < 0.2, 255, predictions).astype(np.uint8)
     workdir = tmp_path / "run"
     run = start_wandb(workdir, mode="offline", **OPTIONS)
-    run.scalars(20, {"train/loss": np.float32(0.5)})
-    run.scalars(20, {"val/iou/Road": 0.25})
-    run.masks(20, "val/examples", images, predictions, truths, ["Sky", "Road", "Pole"])
-    run.scalars(10, {"train/loss": 9.0})  # repeated after a resume: the row of 20 is there
-    run.scalars(40, {"train/loss": 0.4})
+    run.log_scalars(20, {"train/loss": np.float32(0.5)})
+    run.log_scalars(20, {"val/iou/Road": 0.25})
+    run.log_masks(20, "val/examples", images, predictions, truths, ["Sky", "Road", "Pole"])
+    run.log_scalars(10, {"train/loss": 9.0})  # repeated by a resumed run: below the step of W&B, 20
+    run.log_scalars(40, {"train/loss": 0.4})
     run.finish(3)
 
     (path,) = (workdir / "wandb").glob("offline-run-*/run-*.wandb")
@@ -143,7 +145,7 @@ def test_an_offline_run_can_be_read_back(tmp_path, quiet_wandb):
     assert "Pole" in config
 
 
-def test_a_second_start_goes_on_with_the_same_run(tmp_path, quiet_wandb):
+def test_second_start_continues_the_same_run(tmp_path, quiet_wandb):
     ids = []
     for workdir in (tmp_path / "a", tmp_path / "a", tmp_path / "b"):
         run = start_wandb(workdir, mode="offline", **OPTIONS)
@@ -155,7 +157,7 @@ def test_a_second_start_goes_on_with_the_same_run(tmp_path, quiet_wandb):
 
 
 class Broken:
-    """Stands for W&B's run when its service has died."""
+    """Stand-in for a W&B run whose service has died."""
 
     step = 0
     calls = 0
@@ -169,14 +171,14 @@ class Broken:
         raise OSError("the service has died")
 
 
-def test_a_failing_log_is_one_line_and_the_end_of_it(tmp_path, monkeypatch, caplog, quiet_wandb):
+def test_failing_log_is_one_warning_and_turns_wandb_off(tmp_path, monkeypatch, caplog, quiet_wandb):
     broken = Broken()
     monkeypatch.setattr(quiet_wandb, "init", lambda **_: broken)
     run = start_wandb(tmp_path, mode="offline", **OPTIONS)
     with caplog.at_level(logging.WARNING):
         for step in range(3):
-            run.scalars(step, {"loss": 1.0})
-        run.masks(3, "val/examples", [], [], [], [])
+            run.log_scalars(step, {"loss": 1.0})
+        run.log_masks(3, "val/examples", [], [], [], [])
         run.finish(0)
     assert broken.calls == 1
     assert caplog.messages == [
@@ -184,13 +186,13 @@ def test_a_failing_log_is_one_line_and_the_end_of_it(tmp_path, monkeypatch, capl
     ]
 
 
-def test_a_failing_start_or_finish_is_one_line(tmp_path, monkeypatch, caplog, quiet_wandb):
+def test_failing_start_or_finish_is_one_warning(tmp_path, monkeypatch, caplog, quiet_wandb):
     def fail(**_):
         raise quiet_wandb.errors.UsageError("no API key")
 
     monkeypatch.setattr(quiet_wandb, "init", fail)
     run = start_wandb(tmp_path, mode="online", **OPTIONS)
-    run.scalars(1, {"loss": 1.0})
+    run.log_scalars(1, {"loss": 1.0})
     run.finish(0)
     assert caplog.messages == ["W&B is switched off for this run: UsageError: no API key"]
     caplog.clear()
@@ -199,21 +201,21 @@ def test_a_failing_start_or_finish_is_one_line(tmp_path, monkeypatch, caplog, qu
     assert len(caplog.messages) == 1
 
 
-def test_disabled_does_nothing_and_imports_nothing(tmp_path):
+def test_disabled_mode_imports_and_writes_nothing(tmp_path):
     script = (
         "import sys\n"
         "from segjax.runs.tracking import start_wandb\n"
         "options = dict.fromkeys(('project', 'group', 'name'), '') | {'config': {}}\n"
         "run = start_wandb(sys.argv[1], mode='disabled', **options)\n"
-        "run.scalars(1, {'loss': 1.0}); run.finish(0)\n"
+        "run.log_scalars(1, {'loss': 1.0}); run.finish(0)\n"
         "assert 'wandb' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_wandb_that_is_not_installed_is_one_line(tmp_path, monkeypatch, caplog):
+def test_missing_wandb_is_one_warning(tmp_path, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    start_wandb(tmp_path, mode="offline", **OPTIONS).scalars(1, {"loss": 1.0})
+    start_wandb(tmp_path, mode="offline", **OPTIONS).log_scalars(1, {"loss": 1.0})
     assert len(caplog.messages) == 1
     assert "wandb" in caplog.messages[0]
