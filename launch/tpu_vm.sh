@@ -1,21 +1,21 @@
 #!/usr/bin/env bash
-# Trains on the workers of a slice of TPU VMs, one process each. It creates and deletes no machine.
+# Train on the workers of a slice of TPU VMs, one process each. No machine is created or deleted.
 set -euo pipefail
 
 usage() {
   cat << 'END'
 usage: launch/tpu_vm.sh --name NAME --zone ZONE [--project PROJECT] [--worker N] [--dry-run] COMMAND
 
-  install             copy this checkout to ~/segjax of every worker and install it there
-  run SHELL-COMMAND   run it in ~/segjax of every worker
-  train ARGS          segjax train --distributed ARGS, in the background
-  sweep ARGS          the same for each run that `segjax sweep ARGS` has, one after the other
-  status              whether a training runs, and the last line of its log, ~/segjax.log
-  stop                SIGTERM: the training saves and ends
+  install             copy this checkout to ~/segjax on every worker and install it there
+  run SHELL-COMMAND   run a shell command in ~/segjax on every worker
+  train ARGS          run `segjax train --distributed ARGS` in the background
+  sweep ARGS          train the runs of `segjax sweep ARGS` in the background, one after the other
+  status              print whether a run is in progress, and the last line of its log, ~/segjax.log
+  stop                send SIGTERM, on which a run saves and exits
 
-train and sweep go on with what is half-done and skip what is finished, so they may be given again.
-With several workers --workdir is on a file system that all of them share.
---worker N does it on one worker alone. --dry-run prints the gcloud commands instead.
+Repeating train or sweep resumes stopped runs and skips finished ones. With several workers --workdir
+must be on a file system that all of them share. --worker N acts on one worker only; --dry-run prints
+the gcloud commands and runs none.
 END
 }
 
@@ -48,7 +48,7 @@ done
 (($#)) || die 'a command is missing: install, run, train, sweep, status or stop'
 command=$1 && shift
 
-tpu_vm() {  # a gcloud command on the workers, or what it would be
+tpu_vm() {  # run or print a gcloud command for the workers
   local line=(gcloud compute tpus tpu-vm "$@" "--zone=$zone" "${project[@]}" "--worker=$worker")
   if [[ $dry ]]; then
     printf '%q ' "${line[@]}" && echo
@@ -59,10 +59,10 @@ tpu_vm() {  # a gcloud command on the workers, or what it would be
 
 everywhere() { tpu_vm ssh "$name" "--command=$1"; }
 
-# Its own session, so that it outlives this connection and is one group for `stop`.
+# A session of its own outlives this connection, and is one process group for `stop`.
 in_background() {
   everywhere "if [ -f segjax.pid ] && kill -0 -- -\$(cat segjax.pid) 2> /dev/null; then
-  echo 'a training runs already'
+  echo 'a run is in progress already'
   exit
 fi
 cd segjax || exit
@@ -79,7 +79,7 @@ case $command in
     [[ $dry ]] || tar --create --gzip --file="$archive" --directory="$(dirname "$0")/.." \
       --exclude='./.*' --exclude=./runs .
     tpu_vm scp "$archive" "$name:segjax.tar.gz"
-    # The images of TPU VMs may have an older Python than segjax takes.
+    # The default Python of a TPU VM image may be too old for segjax.
     # shellcheck disable=SC2016  # expanded on the workers
     everywhere 'set -e
 mkdir -p segjax && tar --extract --gzip --file=segjax.tar.gz --directory=segjax
@@ -103,7 +103,7 @@ $*"
     ;;
   sweep)
     (($#)) || die 'sweep needs the arguments of segjax sweep'
-    # All workers go through the same list; a run that fails, fails on all of them.
+    # All workers go through the same list: a run that fails, fails on all of them.
     in_background "runs=\$(segjax sweep --commands $(printf '%q ' "$@")) || exit
 while IFS= read -r run; do
   eval \"\$run --distributed\" < /dev/null
@@ -115,9 +115,9 @@ done <<< \"\$runs\""
   status)
     # shellcheck disable=SC2016
     everywhere 'if [ -f segjax.pid ] && kill -0 -- -$(cat segjax.pid) 2> /dev/null; then
-  echo "$(hostname): runs: $(tail -n 1 segjax.log)"
+  echo "$(hostname): running: $(tail -n 1 segjax.log)"
 else
-  echo "$(hostname): does not run: $(tail -n 1 segjax.log 2> /dev/null)"
+  echo "$(hostname): not running: $(tail -n 1 segjax.log 2> /dev/null)"
 fi'
     ;;
   stop)

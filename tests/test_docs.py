@@ -104,7 +104,7 @@ def check_command(words):
     options, rest = cli.parser().parse_known_args(words)
     if options.command == "sweep":
         spec = str(ROOT / options.config)
-        assert grids.asked(spec, config.parse_overrides(rest), options.seeds, options.only)
+        assert grids.load_selection(spec, config.parse_overrides(rest), options.seeds, options.only)
     elif getattr(options, "config", None):
         config.load(str(ROOT / options.config), config.parse_overrides(rest))
     else:
@@ -224,7 +224,7 @@ def test_the_config_to_copy_is_one(tmp_path):
     (block,) = blocks("docs/configs.md", "python")
     path = tmp_path / "mine.py"
     path.write_text(block)
-    points = grids.points(str(path), {})
+    points = grids.load_points(str(path), {})
     assert [point.config.loss.class_weights for point in points] == ["none", "enet"]
 
 

@@ -59,7 +59,7 @@ def test_the_docstring_has_the_command_and_the_full_config_its_parameters(path):
     count = sum(x.size for x in jax.tree.leaves(variables["params"]))
     assert count == PARAMETERS[path.stem]
     if hasattr(module, "sweep"):
-        assert len(grids.points(str(path), {})) > 1
+        assert len(grids.load_points(str(path), {})) > 1
 
 
 GRIDS = [path for path in FILES if "\ndef sweep(" in path.read_text()]
@@ -69,7 +69,7 @@ GRIDS = [path for path in FILES if "\ndef sweep(" in path.read_text()]
 def test_every_network_of_a_small_grid_accepts_its_images(path):
     size = ":small" if "`small`" in path.read_text() else ""
     seen = set()
-    for point in grids.points(f"{path}{size}", {}):
+    for point in grids.load_points(f"{path}{size}", {}):
         config = point.config
         key = config.model.name, repr(config.model.options)
         if key not in seen:

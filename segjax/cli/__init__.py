@@ -1,1 +1,1 @@
-"""The command line."""
+"""The command line: `segjax COMMAND`, one module for each command."""

@@ -1,4 +1,4 @@
-"""Arguments that several commands share, and the kinds of values they take."""
+"""Command-line arguments that several commands share, and the readers of their values."""
 
 import argparse
 import re
@@ -6,11 +6,11 @@ from typing import Any, NoReturn
 
 from segjax.errors import UserError
 
-OVERRIDES = "Any field is overridden by --config.FIELD=VALUE, such as --config.seed=1."
+OVERRIDES = "--config.FIELD=VALUE overrides any field of the config, such as --config.seed=1."
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with one-line errors and without abbreviated options."""
+    """An argparse parser with one-line errors and without abbreviated options."""
 
     def __init__(self, **settings: Any):
         super().__init__(**{"allow_abbrev": False, **settings})
@@ -25,49 +25,49 @@ def add_config(parser: argparse.ArgumentParser) -> None:
         "--config",
         required=True,
         metavar="FILE[:ARG]",
-        help="a config file; ARG goes to its get_config, such as smoke",
+        help="a config file, such as experiments/segnet.py; ARG is passed to its get_config",
     )
 
 
 def add_choice(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that choose among the runs of a grid."""
+    """Add --seeds and --only, which select runs of a grid."""
     parser.add_argument(
         "--seeds",
         nargs="+",
         type=number,
         default=(),
         metavar="SEED",
-        help="each point with each of these; a single number N: with the seeds 0 to N - 1",
+        help="train each run of the grid with these seeds; a single N means seeds 0 to N - 1",
     )
     parser.add_argument(
         "--only",
         action="append",
         default=[],
         metavar="PATTERN",
-        help="only runs whose name matches, such as '*,seed=0'; may be repeated",
+        help="only runs whose name matches a pattern such as '*,seed=0'; may be repeated",
     )
 
 
 def add_machine(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that say how the runs of a grid share a machine and its time."""
+    """Add --jobs and --time-limit, which divide a machine and its time among runs."""
     parser.add_argument(
         "--jobs",
         type=jobs,
         metavar="N|gpus",
-        help="runs at a time, each with its share of cores, GPUs and JAX_NUM_CPU_DEVICES; gpus: "
-        "one for each GPU (default: 1; on Slurm as many as it gives)",
+        help="number of runs at a time, each with its share of the GPUs and CPU cores; gpus: one "
+        "run per GPU (default: 1; on Slurm, as many as the cluster gives)",
     )
     parser.add_argument(
         "--time-limit",
         type=seconds,
         metavar="TIME",
-        help="in seconds or [D-]HH:MM:SS: then start nothing new, save what runs, and exit with "
-        "status 75 where there is more to do; on Slurm, the limit of each job",
+        help="seconds or [D-]HH:MM:SS, after which no run starts, running ones save, and the exit "
+        "status is 75 if runs are unfinished; on Slurm, the time limit of each job",
     )
 
 
 def add_results(parser: argparse.ArgumentParser, images: int) -> None:
-    """Add the arguments of reports that show result rows and predictions."""
+    """Add the arguments of commands that draw result rows and predictions."""
     add = parser.add_argument
     add(
         *("--results",),
@@ -81,10 +81,14 @@ def add_results(parser: argparse.ArgumentParser, images: int) -> None:
         type=count,
         default=images,
         metavar="N",
-        help=f"test images to predict (default: {images})",
+        help=f"number of test images to predict (default: {images})",
     )
-    add("--no-predictions", action="store_true", help="predict no image")
-    add("--data-dir", metavar="DIR", help="where prepared datasets are kept, if elsewhere")
+    add("--no-predictions", action="store_true", help="leave out predictions")
+    add(
+        "--data-dir",
+        metavar="DIR",
+        help="folder of the prepared datasets (default: as in training)",
+    )
 
 
 def add_crf(parser: argparse.ArgumentParser) -> None:
@@ -94,19 +98,19 @@ def add_crf(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const="v2",
         metavar="v1|v2|NUMBERS",
-        help="refine the labels by a dense CRF (default: v2); five numbers with commas are "
-        "pos_w,pos_std,bi_w,bi_xy,bi_rgb, in pixels and gray values",
+        help="refine the labels with the dense CRF of DeepLab v1 or v2 (v2 if none is named), or "
+        "with five numbers: pos_w,pos_std,bi_w,bi_xy,bi_rgb, in pixels and gray values",
     )
 
 
 def add_inference(parser: argparse.ArgumentParser) -> None:
-    """Add what refines the output of a network: --crf, --samples, --flip and --scales."""
+    """Add --crf, --samples, --flip and --scales, which refine the output of a network."""
     add_crf(parser)
     parser.add_argument(
         "--samples",
         type=count,
         metavar="T",
-        help="Monte Carlo dropout: average T samples of a network with dropout",
+        help="Monte Carlo dropout: average the probabilities of T passes with dropout",
     )
     parser.add_argument(
         "--flip", action="store_true", help="horizontal-flip test-time augmentation"
@@ -121,7 +125,7 @@ def add_inference(parser: argparse.ArgumentParser) -> None:
 
 
 def crf(options: argparse.Namespace) -> Any:
-    """Return the parameters of the dense CRF that --crf asks for, or None."""
+    """Return the dense CRF parameters of --crf, or None without it."""
     if options.crf is None:
         return None
     from segjax.inference import crf
@@ -129,8 +133,8 @@ def crf(options: argparse.Namespace) -> Any:
     return crf.parse(options.crf)
 
 
-def views(options: argparse.Namespace) -> Any:
-    """Return the test-time augmentation that --flip and --scales ask for, or None."""
+def augmentation(options: argparse.Namespace) -> Any:
+    """Return the test-time augmentation of --flip and --scales, or None without them."""
     if not (options.flip or options.scales):
         return None
     from segjax.inference import tta
@@ -141,19 +145,19 @@ def views(options: argparse.Namespace) -> Any:
 def number(text: str) -> int:
     """Read an integer >= 0."""
     if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"expected a number from 0 up, found {text!r}")
+        raise argparse.ArgumentTypeError(f"expected an integer >= 0, found {text!r}")
     return int(text)
 
 
 def count(text: str) -> int:
     """Read an integer >= 1."""
     if not text.isdigit() or not int(text):
-        raise argparse.ArgumentTypeError(f"expected a positive number, found {text!r}")
+        raise argparse.ArgumentTypeError(f"expected an integer >= 1, found {text!r}")
     return int(text)
 
 
 def jobs(text: str) -> int | str:
-    """Read a count, or `gpus`."""
+    """Read an integer >= 1, or `gpus`."""
     return text if text == "gpus" else count(text)
 
 
@@ -164,13 +168,13 @@ def seconds(text: str) -> int:
     total = ((days * 24 + hours) * 60 + minutes) * 60 + rest
     if not total:
         raise argparse.ArgumentTypeError(
-            f"expected seconds, HH:MM:SS or D-HH:MM:SS, more than none, found {text!r}"
+            f"expected a time > 0 in seconds, HH:MM:SS or D-HH:MM:SS, found {text!r}"
         )
     return total
 
 
 def factor(text: str) -> float:
-    """Read a factor from 1/10 to 10."""
+    """Read a scale factor from 0.1 to 10."""
     try:
         found = float(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""`segjax benchmark`: measure time, memory and size of architectures."""
+"""`segjax benchmark`: measure speed, memory and size of architectures."""
 
 import argparse
 import sys
@@ -6,40 +6,60 @@ from pathlib import Path
 
 from segjax.cli.arguments import count, size
 
-SUMMARY = "Measure time, memory and size of architectures"
-DETAILS = "Each network at each batch and precision is one row; rows that --output has are skipped."
+SUMMARY = "Measure speed, memory and size of architectures"
+DETAILS = (
+    "Prints one row for each model, batch size and precision; rows already in --output are skipped."
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--models", nargs="+", metavar="NAME", help="(default: one of each kind)")
+    add("--models", nargs="+", metavar="NAME", help="model names (default: one of each kind)")
     add(
         "--options",
         nargs="+",
         default=(),
         metavar="[NAME.]OPTION=VALUE",
-        help="of one model, or of all that have it, such as width=16",
+        help="an option of one model, or of all models that have it, such as width=16",
     )
-    add("--resolution", type=size, default=(360, 480), metavar="HxW", help="(default: 360x480)")
-    add("--batch", nargs="+", type=count, default=(1, 4, 8, 16), help="images (default: 1 4 8 16)")
+    add(
+        "--resolution",
+        type=size,
+        default=(360, 480),
+        metavar="HxW",
+        help="image size (default: 360x480)",
+    )
+    add(
+        "--batch",
+        nargs="+",
+        type=count,
+        default=(1, 4, 8, 16),
+        help="batch sizes (default: 1 4 8 16)",
+    )
     add(
         "--precision",
         nargs="+",
         choices=("bfloat16", "float32"),
         default=("bfloat16", "float32"),
-        help="of the computation (default: both)",
+        help="floating-point types to compute in (default: both)",
     )
     add(
         "--against",
         nargs="+",
         choices=("torch", "torch.compile"),
         default=(),
-        help="time PyTorch's networks, eager or compiled, in turn with ours",
+        help="also time the same networks in PyTorch, eager or compiled, alternating with ours",
     )
-    add("--torch-python", metavar="PYTHON", help="a Python that has torch (default: this one)")
-    add("--repeats", type=count, default=20, metavar="N", help="samples of each (default: 20)")
-    add("--seconds", type=count, metavar="S", help="start no further row after this time")
-    add("--output", type=Path, metavar="FILE.jsonl", help="append the rows to it")
+    add(
+        "--torch-python",
+        metavar="PYTHON",
+        help="Python interpreter with torch installed (default: this one)",
+    )
+    add(
+        "--repeats", type=count, default=20, metavar="N", help="timed samples per row (default: 20)"
+    )
+    add("--seconds", type=count, metavar="S", help="start no more rows after this time")
+    add("--output", type=Path, metavar="FILE.jsonl", help="append the rows to this file")
     add("--format", default="markdown", choices=("markdown", "latex", "csv", "json"))
 
 
@@ -61,7 +81,7 @@ def run(options: argparse.Namespace) -> None:
     run.check(plan)
 
     command, other = options.shell, options.torch_python
-    if other:  # its folder means nothing on another machine
+    if other:  # its path means nothing on another machine
         command = command.replace(other, Path(other).name)
     rows = run.run(plan, command, options.output)
     if rows:

@@ -1,20 +1,26 @@
-"""`segjax compare`: tell whether one run is better than another."""
+"""`segjax compare`: test whether one run is better than another."""
 
 import argparse
 from pathlib import Path
 
 from segjax.cli.arguments import count, number
 
-SUMMARY = "Tell how certain it is that one run is better than another"
-DETAILS = "A paired bootstrap over the test images of two finished runs."
+SUMMARY = "Test whether one run is better than another"
+DETAILS = "Prints the differences with intervals of a paired bootstrap over the test images."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("first", type=Path, help="a run directory, or the file of its result row")
-    add("second", type=Path, help="likewise")
-    add("--samples", type=count, default=10_000, help="of the bootstrap (default: 10000)")
-    add("--seed", type=number, default=0, help="of the samples (default: 0)")
+    add("first", type=Path, help="a finished run's directory, or the file of its result row")
+    add("second", type=Path, help="the same of the run to compare with")
+    add(
+        "--samples",
+        type=count,
+        default=10_000,
+        metavar="N",
+        help="bootstrap samples (default: 10000)",
+    )
+    add("--seed", type=number, default=0, help="seed of the bootstrap (default: 0)")
 
 
 def run(options: argparse.Namespace) -> None:

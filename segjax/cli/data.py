@@ -6,15 +6,15 @@ from pathlib import Path
 from segjax.cli.arguments import size
 
 SUMMARY = "Prepare a dataset"
-DETAILS = "Done once; a dataset that is prepared already is left alone."
+DETAILS = "Downloads or reads it and stores it for training. A prepared dataset stays as it is."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("name", help="camvid, isbi2012 or streetscenes")
-    add("--source", metavar="DIR", help="the published folder (default: download it)")
-    add("--data-dir", metavar="DIR", help="where prepared datasets are kept")
-    add("--resolution", type=size, metavar="HxW", help="size at which streetscenes are drawn")
+    add("name", help="camvid, isbi2012, or streetscenes, which is drawn by a program")
+    add("--source", metavar="DIR", help="folder of the published dataset (default: download it)")
+    add("--data-dir", metavar="DIR", help="folder for prepared datasets")
+    add("--resolution", type=size, metavar="HxW", help="image size of streetscenes")
     add("--sheet", type=Path, metavar="FILE", help="also draw a contact sheet of its images")
 
 

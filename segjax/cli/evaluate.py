@@ -1,4 +1,4 @@
-"""`segjax evaluate`: score trained runs on a split."""
+"""`segjax evaluate`: evaluate trained runs on a split."""
 
 import argparse
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 from segjax.cli import arguments
 from segjax.cli.arguments import count
 
-SUMMARY = "Score a trained run on a split"
-DETAILS = "Several runs are scored as an ensemble, by the mean of their probabilities."
+SUMMARY = "Evaluate a trained run on a split of its dataset"
+DETAILS = "Several runs are evaluated as an ensemble, by the mean of their probabilities."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,10 +23,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--checkpoint",
         choices=("final", "best", "latest"),
-        help="default: final where the run is finished, else best",
+        help="which weights (default: final if the run is finished, else best)",
     )
-    add("--limit", type=count, metavar="N", help="score only the first N images")
-    add("--data-dir", metavar="DIR", help="where prepared datasets are kept, if elsewhere")
+    add("--limit", type=count, metavar="N", help="evaluate only the first N images")
+    add(
+        "--data-dir",
+        metavar="DIR",
+        help="folder of the prepared datasets (default: as in training)",
+    )
     arguments.add_inference(parser)
 
 
@@ -46,7 +50,7 @@ def run(options: argparse.Namespace) -> None:
         data_dir=options.data_dir,
         crf=arguments.crf(options),
         samples=options.samples,
-        transforms=arguments.views(options),
+        transforms=arguments.augmentation(options),
     )
     write_counts(path, counts)
     results.write_row(path, row)

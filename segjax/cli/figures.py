@@ -1,19 +1,25 @@
-"""`segjax figures`: draw the figures of results."""
+"""`segjax figures`: draw result rows as figures."""
 
 import argparse
 from pathlib import Path
 
 from segjax.cli.arguments import add_results
 
-SUMMARY = "Draw the figures of results"
-DETAILS = "Bars of each class, learning curves, cost, confusion matrices; predictions as PNG."
+SUMMARY = "Draw figures of results"
+DETAILS = "Per-class bars, learning curves, cost and confusion matrices; predictions are PNG files."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add_results(parser, images=4)
-    add("--output", required=True, type=Path, metavar="DIR", help="where to write")
-    add("--format", nargs="+", default=("svg",), choices=("svg", "png"))
+    add("--output", required=True, type=Path, metavar="DIR", help="folder for the figures")
+    add(
+        "--format",
+        nargs="+",
+        default=("svg",),
+        choices=("svg", "png"),
+        help="file formats (default: svg)",
+    )
 
 
 def run(options: argparse.Namespace) -> None:

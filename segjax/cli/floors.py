@@ -1,21 +1,24 @@
-"""`segjax floors`: score baselines that see no image, and ceilings of coarse label maps."""
+"""`segjax floors`: evaluate baselines that see no image, and ceilings of coarse label maps."""
 
 import argparse
 from pathlib import Path
 
 from segjax.cli.arguments import size
 
-SUMMARY = "Score baselines that see no image, and ceilings of the truth at coarse strides"
-DETAILS = "All of one class; the most frequent class at each pixel; majority votes of the truth."
+SUMMARY = "Evaluate baselines that see no image, and the best scores that coarse labels allow"
+DETAILS = (
+    "Baselines: one class everywhere; the most frequent class at each pixel. Best scores: the "
+    "true labels, reduced to coarse strides by majority vote."
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--dataset", default="camvid", help="camvid, isbi2012 or streetscenes")
     add("--split", default="test", help="train, val or test (default: test)")
-    add("--data-dir", metavar="DIR", help="where prepared datasets are kept")
-    add("--resolution", type=size, metavar="HxW", help="of the images")
-    add("--output", type=Path, metavar="FILE.jsonl", help="append the rows to it")
+    add("--data-dir", metavar="DIR", help="folder of the prepared datasets")
+    add("--resolution", type=size, metavar="HxW", help="image size of streetscenes")
+    add("--output", type=Path, metavar="FILE.jsonl", help="append the rows to this file")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -1,8 +1,8 @@
 """`segjax COMMAND`: parse the command line and run the command.
 
 A command is a module of this folder with SUMMARY, DETAILS, `add_arguments(parser)` and
-`run(options)`, which returns the exit status, or None for 0. Commands import what is heavy inside
-`run`, so that --help answers at once.
+`run(options)`, which returns the exit status, or None for 0. Commands import heavy modules inside
+`run`, so that --help is instant.
 """
 
 import argparse
@@ -26,7 +26,7 @@ COMMANDS = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status: 2 for a mistake that the user can correct."""
+    """Run a command and return its exit status; 2 means an error that the user can correct."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
         options, rest = parser().parse_known_args(arguments)
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _Version(argparse.Action):
-    """Print the versions of segjax and JAX, and the engine of convolutions on a CPU."""
+    """Print the versions of segjax and JAX, and the implementation of CPU convolutions."""
 
     def __call__(self, *_: Any) -> NoReturn:
         print(f"segjax {segjax.__version__}")
@@ -54,7 +54,7 @@ class _Version(argparse.Action):
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands."""
+    """Return the parser for all commands."""
     top = Parser(
         prog="segjax",
         description="Architecture ablations in semantic segmentation, in JAX and Flax.",

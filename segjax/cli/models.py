@@ -2,13 +2,18 @@
 
 import argparse
 
-SUMMARY = "Set the architectures beside what is published of them"
-DETAILS = "Parameters at 11 classes, output sizes, and receptive fields measured by gradient."
+SUMMARY = "Print the table of architectures beside the published figures"
+DETAILS = "Columns: parameters at 11 classes, output sizes, receptive fields measured by gradients."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--models", nargs="+", metavar="NAME", help="only these (default: all, some minutes)")
+    add(
+        "--models",
+        nargs="+",
+        metavar="NAME",
+        help="only these models (default: all, which takes minutes)",
+    )
     add("--format", default="markdown", choices=("markdown", "csv", "json"))
 
 

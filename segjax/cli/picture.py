@@ -1,4 +1,4 @@
-"""`segjax picture`: draw test images with the labels of each run."""
+"""`segjax picture`: draw test images beside the predictions of each run."""
 
 import argparse
 from pathlib import Path
@@ -7,16 +7,26 @@ from segjax.cli import arguments
 from segjax.cli.arguments import count
 from segjax.errors import UserError
 
-SUMMARY = "Draw test images, their truth and each run's labels"
-DETAILS = ""
+SUMMARY = "Draw test images beside their true labels and the predictions of each run"
+DETAILS = "Writes one PNG file."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--results", required=True, type=Path, metavar="DIR", help="folder of finished runs")
+    add(
+        "--results",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="folder with finished runs in or below it",
+    )
     add("--output", required=True, type=Path, metavar="FILE.png")
-    add("--count", type=count, default=4, metavar="N", help="images (default: 4)")
-    add("--data-dir", metavar="DIR", help="where prepared datasets are kept, if elsewhere")
+    add("--count", type=count, default=4, metavar="N", help="number of images (default: 4)")
+    add(
+        "--data-dir",
+        metavar="DIR",
+        help="folder of the prepared datasets (default: as in training)",
+    )
     arguments.add_crf(parser)
 
 
@@ -26,6 +36,8 @@ def run(options: argparse.Namespace) -> None:
     crf = arguments.crf(options)
     workdirs = sorted(path.parent for path in options.results.rglob("result.json"))
     if not workdirs:
-        raise UserError(f"{options.results}: no finished run below, expected a result.json")
+        raise UserError(
+            f"{options.results} has no finished run in or below it, expected a result.json"
+        )
     predict.save_comparison(workdirs, options.output, options.count, options.data_dir, crf)
     print(f"{len(workdirs)} runs drawn in {options.output}")

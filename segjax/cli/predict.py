@@ -1,4 +1,4 @@
-"""`segjax predict`: write label maps and overlays of image files."""
+"""`segjax predict`: predict label maps and overlays for image files."""
 
 import argparse
 from pathlib import Path
@@ -6,19 +6,25 @@ from pathlib import Path
 from segjax.cli import arguments
 from segjax.errors import UserError
 
-SUMMARY = "Write label maps and overlays for images of any size"
-DETAILS = ""
+SUMMARY = "Predict label maps and overlays for images of any size"
+DETAILS = "Writes PNG files; the label maps have the size of their images."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
     add("--workdir", required=True, type=Path, help="the run directory")
-    add("--output", required=True, type=Path, metavar="DIR", help="where to write")
+    add(
+        "--output",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="folder for the label maps and overlays",
+    )
     add(
         "--native",
         action="store_true",
-        help="predict at the image's own size, not resized to the height of training",
+        help="run the network at the image's own size instead of the height of training images",
     )
     arguments.add_inference(parser)
 
@@ -29,9 +35,9 @@ def run(options: argparse.Namespace) -> None:
     from segjax.runs import compilation_cache, experiment
 
     compilation_cache.enable()
-    crf, views = arguments.crf(options), arguments.views(options)
-    if views and options.samples:
-        raise UserError("--samples draws maps of its own, expected neither --flip nor --scales")
+    crf, transforms = arguments.crf(options), arguments.augmentation(options)
+    if transforms and options.samples:
+        raise UserError("--samples cannot be combined with --flip or --scales")
 
     paths = predict.find_images(options.images)
     run, _ = experiment.open_run(options.workdir, None)
@@ -45,7 +51,7 @@ def run(options: argparse.Namespace) -> None:
             native=options.native,
             crf=crf,
             samples=options.samples,
-            transforms=views,
+            transforms=transforms,
             progress=bar.advance,
         )
     print(f"{len(paths)} label maps and overlays in {options.output}")

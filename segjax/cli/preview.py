@@ -1,18 +1,20 @@
-"""`segjax preview`: draw what a config trains on."""
+"""`segjax preview`: draw the training images of a config."""
 
 import argparse
 from pathlib import Path
 
 from segjax.cli.arguments import OVERRIDES, add_config, count
 
-SUMMARY = "Draw what a config trains on: images, labels and weights, plain and augmented"
+SUMMARY = "Draw the training images, labels and weights of a config, plain and augmented"
 DETAILS = OVERRIDES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
     parser.add_argument("--output", required=True, type=Path, metavar="FILE.png")
-    parser.add_argument("--count", type=count, default=4, metavar="N", help="images (default: 4)")
+    parser.add_argument(
+        "--count", type=count, default=4, metavar="N", help="number of images (default: 4)"
+    )
 
 
 def run(options: argparse.Namespace) -> None:

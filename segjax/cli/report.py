@@ -5,8 +5,8 @@ from pathlib import Path
 
 from segjax.cli.arguments import add_results
 
-SUMMARY = "Write results as one page: tables, figures, predictions, configs and provenance"
-DETAILS = "The page needs no connection and no other file."
+SUMMARY = "Write results as one HTML page: tables, figures, predictions, configs and provenance"
+DETAILS = "The page is a single file that works offline."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""`segjax reproduce`: train the grid of a published table and print it beside the published."""
+"""`segjax reproduce`: train the networks of a published table and print ours beside it."""
 
 import argparse
 import os
@@ -7,32 +7,35 @@ from pathlib import Path
 from segjax.cli.arguments import OVERRIDES, add_choice, add_machine
 from segjax.errors import UserError
 
-SUMMARY = "Train the grid of a published table and print it beside the published figures"
+SUMMARY = "Train the networks of a published table and print our rows beside the published ones"
 DETAILS = (
-    "Prepares the dataset, then trains one seed of every network before second seeds, the cheapest "
-    f"first. The same command resumes. {OVERRIDES}"
+    "Prepares the dataset, then trains one seed of every network, the cheapest first, then the "
+    f"second seeds, and so on. The same command resumes. {OVERRIDES}"
 )
 
-GRIDS = {"camvid": "camvid_table"}  # table -> the config file with its grid
+GRIDS = {"camvid": "camvid_table"}  # table: config file with its grid
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("table", choices=tuple(GRIDS))
+    add("table", choices=tuple(GRIDS), help="the published table")
     add(
         "--workdir",
         type=Path,
-        help="its run directories are made below (default: runs/TABLE_SIZE)",
+        help="folder for the run directories (default: runs/TABLE_SIZE)",
     )
     grid = parser.add_mutually_exclusive_group()
     grid.add_argument(
         "--size",
         default="full",
         choices=("full", "crops", "small", "smoke"),
-        help="of the grid (default: full)",
+        help="full (default): 360x480, on an accelerator; crops: trained on crops, hours per run "
+        "on a CPU; small: 96x128, on a CPU; smoke: a quick test",
     )
-    grid.add_argument("--config", metavar="FILE[:ARG]", help="a config file with another grid")
-    add("--source", metavar="DIR", help="the published folder of the dataset (default: download)")
+    grid.add_argument(
+        "--config", metavar="FILE[:ARG]", help="a config file with another grid, instead of --size"
+    )
+    add("--source", metavar="DIR", help="folder of the published dataset (default: download it)")
     add_choice(parser)
     add_machine(parser)
 
@@ -43,12 +46,12 @@ def run(options: argparse.Namespace) -> int:
     from segjax.report import camvid_table
     from segjax.report.table import draw
     from segjax.results.summary import summarize
-    from segjax.sweep import grids, local, work
+    from segjax.sweep import costs, grids, local
 
     spec = options.config or _config_file(options.table, options.size)
     workdir = options.workdir or Path("runs", f"{options.table}_{options.size}")
     overrides = config.parse_overrides(options.rest)
-    points = work.breadth_first(grids.asked(spec, overrides, options.seeds, options.only))
+    points = costs.breadth_first(grids.load_selection(spec, overrides, options.seeds, options.only))
 
     data = points[0].config.data
     if data.dataset != options.table:
@@ -59,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
         source=options.source,
         resolution=tuple(data.resolution),
     )
-    jobs = local.default_jobs(options.jobs, os.environ)
+    jobs = local.resolve_jobs(options.jobs, os.environ)
     status = local.run(spec, points, workdir, jobs, time_limit=options.time_limit)
 
     files = [workdir / point.name / "result.json" for point in points]
@@ -70,10 +73,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _config_file(table: str, size: str) -> str:
-    """Return the config of a table's grid, from this folder or the repository.
+    """Return the config file with a table's grid, from the current directory or the repository.
 
     Raises:
-      UserError: it is in neither, as segjax was installed without its experiments.
+      UserError: neither has it, because segjax was installed without its experiments.
     """
     import segjax
 
@@ -81,4 +84,4 @@ def _config_file(table: str, size: str) -> str:
     for root in (Path(), Path(segjax.__file__).parents[1]):
         if (root / path).is_file():
             return str(root / path) + (f":{size}" if size != "full" else "")
-    raise UserError(f"{path} is not here, expected the repository's folder, or --config")
+    raise UserError(f"{path} not found, expected the repository as current directory, or --config")

@@ -19,13 +19,13 @@ from segjax.cli.arguments import (
 )
 from segjax.errors import UserError
 
-SUMMARY = "Train the grid of a config"
+SUMMARY = "Train the grid of runs of a config, on this machine or a cluster"
 DETAILS = (
-    "Finished runs are skipped and failed ones retried, so it may be killed and started again. "
-    f"{OVERRIDES}"
+    "The same command resumes: finished runs are skipped, stopped ones resume, failed ones are "
+    f"retried. {OVERRIDES}"
 )
 
-# Options of a cluster -> the fields that they set: of slurm_script.Options, of kubernetes.Cluster.
+# Option of a launcher: field that it sets, of slurm_script.Options or kubernetes.Cluster.
 SLURM = {
     name: name
     for name in (
@@ -46,7 +46,7 @@ KUBERNETES = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
     parser.add_argument(
-        "--workdir", required=True, type=Path, help="its run directories are made below"
+        "--workdir", required=True, type=Path, help="folder for the run directories"
     )
     add_choice(parser)
     add_machine(parser)
@@ -54,19 +54,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--launcher",
         choices=("local", "slurm", "kubernetes", "wandb"),
         default="local",
-        help="local (default): on this machine; slurm: submit one job array; kubernetes, wandb: "
-        "print manifests for kubectl, or a sweep definition for wandb",
+        help="local (default): train here; slurm: submit a job array; kubernetes: print manifests "
+        "for kubectl; wandb: print a sweep definition for `wandb sweep`",
     )
 
-    instead = parser.add_mutually_exclusive_group()
+    instead = parser.add_argument_group("instead of training").add_mutually_exclusive_group()
     for flag, text in (
-        ("--dry-run", "print the runs, their parameters, MACs and status, and the Slurm script"),
-        ("--commands", "print the command of each run"),
-        ("--status", "print how far the runs are"),
-        ("--cancel", "cancel the runs' jobs on Slurm; running ones save first"),
-        ("--resubmit", "submit the Slurm script again, with what was edited in it, for the rest"),
+        ("--dry-run", "print the runs with parameters, MACs and status, and the Slurm script"),
+        ("--commands", "print the `segjax train` command of each run"),
+        ("--status", "print the progress of the runs"),
+        ("--cancel", "cancel the Slurm jobs of the runs; running ones save first"),
+        ("--resubmit", "submit the Slurm script, with your edits, for the missing runs"),
     ):
-        instead.add_argument(flag, action="store_true", help=f"{text}, and stop")
+        instead.add_argument(flag, action="store_true", help=text)
     _add_slurm(parser.add_argument_group("with --launcher slurm"))
     _add_kubernetes(parser.add_argument_group("with --launcher kubernetes"))
 
@@ -76,49 +76,66 @@ def _add_slurm(group: argparse._ArgumentGroup) -> None:
 
     again: dict[str, Any] = {"action": "append"}
     add = group.add_argument
-    add("--partition", metavar="NAME")
-    add("--account", metavar="NAME")
-    add("--qos", metavar="NAME")
-    add("--nodes", type=count, metavar="N", help="of each run (default: 1)")
-    add("--processes-per-node", type=count, metavar="N", help="(default: 1, with all its GPUs)")
-    add("--gpus-per-node", metavar="[TYPE:]N")
-    add("--cpus-per-task", type=count, metavar="N", help="of each process")
-    add("--memory", metavar="SIZE", help="of each node, such as 64G")
-    add("--constraint", metavar="FEATURES", help="that the nodes have")
-    add("--container-image", metavar="IMAGE", help="run in it (Pyxis and Enroot)")
-    text = "beside the working directory and the workdir; may be repeated"
+    add("--partition", metavar="NAME", help="partition of the jobs")
+    add("--account", metavar="NAME", help="account to charge")
+    add("--qos", metavar="NAME", help="quality of service")
+    add("--nodes", type=count, metavar="N", help="nodes per run (default: 1)")
+    add(
+        "--processes-per-node",
+        type=count,
+        metavar="N",
+        help="processes per node (default: 1, with all GPUs of the node)",
+    )
+    add("--gpus-per-node", metavar="[TYPE:]N", help="GPUs per node, such as 4 or a100:4")
+    add("--cpus-per-task", type=count, metavar="N", help="CPU cores per process")
+    add("--memory", metavar="SIZE", help="memory per node, such as 64G")
+    add("--constraint", metavar="FEATURES", help="required node features")
+    add(
+        "--container-image",
+        metavar="IMAGE",
+        help="container image to run in (with Pyxis and Enroot)",
+    )
+    text = "mount besides the current directory and the workdir; may be repeated"
     add("--container-mounts", metavar="FROM:TO", help=text, **again)
-    add("--python", help="one that has segjax (default: this one; in a container: python3)")
+    text = "interpreter with segjax installed (default: this one; python3 in a container)"
+    add("--python", help=text)
     text = "shell line before the run, such as 'module load cuda'; may be repeated"
     add("--setup", metavar="LINE", help=text, **again)
-    text = "any other, such as --sbatch=--exclude=node7; may be repeated"
+    text = "any other sbatch option, such as --sbatch=--exclude=node7; may be repeated"
     add("--sbatch", metavar="OPTION", help=text, **again)
-    text = f"of a run that had to stop (default: {Options.most_requeues})"
+    text = f"times that a stopped run is requeued (default: {Options.most_requeues})"
     add("--most-requeues", type=number, metavar="N", help=text)
-    text = f"to save in, before the time limit (default: {Options.warning})"
+    text = f"time to save before the time limit (default: {Options.warning})"
     add("--warning", type=count, metavar="SECONDS", help=text)
 
 
 def _add_kubernetes(group: argparse._ArgumentGroup) -> None:
     again: dict[str, Any] = {"action": "append", "type": setting}
     add = group.add_argument
-    add("--image", help="with segjax, and its experiments/ in the working directory")
-    add("--claim", metavar="NAME", help="the PersistentVolumeClaim that the workdir is on")
-    add("--mount", metavar="DIR", help="where it is mounted (default: /mnt/runs)")
-    add("--accelerator", choices=("gpu", "tpu"), help="(default: gpu)")
-    add("--hosts", type=count, metavar="N", help="pods of a run (default: 1)")
-    text = "GPUs or TPU chips of each host (default: 1 GPU, 4 chips)"
+    add("--image", help="container image with segjax, and experiments/ in its working directory")
+    add("--claim", metavar="NAME", help="PersistentVolumeClaim that holds the workdir")
+    add("--mount", metavar="DIR", help="mount point of the claim (default: /mnt/runs)")
+    add("--accelerator", choices=("gpu", "tpu"), help="kind of device (default: gpu)")
+    add("--hosts", type=count, metavar="N", help="pods per run (default: 1)")
+    text = "GPUs or TPU chips per host (default: 1 GPU, 4 chips)"
     add("--devices", type=count, metavar="N", help=text)
-    add("--tpu", metavar="KIND", help="of GKE's nodes, such as tpu-v5-lite-podslice")
-    add("--topology", metavar="CHIPS", help="of the slice, such as 2x4")
-    add("--node", metavar="LABEL=VALUE", help="a label of the nodes; may be repeated", **again)
-    add("--request", metavar="NAME=QUANTITY", help="of each pod, such as cpu=8", **again)
-    add("--env", metavar="NAME=VALUE", help="an environment variable of the runs", **again)
-    add("--secret", metavar="NAME", help="its keys become variables: WANDB_API_KEY")
-    add("--queue", metavar="NAME", help="of Kueue: all pods of a run start, or none")
-    text = "to save in, when a pod is told to stop (default: 120)"
+    add("--tpu", metavar="KIND", help="GKE's TPU type, such as tpu-v5-lite-podslice")
+    add("--topology", metavar="CHIPS", help="chips of the TPU slice, such as 2x4")
+    add("--node", metavar="LABEL=VALUE", help="required node label; may be repeated", **again)
+    add(
+        "--request",
+        metavar="NAME=QUANTITY",
+        help="resource request per pod, such as cpu=8; may be repeated",
+        **again,
+    )
+    add("--env", metavar="NAME=VALUE", help="environment variable; may be repeated", **again)
+    add(
+        "--secret", metavar="NAME", help="Secret whose keys become variables, such as WANDB_API_KEY"
+    )
+    add("--queue", metavar="NAME", help="Kueue queue, which starts all pods of a run or none")
+    text = "time to save when a pod is told to stop (default: 120)"
     add("--grace", type=count, metavar="SECONDS", help=text)
-    text = "of a run after crashes, disruptions not counted (default: 10)"
+    text = "restarts per run after crashes; disruptions do not count (default: 10)"
     add("--restarts", type=number, metavar="N", help=text)
 
 
@@ -127,44 +144,50 @@ def run(options: argparse.Namespace) -> int | None:
     from segjax.sweep import display, grids, local, status
 
     launcher = options.launcher
-    slurm_fields = given(options, SLURM, "slurm")
-    cluster_fields = given(options, KUBERNETES, "kubernetes")
-    for flag, asked, launchers in (
+    slurm_fields = given_options(options, SLURM, "slurm")
+    cluster_fields = given_options(options, KUBERNETES, "kubernetes")
+    for flag, given, launchers in (
         ("--cancel", options.cancel, ("slurm",)),
         ("--resubmit", options.resubmit, ("slurm",)),
         ("--jobs", options.jobs, ("local", "slurm")),
         ("--time-limit", options.time_limit, ("local", "slurm")),
     ):
-        if asked and launcher not in launchers:
+        if given and launcher not in launchers:
             raise UserError(f"{flag} does nothing without --launcher {' or '.join(launchers)}")
 
     spec, workdir = options.config, options.workdir
     overrides = config.parse_overrides(options.rest)
-    if launcher == "wandb":  # W&B would hand out a run again that it does not hear of
+    if launcher == "wandb":  # W&B hands out a run again unless the run reports to it
         overrides.setdefault("wandb.mode", "online")
-    points = grids.asked(spec, overrides, options.seeds, options.only)
+    points = grids.load_selection(spec, overrides, options.seeds, options.only)
 
     if options.commands:
         for point in points:
-            print(shlex.join(grids.command(spec, point, workdir)))
+            print(shlex.join(grids.train_command(spec, point, workdir)))
     elif launcher == "slurm":
         print(_slurm(options, points, slurm_fields))
     elif options.dry_run:
-        print(display.plan(points, status.snapshot(points, workdir)))
+        print(display.render_plan(points, status.read_statuses(points, workdir)))
     elif options.status:
-        print(display.report(points, status.snapshot(points, workdir)))
+        print(display.render_progress(points, status.read_statuses(points, workdir)))
     elif launcher == "kubernetes":
         _print_manifests(options, points, cluster_fields)
     elif launcher == "wandb":
         _print_definition(options, points, overrides)
     else:
-        jobs = local.default_jobs(options.jobs, os.environ)
+        jobs = local.resolve_jobs(options.jobs, os.environ)
         return local.run(spec, points, workdir, jobs, time_limit=options.time_limit)
     return None
 
 
-def given(options: argparse.Namespace, fields: Mapping[str, str], launcher: str) -> dict[str, Any]:
-    """Return the options of a cluster that were given, by the fields that they set."""
+def given_options(
+    options: argparse.Namespace, fields: Mapping[str, str], launcher: str
+) -> dict[str, Any]:
+    """Return the options of a launcher that were given, keyed by the fields that they set.
+
+    Raises:
+      UserError: options of another launcher were given.
+    """
     found = {name: value for name in fields if (value := getattr(options, name)) is not None}
     if found and options.launcher != launcher:
         flag = "--" + next(iter(found)).replace("_", "-")
@@ -176,20 +199,20 @@ def _slurm(options: argparse.Namespace, points: Sequence[Any], fields: dict[str,
     from segjax.sweep import display, slurm, slurm_script, status
 
     if options.jobs == "gpus":
-        raise UserError("--jobs gpus is for one machine, expected a number with --launcher slurm")
-    asked = slurm_script.Options(time=options.time_limit, **fields)
-    what = options.config, points, options.workdir, asked, options.jobs
+        raise UserError("--jobs is gpus, expected a number with --launcher slurm")
+    resources = slurm_script.Options(time=options.time_limit, **fields)
+    sweep = options.config, points, options.workdir, resources, options.jobs
     names = [point.name for point in points]
     if options.status:
-        return slurm.report(points, options.workdir)
+        return slurm.render_progress(points, options.workdir)
     if options.cancel:
         return slurm.cancel(options.workdir, names)
     if options.resubmit:
         return slurm.resubmit(options.workdir, names)
     if options.dry_run:
-        plan = display.plan(points, status.snapshot(points, options.workdir))
-        return f"{plan}\n\n{slurm.script(*what)}"
-    return slurm.submit(*what)
+        plan = display.render_plan(points, status.read_statuses(points, options.workdir))
+        return f"{plan}\n\n{slurm.render_script(*sweep)}"
+    return slurm.submit(*sweep)
 
 
 def _print_manifests(options: argparse.Namespace, points: Any, fields: dict[str, Any]) -> None:
@@ -202,13 +225,15 @@ def _print_manifests(options: argparse.Namespace, points: Any, fields: dict[str,
     for name in ("nodes", "requests", "environment"):
         fields[name] = dict(fields.get(name, ()))
     cluster = kubernetes.Cluster(**fields)
-    documents = kubernetes.manifests(options.config, points, options.workdir, cluster)
+    documents = kubernetes.build_manifests(options.config, points, options.workdir, cluster)
     sys.stdout.write(kubernetes.render(documents, options.shell))
 
 
 def _print_definition(options: argparse.Namespace, points: Any, overrides: Any) -> None:
     from segjax.sweep import wandb
 
-    points = wandb.unfinished(points, options.workdir)
-    content = wandb.definition(options.config, points, overrides, options.seeds, options.workdir)
+    points = wandb.unfinished_points(points, options.workdir)
+    content = wandb.build_definition(
+        options.config, points, overrides, options.seeds, options.workdir
+    )
     sys.stdout.write(wandb.render(content, options.shell))

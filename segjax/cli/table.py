@@ -4,28 +4,47 @@ import argparse
 
 from segjax.errors import UserError
 
-SUMMARY = "Print result rows as a table, mean and sd over seeds, or beside published figures"
+SUMMARY = "Print results as a table, mean and standard deviation over seeds"
 DETAILS = (
-    "camvid: the published methods; table1, table3, cost: Tables 1, 3 and 6 of the SegNet paper; "
-    "benchmark: the rows of `segjax benchmark`; without a name: the rows alone."
+    "With a name, beside published figures. camvid: all methods published on CamVid; table1, "
+    "table3, cost: Tables 1, 3 and 6 of the SegNet paper; benchmark: rows of `segjax benchmark`."
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("name", nargs="?", choices=("camvid", "table1", "table3", "cost", "benchmark"))
+    add(
+        "name",
+        nargs="?",
+        choices=("camvid", "table1", "table3", "cost", "benchmark"),
+        help="(default: the results alone)",
+    )
     add("--results", nargs="+", metavar="PATH", help="run directories or .jsonl files")
     add("--format", default="markdown", choices=("markdown", "latex", "csv", "json"))
-    add("--per-class", choices=("iou", "accuracy"), help="default: iou; accuracy for camvid")
+    add(
+        "--per-class",
+        choices=("iou", "accuracy"),
+        help="score in the columns of the classes (default: iou; accuracy for camvid)",
+    )
     add("--split", help="only rows of this split (default for published tables: test)")
     add(
         "--interval",
         action="store_true",
-        help="the 95%% interval of the mean over the seeds (Student's t) in place of the sd",
+        help="print 95%% intervals of the mean over seeds (Student's t), not standard deviations",
     )
-    add("--sort", metavar="HEADING", help="sort by this column, numbers from the greatest down")
-    add("--columns", nargs="+", metavar="HEADING", help="only these, and those that name a line")
-    add("--groups", nargs="+", metavar="GROUP", help="of published methods, for camvid")
+    add("--sort", metavar="HEADING", help="sort by this column, greatest number first")
+    add(
+        "--columns",
+        nargs="+",
+        metavar="HEADING",
+        help="only these columns, besides those that identify a line",
+    )
+    add(
+        "--groups",
+        nargs="+",
+        metavar="GROUP",
+        help="only these groups of published methods (camvid)",
+    )
 
 
 def run(options: argparse.Namespace) -> None:
@@ -39,7 +58,9 @@ def run(options: argparse.Namespace) -> None:
     name, interval = options.name, options.interval
     timed = name in ("cost", "benchmark")  # its rows are of `segjax benchmark`
     if name in (None, "benchmark") and not options.results:
-        raise UserError("segjax table wants --results, or the name of another table; see --help")
+        raise UserError(
+            "segjax table needs --results, or the name of a published table; see --help"
+        )
     for flag, given, fits in (
         ("--split", options.split, not timed),
         ("--interval", interval, not timed),
@@ -47,7 +68,9 @@ def run(options: argparse.Namespace) -> None:
         ("--groups", options.groups, name == "camvid"),
     ):
         if given and not fits:
-            raise UserError(f"{flag} does nothing for {f'table {name}' if name else 'rows alone'}")
+            raise UserError(
+                f"{flag} does nothing for {f'table {name}' if name else 'results alone'}"
+            )
 
     measured = measurements.read(options.results or []) if timed else []
     rows = [] if timed else results.read(options.results or [])

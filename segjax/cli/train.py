@@ -1,4 +1,4 @@
-"""`segjax train`: train and test one run."""
+"""`segjax train`: train, test and resume one run."""
 
 import argparse
 import sys
@@ -15,11 +15,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add_config(parser)
     add("--workdir", required=True, type=Path, help="the run directory")
-    add("--name", help="of the run (default: the config's name)")
+    add("--name", help="name of the run (default: the name of the config)")
     add(
         "--distributed",
         action="store_true",
-        help="one process of several, as on a slice of TPU VMs; detected without it under Slurm "
+        help="join the other processes of the run, as on a slice of TPU VMs; automatic under Slurm "
         "and from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID",
     )
 

@@ -1,7 +1,7 @@
-"""A grid of runs: `sweep()` of a config file, times seeds.
+"""Load a grid of runs from a config file: the overrides that its `sweep()` yields, times seeds.
 
-`sweep()` yields dicts of overrides. Each is a run with a config and a folder of its own, named by
-its overrides. `segjax.sweep.local` trains them, `segjax.sweep.display` shows how far they are.
+Each set of overrides is a run with its own config and run directory, named by the overrides.
+`segjax.sweep.local` trains the runs; `segjax.sweep.display` shows their progress.
 """
 
 import dataclasses
@@ -18,36 +18,41 @@ from segjax import config as configs
 from segjax.errors import UserError
 from segjax.runs import experiment
 
-_SHOWN = 3  # names in a message
+_NAMES_SHOWN = 3  # in an error message
 
 
 @dataclasses.dataclass(frozen=True)
 class Point:
     """One run of a grid."""
 
-    name: str  # made of the overrides that tell it from the others
+    name: str  # made of the overrides that distinguish it from the others
     overrides: dict[str, Any]
     config: ConfigDict
 
 
-def points(spec: str, overrides: Mapping[str, Any], seeds: Sequence[int] = ()) -> list[Point]:
-    """The runs of a config's grid, each with `overrides` besides its own, and with each seed.
+def load_points(spec: str, overrides: Mapping[str, Any], seeds: Sequence[int] = ()) -> list[Point]:
+    """Load all runs of a config's grid.
 
-    Where W&B is on and the config names no group, the runs are grouped by the experiment's name. A
-    config without a grid has one run for each seed.
+    With W&B on and no group in the config, the runs are grouped by the experiment's name.
+
+    Args:
+      spec: the config file, FILE or FILE:ARG.
+      overrides: overrides that all runs share.
+      seeds: the seeds of each point; required if the config has no `sweep()`.
 
     Raises:
-      UserError: there is no grid, it varies the seed though seeds are given, a point has a field,
-        value or name that no run takes, or two have one name.
+      UserError: there is no grid, it varies the seed though seeds are given, a point has an unknown
+        field, value or name, or two runs have the same name.
     """
     found: dict[str, Point] = {}
-    for own in _grid(spec, seeds):
+    for own in _load_grid(spec, seeds):
         name = run_name(own)
         clash = sorted(set(own) & set(overrides))
         if clash:
             raise UserError(f"--config.{clash[0]} is given, but the grid of {spec} varies it")
         if name in found:
-            raise UserError(f"two runs of the grid of {spec} are {name}")
+            raise UserError(f"two runs of the grid of {spec} are named {name}")
+
         both = {**overrides, **own}
         config = configs.load(spec, both)
         if config.wandb.mode != "disabled" and not config.wandb.group:
@@ -61,32 +66,34 @@ def points(spec: str, overrides: Mapping[str, Any], seeds: Sequence[int] = ()) -
     return list(found.values())
 
 
-def asked(
+def load_selection(
     spec: str, overrides: Mapping[str, Any], seeds: Sequence[int], patterns: Sequence[str]
 ) -> list[Point]:
-    """The runs that a command line names: one seed N is the seeds 0 to N - 1.
+    """Load the runs that `--seeds` and `--only` select; a single seed N means 0 to N - 1.
 
     Raises:
-      UserError: as `points` and `select`, or no seed is asked for.
+      UserError: as for `load_points` and `select_points`, or the seeds are none.
     """
     if list(seeds) == [0]:
-        raise UserError("--seeds 0 asks for no run, expected how many or which")
+        raise UserError("--seeds 0 selects no run, expected a number of seeds or a list of them")
     each = range(seeds[0]) if len(seeds) == 1 else seeds
-    return select(points(spec, overrides, each), patterns)
+    return select_points(load_points(spec, overrides, each), patterns)
 
 
-def _grid(spec, seeds):
+def _load_grid(spec, seeds):
     module, argument = configs.load_module(spec)
     if not hasattr(module, "sweep"):
         if not seeds:
             raise UserError(f"config file {spec} has no sweep(), and no --seeds are given")
         return [{"seed": seed} for seed in seeds]
+
     try:
         # A grid that depends on the config's ARG takes it as get_config does.
         takes = argument and inspect.signature(module.sweep).parameters
         grid = [dict(own) for own in (module.sweep(argument) if takes else module.sweep())]
     except Exception as error:
         raise UserError(f"sweep() of {spec}: {type(error).__name__}: {error}") from error
+
     if not seeds:
         return grid
     if any("seed" in own for own in grid):
@@ -95,7 +102,7 @@ def _grid(spec, seeds):
 
 
 def run_name(overrides: Mapping[str, Any]) -> str:
-    """Overrides as a folder's name: `loss.class_weights=none,seed=0`."""
+    """Return overrides as a directory name: `loss.class_weights=none,seed=0`."""
 
     def shown(value):
         return "x".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
@@ -104,17 +111,17 @@ def run_name(overrides: Mapping[str, Any]) -> str:
     return re.sub(r"[^\w.=,+-]+", "-", text) or "default"
 
 
-def select(grid: Sequence[Point], patterns: Sequence[str]) -> list[Point]:
-    """The runs whose name fits one of the patterns, such as `*,seed=0`; all, if there is none.
+def select_points(grid: Sequence[Point], patterns: Sequence[str]) -> list[Point]:
+    """Return the runs whose name matches a pattern such as `*,seed=0`; all if there is no pattern.
 
     Raises:
-      UserError: no run fits one of them.
+      UserError: a pattern matches no run.
     """
     for pattern in patterns:
         if not any(fnmatch.fnmatchcase(point.name, pattern) for point in grid):
-            names = ", ".join(point.name for point in grid[:_SHOWN])
-            more = f" and {len(grid) - _SHOWN} more" if len(grid) > _SHOWN else ""
-            raise UserError(f"--only {pattern} fits none of the runs: {names}{more}")
+            names = ", ".join(point.name for point in grid[:_NAMES_SHOWN])
+            more = f" and {len(grid) - _NAMES_SHOWN} more" if len(grid) > _NAMES_SHOWN else ""
+            raise UserError(f"--only {pattern} matches none of the runs: {names}{more}")
     return [
         point
         for point in grid
@@ -122,8 +129,8 @@ def select(grid: Sequence[Point], patterns: Sequence[str]) -> list[Point]:
     ]
 
 
-def command(spec: str, point: Point, workdir: Path) -> list[str]:
-    """The command that trains a run of the grid."""
+def train_command(spec: str, point: Point, workdir: Path) -> list[str]:
+    """Return the `segjax train` command of a run of the grid."""
     return [
         *("segjax", "train", "--config", spec),
         *("--workdir", str(workdir / point.name), "--name", point.name),

@@ -1,24 +1,26 @@
-"""A grid as Kubernetes manifests: each run an Indexed Job, with a headless Service for its pods.
+"""Write a grid as Kubernetes manifests: an Indexed Job for each run, and a Service for its pods.
 
-A run of several hosts is N pods of one Job, one process each. They find each other by the Service:
-with GPUs at JAX_COORDINATOR_ADDRESS, on a slice of TPUs by what GKE puts into the environment of
-pods that ask for TPUs, have a subdomain and belong to an Indexed Job of more than one.
+A run on several hosts is N pods of one Job, one process each. They find each other by the headless
+Service: with GPUs at JAX_COORDINATOR_ADDRESS, on a TPU slice by the variables that GKE sets in the
+pods of an Indexed Job of more than one pod that request TPUs and have a subdomain.
 
-How a run survives. `segjax train` saves on SIGTERM and exits with 143, and a start goes on. One
-process cannot be replaced alone: what JAX has set up is bound to the processes that set it up. So
-all must end when one does, and they do by themselves:
+How a run survives. `segjax train` saves on SIGTERM and exits with 143, and a new start resumes. A
+single process cannot be replaced, because JAX binds its setup to the processes that took part in
+it. So when one process ends, all must end, and they do so by themselves:
 
 - one is told to stop (a node is drained, a pod preempted): JAX tells the others, all save at the
   same step, all exit with 143;
-- one dies (out of memory, a node is lost): the others miss its heartbeat and end with an error.
+- one dies (out of memory, a node is lost): the others miss its heartbeat and exit with an error.
 
-Each pod that ends in failure is replaced, index for index, and the new ones wait for each other.
-What Kubernetes counts are pods, not incidents, so `backoffLimit` is the restarts times the hosts;
-disruptions and 143 are not counted. (`backoffLimitPerIndex` would be wrong: when one index had
-spent its share, the others would wait for it.) A mistake of the user, 2, fails the Job at once.
+Each pod that fails is replaced under the same index, and the new pods wait for each other.
+Kubernetes counts failed pods, not incidents, so `backoffLimit` is restarts times hosts; disruptions
+and exit status 143 do not count. (`backoffLimitPerIndex` would be wrong: once an index had used up
+its limit, the others would wait for it.) Exit status 2, a mistake of the user, fails the Job at
+once.
 
-A replacement waits until its predecessor is gone, `podReplacementPolicy: Failed`: the predecessor
-holds the lock of the workdir. Process 0 writes the result, so its success is that of the Job.
+A replacement waits until its predecessor is gone, `podReplacementPolicy: Failed`, because the
+predecessor holds the lock of the run directory. Process 0 writes the result, so the Job succeeds
+when that process does.
 """
 
 import dataclasses
@@ -38,15 +40,15 @@ from segjax.errors import UserError
 from segjax.runs import compilation_cache
 from segjax.sweep import grids
 
-PORT = 55527  # of the coordinator, process 0; the one that JAX takes for Kubernetes
+PORT = 55527  # of the coordinator, process 0; JAX's own choice on Kubernetes
 MOST_HOSTS = 1000
-_LONGEST_NAME = 63 - len("-999")  # of a DNS label, with the pod's index after it
-_DIGITS = 8  # of the digest in a name
+_LONGEST_NAME = 63 - len("-999")  # characters: a DNS label less the pod's index
+_DIGITS = 8  # hexadecimal digits of the digest in a name
 
 _JOB_LABEL = "batch.kubernetes.io/job-name"
 _INDEX = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
 _RESOURCES = {"gpu": "nvidia.com/gpu", "tpu": "google.com/tpu"}
-# The first is asked for, so that a pod without it fails rather than computes on its CPU.
+# The accelerator comes first: a pod without one must fail, not compute on its CPU.
 _PLATFORMS = {"gpu": "cuda,cpu", "tpu": "tpu,cpu"}
 _QUANTITY = re.compile(r"\d+(\.\d+)?([numkMGTPE]|[KMGTPE]i)?")
 
@@ -56,41 +58,42 @@ class Cluster:
     """Settings that the pods of all runs share."""
 
     image: str
-    claim: str  # a PersistentVolumeClaim; of access mode ReadWriteMany, if several pods mount it
-    mount: str = "/mnt/runs"  # where it is mounted
+    claim: str  # PersistentVolumeClaim of access mode ReadWriteMany if several pods mount it
+    mount: str = "/mnt/runs"  # absolute path at which the claim is mounted
     accelerator: str = "gpu"  # gpu or tpu
-    hosts: int = 1  # pods of a run
-    devices: int = 1  # GPUs or TPU chips of each host
-    tpu: str = ""  # the kind of GKE's TPU nodes, such as tpu-v5-lite-podslice
-    topology: str = ""  # of the slice in chips, such as 2x4
-    nodes: Mapping[str, str] = dataclasses.field(default_factory=dict)  # labels that they must have
-    requests: Mapping[str, str] = dataclasses.field(default_factory=dict)  # such as cpu: 8
+    hosts: int = 1  # pods per run
+    devices: int = 1  # GPUs or TPU chips per host
+    tpu: str = ""  # type of GKE's TPU nodes, such as tpu-v5-lite-podslice
+    topology: str = ""  # chips along each side of the slice, such as 2x4
+    nodes: Mapping[str, str] = dataclasses.field(default_factory=dict)  # required node labels
+    requests: Mapping[str, str] = dataclasses.field(default_factory=dict)  # per pod, such as cpu: 8
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    secret: str = ""  # a Secret whose keys become variables, such as WANDB_API_KEY
-    queue: str = ""  # of Kueue, which starts all pods of a Job or none
-    grace: int = 120  # seconds between SIGTERM and SIGKILL, in which a run saves
-    restarts: int = 10  # after crashes
+    secret: str = ""  # Secret whose keys become variables, such as WANDB_API_KEY
+    queue: str = ""  # queue of Kueue, which starts all pods of a Job or none
+    grace: int = 120  # seconds to save, between SIGTERM and SIGKILL
+    restarts: int = 10  # per run after crashes; disruptions do not count
 
 
-def manifests(
+def build_manifests(
     spec: str, grid: Sequence[grids.Point], workdir: Path, cluster: Cluster
 ) -> list[dict[str, Any]]:
-    """A Service and a Job for each run, or the Job alone where it has one host.
+    """Return a Job for each run, preceded by its Service if the run has several hosts.
 
     Raises:
-      UserError: the cluster is not one, or its hosts do not divide the batch of a run.
+      UserError: the settings of the cluster are invalid, the workdir is outside the mount, or the
+        hosts do not divide the batch of a run.
     """
-    check(cluster)
+    check_cluster(cluster)
     if not PurePosixPath(workdir).is_relative_to(cluster.mount):
-        raise UserError(f"--workdir {workdir} is not below {cluster.mount}, where the claim is")
+        raise UserError(f"--workdir {workdir} is not below {cluster.mount}, the mount of the claim")
     cache = compilation_cache.share(workdir, cluster.environment)
     cluster = dataclasses.replace(cluster, environment={**cache, **cluster.environment})
     found = []
     for point in grid:
         _check_batches(point, cluster.hosts)
-        command = grids.command(spec, point, workdir)
+        command = grids.train_command(spec, point, workdir)
         if cluster.accelerator == "tpu" and cluster.hosts > 1:
-            # Without GKE's variables each host would take itself for the whole.
+            # Without this flag each host would train alone where GKE's variables are missing.
             command.append("--distributed")
         name = job_name(configs.experiment_name(spec), point.name, command)
         metadata = {
@@ -108,35 +111,37 @@ def manifests(
 
 
 def render(documents: Sequence[Mapping[str, Any]], shell: str) -> str:
-    """A file for `kubectl apply --filename`, headed by the command that made it."""
-    plain = json.loads(json.dumps(documents))  # else YAML names what occurs twice, &id001
+    """Return manifests as YAML for `kubectl apply`, headed by the command that made it."""
+    plain = json.loads(
+        json.dumps(documents)
+    )  # copies, where YAML would write an anchor such as &id001
     body = yaml.safe_dump_all(plain, sort_keys=False, width=math.inf)
-    return f"# Made by: {shell}\n# Why it is so: segjax/sweep/kubernetes.py\n---\n{body}"
+    return f"# Made by: {shell}\n# Explained in segjax/sweep/kubernetes.py\n---\n{body}"
 
 
 def job_name(experiment: str, run: str, command: Sequence[str]) -> str:
-    """A DNS label of its own for what is run and where it is written: `skips-seed-0-5d41402a`."""
+    """Return a DNS label that is unique to a command: `skips-seed-0-5d41402a`."""
     slug = re.sub("[^a-z0-9]+", "-", f"{experiment}-{run}".lower()).strip("-")
-    if not slug[:1].isalpha():  # which the name of a Service must begin with
+    if not slug[:1].isalpha():  # the name of a Service must begin with a letter
         slug = f"run-{slug}"
     digest = hashlib.sha256(shlex.join(command).encode()).hexdigest()[:_DIGITS]
     return f"{slug[: _LONGEST_NAME - _DIGITS - 1].rstrip('-')}-{digest}"
 
 
-def check(cluster: Cluster) -> None:
-    """Refuses a cluster that Kubernetes would refuse, or that no slice of TPUs is like."""
+def check_cluster(cluster: Cluster) -> None:
+    """Raise a UserError if Kubernetes would reject the settings, or no TPU slice matches them."""
     if cluster.hosts > MOST_HOSTS:
         raise UserError(f"--hosts {cluster.hosts}, expected at most {MOST_HOSTS}")
     if not PurePosixPath(cluster.mount).is_absolute():
         raise UserError(f"--mount {cluster.mount} is not an absolute path")
     for name, quantity in cluster.requests.items():
         if not _QUANTITY.fullmatch(quantity):
-            raise UserError(f"--request {name}={quantity}: expected a quantity such as 8 or 32Gi")
+            raise UserError(f"--request {name}={quantity}, expected a quantity such as 8 or 32Gi")
     tpu = cluster.accelerator == "tpu"
     for flag, value in (("--tpu", cluster.tpu), ("--topology", cluster.topology)):
         if tpu != bool(value):
-            found = "needs" if tpu else "does without"
-            raise UserError(f"--accelerator {cluster.accelerator} {found} {flag}")
+            verb = "needs" if tpu else "does not take"
+            raise UserError(f"--accelerator {cluster.accelerator} {verb} {flag}")
     if tpu:
         sides = cluster.topology.split("x")
         if not all(side.isdigit() and int(side) for side in sides):
@@ -162,7 +167,7 @@ def _check_batches(point, hosts):
 
 
 def _label(text):
-    """A label's value."""
+    """Return text as a valid label value."""
     return re.sub(r"[^\w.-]+", "-", text)[:63].strip("-_.")
 
 
@@ -172,9 +177,9 @@ def _service(metadata):
         "kind": "Service",
         "metadata": metadata,
         "spec": {
-            "clusterIP": "None",  # headless: a name for each pod
+            "clusterIP": "None",  # headless: a DNS name for each pod
             "selector": {_JOB_LABEL: metadata["name"]},
-            "publishNotReadyAddresses": True,  # the processes meet before any is ready
+            "publishNotReadyAddresses": True,  # processes must connect before any is ready
         },
     }
 
@@ -206,7 +211,7 @@ def _job(metadata, command, cluster):
     if cluster.queue:
         queued = metadata["labels"] | {"kueue.x-k8s.io/queue-name": cluster.queue}
         metadata = metadata | {"labels": queued}
-        spec = {"suspend": True, **spec}  # until Kueue has room for all of it
+        spec = {"suspend": True, **spec}  # Kueue unsuspends the Job when all its pods fit
     return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec}
 
 
@@ -238,13 +243,13 @@ def _pod(name, container, command, cluster):
     volumes = [{"name": "runs", "persistentVolumeClaim": {"claimName": cluster.claim}}]
     mounts = [{"name": "runs", "mountPath": cluster.mount}]
     if cluster.accelerator == "gpu":
-        # The 64 MiB that a container has of its own are too few for NCCL between GPUs.
+        # The default 64 MiB of shared memory are too little for NCCL between GPUs.
         volumes.append({"name": "shared-memory", "emptyDir": {"medium": "Memory"}})
         mounts.append({"name": "shared-memory", "mountPath": "/dev/shm"})
     pod: dict[str, Any] = {
-        "restartPolicy": "Never",  # podFailurePolicy wants it: pods are replaced, not restarted
+        "restartPolicy": "Never",  # as podFailurePolicy requires: pods are replaced, not restarted
         "terminationGracePeriodSeconds": cluster.grace,
-        # Then the training is not process 1, which a SIGTERM before its handler would pass by.
+        # Process 1 ignores a SIGTERM before its handler is set, so training must not be process 1.
         "shareProcessNamespace": True,
     }
     if cluster.hosts > 1:
@@ -265,7 +270,9 @@ def _pod(name, container, command, cluster):
         {
             "name": container,
             "image": cluster.image,
-            "command": [word.replace("$(", "$$(") for word in command],  # not a variable's place
+            "command": [
+                word.replace("$(", "$$(") for word in command
+            ],  # or Kubernetes expands $(NAME)
             **source,
             "env": variables,
             "resources": resources,
@@ -277,9 +284,9 @@ def _pod(name, container, command, cluster):
 
 
 def _one_slice(job):
-    """All pods of a Job in one node pool, which is one slice, and those of no other Job there.
+    """Return the affinity that gives a Job one node pool, which is one TPU slice, to itself.
 
-    Two Jobs with half a slice each would wait for ever.
+    Otherwise two Jobs with half a slice each could wait for each other forever.
     """
     pool = "cloud.google.com/gke-nodepool"
     mine = {"key": _JOB_LABEL, "operator": "In", "values": [job]}

@@ -1,7 +1,7 @@
-"""The runs of a sweep on this machine: some at a time, each a process with its share of it.
+"""Train the runs of a sweep on this machine: a few at a time, each a process with its own share.
 
-What is finished is skipped and what is half-done goes on, so a sweep may be killed and started
-again, and several may work on one workdir.
+Finished runs are skipped and stopped runs resume, so a sweep may be killed and started again, and
+several sweeps may share a workdir.
 """
 
 import contextlib
@@ -23,10 +23,10 @@ from segjax.errors import UserError
 from segjax.files import write_whole
 from segjax.runs import compilation_cache, experiment
 from segjax.sweep import display, grids
-from segjax.sweep.status import LOCKS, cause, last_line
+from segjax.sweep.status import LOCKS, failure_cause, last_line
 
-# A killed sweep leaves no run behind, which its next start would find in use: on Linux the run asks
-# for the SIGKILL that it may get at any instant (PR_SET_PDEATHSIG is 1), unless it is too late to.
+# A killed sweep must not leave runs behind, which its next start would find in use. So on Linux a
+# run asks for SIGKILL when its parent dies (PR_SET_PDEATHSIG is 1), and exits if that has happened.
 _CHILD = """
 import ctypes, os, signal, sys
 if sys.platform == "linux":
@@ -39,33 +39,33 @@ from segjax.cli.main import main
 sys.exit(main())
 """
 
-REMAINS = 75  # exit status where the time limit left runs to do (EX_TEMPFAIL)
+UNFINISHED = 75  # exit status if the time limit left unfinished runs (EX_TEMPFAIL)
 
-_LOOK_EVERY = 0.2  # seconds
-_RENEW_EVERY = 1.0  # seconds, the overview
+_POLL_SECONDS = 0.2  # between looks at the runs
+_REFRESH_SECONDS = 1.0  # between updates of the live table
 
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """Share of the machine for one of the runs at a time."""
+    """The part of the machine that one run at a time gets."""
 
-    cores: tuple[int, ...]  # that it keeps to; (): any
-    environment: dict[str, str]
+    cores: tuple[int, ...]  # CPU affinity; (): any core
+    environment: dict[str, str]  # variables to set
 
 
 @dataclasses.dataclass
 class Child:
-    """A run under way."""
+    """The process of a run, with the files that belong to it."""
 
-    title: str  # its place in the sweep
+    title: str  # position in the sweep, such as [3/12]
     point: grids.Point
     folder: Path
     share: Share
-    claim: IO[str]  # whose lock goes with this process
+    lock: IO[str]  # held for as long as this process runs
     process: subprocess.Popen
-    log: IO[bytes]  # what it says, from the beginning of this start
-    said: bytes = b""
-    shown: int = 0  # bytes of it
+    log: IO[bytes]  # log.txt, read from where this start began
+    output: bytes = b""  # read so far, of this start
+    shown: int = 0  # bytes of the output that were printed
 
 
 def run(
@@ -79,137 +79,141 @@ def run(
     """Train the unfinished runs of a grid, `jobs` at a time.
 
     The output of a run is appended to `log.txt` in its run directory. A run that fails leaves its
-    output in `error.txt` and the others go on; the next start tries it again. A run that another
-    process holds is left to it, and waited for in the end. On SIGTERM or SIGINT, and when
-    `time_limit` seconds are over, the running ones save and nothing new starts.
+    output in `error.txt` while the others continue; the next start retries it. A run that
+    another process holds is skipped, and waited for at the end. On SIGTERM or SIGINT, and after
+    `time_limit` seconds, the running ones save and no other run starts.
 
     Returns:
-      The exit status: 0, 1 where a run failed, 143 or 130 after a signal, or `REMAINS` where the
-      time was over before all were finished.
+      The exit status: 0; 1 if a run failed; 143 or 130 after a signal; `UNFINISHED` if the time
+      limit was reached before all runs were finished.
 
     Raises:
-      UserError: a folder holds a run of another config, or the GPUs do not suffice.
+      UserError: a directory holds a run of another config, or there are fewer GPUs than jobs.
     """
     for point in grid:
         experiment.refuse_other_config(point.config, workdir / point.name)
-    free, cores = shares(jobs, os.environ), len(_cores())
+    free, cores = split_machine(jobs, os.environ), len(_cores())
     with (
         display.Display(grid, workdir, jobs, console or Console()) as screen,
-        stopping() as (running, received),
+        forward_signals() as (running, received),
     ):
         if jobs > cores:
-            screen.line(f"{jobs} runs at a time share {cores} core{'s' * (cores != 1)}")
+            screen.print_line(f"{jobs} runs at a time share {cores} core{'s' * (cores != 1)}")
         deadline = math.inf if time_limit is None else time.monotonic() + time_limit
         sweep = _Sweep(spec, workdir, screen, free, running, received, deadline)
         failed = sweep.run(grid)
     if received:
-        screen.line("stopped; the same command goes on")
+        screen.print_line("stopped; the same command resumes")
         return 128 + received[0]
     finished = len(grid) - len(failed) - sweep.remaining
-    screen.line(f"{finished} of {len(grid)} runs are finished in {workdir}")
+    screen.print_line(f"{finished} of {len(grid)} runs are finished in {workdir}")
     for name in failed:
-        screen.line(f"failed: {name}, see {workdir / name / 'error.txt'}")
+        screen.print_line(f"failed: {name}, see {workdir / name / 'error.txt'}")
     if sweep.remaining:
-        screen.line(f"time limit reached, {sweep.remaining} to do; the same command goes on")
-        return REMAINS
+        screen.print_line(
+            f"time limit reached, {sweep.remaining} unfinished; the same command resumes"
+        )
+        return UNFINISHED
     return 1 if failed else 0
 
 
 @dataclasses.dataclass
 class _Sweep:
-    """State of a sweep on this machine while it goes on."""
+    """The state of a sweep while it runs on this machine."""
 
     spec: str
     workdir: Path
     screen: display.Display
     free: list[Share]
     running: list[Child]
-    received: list[int]  # signals
-    deadline: float  # of `time.monotonic`
-    stopping: bool = False  # by a signal or the deadline
-    remaining: int = 0  # runs that the deadline left unfinished
+    received: list[int]  # numbers of the signals received
+    deadline: float  # by `time.monotonic`
+    stopping: bool = False  # since a signal or the deadline
+    remaining: int = 0  # runs left unfinished at the deadline
     waiting: list[tuple[str, grids.Point]] = dataclasses.field(default_factory=list)
     failed: list[str] = dataclasses.field(default_factory=list)
-    left_alone: set[str] = dataclasses.field(default_factory=set)
+    reported_busy: set[str] = dataclasses.field(default_factory=set)
 
     def run(self, grid: Sequence[grids.Point]) -> list[str]:
-        """The names of those that failed, when all are done or a signal has stopped them."""
+        """Run until all are finished or stopped, and return the names of the failed ones."""
         self.waiting = [(f"[{n}/{len(grid)}]", point) for n, point in enumerate(grid, start=1)]
         renewed = -math.inf
         while self.running or (self.waiting and not self.stopping):
-            self._look_at_the_clock()
+            self._check_deadline()
             for title, point in list(self.waiting):
                 if self.free and not self.stopping:
-                    self._start_or_leave(title, point)
+                    self._start_if_free(title, point)
             for child in list(self.running):
                 if child.process.poll() is None:
-                    follow(child, self.screen)
+                    show_output(child, self.screen)
                 else:
                     self.running.remove(child)
-                    self._settle(child)
-            if time.monotonic() - renewed >= _RENEW_EVERY:
-                self.screen.renew()
+                    self._finish(child)
+            if time.monotonic() - renewed >= _REFRESH_SECONDS:
+                self.screen.refresh()
                 renewed = time.monotonic()
-            time.sleep(_LOOK_EVERY)
+            time.sleep(_POLL_SECONDS)
         if not self.received:
             self.remaining += len(self.waiting)
         return self.failed
 
-    def _look_at_the_clock(self):
+    def _check_deadline(self):
         self.stopping = self.stopping or bool(self.received)
         if not self.stopping and time.monotonic() >= self.deadline:
             self.stopping = True
             for child in self.running:
                 child.process.terminate()
 
-    def _start_or_leave(self, title, point):
+    def _start_if_free(self, title, point):
         folder = self.workdir / point.name
         if (folder / "result.json").exists():
             self.waiting.remove((title, point))
-            self.screen.log(f"{title} {point.name}: finished already")
+            self.screen.print_log(f"{title} {point.name}: finished already")
             return
-        held = claim(folder)
+        held = claim_run(folder)
         if held is None:
-            if title not in self.left_alone:
-                self.left_alone.add(title)
-                self.screen.line(f"{title} {point.name}: in use by another process, left to it")
+            if title not in self.reported_busy:
+                self.reported_busy.add(title)
+                self.screen.print_line(
+                    f"{title} {point.name}: in use by another process, waiting for it"
+                )
             return
         self.waiting.remove((title, point))
-        self.screen.log(f"{title} {point.name}")
-        child = start(self.spec, title, point, self.workdir, self.free.pop(0), held)
+        self.screen.print_log(f"{title} {point.name}")
+        child = start_run(self.spec, title, point, self.workdir, self.free.pop(0), held)
         self.running.append(child)
-        if self.received:  # before it was among those that are told
+        if self.received:  # too early for `forward_signals` to know this child
             child.process.send_signal(self.received[-1])
 
-    def _settle(self, child):
-        follow(child, self.screen, over=True)
-        status, said = child.process.returncode, child.said.decode(errors="replace")
+    def _finish(self, child):
+        show_output(child, self.screen, ended=True)
+        status, output = child.process.returncode, child.output.decode(errors="replace")
         where = f"{child.title} {child.point.name}"
-        if is_in_use(status, said):  # by a training that was quicker
+        if refused_as_in_use(status, output):  # another process started it first
             self.waiting.append((child.title, child.point))
         elif status == 0:
-            self.screen.end(f"{where}: {last_line(said)}")
+            self.screen.print_outcome(f"{where}: {last_line(output)}")
         elif self.stopping:
             self.remaining += not self.received
         else:
             if status < 0:
-                said += f"ended by {signal.Signals(-status).name}\n"
-            write_whole(child.folder / "error.txt", said)
+                output += f"ended by {signal.Signals(-status).name}\n"
+            write_whole(child.folder / "error.txt", output)
             self.failed.append(child.point.name)
-            self.screen.line(f"{where}: failed: {cause(said)}")
+            self.screen.print_line(f"{where}: failed: {failure_cause(output)}")
         self.free.append(child.share)
         child.log.close()
-        child.claim.close()
+        child.lock.close()
 
 
-def shares(jobs: int, environment: Mapping[str, str]) -> list[Share]:
-    """Parts of this machine for `jobs` runs at a time.
+def split_machine(jobs: int, environment: Mapping[str, str]) -> list[Share]:
+    """Return the shares of this machine for `jobs` runs at a time.
 
-    Each has cores of its own, as long as there are any, and GPUs; of the CPU devices that
-    JAX_NUM_CPU_DEVICES asks for it has its part. One run alone has all.
+    GPUs, cores and the CPU devices of JAX_NUM_CPU_DEVICES are divided among them; runs share cores
+    only if there are more runs than cores. A single run gets the whole machine.
 
     Raises:
-      UserError: there are GPUs, but fewer than runs.
+      UserError: there are GPUs, but fewer than `jobs`.
     """
     if jobs == 1:
         return [Share((), {})]
@@ -217,7 +221,7 @@ def shares(jobs: int, environment: Mapping[str, str]) -> list[Share]:
     if gpus and jobs > len(gpus):
         raise UserError(
             f"--jobs {jobs}, but there {'is 1 GPU' if len(gpus) == 1 else f'are {len(gpus)} GPUs'}"
-            f" for them; JAX_PLATFORMS=cpu does without"
+            f"; set JAX_PLATFORMS=cpu to use none"
         )
     found = []
     for job in range(jobs):
@@ -237,7 +241,7 @@ def _cores():
     return tuple(range(os.cpu_count() or 1))
 
 
-def default_jobs(jobs: int | str | None, environment: Mapping[str, str]) -> int:
+def resolve_jobs(jobs: int | str | None, environment: Mapping[str, str]) -> int:
     """Return the number of runs at a time that --jobs asks for: N, `gpus` for one a GPU, or 1."""
     if jobs == "gpus":
         return max(len(visible_gpus(environment)), 1)
@@ -245,7 +249,7 @@ def default_jobs(jobs: int | str | None, environment: Mapping[str, str]) -> int:
 
 
 def visible_gpus(environment: Mapping[str, str]) -> list[str]:
-    """The NVIDIA GPUs that runs would see, without taking hold of one."""
+    """Return the ids of the NVIDIA GPUs that runs would see, without opening one."""
     if environment.get("JAX_PLATFORMS", "").startswith("cpu"):
         return []
     if "CUDA_VISIBLE_DEVICES" in environment:
@@ -254,63 +258,67 @@ def visible_gpus(environment: Mapping[str, str]) -> list[str]:
     return sorted((number for number in found if number.isdigit()), key=int)
 
 
-def claim(folder: Path) -> IO[str] | None:
-    """Claim a run for this sweep: return a locked file, or None where another process has it."""
+def claim_run(folder: Path) -> IO[str] | None:
+    """Lock a run for this sweep; return the locked file, or None if it is in use or finished."""
     folder.mkdir(parents=True, exist_ok=True)
     sweeping, training = (folder / name for name in LOCKS)
     held = locks.acquire(sweeping)
-    # No sweep starts it now, so that looking at its lock is in nobody's way; one may have ended it.
+    # With the sweep lock held no sweep can start the run, so testing its training lock is safe. And
+    # another sweep may have finished it in the meantime.
     if held and (locks.is_held(training) or (folder / "result.json").exists()):
         held.close()
         return None
     return held
 
 
-def python(cores: Sequence[int] = ()) -> list[str]:
-    """Return the command that starts `segjax` on these cores (or any), to end with this process."""
+def python_command(cores: Sequence[int] = ()) -> list[str]:
+    """Return the command that starts `segjax` on these cores, as a child that dies with us."""
     return [sys.executable, "-c", _CHILD.format(parent=os.getpid(), cores=set(cores) or "()")]
 
 
-def start(
-    spec: str, title: str, point: grids.Point, workdir: Path, share: Share, claim: IO[str]
+def start_run(
+    spec: str, title: str, point: grids.Point, workdir: Path, share: Share, lock: IO[str]
 ) -> Child:
-    """Starts a run that was claimed; what it says goes to `log.txt` of its folder."""
+    """Start a locked run, with its output appended to `log.txt` in its run directory."""
     folder = workdir / point.name
     (folder / "error.txt").unlink(missing_ok=True)
     with (folder / "log.txt").open("ab") as log:
         begin = log.tell()
         process = subprocess.Popen(
-            [*python(share.cores), *grids.command(spec, point, workdir)[1:]],
+            [*python_command(share.cores), *grids.train_command(spec, point, workdir)[1:]],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             env={**os.environ, **compilation_cache.share(workdir), **share.environment},
-            start_new_session=True,  # what the terminal sends comes through `stopping` alone
+            start_new_session=True,  # Ctrl-C arrives by `forward_signals` only
         )
-    said = (folder / "log.txt").open("rb")
-    said.seek(begin)
-    return Child(title, point, folder, share, claim, process, said)
+    output = (folder / "log.txt").open("rb")
+    output.seek(begin)
+    return Child(title, point, folder, share, lock, process, output)
 
 
-def follow(child: Child, screen: display.Display, over: bool = False) -> None:
-    """Shows the lines that a run has added to its log, and of one that is over all of them."""
-    child.said += child.log.read()
-    end = len(child.said) if over else child.said.rfind(b"\n") + 1
-    for line in child.said[child.shown : end].decode(errors="replace").splitlines():
-        screen.log(f"{child.title} {line}")
+def show_output(child: Child, screen: display.Display, ended: bool = False) -> None:
+    """Print the new lines in the log of a run; an incomplete last line only once it has ended."""
+    child.output += child.log.read()
+    end = len(child.output) if ended else child.output.rfind(b"\n") + 1
+    for line in child.output[child.shown : end].decode(errors="replace").splitlines():
+        screen.print_log(f"{child.title} {line}")
     child.shown = max(end, child.shown)
 
 
-def is_in_use(status: int, said: str) -> bool:
+def refused_as_in_use(status: int, output: str) -> bool:
     """Return whether a run ended because another process holds its run directory."""
-    return status == 2 and "is in use by another process" in cause(said)
+    return status == 2 and "is in use by another process" in failure_cause(output)
 
 
 @contextlib.contextmanager
-def stopping() -> Iterator[tuple[list[Child], list[int]]]:
-    """Gives a list for the runs, which are handed SIGTERM and SIGINT, and one of those that came.
+def forward_signals() -> Iterator[tuple[list[Child], list[int]]]:
+    """Forward SIGTERM and SIGINT to running children.
 
-    Where the sweep itself fails, such as on a full disk, the runs save and end.
+    On exit the children save and end, also if the sweep itself failed, such as on a full disk.
+
+    Yields:
+      A list to which the caller adds running children, and a list of the signals received.
     """
     running: list[Child] = []
     received: list[int] = []

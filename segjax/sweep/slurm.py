@@ -1,8 +1,8 @@
-"""A sweep on Slurm: submitted as one job array, watched, cancelled, and what is missing submitted.
+"""Submit a sweep to Slurm as one job array; watch, cancel and resubmit its runs.
 
-Below the workdir, `slurm/sweep.sh` is the script and `slurm/runs.txt` has a line for each run that
-was ever submitted; its number is the run's in every array of this workdir. Slurm is asked for the
-jobs of that script, so that those submitted by hand are known as well.
+In the workdir, `slurm/sweep.sh` is the batch script, and `slurm/runs.txt` has a line for each run
+that was ever submitted: its line number is the run's task number in every array of this workdir.
+Jobs are found in the queue by their script, so jobs submitted by hand are found as well.
 """
 
 import contextlib
@@ -22,9 +22,9 @@ from segjax.runs import experiment
 from segjax.sweep import display, grids, slurm_script, status
 from segjax.sweep.slurm_script import RUNS, SCRIPT, Options
 
-_JOBS = Path("slurm", "jobs.jsonl")  # a line a submission: the job and its runs
+_JOBS = Path("slurm", "jobs.jsonl")  # one line per submission: job and runs
 
-# As long as a job is in another state, it may still have its run.
+# A job in any other state may still train its run.
 _ENDED = {
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL"),
     *("OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"),
@@ -33,40 +33,40 @@ _ENDED = {
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A task of an array, as long as Slurm remembers it."""
+    """One task of a job array, as Slurm reports it."""
 
-    id: str  # 12_3
-    state: str  # in Slurm's words
-    reason: str  # for waiting
+    id: str  # ARRAY_TASK, such as 12_3
+    state: str  # Slurm's name, such as PENDING
+    reason: str  # why the job waits
 
     @property
-    def lives(self) -> bool:
-        """Return whether the job is waiting, running, or still ending."""
+    def is_active(self) -> bool:
+        """Return whether the job waits, runs, or has not ended yet."""
         return self.state not in _ENDED
 
     @property
-    def rank(self) -> tuple[bool, int]:
-        """More for one that lives, then for one that was submitted later."""
-        return self.lives, int(self.id.partition("_")[0])
+    def sort_key(self) -> tuple[bool, int]:
+        """Return a key by which active jobs are greatest, then those submitted later."""
+        return self.is_active, int(self.id.partition("_")[0])
 
     def __str__(self) -> str:
         reason = f" ({self.reason})" if self.state == "PENDING" else ""
         return f"{self.id} {self.state}{reason}"
 
 
-def script(
+def render_script(
     spec: str,
     grid: Sequence[grids.Point],
     workdir: Path,
     options: Options,
     at_once: int | None = None,
 ) -> str:
-    """Return the script that `submit` would submit now, as far as that is known without Slurm."""
-    commands = _merged(read_runs(workdir), spec, grid, workdir)
+    """Return the script that `submit` would submit, without asking Slurm what is queued."""
+    commands = _merge_commands(read_runs(workdir), spec, grid, workdir)
     lines = [
         line
         for line, name in enumerate(commands, start=1)
-        if name in {point.name for point in grid} and not _finished(workdir, name)
+        if name in {point.name for point in grid} and not _is_finished(workdir, name)
     ]
     if not lines:
         return "nothing to submit"
@@ -81,90 +81,97 @@ def submit(
     options: Options,
     at_once: int | None = None,
 ) -> str:
-    """Submits the runs that are neither finished nor under way, and says so.
+    """Submit the runs that are neither finished, queued nor in use.
 
     Args:
-      at_once: so many at a time; None: as many as the cluster gives.
+      spec, grid, workdir: config file, runs, and directory of the sweep.
+      options: resources of each run.
+      at_once: runs at a time; None: as many as the cluster gives.
+
+    Returns:
+      A message that tells what was submitted.
 
     Raises:
-      UserError: a folder holds a run of another config, a run is in the queue with another
-        command, or Slurm is not there or refuses.
+      UserError: a directory holds a run of another config, a run is queued with another command,
+        or Slurm is missing or refuses.
     """
     for point in grid:
         experiment.refuse_other_config(point.config, workdir / point.name)
-    with _locked(workdir):
-        known, jobs = read_runs(workdir), queue(workdir)
-        commands = _merged(known, spec, grid, workdir)
+    with _submission_lock(workdir):
+        known, jobs = read_runs(workdir), read_queue(workdir)
+        commands = _merge_commands(known, spec, grid, workdir)
         for name, job in jobs.items():
-            if job.lives and commands[name] != known[name]:
+            if job.is_active and commands[name] != known[name]:
                 raise UserError(f"run {name} is in the queue as {job} with another command")
-        names, said = _missing([point.name for point in grid], workdir, jobs)
+        names, others = _find_missing([point.name for point in grid], workdir, jobs)
         if not names:
-            return f"nothing to submit: {said}"
+            return f"nothing to submit: {others}"
         text = "".join(f"{name}\t{command}\n" for name, command in commands.items())
         write_whole(workdir / RUNS, text)
         lines = [line for line, name in enumerate(commands, start=1) if name in names]
         title = configs.experiment_name(spec)
         write_whole(workdir / SCRIPT, slurm_script.render(title, workdir, options, lines, at_once))
-        return f"{_sbatch(workdir, names)}{said and f'; {said}'}"
+        return f"{_submit_array(workdir, names)}{others and f'; {others}'}"
 
 
 def resubmit(workdir: Path, names: Sequence[str]) -> str:
-    """Submit the script again for the named runs that are neither finished nor queued.
+    """Submit the script again for the named runs that are neither finished, queued nor in use.
 
-    The script is that of the last submission, with what was edited in it since.
+    The script is the one of the last submission, including edits by hand.
 
     Returns:
-      What was submitted, in words.
+      A message that tells what was submitted.
 
     Raises:
-      UserError: nothing was submitted from here, or Slurm is not there or refuses.
+      UserError: nothing was submitted from this workdir, or Slurm is missing or refuses.
     """
     known = _submitted_runs(workdir, names)
-    with _locked(workdir):
-        missing, said = _missing(known, workdir, queue(workdir))
+    with _submission_lock(workdir):
+        missing, others = _find_missing(known, workdir, read_queue(workdir))
         if not missing:
-            return f"nothing to submit: {said}"
+            return f"nothing to submit: {others}"
         lines = [n for n, name in enumerate(read_runs(workdir), start=1) if name in missing]
         text = (workdir / SCRIPT).read_text()
-        write_whole(workdir / SCRIPT, slurm_script.with_lines(text, lines))
-        return f"{_sbatch(workdir, missing)}{said and f'; {said}'}"
+        write_whole(workdir / SCRIPT, slurm_script.replace_array(text, lines))
+        return f"{_submit_array(workdir, missing)}{others and f'; {others}'}"
 
 
-def report(grid: Sequence[grids.Point], workdir: Path) -> str:
-    """Tabulate the progress of each run and its place in the queue."""
-    jobs = {name: str(job) for name, job in queue(workdir).items()}
-    last = {name: f"{job} has left the queue" for name, job in _submitted(workdir).items()}
+def render_progress(grid: Sequence[grids.Point], workdir: Path) -> str:
+    """Return the table of `--status`, with the Slurm job of each run."""
+    jobs = {name: str(job) for name, job in read_queue(workdir).items()}
+    last = {name: f"{job} has left the queue" for name, job in _last_jobs(workdir).items()}
     shown = [jobs.get(point.name) or last.get(point.name, "") for point in grid]
-    return display.report(grid, status.snapshot(grid, workdir), shown)
+    return display.render_progress(grid, status.read_statuses(grid, workdir), shown)
 
 
 def cancel(workdir: Path, names: Sequence[str]) -> str:
     """Cancel the jobs of the named runs; running ones save first.
 
     Returns:
-      What was cancelled, in words.
+      A message that tells what was canceled.
 
     Raises:
-      UserError: nothing was submitted from here, or Slurm is not there or refuses.
+      UserError: nothing was submitted from this workdir, or Slurm is missing or refuses.
     """
     chosen = set(_submitted_runs(workdir, names))
-    found = {name: job for name, job in queue(workdir).items() if job.lives and name in chosen}
+    found = {
+        name: job for name, job in read_queue(workdir).items() if job.is_active and name in chosen
+    }
     if not found:
         return "nothing to cancel: none of the runs is in the queue"
-    _call("scancel", *(job.id for job in found.values()))
-    return "\n".join(f"cancelled {job.id}: {name}" for name, job in found.items())
+    _run_program("scancel", *(job.id for job in found.values()))
+    return "\n".join(f"canceled {job.id}: {name}" for name, job in found.items())
 
 
 def _submitted_runs(workdir, names):
     known = read_runs(workdir)
     if not known:
-        raise UserError(f"{workdir} is not the workdir of a sweep on Slurm: it has no {RUNS}")
+        raise UserError(f"{workdir} is not the workdir of a sweep on Slurm: {RUNS} is missing")
     return [name for name in names if name in known]
 
 
 def read_runs(workdir: Path) -> dict[str, str]:
-    """The names of the runs that were submitted from a workdir, and their commands, in order."""
+    """Return the names and commands of the runs submitted from a workdir, in order."""
     try:
         lines = (workdir / RUNS).read_text().splitlines()
     except FileNotFoundError:
@@ -172,58 +179,59 @@ def read_runs(workdir: Path) -> dict[str, str]:
     return dict(line.split("\t", 1) for line in lines)
 
 
-def queue(workdir: Path) -> dict[str, Job]:
-    """The jobs that Slurm knows of, by run: of each the one that lives, or the last one.
+def read_queue(workdir: Path) -> dict[str, Job]:
+    """Return the job of each run that Slurm knows: the active one, or else the last one.
 
     Raises:
-      UserError: Slurm is not there, or does not answer.
+      UserError: Slurm is missing or refuses.
     """
     names, own = list(read_runs(workdir)), (workdir / SCRIPT).resolve()
     found: dict[str, Job] = {}
-    said = _call("squeue", "--me", "--array", "--states=all", "--noheader", "-o", "%F|%K|%T|%r|%o")
-    for line in said.splitlines():
+    columns = "%F|%K|%T|%r|%o"
+    output = _run_program("squeue", "--me", "--array", "--states=all", "--noheader", "-o", columns)
+    for line in output.splitlines():
         job, task, state, reason, command = line.split("|", 4)
-        # A task that is not one of this sweep's lines was asked for by hand, and ends by itself.
+        # A task beyond the lines of runs.txt was submitted by hand; its script exits with an error.
         if Path(command).resolve() != own or not (task.isdigit() and 0 < int(task) <= len(names)):
             continue
         name, new = names[int(task) - 1], Job(f"{job}_{task}", state, reason)
-        if name not in found or new.rank > found[name].rank:
+        if name not in found or new.sort_key > found[name].sort_key:
             found[name] = new
     return found
 
 
-def _merged(known, spec, grid, workdir):
-    """The commands by name: those that are there keep their place, new ones come after."""
+def _merge_commands(known, spec, grid, workdir):
+    """Return commands by run name: the known ones in their order, then the new ones."""
     commands = dict(known)
     for point in grid:
-        command = shlex.join(grids.command(spec, point, workdir))
+        command = shlex.join(grids.train_command(spec, point, workdir))
         if not command.isprintable():
             raise UserError(f"run {point.name} has an override of more than one line: {command!r}")
         commands[point.name] = command
     return commands
 
 
-def _missing(names, workdir, jobs):
-    """Those that are neither finished nor under way, and in words what the others are."""
-    missing, others = [], {"finished": 0, "in the queue": 0, "in use by another process": 0}
+def _find_missing(names, workdir, jobs):
+    """Return the runs neither finished, queued nor in use, and a text that counts the others."""
+    missing, counts = [], {"finished": 0, "in the queue": 0, "in use by another process": 0}
     for name in names:
-        if _finished(workdir, name):
-            others["finished"] += 1
-        elif name in jobs and jobs[name].lives:
-            others["in the queue"] += 1
-        elif status.in_use(workdir / name):
-            others["in use by another process"] += 1
+        if _is_finished(workdir, name):
+            counts["finished"] += 1
+        elif name in jobs and jobs[name].is_active:
+            counts["in the queue"] += 1
+        elif status.is_in_use(workdir / name):
+            counts["in use by another process"] += 1
         else:
             missing.append(name)
-    return missing, ", ".join(f"{count} {state}" for state, count in others.items() if count)
+    return missing, ", ".join(f"{count} {state}" for state, count in counts.items() if count)
 
 
-def _finished(workdir, name):
+def _is_finished(workdir, name):
     return (workdir / name / "result.json").exists()
 
 
-def _submitted(workdir: Path) -> dict[str, str]:
-    """The last job of each run."""
+def _last_jobs(workdir: Path) -> dict[str, str]:
+    """Return the id of the last job submitted for each run."""
     try:
         lines = (workdir / _JOBS).read_text().splitlines()
     except FileNotFoundError:
@@ -233,21 +241,22 @@ def _submitted(workdir: Path) -> dict[str, str]:
     return {name: f"{entry['job']}_{numbers[name]}" for entry in entries for name in entry["runs"]}
 
 
-def _sbatch(workdir, names):
-    job = _call("sbatch", "--parsable", str((workdir / SCRIPT).absolute())).split(";")[0].strip()
+def _submit_array(workdir, names):
+    output = _run_program("sbatch", "--parsable", str((workdir / SCRIPT).absolute()))
+    job = output.split(";")[0].strip()  # JOB or JOB;CLUSTER
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     with (workdir / _JOBS).open("a") as file:
         file.write(json.dumps({"job": job, "submitted": now, "runs": names}) + "\n")
     count = f"{len(names)} run{'s' * (len(names) != 1)}"
-    return f"submitted {count} as job {job}, by {workdir / SCRIPT}"
+    return f"submitted {count} as job {job}, from {workdir / SCRIPT}"
 
 
-def _call(program, *arguments):
-    """The output of one of Slurm's commands."""
+def _run_program(program, *arguments):
+    """Run one of Slurm's programs and return its output."""
     try:
         done = subprocess.run([program, *arguments], capture_output=True, text=True)
     except FileNotFoundError:
-        raise UserError(f"there is no {program} here: Slurm's commands are expected") from None
+        raise UserError(f"{program} not found, expected Slurm's programs on the PATH") from None
     if done.returncode:
         lines = [line.removeprefix(f"{program}: ") for line in done.stderr.splitlines()]
         why = "; ".join(line.removeprefix("error: ") for line in lines if line.strip())
@@ -256,10 +265,10 @@ def _call(program, *arguments):
 
 
 @contextlib.contextmanager
-def _locked(workdir: Path) -> Iterator[None]:
-    """One submission at a time, so that no run gets two jobs."""
+def _submission_lock(workdir: Path) -> Iterator[None]:
+    """Allow one submission at a time, so that no run gets two jobs."""
     (workdir / SCRIPT).parent.mkdir(parents=True, exist_ok=True)
     lock = locks.acquire((workdir / SCRIPT).with_name(".lock"), wait=None)
-    assert lock  # it has waited
+    assert lock  # with wait=None it is acquired in the end
     with lock:
         yield

@@ -1,9 +1,9 @@
-"""A grid as a W&B sweep: its server hands out the runs, agents on any machine train them.
+"""Write a grid as a W&B sweep, whose server hands out the runs to agents on any machine.
 
-W&B's grid is the product of its parameters, and ours is a list of runs, so the sweep has one
-parameter, `only`, whose values are the names of the runs. What an agent starts is
-`segjax sweep ... --only NAME`, so workdirs, names and configs are those of a sweep without W&B, a
-run that is finished ends at once, and one that is half-done goes on.
+A W&B grid is the product of its parameters, but ours is a list of runs. So the W&B sweep has one
+parameter, `only`, whose values are the names of the runs. An agent starts
+`segjax sweep ... --only NAME`, so run directories, names and configs are the same as without W&B:
+a finished run ends at once, and a stopped one resumes.
 """
 
 import math
@@ -20,7 +20,7 @@ from segjax.sweep import grids
 _PARAMETER = "only"
 
 
-def definition(
+def build_definition(
     spec: str,
     grid: Sequence[grids.Point],
     overrides: Mapping[str, Any],
@@ -30,10 +30,10 @@ def definition(
     """Return the definition from which `wandb sweep FILE` makes a sweep.
 
     Args:
-      spec: the config file, found from where the agents are started.
-      grid: the runs that are part of it.
-      overrides, seeds: those that the grid was made with, for the agents to make it again.
-      workdir: where the agents write, the same for all.
+      spec: the config file, as a path from the directory in which agents start.
+      grid: the runs to hand out.
+      overrides, seeds: the ones that the grid was loaded with, from which agents load it again.
+      workdir: the sweep's directory, shared by all agents.
     """
     config = grid[0].config
     given = ["--seeds", *map(str, seeds)] if seeds else []
@@ -52,13 +52,13 @@ def definition(
     }
 
 
-def unfinished(grid: Sequence[grids.Point], workdir: Path) -> list[grids.Point]:
-    """The runs without a result, as far as the workdir can be seen from here.
+def unfinished_points(grid: Sequence[grids.Point], workdir: Path) -> list[grids.Point]:
+    """Return the runs that have no result in the workdir.
 
-    W&B hands out a run once, so those of lost agents are for another sweep.
+    W&B hands out a run only once, so the runs of lost agents need a new W&B sweep.
 
     Raises:
-      UserError: all have one.
+      UserError: all runs are finished.
     """
     found = [point for point in grid if not (workdir / point.name / "result.json").exists()]
     if not found:
@@ -67,5 +67,5 @@ def unfinished(grid: Sequence[grids.Point], workdir: Path) -> list[grids.Point]:
 
 
 def render(content: Mapping[str, Any], shell: str) -> str:
-    """A definition as a file, headed by the command that made it."""
+    """Return a definition as YAML, headed by the command that made it."""
     return f"# Made by: {shell}\n" + yaml.safe_dump(content, sort_keys=False, width=math.inf)

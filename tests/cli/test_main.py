@@ -1,4 +1,4 @@
-"""The command line: help without weight, one line for each mistake, tables from rows."""
+"""The command line: help without heavy imports, and one-line errors."""
 
 import subprocess
 import sys
@@ -14,8 +14,7 @@ COMMANDS = (
     *("models", "figures", "report", "benchmark", "reproduce"),
 )
 
-
-# What --help must not wait for.
+# Modules that --help and --version must not import.
 HEAVY = (
     *("jax", "jaxlib", "flax", "optax", "orbax", "numpy", "scipy", "matplotlib", "PIL"),
     *("tensorflow", "tensorflow_datasets", "array_record", "grain", "wandb"),
@@ -23,7 +22,7 @@ HEAVY = (
 )
 
 
-def test_the_version_says_what_convolutions_are_computed_by():
+def test_the_version_names_the_implementation_of_convolutions():
     script = (
         "import sys\n"
         "from segjax.cli.main import main\n"
@@ -58,7 +57,7 @@ def test_help_imports_nothing_heavy():
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_each_command_explains_itself(command, capsys):
+def test_each_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])
     assert end.value.code == 0
@@ -136,22 +135,22 @@ def test_each_command_explains_itself(command, capsys):
             "segjax data camvid",
         ),
         (["evaluate", "--workdir", "{tmp}/none"], "is not the workdir of a run"),
-        (["evaluate", "--workdir", "x", "--limit", "0"], "positive number"),
+        (["evaluate", "--workdir", "x", "--limit", "0"], "integer >= 1"),
         (["evaluate", "--workdir", "x", "--crf", "v3"], "CRF 'v3', expected v1, v2 or five"),
         (["evaluate", "--workdir", "x", "--crf", "3,1,4,0,3"], "CRF bi_xy is 0"),
         (["predict", "a.png", "--workdir", "x", "--output", "y", "--crf="], "CRF ''"),
         (["picture", "--results", "x", "--output", "y.png", "--crf", "3"], "CRF '3', expected"),
         (["table", "--results", "{tmp}/none"], "none"),
         (["table", "--results", "x", "--format", "word"], "invalid choice: 'word'"),
-        (["table", "--results", "x", "--colour"], "unknown argument '--colour'"),
-        (["picture", "--results", "{tmp}", "--output", "x.png"], "no finished run below"),
+        (["table", "--results", "x", "--color"], "unknown argument '--color'"),
+        (["picture", "--results", "{tmp}", "--output", "x.png"], "no finished run in or below it"),
         (["data", "imagenet"], "imagenet"),
         (["data", "camvid", "--source", "{tmp}"], "train.txt"),
         (["data", "streetscenes", "--resolution", "96"], "HEIGHTxWIDTH"),
         (["floors", "--dataset", "nothing"], "nothing"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_one_line_and_status_2(
+def test_a_mistake_gives_a_one_line_error_and_status_2(
     arguments, said, tmp_path, scenes_data_dir, capsys, monkeypatch
 ):
     monkeypatch.setenv("TFDS_DATA_DIR", str(scenes_data_dir))
@@ -164,7 +163,7 @@ def test_a_mistake_is_one_line_and_status_2(
     assert captured.out == ""
 
 
-def test_a_workdir_that_cannot_be_written_is_one_line(tmp_path, capsys):
+def test_an_unwritable_workdir_gives_a_one_line_error(tmp_path, capsys):
     blocked = tmp_path / "file"
     blocked.write_text("")
     arguments = ["--config", "experiments/quickstart.py", "--workdir", str(blocked / "run")]

@@ -1,4 +1,4 @@
-"""`segjax reproduce`: the dataset, the grid and the table by one command, which resumes."""
+"""`segjax reproduce`: one command prepares the dataset, trains the grid and prints the table."""
 
 import pytest
 
@@ -17,9 +17,9 @@ def command(tmp_path, camvid_data_dir, monkeypatch):
 
 
 @pytest.mark.slow
-def test_it_trains_the_grid_and_prints_the_table_and_nothing_twice(command, capfd):
+def test_it_trains_the_grid_once_and_prints_the_table(command, capfd):
     assert main([*command, "--time-limit", "1"]) == 75
-    assert "time limit reached, 2 to do" in capfd.readouterr().out
+    assert "time limit reached, 2 unfinished" in capfd.readouterr().out
     for _ in range(2):
         assert main(command) == 0
         out = capfd.readouterr().out
@@ -36,13 +36,13 @@ def test_it_trains_the_grid_and_prints_the_table_and_nothing_twice(command, capf
         (["--size", "small", "--config", "x.py"], "not allowed with argument"),
         (["--size", "huge"], "argument --size: invalid choice"),
         (["--config", "nowhere.py"], "config file nowhere.py does not exist"),
-        (["--time-limit", "0"], "argument --time-limit: expected seconds"),
+        (["--time-limit", "0"], "argument --time-limit: expected a time > 0"),
         (["--budget", "10"], "--budget"),
         (["--config", str(ROOT / "experiments/quickstart.py")], "trains on streetscenes, expected"),
         (["--config.model.widht=3"], "config has no field 'model.widht'"),
     ],
 )
-def test_a_mistake_is_one_line(arguments, said, tmp_path, monkeypatch, capsys):
+def test_a_mistake_gives_a_one_line_error(arguments, said, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["reproduce", "camvid", *arguments]) == 2
     out, error = capsys.readouterr()
@@ -51,7 +51,7 @@ def test_a_mistake_is_one_line(arguments, said, tmp_path, monkeypatch, capsys):
     assert error.count("\n") == 1
 
 
-def test_without_the_repository_the_config_is_asked_for(tmp_path, monkeypatch, capsys):
+def test_without_the_repository_the_error_names_config(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(reproduce, "GRIDS", {"camvid": "no_such_table"})
     assert main(["reproduce", "camvid"]) == 2

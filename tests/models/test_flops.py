@@ -15,7 +15,7 @@ from segjax.models import flops
 from segjax.ops.cpu_convolution import NHWC
 from segjax.ops.platform import shapes_only
 from segjax.ops.upsampling import bilinear_conv_transpose, conv_transpose
-from segjax.sweep import work
+from segjax.sweep import costs
 from support.runs import OneLayer, tiny_config
 from support.windows import macs
 
@@ -135,7 +135,7 @@ def test_a_model_of_patches_trains_on_patches_and_labels_whole_images():
     assert flops.forward_macs(model, (side, side, 3), train=True) == windows // (20 * 30)
     config = tiny_config("", model__name="patch_cnn", data__patches=7, steps=5)
     config.model.options = {"width": 4, "fc_width": 8}
-    assert work.of_training(config).macs == 3 * 7 * 4 * 5 * windows // (20 * 30)
+    assert costs.training_cost(config).macs == 3 * 7 * 4 * 5 * windows // (20 * 30)
 
 
 def test_training_costs_three_passes_over_each_image_of_each_step(monkeypatch):
@@ -143,22 +143,22 @@ def test_training_costs_three_passes_over_each_image_of_each_step(monkeypatch):
     config = tiny_config("", model__name="one_layer", steps=40)
     del config.model.options.width
     image = 24 * 32 * (9 * 3 * 4 + 4 * 11)
-    found = work.of_training(config)
-    assert found == work.Cost(9 * 3 * 4 + 4 + 2 * 4 + 4 * 11 + 11, 3 * 4 * 40 * image)
+    found = costs.training_cost(config)
+    assert found == costs.Cost(9 * 3 * 4 + 4 + 2 * 4 + 4 * 11 + 11, 3 * 4 * 40 * image)
     config.augment.crop = (12, 16)
-    assert work.of_training(config).macs == found.macs // 4
+    assert costs.training_cost(config).macs == found.macs // 4
     config.data.dataset, config.augment.crop = "isbi2012", ()  # gray, and two classes
-    assert work.of_training(config).parameters == 9 * 1 * 4 + 4 + 2 * 4 + 4 * 2 + 2
+    assert costs.training_cost(config).parameters == 9 * 1 * 4 + 4 + 2 * 4 + 4 * 2 + 2
     assert datasets.channels("camvid") == 3
 
 
 def test_counting_initializes_no_device():
     script = (
-        "from segjax.sweep import work\n"
+        "from segjax.sweep import costs\n"
         "from segjax.config import default\n"
         "config = default()\n"
         "config.model.options.width = 2\n"
-        "assert work.of_training(config).macs > 0\n"
+        "assert costs.training_cost(config).macs > 0\n"
         "from jax._src import xla_bridge\n"
         "assert not xla_bridge.backends_are_initialized()\n"
     )

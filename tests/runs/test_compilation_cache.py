@@ -37,7 +37,7 @@ def entries(folder):
 
 def test_sweep_compiles_once_and_survives_damaged_entries(tmp_path, scenes_data_dir):
     spec = toy_grid.write(tmp_path, scenes_data_dir, [0.1], [3, 4])
-    point, _ = grids.points(spec, {})
+    point, _ = grids.load_points(spec, {})
     status, _, error = toy_grid.sweep(spec, tmp_path / "sweep")
     assert status == 0, error
     folder = tmp_path / "sweep" / "compiled"
@@ -48,7 +48,7 @@ def test_sweep_compiles_once_and_survives_damaged_entries(tmp_path, scenes_data_
 
     def train(name, **environment):
         """Repeat the run of the sweep with its cache; return its standard error."""
-        command = grids.command(spec, point, tmp_path / name)[1:]
+        command = grids.train_command(spec, point, tmp_path / name)[1:]
         environment["JAX_COMPILATION_CACHE_DIR"] = str(folder)
         process = toy_grid.start(command, **environment)
         _, said = process.communicate()

@@ -53,12 +53,12 @@ def kill_and_finish(folder: Path, data_dir: Path, rates, seeds, kills: int) -> l
         number = signal.SIGKILL if kill < kills else signal.SIGTERM
         process.send_signal(number)
         said = process.communicate()
-        while any(status.in_use(run) for run in cut_off):  # they die of it
+        while any(status.is_in_use(run) for run in cut_off):  # they die of it
             assert time.monotonic() < deadline
             time.sleep(0.01)
         if number == signal.SIGTERM:
             assert process.returncode == 128 + number, said
-            assert "stopped; the same command goes on" in said[0]
+            assert "stopped; the same command resumes" in said[0]
         assert not list(workdir.glob("*/error.txt"))
         now = finished()
         assert before.items() <= now.items()
@@ -67,7 +67,7 @@ def kill_and_finish(folder: Path, data_dir: Path, rates, seeds, kills: int) -> l
 
     sweeps = [toy_grid.start_sweep(spec, workdir, *AT_ONCE, **environment) for _ in range(2)]
     said = [finish(process) for process in sweeps]
-    assert any("in use by another process, left to it" in out for out in said)
+    assert any("in use by another process, waiting for it" in out for out in said)
     for out in said:
         assert f"{total} of {total} runs are finished" in out
     after = finished()

@@ -1,4 +1,4 @@
-"""Grids of runs: names, seeds, choices among them, and what is refused."""
+"""Grids of runs: names, seeds, selection, and errors."""
 
 import pytest
 
@@ -12,7 +12,7 @@ def names(points):
     return [point.name for point in points]
 
 
-def test_names_are_made_of_the_overrides():
+def test_run_names_are_made_of_the_overrides():
     assert grids.run_name({"loss.class_weights": "none", "seed": 0}) == (
         "loss.class_weights=none,seed=0"
     )
@@ -21,9 +21,9 @@ def test_names_are_made_of_the_overrides():
     assert grids.run_name({}) == "default"
 
 
-def test_points_have_their_own_overrides_and_the_common_ones(tmp_path):
+def test_points_have_their_own_overrides_and_the_shared_ones(tmp_path):
     spec = toy_grid.write(tmp_path, "", [0.1, 0.2])
-    points = grids.points(spec, {"steps": "4"})
+    points = grids.load_points(spec, {"steps": "4"})
     assert names(points) == [
         f"optimizer.learning_rate={rate},seed={seed}" for rate in (0.1, 0.2) for seed in (0, 1)
     ]
@@ -32,7 +32,7 @@ def test_points_have_their_own_overrides_and_the_common_ones(tmp_path):
 
 
 def seedless(tmp_path):
-    """The config file of a grid that leaves the seed alone."""
+    """Write the config file of a grid that does not vary the seed."""
     file = tmp_path / "seedless.py"
     file.write_text(
         "from segjax.config import default as get_config\n\n"
@@ -45,27 +45,29 @@ def seedless(tmp_path):
 
 def test_seeds_multiply_the_grid(tmp_path):
     spec = seedless(tmp_path)
-    assert names(grids.points(spec, {})) == ["optimizer.name=sgd", "optimizer.name=adam"]
-    points = grids.points(spec, {"steps": "4"}, [0, 7])
+    assert names(grids.load_points(spec, {})) == ["optimizer.name=sgd", "optimizer.name=adam"]
+    points = grids.load_points(spec, {"steps": "4"}, [0, 7])
     assert names(points) == [
         f"optimizer.name={name},seed={seed}" for name in ("sgd", "adam") for seed in (0, 7)
     ]
     assert points[1].overrides == {"steps": "4", "optimizer.name": "sgd", "seed": 7}
     assert points[1].config.seed == 7
     with pytest.raises(UserError, match=r"--config\.seed is given"):
-        grids.points(spec, {"seed": "3"}, [0, 1])
-    with pytest.raises(UserError, match=r"two runs of the grid of .* are optimizer\.name=sgd,s"):
-        grids.points(spec, {}, [1, 1])
+        grids.load_points(spec, {"seed": "3"}, [0, 1])
+    with pytest.raises(
+        UserError, match=r"two runs of the grid of .* are named optimizer\.name=sgd,s"
+    ):
+        grids.load_points(spec, {}, [1, 1])
     with pytest.raises(UserError, match=r"--seeds is given, but the grid of \S+ varies the seed"):
-        grids.points(toy_grid.write(tmp_path, "", [0.1]), {}, [0, 1])
+        grids.load_points(toy_grid.write(tmp_path, "", [0.1]), {}, [0, 1])
 
 
-def test_a_config_without_a_grid_has_seeds_or_is_refused(tmp_path):
+def test_a_config_without_a_grid_needs_seeds(tmp_path):
     file = tmp_path / "single.py"
     file.write_text("from segjax.config import default as get_config\n")
     with pytest.raises(UserError, match=r"has no sweep\(\), and no --seeds are given"):
-        grids.points(str(file), {})
-    assert names(grids.points(str(file), {}, range(3))) == ["seed=0", "seed=1", "seed=2"]
+        grids.load_points(str(file), {})
+    assert names(grids.load_points(str(file), {}, range(3))) == ["seed=0", "seed=1", "seed=2"]
 
 
 @pytest.mark.parametrize(
@@ -84,38 +86,38 @@ def test_a_config_without_a_grid_has_seeds_or_is_refused(tmp_path):
         ([0.1], {"loss.class_weights": "inverse"}, "unknown loss.class_weights 'inverse'"),
     ],
 )
-def test_a_grid_that_cannot_be_is_refused_before_anything_runs(tmp_path, rates, overrides, said):
+def test_an_invalid_grid_is_refused_before_anything_runs(tmp_path, rates, overrides, said):
     spec = toy_grid.write(tmp_path, "", rates)
     with pytest.raises(UserError, match=said):
-        grids.points(spec, overrides)
+        grids.load_points(spec, overrides)
 
 
-def test_runs_are_chosen_by_patterns(tmp_path):
-    points = grids.points(toy_grid.write(tmp_path, "", [0.1, 0.2]), {})
-    assert grids.select(points, []) == points
-    assert names(grids.select(points, ["*,seed=1"])) == [
+def test_only_selects_runs_by_patterns(tmp_path):
+    points = grids.load_points(toy_grid.write(tmp_path, "", [0.1, 0.2]), {})
+    assert grids.select_points(points, []) == points
+    assert names(grids.select_points(points, ["*,seed=1"])) == [
         f"optimizer.learning_rate={rate},seed=1" for rate in (0.1, 0.2)
     ]
-    chosen = grids.select(points, ["*=0.2,*", "*0.1,seed=0"])
+    chosen = grids.select_points(points, ["*=0.2,*", "*0.1,seed=0"])
     assert chosen == [points[0], *points[2:]]
     with pytest.raises(UserError) as refusal:
-        grids.select(points, ["*seed=1", "*seed=2"])
+        grids.select_points(points, ["*seed=1", "*seed=2"])
     shown = ", ".join(names(points[:3]))
-    assert str(refusal.value) == f"--only *seed=2 fits none of the runs: {shown} and 1 more"
+    assert str(refusal.value) == f"--only *seed=2 matches none of the runs: {shown} and 1 more"
 
 
 def test_runs_are_grouped_in_wandb_by_the_experiment_unless_a_group_is_given(tmp_path):
     spec = toy_grid.write(tmp_path, "", [0.1])
     online = {"wandb.mode": "online"}
-    (point, _) = grids.points(spec, online)
+    (point, _) = grids.load_points(spec, online)
     assert point.config.wandb.group == "grid"
-    assert "--config.wandb.group=grid" in grids.command(spec, point, tmp_path)
-    (point, _) = grids.points(spec, {**online, "wandb.group": "mine"})
+    assert "--config.wandb.group=grid" in grids.train_command(spec, point, tmp_path)
+    (point, _) = grids.load_points(spec, {**online, "wandb.group": "mine"})
     assert point.config.wandb.group == "mine"
-    (point, _) = grids.points(spec, {})
+    (point, _) = grids.load_points(spec, {})
     assert point.config.wandb.group == ""
     assert not any(
-        word.startswith("--config.wandb") for word in grids.command(spec, point, tmp_path)
+        word.startswith("--config.wandb") for word in grids.train_command(spec, point, tmp_path)
     )
 
 
@@ -136,14 +138,14 @@ def test_commands_are_printed_and_nothing_is_written(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--seeds", "0"], "--seeds 0 asks for no run"),
-        (["--seeds", "-1"], "expected a number from 0 up, found '-1'"),
-        (["--jobs", "0"], "expected a positive number, found '0'"),
-        (["--only", "unet*"], "--only unet* fits none of the runs: optimizer.name=sgd, "),
+        (["--seeds", "0"], "--seeds 0 selects no run"),
+        (["--seeds", "-1"], "expected an integer >= 0, found '-1'"),
+        (["--jobs", "0"], "expected an integer >= 1, found '0'"),
+        (["--only", "unet*"], "--only unet* matches none of the runs: optimizer.name=sgd, "),
         (["--status", "--dry-run"], "not allowed with"),
     ],
 )
-def test_arguments_that_cannot_be_are_one_line(tmp_path, capsys, arguments, said):
+def test_an_invalid_argument_gives_a_one_line_error(tmp_path, capsys, arguments, said):
     spec = seedless(tmp_path)
     assert main(["sweep", "--config", spec, "--workdir", str(tmp_path), *arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()

@@ -1,6 +1,6 @@
-"""Manifests, checked by the published schemas of Kubernetes and by what a training needs of them.
+"""Kubernetes manifests, checked against the published schemas and the needs of `segjax train`.
 
-No API server is asked.
+No API server takes part.
 """
 
 import copy
@@ -32,7 +32,7 @@ DNS_LABEL = "[a-z]([a-z0-9-]*[a-z0-9])?"
 
 @pytest.fixture
 def manifests(monkeypatch, capsys):
-    """What the script prints, read back."""
+    """Return a function that runs `segjax sweep` and parses the manifests that it prints."""
     monkeypatch.chdir(ROOT)
 
     def read(arguments):
@@ -43,7 +43,7 @@ def manifests(monkeypatch, capsys):
 
 
 def validate(documents, version="1.37"):
-    """`kubernetes-validate --strict`, but what it has no schema for is an error."""
+    """Validate as `kubernetes-validate --strict` does, and raise where a schema is missing."""
     for document in documents:
         kubernetes_validate.validate(document, version, strict=True)
 
@@ -57,7 +57,7 @@ def variables(job):
 
 
 @pytest.mark.parametrize("arguments", [GPU, EVERYTHING, TPU], ids=["one host", "GPUs", "slice"])
-def test_kubernetes_takes_the_manifests(manifests, arguments):
+def test_manifests_are_valid(manifests, arguments):
     documents = manifests(arguments)
     jobs = [document for document in documents if document["kind"] == "Job"]
     assert len(jobs) == 2
@@ -65,28 +65,28 @@ def test_kubernetes_takes_the_manifests(manifests, arguments):
     validate(documents)
 
 
-def test_the_help_names_the_defaults_of_a_cluster(capsys):
+def test_the_help_tells_the_defaults_of_a_cluster(capsys):
     with pytest.raises(SystemExit):
         main(["sweep", "--help"])
     said = " ".join(capsys.readouterr().out.split())
     default = kubernetes.Cluster(image="segjax", claim="runs")
     for option, value in (
-        ("--mount DIR where it is mounted", default.mount),
-        ("--accelerator {gpu,tpu}", default.accelerator),
-        ("--hosts N pods of a run", default.hosts),
-        ("--grace SECONDS to save in, when a pod is told to stop", default.grace),
-        ("--restarts N of a run after crashes, disruptions not counted", default.restarts),
+        ("--mount DIR mount point of the claim", default.mount),
+        ("--accelerator {gpu,tpu} kind of device", default.accelerator),
+        ("--hosts N pods per run", default.hosts),
+        ("--grace SECONDS time to save when a pod is told to stop", default.grace),
+        ("--restarts N restarts per run after crashes; disruptions do not count", default.restarts),
     ):
         assert f"{option} (default: {value})" in said
 
 
-def test_the_check_of_the_schema_can_fail(manifests):
+def test_invalid_manifests_fail_the_validation(manifests):
     service, job = manifests(f"{TPU} --only loss.class_weights=none,seed=0")
-    spoilt = [copy.deepcopy(job) for _ in range(3)]
-    pod_of(spoilt[0])["restartPolcy"] = pod_of(spoilt[0]).pop("restartPolicy")
-    spoilt[1]["spec"]["completions"] = "four"
-    spoilt[2]["spec"]["podFailurePolicy"]["rules"][0]["onPodCondition"] = []
-    for document in spoilt:
+    broken = [copy.deepcopy(job) for _ in range(3)]
+    pod_of(broken[0])["restartPolcy"] = pod_of(broken[0]).pop("restartPolicy")
+    broken[1]["spec"]["completions"] = "four"
+    broken[2]["spec"]["podFailurePolicy"]["rules"][0]["onPodCondition"] = []
+    for document in broken:
         with pytest.raises(kubernetes_validate.ValidationError):
             validate([document])
     with pytest.raises(kubernetes_validate.SchemaNotFoundError):
@@ -94,13 +94,13 @@ def test_the_check_of_the_schema_can_fail(manifests):
 
 
 @pytest.mark.parametrize("name", ["gpu", "tpu"])
-def test_the_committed_examples_are_what_their_first_line_makes(name, monkeypatch, capsys):
+def test_the_command_in_an_example_prints_the_example(name, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     example = (ROOT / "launch" / "kubernetes" / f"{name}.yaml").read_text()
     made_by = example.splitlines()[0].removeprefix("# Made by: segjax ")
     assert main(shlex.split(made_by)) == 0
     assert capsys.readouterr().out == example
-    for version in ("1.31", "1.37"):  # the oldest that has all of it, and the newest known
+    for version in ("1.31", "1.37"):  # the oldest with every field, and the newest known
         validate(yaml.safe_load_all(example), version)
 
 
@@ -109,7 +109,7 @@ def test_the_pods_of_a_run_find_each_other(manifests):
     for service, job in zip(documents[::2], documents[1::2], strict=True):
         name = job["metadata"]["name"]
         assert service["spec"]["clusterIP"] == "None"
-        # The controller of Jobs labels the pods with its name, and names them by their index.
+        # The Job controller labels pods with the name of the Job, and names them by their index.
         assert service["spec"]["selector"] == {"batch.kubernetes.io/job-name": name}
         assert pod_of(job)["subdomain"] == service["metadata"]["name"]
         found = variables(job)
@@ -125,7 +125,7 @@ def test_the_pods_of_a_run_find_each_other(manifests):
         )
 
 
-def test_a_training_joins_by_the_variables_of_its_pod(manifests, monkeypatch):
+def test_a_process_joins_by_the_variables_of_its_pod(manifests, monkeypatch):
     _, job = manifests(f"{EVERYTHING} --only loss.class_weights=none,seed=0")
     joined = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *given, **_: joined.append(given))
@@ -134,14 +134,14 @@ def test_a_training_joins_by_the_variables_of_its_pod(manifests, monkeypatch):
     assert joined == [(found["JAX_COORDINATOR_ADDRESS"]["value"], 4, 3)]
 
 
-def test_a_run_of_one_host_has_no_one_to_find(manifests):
+def test_a_run_on_one_host_sets_no_variables_for_others(manifests):
     for job in manifests(GPU):
         assert job["spec"]["completions"] == 1
         assert not [name for name in variables(job) if name.startswith("JAX_NUM")]
         assert "subdomain" not in pod_of(job)
 
 
-def test_a_slice_is_left_to_gke_and_to_one_job(manifests):
+def test_a_tpu_slice_has_one_job_and_the_variables_of_gke(manifests):
     service, job = manifests(f"{TPU} --only loss.class_weights=none,seed=0")
     pod, name = pod_of(job), job["metadata"]["name"]
     assert pod["nodeSelector"] == {
@@ -150,7 +150,7 @@ def test_a_slice_is_left_to_gke_and_to_one_job(manifests):
     }
     (container,) = pod["containers"]
     assert container["resources"]["limits"] == {"google.com/tpu": "4"}
-    # What GKE asks for before it sets TPU_WORKER_HOSTNAMES and TPU_WORKER_ID.
+    # GKE requires these before it sets TPU_WORKER_HOSTNAMES and TPU_WORKER_ID.
     assert (job["spec"]["completionMode"], job["spec"]["parallelism"]) == ("Indexed", 2)
     assert pod["subdomain"] == service["metadata"]["name"]
     assert "JAX_NUM_PROCESSES" not in variables(job)
@@ -164,7 +164,7 @@ def test_a_slice_is_left_to_gke_and_to_one_job(manifests):
     assert together["topologyKey"] == apart["topologyKey"] == "cloud.google.com/gke-nodepool"
 
 
-def test_all_pods_are_replaced_and_no_disruption_is_counted(manifests):
+def test_failed_pods_are_replaced_and_disruptions_do_not_count(manifests):
     _, job = manifests(f"{EVERYTHING} --only loss.class_weights=none,seed=0")
     spec = job["spec"]
     assert spec["backoffLimit"] == 3 * 4
@@ -188,13 +188,15 @@ def test_all_pods_are_replaced_and_no_disruption_is_counted(manifests):
     assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "research"
 
 
-def test_the_pods_run_what_a_sweep_runs_where_the_claim_is(manifests):
+def test_pods_run_the_command_of_the_sweep_on_the_claim(manifests):
     jobs = [document for document in manifests(EVERYTHING) if document["kind"] == "Job"]
-    grid = grids.points("experiments/quickstart.py", {"steps": "7"})
+    grid = grids.load_points("experiments/quickstart.py", {"steps": "7"})
     for job, point in zip(jobs, grid, strict=True):
         (container,) = pod_of(job)["containers"]
         workdir = Path("/mnt/runs/quickstart")
-        assert container["command"] == grids.command("experiments/quickstart.py", point, workdir)
+        assert container["command"] == grids.train_command(
+            "experiments/quickstart.py", point, workdir
+        )
         assert job["metadata"]["annotations"]["segjax/run"] == point.name
         mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
         claims = {
@@ -223,7 +225,7 @@ def test_the_pods_run_what_a_sweep_runs_where_the_claim_is(manifests):
         ("ü", "é"),
     ],
 )
-def test_names_are_dns_labels_with_room_for_the_index(experiment, run):
+def test_job_names_are_dns_labels_with_room_for_the_index(experiment, run):
     name = kubernetes.job_name(experiment, run, ["segjax", experiment, run])
     assert re.fullmatch(DNS_LABEL, name)
     assert len(f"{name}-{kubernetes.MOST_HOSTS - 1}") <= 63
@@ -234,18 +236,18 @@ def test_names_are_dns_labels_with_room_for_the_index(experiment, run):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (f"{GPU} --hosts 0", "argument --hosts: expected a positive number, found '0'"),
+        (f"{GPU} --hosts 0", "argument --hosts: expected an integer >= 1, found '0'"),
         (f"{GPU} --hosts 1001", "--hosts 1001, expected at most 1000"),
         (f"{GPU} --hosts 3", "batch_size / micro_batches is 8, which 3 hosts do not divide"),
-        (f"{GPU} --topology 2x4", "--accelerator gpu does without --topology"),
+        (f"{GPU} --topology 2x4", "--accelerator gpu does not take --topology"),
         (f"{GPU} --accelerator tpu --topology 2x4", "--accelerator tpu needs --tpu"),
         (f"{TPU} --devices 8", "--topology 2x4 has 8 chips, but --hosts 2 of --devices 8 have 16"),
         (f"{TPU} --topology 2by4", "--topology 2by4, expected chips such as 2x4"),
         (f"{GPU} --workdir runs/quickstart", "--workdir runs/quickstart is not below /mnt/runs"),
-        (f"{GPU} --request memory=lots", "--request memory=lots: expected a quantity"),
+        (f"{GPU} --request memory=lots", "--request memory=lots, expected a quantity"),
         (f"{GPU} --env PATH", "argument --env: expected NAME=VALUE, found 'PATH'"),
-        (f"{GPU} --only nothing", "--only nothing fits none of the runs"),
-        (f"{GPU} --seeds 0", "--seeds 0 asks for no run"),
+        (f"{GPU} --only nothing", "--only nothing matches none of the runs"),
+        (f"{GPU} --seeds 0", "--seeds 0 selects no run"),
         (f"{GPU} --config.stepps=3", "stepps"),
         (f"{GPU} --host 2", "unknown argument '--host'"),
         (f"{GPU} --jobs 2", "--jobs does nothing without --launcher local or slurm"),
@@ -253,7 +255,7 @@ def test_names_are_dns_labels_with_room_for_the_index(experiment, run):
         (QUICKSTART, "--launcher kubernetes needs --image"),
     ],
 )
-def test_a_mistake_is_one_line(arguments, said, monkeypatch, capsys):
+def test_a_mistake_gives_a_one_line_error(arguments, said, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     assert main(["sweep", "--launcher", "kubernetes", *shlex.split(arguments)]) == 2
     out, error = capsys.readouterr()
@@ -262,13 +264,13 @@ def test_a_mistake_is_one_line(arguments, said, monkeypatch, capsys):
     assert error.count("\n") == 1
 
 
-def test_what_a_command_has_of_shell_variables_stays_as_it_is():
+def test_variables_in_a_command_are_not_expanded():
     cluster = kubernetes.Cluster(image="segjax", claim="runs")
-    (point,) = grids.points(str(ROOT / "experiments/segnet.py"), {}, seeds=[0])
+    (point,) = grids.load_points(str(ROOT / "experiments/segnet.py"), {}, seeds=[0])
     odd = grids.Point(point.name, {"model.pretrained": "$(HOME)/vgg.npz"}, point.config)
-    (job,) = kubernetes.manifests("f.py", [odd], Path("/mnt/runs/x"), cluster)
-    # Kubernetes writes variables into $(NAME), and $$(NAME) is its way of not doing so.
+    (job,) = kubernetes.build_manifests("f.py", [odd], Path("/mnt/runs/x"), cluster)
+    # Kubernetes expands $(NAME), and turns $$(NAME) into a literal $(NAME).
     assert "--config.model.pretrained=$$(HOME)/vgg.npz" in pod_of(job)["containers"][0]["command"]
     with pytest.raises(UserError, match="is not an absolute path"):
-        kubernetes.check(kubernetes.Cluster(image="segjax", claim="runs", mount="runs"))
+        kubernetes.check_cluster(kubernetes.Cluster(image="segjax", claim="runs", mount="runs"))
     assert shlex.split(kubernetes.render([job], "a 'b c'").splitlines()[0])[-1] == "b c"

@@ -1,4 +1,4 @@
-"""The runs of a sweep on this machine: real ones of the tiniest kind, and stand-ins for them."""
+"""Sweeps on this machine, with tiny real runs and with stand-ins for `segjax train`."""
 
 import fcntl
 import io
@@ -19,14 +19,14 @@ from segjax.sweep import grids, local
 from support import toy_grid
 from support.kill_a_sweep import kill_and_finish
 
-# Stands for `segjax train`: says its name, and does what the file `do` in its folder says.
+# Stand-in for `segjax train`: logs its name, and executes the file `do` in its run directory.
 FAKE = """
 import os, pathlib, signal, sys, time
 folder = pathlib.Path(sys.argv[sys.argv.index("--workdir") + 1])
 log = folder.parent / "log"
-def note(what):
+def note(event):
     with log.open("a") as file:
-        file.write(what + " " + folder.name + "\\n")
+        file.write(event + " " + folder.name + "\\n")
 note("begin")
 print("devices", os.environ.get("JAX_NUM_CPU_DEVICES"), "cores", {cores}, flush=True)
 exec((folder / "do").read_text() if (folder / "do").exists() else "")
@@ -38,11 +38,14 @@ note("end")
 
 @pytest.fixture
 def stand_in(tmp_path, monkeypatch):
-    """`local.run` on four stand-ins: its exit status and what it said; `do` says what one does."""
+    """Provide `run`, which is `local.run` on four stand-ins, and `do`, which sets what one does.
+
+    `run` returns the exit status and the output; `log` returns the (event, name) pairs logged.
+    """
     monkeypatch.setattr(local, "_CHILD", FAKE)
-    monkeypatch.setattr(local, "_LOOK_EVERY", 0.01)
+    monkeypatch.setattr(local, "_POLL_SECONDS", 0.01)
     spec = toy_grid.write(tmp_path, "", [1, 2])
-    grid = grids.points(spec, {})
+    grid = grids.load_points(spec, {})
     workdir = tmp_path / "runs"
 
     class StandIn:
@@ -67,7 +70,7 @@ def names(stand_in, *numbers):
     return [stand_in.folders[number].name for number in numbers]
 
 
-def test_what_is_missing_runs_one_after_the_other(stand_in):
+def test_unfinished_runs_are_trained_one_after_the_other(stand_in):
     assert stand_in.run()[0] == 0
     expected = [(what, name) for name in names(stand_in, 0, 1, 2, 3) for what in ("begin", "end")]
     assert stand_in.log() == expected
@@ -82,15 +85,15 @@ def test_what_is_missing_runs_one_after_the_other(stand_in):
         f"[4/4] {stand_in.folders[3].name}: finished already",
         f"4 of 4 runs are finished in {stand_in.folders[0].parent}",
     ]
-    # The log of a run has all its starts.
+    # log.txt keeps the output of all starts.
     assert (stand_in.folders[2] / "log.txt").read_text().count("test G") == 2
 
 
-def test_as_many_run_at_a_time_as_are_asked_for(stand_in, monkeypatch):
+def test_jobs_is_the_number_of_runs_at_a_time(stand_in, monkeypatch):
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "4")
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setattr(local, "_cores", lambda: (0, 1))
-    # The first two wait for one another, so that they end only if both are under way.
+    # The first two wait for each other, so they end only if both run at the same time.
     for number, other in ((0, 1), (1, 0)):
         name = stand_in.folders[other].name
         stand_in.do(
@@ -109,14 +112,14 @@ def test_as_many_run_at_a_time_as_are_asked_for(stand_in, monkeypatch):
     assert shares == {"devices 2 cores {0}", "devices 2 cores {1}"}
 
 
-def test_runs_that_must_share_cores_are_said_to(stand_in, monkeypatch):
+def test_more_jobs_than_cores_print_a_note(stand_in, monkeypatch):
     monkeypatch.setattr(local, "_cores", lambda: (0,))
     status, said = stand_in.run(jobs=3)
     assert status == 0
     assert said.splitlines()[0] == "3 runs at a time share 1 core"
 
 
-def test_a_failure_is_recorded_and_tried_again(stand_in):
+def test_a_failed_run_is_recorded_and_retried(stand_in):
     stand_in.do(0, "sys.exit('segjax: it is broken')")
     stand_in.do(1, "os.kill(os.getpid(), signal.SIGKILL)")
     status, said = stand_in.run()
@@ -139,30 +142,30 @@ def test_a_failure_is_recorded_and_tried_again(stand_in):
 
 
 @pytest.mark.parametrize("name", [".lock", ".sweep.lock"])
-def test_a_run_that_another_process_is_at_is_left_to_it_and_waited_for(stand_in, name):
+def test_a_run_in_use_by_another_process_is_waited_for(stand_in, name):
     held = stand_in.folders[0]
     held.mkdir(parents=True)
     with (held / name).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
 
-        def end_it():  # when the others are through
+        def finish_it():  # after the other three
             while len(list(held.parent.glob("*/result.json"))) < 3:
                 time.sleep(0.01)
             (held / "result.json").write_text("{}")
             lock.close()
 
-        other = threading.Thread(target=end_it)
+        other = threading.Thread(target=finish_it)
         other.start()
         status, said = stand_in.run()
         other.join()
     assert status == 0
-    assert said.count("in use by another process, left to it") == 1
+    assert said.count("in use by another process, waiting for it") == 1
     assert f"[1/4] {held.name}: finished already" in said
     assert ("begin", held.name) not in stand_in.log()
     assert not (held / "log.txt").exists()
 
 
-def test_a_run_that_a_training_took_first_is_not_a_failure(stand_in):
+def test_a_run_that_another_process_started_first_is_not_a_failure(stand_in):
     stand_in.do(
         0,
         "if not (folder / 'again').exists():\n"
@@ -177,7 +180,7 @@ def test_a_run_that_a_training_took_first_is_not_a_failure(stand_in):
     assert not (stand_in.folders[0] / "error.txt").exists()
 
 
-def test_a_signal_is_handed_on_and_nothing_new_begins(stand_in):
+def test_a_signal_is_forwarded_and_no_other_run_starts(stand_in):
     for number in (0, 1):
         stand_in.do(
             number,
@@ -196,7 +199,7 @@ def test_a_signal_is_handed_on_and_nothing_new_begins(stand_in):
     status, said = stand_in.run(jobs=2)
     other.join()
     assert status == 143
-    assert said.splitlines()[-1] == "stopped; the same command goes on"
+    assert said.splitlines()[-1] == "stopped; the same command resumes"
     assert sorted(name for _, name in stand_in.log()) == sorted(names(stand_in, 0, 1))
     assert not any((folder / "error.txt").exists() for folder in stand_in.folders)
     for number in (0, 1):
@@ -204,7 +207,7 @@ def test_a_signal_is_handed_on_and_nothing_new_begins(stand_in):
     assert stand_in.run()[0] == 0
 
 
-def test_a_terminal_has_an_overview_and_the_ends(stand_in):
+def test_a_terminal_shows_the_live_table_and_how_runs_ended(stand_in):
     stand_in.do(1, "sys.exit('segjax: it is broken')")
     status, said = stand_in.run(interactive=True)
     assert status == 1
@@ -214,27 +217,27 @@ def test_a_terminal_has_an_overview_and_the_ends(stand_in):
     assert "4 runs: 1 running, 3 new" in said
 
 
-def test_shares_of_the_machine(monkeypatch):
+def test_jobs_divide_the_machine(monkeypatch):
     monkeypatch.setattr(local, "_cores", lambda: (0, 1, 2, 3, 6))
     none = {"CUDA_VISIBLE_DEVICES": ""}
-    assert local.shares(1, {"JAX_NUM_CPU_DEVICES": "4"}) == [local.Share((), {})]
-    assert local.shares(2, none) == [local.Share((0, 2, 6), {}), local.Share((1, 3), {})]
-    assert [share.cores for share in local.shares(7, none)] == [
+    assert local.split_machine(1, {"JAX_NUM_CPU_DEVICES": "4"}) == [local.Share((), {})]
+    assert local.split_machine(2, none) == [local.Share((0, 2, 6), {}), local.Share((1, 3), {})]
+    assert [share.cores for share in local.split_machine(7, none)] == [
         *((core,) for core in (0, 1, 2, 3, 6)),
         *((0,), (1,)),
     ]
-    found = local.shares(3, {**none, "JAX_NUM_CPU_DEVICES": "8"})
+    found = local.split_machine(3, {**none, "JAX_NUM_CPU_DEVICES": "8"})
     assert [share.environment for share in found] == [{"JAX_NUM_CPU_DEVICES": "2"}] * 3
-    found = local.shares(2, {"CUDA_VISIBLE_DEVICES": "0,2,5"})
+    found = local.split_machine(2, {"CUDA_VISIBLE_DEVICES": "0,2,5"})
     visible = [share.environment for share in found]
     assert visible == [{"CUDA_VISIBLE_DEVICES": "0,5"}, {"CUDA_VISIBLE_DEVICES": "2"}]
-    with pytest.raises(UserError, match="--jobs 2, but there is 1 GPU for them"):
-        local.shares(2, {"CUDA_VISIBLE_DEVICES": "3"})
-    found = local.shares(2, {"CUDA_VISIBLE_DEVICES": "3", "JAX_PLATFORMS": "cpu"})
+    with pytest.raises(UserError, match="--jobs 2, but there is 1 GPU; set JAX_PLATFORMS=cpu"):
+        local.split_machine(2, {"CUDA_VISIBLE_DEVICES": "3"})
+    found = local.split_machine(2, {"CUDA_VISIBLE_DEVICES": "3", "JAX_PLATFORMS": "cpu"})
     assert [share.environment for share in found] == [{}, {}]
 
 
-def test_a_broken_run_is_recorded_and_the_rest_goes_on(
+def test_a_failed_run_is_recorded_and_the_others_finish(
     tmp_path, scenes_data_dir, monkeypatch, capsys
 ):
     spec = toy_grid.write(tmp_path, scenes_data_dir, [1e30, 0.1], [3])
@@ -252,7 +255,7 @@ def test_a_broken_run_is_recorded_and_the_rest_goes_on(
     row = json.loads((sound / "result.json").read_text())
     assert row["overrides"] == {"optimizer.learning_rate": 0.1, "seed": 3}
 
-    # What is there is no longer what is asked for: said, and not taken for finished.
+    # A run directory of another config is an error, not a finished run.
     command = ["sweep", "--config", spec, "--workdir", str(tmp_path / "runs")]
     assert main([*command, "--config.log_every=2", "--config.batch_size=8"]) == 2
     assert "another config: batch_size is 8, was 4" in capsys.readouterr().err
@@ -261,12 +264,12 @@ def test_a_broken_run_is_recorded_and_the_rest_goes_on(
 
 
 @pytest.mark.slow
-def test_a_sweep_that_is_killed_loses_no_run_and_ends_none_twice(tmp_path, scenes_data_dir):
+def test_a_killed_sweep_loses_no_run_and_finishes_none_twice(tmp_path, scenes_data_dir):
     kill_and_finish(tmp_path, scenes_data_dir, (0.1, 0.2), (0, 1), kills=2)
 
 
 @pytest.mark.parametrize(
-    ("environment", "asked", "jobs"),
+    ("environment", "given", "jobs"),
     [
         ({"CUDA_VISIBLE_DEVICES": "0,2,5"}, "gpus", 3),
         ({"CUDA_VISIBLE_DEVICES": "0,2,5"}, 2, 2),
@@ -274,19 +277,19 @@ def test_a_sweep_that_is_killed_loses_no_run_and_ends_none_twice(tmp_path, scene
         ({"CUDA_VISIBLE_DEVICES": "0,2,5", "JAX_PLATFORMS": "cpu"}, "gpus", 1),
     ],
 )
-def test_jobs_are_one_a_gpu_where_that_is_asked(environment, asked, jobs):
-    assert local.default_jobs(asked, environment) == jobs
+def test_jobs_gpus_means_one_run_per_gpu(environment, given, jobs):
+    assert local.resolve_jobs(given, environment) == jobs
 
 
-def test_after_the_time_limit_nothing_starts_and_what_runs_saves(stand_in):
+def test_after_the_time_limit_no_run_starts_and_running_ones_save(stand_in):
     first, second = names(stand_in, 0, 1)
     stand_in.do(1, "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)); time.sleep(60)")
     status, said = stand_in.run(time_limit=3.0)
-    assert status == local.REMAINS == 75
+    assert status == local.UNFINISHED == 75
     assert stand_in.log() == [("begin", first), ("end", first), ("begin", second)]
     assert said.splitlines()[-2:] == [
         f"1 of 4 runs are finished in {stand_in.folders[0].parent}",
-        "time limit reached, 3 to do; the same command goes on",
+        "time limit reached, 3 unfinished; the same command resumes",
     ]
     assert not (stand_in.folders[1] / "error.txt").exists()
     stand_in.do(1, "")

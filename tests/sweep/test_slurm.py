@@ -1,4 +1,4 @@
-"""Sweeps on a real Slurm of six nodes on this machine: real trainings of the tiniest kind."""
+"""Sweeps of tiny runs on a real Slurm cluster, with six nodes on this machine."""
 
 import io
 import os
@@ -18,7 +18,7 @@ from support.runs import arrays, assert_same_bits, saved_steps
 
 pytestmark = pytest.mark.slow
 
-# As long as the file `slowly` is there, runs take their time from the twelfth step on.
+# While the file `slow` exists, each step after the twelfth takes two seconds.
 CONFIG = """
 import pathlib, time
 from support.runs import OneLayer, small_config
@@ -28,12 +28,12 @@ from segjax.runs import tracking
 models.MODELS["one_layer"] = OneLayer
 write = tracking.MetricsLog.write
 
-def slowly(self, step, values):
-    if step > 12 and pathlib.Path("{slowly}").exists():
+def slow(self, step, values):
+    if step > 12 and pathlib.Path("{slow}").exists():
         time.sleep(2)
     write(self, step, values)
 
-tracking.MetricsLog.write = slowly
+tracking.MetricsLog.write = slow
 
 def get_config():
     config = small_config("{data_dir}", steps=100, eval_every=50, checkpoint_every=10)
@@ -47,13 +47,13 @@ def sweep():
 
 
 class Sweep:
-    """A grid on the cluster, in a folder of its own."""
+    """A sweep on the cluster, in a folder of its own."""
 
     def __init__(self, cluster, folder, data_dir, field, values, devices=1):
         self.cluster, self.workdir = cluster, folder / "the runs"
-        self.spec, self.slowly = folder / "grid.py", folder / "slowly"
+        self.spec, self.slow = folder / "grid.py", folder / "slow"
         text = CONFIG.format(
-            slowly=self.slowly,
+            slow=self.slow,
             data_dir=data_dir,
             devices=devices,
             name="value",
@@ -64,26 +64,20 @@ class Sweep:
         self.folders = {value: self.workdir / f"{field}={value}" for value in values}
 
     def sweep(self, *options):
-        said = io.StringIO()
-        with redirect_stdout(said):
+        """Run `segjax sweep` with options and return its output."""
+        output = io.StringIO()
+        with redirect_stdout(output):
             arguments = ["--config", self.spec, "--workdir", self.workdir, *options]
             assert main(["sweep", "--launcher", "slurm", *map(str, arguments)]) == 0
-        return said.getvalue()
-
-    def act(self, command, *options):
-        said = io.StringIO()
-        with redirect_stdout(said):
-            words = ["--config", self.spec, "--workdir", self.workdir, *options]
-            assert main(["sweep", "--launcher", "slurm", f"--{command}", *map(str, words)]) == 0
-        return said.getvalue()
+        return output.getvalue()
 
     def job(self, value):
-        return slurm.queue(self.workdir)[self.folders[value].name]
+        return slurm.read_queue(self.workdir)[self.folders[value].name]
 
-    def shown(self, value, field):
-        """What Slurm says of the job of a run, such as its ExitCode."""
-        said = self.cluster.call("scontrol", "show", "job", self.job(value).id)
-        return re.search(rf"\b{field}=(\S+)", said)[1]
+    def job_field(self, value, field):
+        """Return a field of the job of a run from `scontrol show job`, such as ExitCode."""
+        output = self.cluster.call("scontrol", "show", "job", self.job(value).id)
+        return re.search(rf"\b{field}=(\S+)", output)[1]
 
     def step(self, value):
         log = self.folders[value] / "metrics.jsonl"
@@ -100,7 +94,7 @@ class Sweep:
 
     def wait_for_all(self):
         self.wait_for(
-            lambda: not any(job.lives for job in slurm.queue(self.workdir).values()),
+            lambda: not any(job.is_active for job in slurm.read_queue(self.workdir).values()),
             "the end of all jobs",
         )
 
@@ -124,7 +118,7 @@ def cluster(tmp_path_factory):
         yield started
 
 
-def test_an_array_of_four_one_of_which_is_broken(cluster, tmp_path, scenes_data_dir):
+def test_an_array_of_four_runs_one_of_which_fails(cluster, tmp_path, scenes_data_dir):
     rates = (0.05, 0.1, 1e30, 0.2)
     own = Sweep(cluster, tmp_path, scenes_data_dir, "optimizer.learning_rate", rates)
     said = own.sweep("--jobs", "2", "--time-limit", "600", "--cpus-per-task", "2")
@@ -132,9 +126,9 @@ def test_an_array_of_four_one_of_which_is_broken(cluster, tmp_path, scenes_data_
     assert "4 in the queue" in own.sweep()
     own.wait_for_all()
 
-    assert {own.shown(rate, "ExitCode") for rate in (0.05, 0.1, 0.2)} == {"0:0"}
-    assert own.shown(1e30, "ExitCode") == "1:0"
-    assert own.shown(1e30, "JobState") == "FAILED"
+    assert {own.job_field(rate, "ExitCode") for rate in (0.05, 0.1, 0.2)} == {"0:0"}
+    assert own.job_field(1e30, "ExitCode") == "1:0"
+    assert own.job_field(1e30, "JobState") == "FAILED"
     rows = results.read([own.workdir])
     assert sorted(row["overrides"]["optimizer.learning_rate"] for row in rows) == [0.05, 0.1, 0.2]
     for rate, folder in own.folders.items():
@@ -142,27 +136,29 @@ def test_an_array_of_four_one_of_which_is_broken(cluster, tmp_path, scenes_data_
         assert (folder / "error.txt").exists() == (rate == 1e30)
         assert own.log(rate).count("test G ") == (rate != 1e30)
     error = (own.folders[1e30] / "error.txt").read_text()
-    assert "at step 2; no good checkpoint was saved" in status.cause(error)
-    for shown in (own.sweep("--status"), own.act("status")):
-        assert "4 runs: 3 finished, 1 failed" in shown
-        assert f"{own.job(1e30).id} FAILED" in shown
-    # Submitting again tries what is missing.
+    assert "at step 2; no good checkpoint was saved" in status.failure_cause(error)
+    progress = own.sweep("--status")
+    assert "4 runs: 3 finished, 1 failed" in progress
+    assert f"{own.job(1e30).id} FAILED" in progress
+    # Another submission would retry the failed run.
     assert "\n#SBATCH --array=3\n" in own.sweep("--dry-run")
     assert main(["table", "--results", str(own.workdir)]) == 0
 
 
-def test_a_cancelled_run_stays_so_until_it_is_asked_for(cluster, tmp_path, scenes_data_dir):
+def test_a_canceled_run_stays_canceled_until_it_is_submitted_again(
+    cluster, tmp_path, scenes_data_dir
+):
     own = Sweep(cluster, tmp_path, scenes_data_dir, "seed", (0, 1))
-    own.slowly.touch()
+    own.slow.touch()
     own.sweep()
     own.wait_for(lambda: all(own.step(seed) > 2 for seed in (0, 1)), "steps of both")
     gone = own.job(0).id
-    assert f"cancelled {gone}: seed=0\n" == own.act("cancel", "--only", "seed=0")
-    own.wait_for(lambda: not own.job(0).lives, "the end of the cancelled job")
+    assert f"canceled {gone}: seed=0\n" == own.sweep("--cancel", "--only", "seed=0")
+    own.wait_for(lambda: not own.job(0).is_active, "the end of the canceled job")
     assert own.job(0).state == "CANCELLED"
-    own.slowly.unlink()
+    own.slow.unlink()
     own.wait_for_all()
-    # A requeued job would have come back by now: its wait is that of the cluster.
+    # A requeued job would run again by now.
     assert own.job(0).id == gone
     assert (own.job(0).state, own.job(1).state) == ("CANCELLED", "COMPLETED")
     assert not (own.folders[0] / "error.txt").exists()
@@ -171,26 +167,26 @@ def test_a_cancelled_run_stays_so_until_it_is_asked_for(cluster, tmp_path, scene
     assert 10 < stopped < 100
     assert (own.folders[1] / "result.json").exists()
 
-    # By hand: the line is the run's, and its job is known.
+    # A job submitted by hand is found by its script, and its run by the task number.
     cluster.call("sbatch", "--array=1", own.workdir / slurm_script.SCRIPT)
-    assert own.act("resubmit") == "nothing to submit: 1 finished, 1 in the queue\n"
+    assert own.sweep("--resubmit") == "nothing to submit: 1 finished, 1 in the queue\n"
     own.wait_for_all()
     assert f"resumed at step {stopped}" in own.log(0)
-    assert "2 runs: 2 finished" in own.act("status")
-    assert own.act("resubmit") == "nothing to submit: 2 finished\n"
+    assert "2 runs: 2 finished" in own.sweep("--status")
+    assert own.sweep("--resubmit") == "nothing to submit: 2 finished\n"
 
 
 DISTURBANCES = ("requeued", "preempted", "timed", "node", "process")
 
 
 def disturb(cluster, folder, data_dir):
-    """Runs of two processes on two nodes: one let alone, and at once, one each,
+    """Train runs of two processes on two nodes, one undisturbed and then one each that
 
-    - requeued by an administrator,
-    - preempted by a job of a higher partition,
-    - signalled because its time is up,
-    - left by one of its nodes,
-    - left by one of its processes, and in the end submitted again.
+    - is requeued by an administrator,
+    - is preempted by a job in a partition of higher priority,
+    - gets the signal before its time limit,
+    - loses one of its nodes,
+    - loses one of its processes, and is submitted again.
     """
     names = ("alone", *DISTURBANCES)
     own = Sweep(cluster, folder, data_dir, "wandb.group", names, devices=2)
@@ -202,7 +198,7 @@ def disturb(cluster, folder, data_dir):
 
     submit("alone")
     own.wait_for_all()
-    own.slowly.touch()
+    own.slow.touch()
     for name in DISTURBANCES:
         submit(name)
     own.wait_for(lambda: all(own.step(name) > 12 for name in DISTURBANCES), "their first steps")
@@ -211,7 +207,7 @@ def disturb(cluster, folder, data_dir):
     cluster.call("sbatch", "--partition=urgent", "--nodelist=127.0.0.3", "--exclusive",
                  "--output=/dev/null", "--wrap=true")  # fmt: skip
     limit = "scontrol", "update", f"jobid={own.job('timed').id}"
-    cluster.call(*limit, "TimeLimit=2")  # and the signal before it is due
+    cluster.call(*limit, "TimeLimit=2")  # minutes: the signal is due at once
     cluster.kill_node("127.0.0.6")
     own.wait_for(lambda: "stopped by" in own.log("timed"), "the signal before the time limit")
     cluster.call(*limit, "TimeLimit=60")  # before it starts again
@@ -223,21 +219,21 @@ def disturb(cluster, folder, data_dir):
     os.kill(second, signal.SIGKILL)
 
     killed = time.monotonic()
-    own.wait_for(lambda: not own.job("process").lives, "the end of the run without a process")
+    own.wait_for(lambda: not own.job("process").is_active, "the end of the run without a process")
     own.seconds = time.monotonic() - killed
-    own.end = {name: own.shown("process", name) for name in ("JobState", "ExitCode")}
+    own.end = {name: own.job_field("process", name) for name in ("JobState", "ExitCode")}
     own.error = (own.folders["process"] / "error.txt").read_text()
-    own.again = own.act("resubmit")
+    own.again = own.sweep("--resubmit")
     own.wait_for(lambda: own.job("node").state == "PENDING", "the requeue after a lost node")
     cluster.start_node("127.0.0.6")
     for name in DISTURBANCES:
         own.wait_for(lambda name=name: own.starts(name) == 2, f"the second start of {name}")
-    own.slowly.unlink()
+    own.slow.unlink()
     own.wait_for_all()
     return own
 
 
-def test_what_ends_a_start_of_two_processes_leaves_no_trace(
+def test_disturbed_runs_end_with_the_same_bits_as_an_undisturbed_one(
     cluster, tmp_path, scenes_data_dir, subtests
 ):
     own = disturb(cluster, tmp_path, scenes_data_dir)
@@ -247,7 +243,7 @@ def test_what_ends_a_start_of_two_processes_leaves_no_trace(
         with subtests.test(name):
             log = own.log(name)
             (step,) = re.findall(r"cpu x2 of 2 processes, resumed at step (\d+)", log)
-            if name in ("node", "process"):  # without a word
+            if name in ("node", "process"):  # killed without a signal to save
                 assert int(step) % 10 == 0 < int(step)
                 assert "stopped by" not in log
             else:
@@ -258,11 +254,11 @@ def test_what_ends_a_start_of_two_processes_leaves_no_trace(
                 assert_same_bits(ours, theirs)
             assert results.read([own.folders[name]])[0]["confusion"] == row["confusion"]
             assert log.count("test G ") == 1
-            assert own.shown(name, "ExitCode") == "0:0"
+            assert own.job_field(name, "ExitCode") == "0:0"
             assert not (own.folders[name] / "error.txt").exists()
-    with subtests.test("a lost process is noticed soon, and the next start goes on"):
+    with subtests.test("a lost process ends the run soon, and the next start resumes"):
         assert own.seconds < 60
         assert own.end == {"JobState": "FAILED", "ExitCode": "137:0"}
-        assert status.cause(own.error) == "127.0.0.2: task 1: Killed"
+        assert status.failure_cause(own.error) == "127.0.0.2: task 1: Killed"
         assert own.again.startswith("submitted 1 run as job ")
         assert "1 finished, 4 in the queue" in own.again

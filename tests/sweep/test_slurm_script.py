@@ -1,4 +1,4 @@
-"""The script for Slurm by itself: run by bash with stand-ins for Slurm's commands."""
+"""The batch script for Slurm, run by bash with stand-ins for Slurm's programs."""
 
 import os
 import shlex
@@ -11,10 +11,10 @@ from segjax.cli.main import main
 from segjax.errors import UserError
 from segjax.files import write_whole
 from segjax.sweep import grids, slurm, slurm_script, status
-from segjax.sweep.slurm_script import Options, array, render, with_lines
+from segjax.sweep.slurm_script import Options, format_array, render, replace_array
 from support import toy_grid
 
-# Says what it was called with; `srun` does what it is told to in the file `do`.
+# Stand-in for one of Slurm's programs: logs its arguments; `srun` executes the file `do`.
 STAND_IN = """#!/bin/bash
 echo "$(basename "$0") $*" >> "{folder}/called"
 case $(basename "$0") in
@@ -27,7 +27,7 @@ esac
 
 
 class Bench:
-    """A workdir with one run, in a folder with an odd name, and stand-ins."""
+    """A workdir with one run and an awkward name, and stand-ins for Slurm's programs."""
 
     def __init__(self, folder, monkeypatch):
         self.folder = folder
@@ -49,7 +49,7 @@ class Bench:
         return [line for line in lines if line.startswith(program)]
 
     def start(self, command="segjax train", restarts=0, nodes=1, **options):
-        """The exit status of a start of the run; bash alone, as Slurm starts it."""
+        """Start the run by the script, as Slurm does, and return the exit status."""
         write_whole(self.workdir / slurm_script.RUNS, f"seed=0\t{command}\n")
         script = self.folder / "spooled"
         write_whole(script, render("tiny", self.workdir, Options(**options), [1]))
@@ -70,7 +70,7 @@ def bench(tmp_path, monkeypatch):
     return Bench(tmp_path, monkeypatch)
 
 
-def test_what_is_asked_for_is_in_the_script(tmp_path, monkeypatch):
+def test_the_script_has_all_options(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = render(
         "skips",
@@ -126,10 +126,10 @@ def test_what_is_asked_for_is_in_the_script(tmp_path, monkeypatch):
         "export A='b c'",
     ):
         assert text.count(f"\n{line}\n") == 1
-    assert "\n#SBATCH --array=4,6-7%2\n" in with_lines(text, [6, 4, 7])
+    assert "\n#SBATCH --array=4,6-7%2\n" in replace_array(text, [6, 4, 7])
 
 
-def test_a_container_brings_its_python(tmp_path, monkeypatch):
+def test_a_container_has_its_own_python(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     options = Options(container_image="nvcr.io#nvidia/jax:1", container_mounts=["/data:/data"])
     text = render("skips", tmp_path / "runs", options, [1])
@@ -141,7 +141,7 @@ def test_a_container_brings_its_python(tmp_path, monkeypatch):
     assert words[4] == f"--container-workdir={tmp_path})"
 
 
-def test_odd_values_reach_the_training_as_they_are(bench):
+def test_arguments_with_special_characters_arrive_unchanged(bench):
     bench.says(do='printf "<%s>" "$@"')
     odd = ["a b", "$HOME", "it's", '"', "\\", "*", "#", "`x`"]
     assert bench.start(shlex.join(["segjax", "train", *odd])) == 0
@@ -150,7 +150,7 @@ def test_odd_values_reach_the_training_as_they_are(bench):
     assert said == "".join(f"<{word}>" for word in words)
 
 
-def test_runs_share_what_they_compile(bench, monkeypatch):
+def test_runs_share_a_compilation_cache(bench, monkeypatch):
     bench.says(do='echo "in $JAX_COMPILATION_CACHE_DIR"')
     for folder in (bench.workdir / "compiled", "/else where"):
         assert bench.start() == 0
@@ -158,10 +158,10 @@ def test_runs_share_what_they_compile(bench, monkeypatch):
         monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/else where")
 
 
-def test_a_run_that_saved_is_requeued_alone(bench):
+def test_a_saved_run_requeues_its_own_task(bench):
     bench.says(do="echo stopped by SIGTERM; exit 143")
     assert bench.start(restarts=2, most_requeues=3) == 143
-    # By the id of its task: 12 would be the whole array. The stand-in refuses four times.
+    # 12_1 is the task; 12 would be the whole array. The stand-in refuses, so the script retries.
     assert bench.called("scontrol requeue") == ["scontrol requeue 12_1"] * 4
     bench.says(state="TIMEOUT")
     bench.start()
@@ -169,7 +169,7 @@ def test_a_run_that_saved_is_requeued_alone(bench):
 
 
 @pytest.mark.parametrize("state", ["CANCELLED", "COMPLETING", "PENDING"])
-def test_a_job_that_is_no_longer_meant_to_run_is_left_alone(bench, state):
+def test_a_canceled_or_requeued_job_is_not_requeued(bench, state):
     for number in (143, 1):
         bench.says(state=state, do=f"exit {number}")
         assert bench.start(nodes=2) == number
@@ -177,15 +177,15 @@ def test_a_job_that_is_no_longer_meant_to_run_is_left_alone(bench, state):
         assert not (bench.run / "error.txt").exists()
 
 
-def test_requeues_come_to_an_end(bench):
+def test_the_number_of_requeues_is_limited(bench):
     bench.says(do="echo segjax: stopped by SIGTERM; exit 143")
     assert bench.start(restarts=3, most_requeues=3) == 143
     assert not bench.called("scontrol requeue")
     error = (bench.run / "error.txt").read_text()
-    assert "requeued 3 times already; submit it again to go on" in status.cause(error)
+    assert "requeued 3 times already; submit it again to resume" in status.failure_cause(error)
 
 
-def test_a_failed_run_leaves_what_it_said_in_this_start(bench):
+def test_a_failed_run_leaves_the_output_of_this_start(bench):
     bench.says(do="echo former; exit 1")
     bench.start()
     bench.says(do="echo 'segjax: loss nan'; echo 'srun: error: a: task 0: Exited with exit code 1'")
@@ -194,8 +194,8 @@ def test_a_failed_run_leaves_what_it_said_in_this_start(bench):
     assert bench.start(nodes=2) == 1
     error = (bench.run / "error.txt").read_text()
     assert "former" not in error
-    assert status.cause(error) == "loss nan"
-    # All nodes are there, so it is its own fault.
+    assert status.failure_cause(error) == "loss nan"
+    # No node was lost, so it is not requeued.
     assert not bench.called("scontrol requeue")
     assert (bench.run / "log.txt").read_text().count("job 12_1 on a") == 2
     bench.says(do="exit 0")
@@ -204,7 +204,7 @@ def test_a_failed_run_leaves_what_it_said_in_this_start(bench):
 
 
 @pytest.mark.parametrize(
-    ("said", "cause"),
+    ("output", "cause"),
     [
         ("ValueError: no\nsrun: error: a: task 0: Exited with exit code 1", "ValueError: no"),
         (
@@ -215,17 +215,17 @@ def test_a_failed_run_leaves_what_it_said_in_this_start(bench):
         ("segjax: no data\nsegjax: process 0 of 2 cannot go on, as it says", "no data"),
     ],
 )
-def test_the_first_to_fail_is_the_cause(said, cause):
-    assert status.cause(f"step 1/4\n{said}\n") == cause
+def test_the_cause_is_the_first_failure(output, cause):
+    assert status.failure_cause(f"step 1/4\n{output}\n") == cause
 
 
-def test_one_whose_folder_is_in_use_waits_by_being_requeued(bench):
+def test_a_run_in_use_is_requeued(bench):
     bench.says(do="echo segjax: workdir x is in use by another process; exit 2")
     bench.start()
     assert bench.called("scontrol requeue")
 
 
-def test_a_set_up_that_fails_fails_the_run(bench):
+def test_a_failing_setup_line_fails_the_run(bench):
     assert bench.start(setup=["export A=1", "no_such_program --x", "export B=2"]) == 127
     assert "no_such_program: command not found" in (bench.run / "error.txt").read_text()
     assert not bench.called("srun")
@@ -244,21 +244,23 @@ def test_a_set_up_that_fails_fails_the_run(bench):
         ({"sbatch": ["exclusive"]}, "--sbatch is 'exclusive', expected --sbatch=--NAME=VALUE"),
     ],
 )
-def test_options_that_slurm_would_not_take_are_refused(options, message):
+def test_an_invalid_option_is_refused(options, message):
     with pytest.raises(UserError) as error:
         Options(**options)
     assert str(error.value) == message
 
 
-def test_lines_of_an_array():
-    assert array([1]) == "1"
-    assert array([5, 3, 1, 2, 7, 8]) == "1-3,5,7-8"
+def test_format_array():
+    assert format_array([1]) == "1"
+    assert format_array([5, 3, 1, 2, 7, 8]) == "1-3,5,7-8"
 
 
-def test_submitting(bench, scenes_data_dir, tmp_path, monkeypatch, capsys):
+def test_submissions_keep_task_numbers_and_skip_finished_and_queued_runs(
+    bench, scenes_data_dir, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     spec = toy_grid.write(tmp_path, scenes_data_dir, [0.1, 0.2], [0])
-    first, second = (point.name for point in grids.points(spec, {}))
+    first, second = (point.name for point in grids.load_points(spec, {}))
     own = ["sweep", "--config", spec, "--workdir", str(bench.workdir), "--launcher", "slurm"]
 
     def said(arguments, expected=0):
@@ -282,10 +284,10 @@ def test_submitting(bench, scenes_data_dir, tmp_path, monkeypatch, capsys):
     bench.says(sbatch="echo '12;lab'")
     assert said(own).startswith("submitted 2 runs as job 12, by ")
     runs = slurm.read_runs(bench.workdir)
-    for name, point in zip((first, second), grids.points(spec, {}), strict=True):
-        assert shlex.split(runs[name]) == grids.command(spec, point, bench.workdir)
+    for name, point in zip((first, second), grids.load_points(spec, {}), strict=True):
+        assert shlex.split(runs[name]) == grids.train_command(spec, point, bench.workdir)
 
-    # Those that are waiting or finished get no second job; numbers stay.
+    # Queued and finished runs get no second job; task numbers stay.
     in_queue("PENDING")
     assert "submitted 1 run as job 12" in said(own)
     assert "#SBATCH --array=1\n" in (bench.workdir / slurm_script.SCRIPT).read_text()
@@ -308,11 +310,13 @@ def test_submitting(bench, scenes_data_dir, tmp_path, monkeypatch, capsys):
     assert "12_2 has left the queue" in said([*own, "--status"])
 
     monkeypatch.setenv("PATH", "/nowhere")
-    expected = "segjax: there is no squeue here: Slurm's commands are expected\n"
+    expected = "segjax: squeue not found, expected Slurm's programs on the PATH\n"
     assert said(own, 2) == expected
 
 
-def test_what_a_command_line_cannot_mean_is_said(tmp_path, capsys, scenes_data_dir, monkeypatch):
+def test_contradictory_options_give_a_one_line_error(
+    tmp_path, capsys, scenes_data_dir, monkeypatch
+):
     spec = toy_grid.write(tmp_path, scenes_data_dir, [0.1], [0])
     own = ["sweep", "--config", spec, "--workdir", str(tmp_path / "runs")]
     assert main([*own, "--most-requeues", "3"]) == 2
@@ -328,8 +332,11 @@ def test_what_a_command_line_cannot_mean_is_said(tmp_path, capsys, scenes_data_d
         ([*slurm, "--resubmit"], "is not the workdir of a sweep on Slurm"),
         ([*slurm, "--cancel", "--resubmit"], "not allowed with argument"),
         ([*slurm, "--image", "x"], "--image does nothing without --launcher kubernetes"),
-        ([*slurm, "--jobs", "gpus"], "--jobs gpus is for one machine"),
-        ([*slurm, "--time-limit", "1:2"], "argument --time-limit: expected seconds, HH:MM:SS"),
+        ([*slurm, "--jobs", "gpus"], "--jobs is gpus, expected a number with --launcher slurm"),
+        (
+            [*slurm, "--time-limit", "1:2"],
+            "argument --time-limit: expected a time > 0 in seconds, HH:MM:SS",
+        ),
     ):
         assert main([*own, *arguments]) == 2
         assert message in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""`launch/tpu_vm.sh` against a gcloud that is not one: folders of this machine are its workers."""
+"""`launch/tpu_vm.sh` with a stand-in for gcloud, whose workers are folders on this machine."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ from support import ROOT
 SCRIPT = ROOT / "launch" / "tpu_vm.sh"
 WORKERS = ("worker-0", "worker-1")
 
-# Notes what it is asked, and does it in the home of each worker: as Google's does by ssh and scp.
+# Stand-in for gcloud: logs its arguments, and does in each worker's folder what ssh and scp would.
 GCLOUD = """
 import json, os, pathlib, shutil, subprocess, sys
 root, given = pathlib.Path(os.environ["WORKERS"]), sys.argv[1:]
@@ -30,7 +30,7 @@ for home in sorted(root.glob("worker-*")):
 sys.exit(max((process.wait() for process in at_work), default=0))
 """
 
-# Stands for Python on a worker, which makes a .venv whose segjax is no training.
+# Stand-in for Python on a worker: makes a .venv with a stand-in for segjax.
 PYTHON = """#!/bin/bash
 mkdir -p "$3/bin" && printf '#!/bin/bash\\necho "pip $*" >> segjax.log' > "$3/bin/pip"
 cp "$WORKERS/segjax" "$3/bin/segjax" && chmod +x "$3"/bin/*
@@ -90,7 +90,7 @@ def wait_for(condition):
         time.sleep(0.05)
 
 
-def test_a_training_is_installed_started_once_stopped_and_gone_on_with(workers):
+def test_a_run_is_started_once_stopped_and_resumed(workers):
     done("install")
     for name in WORKERS:
         copied = workers / name / "segjax"
@@ -102,11 +102,11 @@ def test_a_training_is_installed_started_once_stopped_and_gone_on_with(workers):
     started = "train|--distributed|--config|a file.py|--workdir|/mnt/runs/wait on tpu,cpu"
     done(*command)
     wait_for(lambda: all(log[-1] == started for log in logs(workers)))
-    assert done(*command).splitlines() == ["a training runs already"] * 2
-    assert done("status").count(f": runs: {started}") == 2
+    assert done(*command).splitlines() == ["a run is in progress already"] * 2
+    assert done("status").count(f": running: {started}") == 2
     done("stop")
     assert [log[1:] for log in logs(workers)] == [[started, "saved"]] * 2
-    assert done("status").count(": does not run: saved") == 2
+    assert done("status").count(": not running: saved") == 2
     done("stop")
 
     done(*command)
@@ -114,7 +114,7 @@ def test_a_training_is_installed_started_once_stopped_and_gone_on_with(workers):
     done("stop")
 
 
-def test_a_sweep_goes_through_its_runs_until_it_is_stopped(workers):
+def test_a_sweep_trains_its_runs_until_it_is_stopped(workers):
     done("install")
     done("sweep", "--config", "a file.py", "--workdir", "/mnt/runs/x")
     wait_for(lambda: all("wait" in log[-1] for log in logs(workers)))
@@ -133,7 +133,7 @@ def test_a_sweep_goes_through_its_runs_until_it_is_stopped(workers):
     [["install"], ["run", "df -h ."], ["train", "--config", "x.py"], ["status"], ["stop"]],
     ids=lambda command: command[0],
 )
-def test_a_dry_run_prints_what_gcloud_would_be_asked(workers, command):
+def test_a_dry_run_prints_the_gcloud_commands(workers, command):
     lines = done("--project", "p", "--dry-run", *command).splitlines()
     assert not (workers / "asked").exists()
     for line in lines:
@@ -158,7 +158,7 @@ def test_a_dry_run_prints_what_gcloud_would_be_asked(workers, command):
         (["--zone"], "--zone needs a value"),
     ],
 )
-def test_a_mistake_is_one_line(workers, arguments, said):
+def test_a_mistake_gives_a_one_line_error(workers, arguments, said):
     finished = tpu_vm(*arguments)
     assert finished.returncode == 2
     assert said in finished.stderr
@@ -166,7 +166,7 @@ def test_a_mistake_is_one_line(workers, arguments, said):
     assert not (workers / "asked").exists()
 
 
-def test_bash_and_shellcheck_have_nothing_to_say():
+def test_bash_and_shellcheck_accept_the_script():
     assert subprocess.run(["bash", "-n", SCRIPT]).returncode == 0
     if shutil.which("shellcheck") is None:
         pytest.skip("no shellcheck")

@@ -1,7 +1,4 @@
-"""A sweep of W&B: checked and searched by its own engine, run by its own agent.
-
-Only its server is not there.
-"""
+"""W&B sweeps, with W&B's own schema, search engine and agent; only the server is missing."""
 
 import json
 import os
@@ -22,7 +19,7 @@ from support import ROOT, toy_grid
 pytestmark = pytest.mark.slow
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # of its models, which are in the style of an older pydantic
+    warnings.simplefilter("ignore")  # its models use the style of an older pydantic
     import sweeps
 
 QUICKSTART = "--config experiments/quickstart.py --workdir runs/no_such_sweep"
@@ -30,7 +27,7 @@ QUICKSTART = "--config experiments/quickstart.py --workdir runs/no_such_sweep"
 
 @pytest.fixture
 def definition(monkeypatch, capsys):
-    """What the script prints, read back."""
+    """Return a function that runs `segjax sweep` and parses the definition that it prints."""
     monkeypatch.chdir(ROOT)
 
     def read(arguments):
@@ -54,7 +51,7 @@ def definition(monkeypatch, capsys):
     ],
     ids=["grid", "override", "seeds"],
 )
-def test_wandb_takes_the_sweep_and_hands_out_our_runs_once(
+def test_wandb_accepts_the_definition_and_hands_out_each_run_once(
     definition, more, spec, overrides, seeds
 ):
     content = definition(f"{QUICKSTART} {more}")
@@ -64,7 +61,7 @@ def test_wandb_takes_the_sweep_and_hands_out_our_runs_once(
         run.state = sweeps.RunState.finished
         runs.append(run)
     names = [run.config["only"]["value"] for run in runs]
-    assert names == [point.name for point in grids.points(spec, overrides, seeds)]
+    assert names == [point.name for point in grids.load_points(spec, overrides, seeds)]
 
 
 @pytest.mark.parametrize(
@@ -79,13 +76,13 @@ def test_wandb_takes_the_sweep_and_hands_out_our_runs_once(
     ],
     ids=lambda wrong: next(iter(wrong)),
 )
-def test_the_check_can_fail(definition, wrong):
+def test_an_invalid_definition_violates_the_schema(definition, wrong):
     assert sweeps.schema_violations_from_proposed_config(definition(QUICKSTART) | wrong)
 
 
 @pytest.fixture
 def agent(monkeypatch, tmp_path):
-    """The exit status of what W&B's agent starts for one value of the sweep's parameter."""
+    """Return a function that lets W&B's agent start one run and returns its exit status."""
     binaries = Path(sys.executable).parent
     monkeypatch.setenv("PATH", f"{binaries}:{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
@@ -103,10 +100,12 @@ def agent(monkeypatch, tmp_path):
     return start
 
 
-def test_an_agent_trains_where_a_sweep_does(definition, agent, scenes_data_dir, tmp_path):
+def test_an_agent_trains_in_the_run_directory_of_a_sweep(
+    definition, agent, scenes_data_dir, tmp_path
+):
     spec = toy_grid.write(tmp_path, scenes_data_dir, rates=(0.1, 0.2), seeds=(0,))
     workdir = tmp_path / "runs"
-    # Offline: the run is W&B's, and nothing is sent.
+    # Offline: W&B records the run and sends nothing.
     line = f"--config {spec} --workdir {workdir} --config.wandb.mode=offline"
     content = definition(line)
     first, second = content["parameters"]["only"]["values"]
@@ -116,31 +115,31 @@ def test_an_agent_trains_where_a_sweep_does(definition, agent, scenes_data_dir, 
     assert (row["name"], row["overrides"]) == (second, {"optimizer.learning_rate": 0.2, "seed": 0})
     (noted,) = (workdir / second / "wandb").glob("offline-run-*/run-*.wandb")
     assert noted.name == "run-run0.wandb"
-    # And a sweep without W&B finds it finished.
-    grid = grids.points(spec, {"wandb.mode": "offline"})
-    assert [found.state for found in status.snapshot(grid, workdir)] == ["new", "finished"]
+    # A sweep without W&B finds the run finished.
+    grid = grids.load_points(spec, {"wandb.mode": "offline"})
+    assert [found.state for found in status.read_statuses(grid, workdir)] == ["new", "finished"]
     assert definition(line)["parameters"]["only"]["values"] == [first]
 
 
 def test_a_sweep_of_finished_runs_is_refused(tmp_path):
-    grid = grids.points(str(ROOT / "experiments/quickstart.py"), {})[:2]
+    grid = grids.load_points(str(ROOT / "experiments/quickstart.py"), {})[:2]
     for point in grid:
         (tmp_path / point.name).mkdir()
         (tmp_path / point.name / "result.json").touch()
     with pytest.raises(UserError, match="all 2 runs are finished"):
-        wandb.unfinished(grid, tmp_path)
+        wandb.unfinished_points(grid, tmp_path)
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (f"{QUICKSTART} --only nothing", "--only nothing fits none of the runs"),
+        (f"{QUICKSTART} --only nothing", "--only nothing matches none of the runs"),
         (f"{QUICKSTART} --config.wandb.mode=onlein", "onlein"),
         ("--workdir x --config nowhere.py", "config file nowhere.py does not exist"),
         ("--workdir x", "the following arguments are required: --config"),
     ],
 )
-def test_a_mistake_is_one_line(arguments, said, monkeypatch, capsys):
+def test_a_mistake_gives_a_one_line_error(arguments, said, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     assert main(["sweep", "--launcher", "wandb", *shlex.split(arguments)]) == 2
     out, error = capsys.readouterr()

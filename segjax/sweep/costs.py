@@ -14,20 +14,20 @@ from segjax.errors import UserError
 from segjax.models import flops
 from segjax.sweep.grids import Point
 
-# A backward pass does the work of about two forward ones: one for the gradients of the parameters,
-# one for those of the maps.
+# A backward pass costs about two forward passes: one for the gradients of the parameters, one for
+# the gradients of the feature maps.
 PASSES = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Size and work of one run."""
+    """Parameters and MACs of one run."""
 
     parameters: int
-    macs: int  # of its training; validation and test are not counted
+    macs: int  # of training, without validation and test
 
 
-def of_training(config: ConfigDict) -> Cost:
+def training_cost(config: ConfigDict) -> Cost:
     """Return the parameters of a run, and MACs = PASSES x MACs of a forward pass x batch x steps.
 
     No dataset is needed.
@@ -37,7 +37,7 @@ def of_training(config: ConfigDict) -> Cost:
     """
     data = config.data
     module = datasets.DATASETS[data.dataset]
-    cost = _of_image(
+    cost = _image_cost(
         config.model.name,
         len(module.CLASS_NAMES),
         tuple(sorted(configs.flat(config.model.options).items())),
@@ -49,7 +49,7 @@ def of_training(config: ConfigDict) -> Cost:
 
 
 @functools.cache
-def _of_image(name, num_classes, options, shape, patches):
+def _image_cost(name, num_classes, options, shape, patches):
     model = models.create(name, num_classes, **dict(options))
     if patches:
         shape = (model.patch_size, model.patch_size, shape[-1])
@@ -57,21 +57,23 @@ def _of_image(name, num_classes, options, shape, patches):
     return Cost(flops.parameters(model, shape), max(patches, 1) * macs)
 
 
-def amounts(grid: Sequence[Point]) -> list[int]:
+def run_costs(grid: Sequence[Point]) -> list[int]:
     """Return the MACs of each run, or its images if the MACs of one run cannot be counted."""
     try:
-        return [of_training(point.config).macs for point in grid]
+        return [training_cost(point.config).macs for point in grid]
     except UserError:
         return [point.config.batch_size * point.config.steps for point in grid]
 
 
 def breadth_first(grid: Sequence[Point]) -> list[Point]:
-    """Order runs so that the first ones tell most: one seed of each config before second seeds,
-    the cheapest first."""
+    """Return the runs sorted so that the first ones tell the most.
+
+    One seed of each config comes before the second seeds; the cheapest run comes first.
+    """
     seen: Counter[str] = Counter()
     found = []
-    for point, amount in zip(grid, amounts(grid), strict=True):
+    for point, cost in zip(grid, run_costs(grid), strict=True):
         digest = configs.digest(point.config)  # the same for all seeds
-        found.append((seen[digest], amount, point.name, point))
+        found.append((seen[digest], cost, point.name, point))
         seen[digest] += 1
     return [point for *_, point in sorted(found, key=lambda run: run[:3])]
