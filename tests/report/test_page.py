@@ -137,7 +137,7 @@ def page(text):
 def test_every_row_is_listed_with_its_origin(page):
     found = {}
     for caption, heads, rows in page.tables():
-        if caption.startswith("Every row"):
+        if caption.startswith("All rows"):
             names = [head.text for head in heads]
             for row in rows:
                 line = dict(zip(names, (cell.text for cell in row), strict=True))
