@@ -278,7 +278,7 @@ def test_the_table_of_datasets_is_that_of_their_modules():
         assert str(len(module.CLASS_NAMES)) in classes
 
 
-DATASET_HEADINGS = ("name", "images", "size", "classes", "where from")
+DATASET_HEADINGS = ("name", "images", "size", "classes", "source")
 
 
 def drawn(command):

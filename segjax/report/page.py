@@ -144,7 +144,8 @@ def _section(
         "logged": any(each["name"] == "learning_curves" for each in drawn),
         "matrices": matrices,
         # If no row has its run, one line for all methods is enough.
-        "rows_only": predicted is None and all(line.endswith("not its run") for line in missing),
+        "rows_only": predicted is None
+        and all(line.endswith("without run directory") for line in missing),
         "missing": missing,
         "legend": [*zip(predicted.info.class_names, predicted.info.palette, strict=True)]
         if predicted

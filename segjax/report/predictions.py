@@ -30,7 +30,7 @@ def predict_methods(
     for done, method in enumerate(setting.methods, start=1):
         workdir = next((run.workdir for run in method.runs if run.workdir), None)
         if workdir is None:
-            missing.append(f"{method.label}: only its result row is there, not its run")
+            missing.append(f"{method.label}: a result row without run directory")
         else:
             try:
                 own = predict.predict_test_images([workdir], count, data_dir)

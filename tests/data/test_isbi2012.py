@@ -71,7 +71,7 @@ def test_one_changed_pixel_is_refused(published, tmp_path):
 
 
 def test_without_a_source_the_error_says_where_to_get_it(tmp_path):
-    with pytest.raises(UserError, match=r"github.com/zhixuhao/unet .* isbi2012 --source DIR"):
+    with pytest.raises(UserError, match="unet, then segjax data isbi2012 --source DIR"):
         datasets.prepare("isbi2012", data_dir=tmp_path / "data")
 
 

@@ -93,7 +93,7 @@ def test_poles_are_thin(height, width, scenes_drawn):
     assert len(widths) > 500
     assert widths.min() == 1
     assert np.median(widths) <= 3
-    # A far post does not fall between the pixels: of those in sight most are unbroken upwards.
+    # A far post does not fall between the pixels: of those in sight most are unbroken upward.
     heights = np.concatenate([runs_along_rows((label == pole).T) for label in labels])
     assert np.percentile(heights, 90) > 0.1 * height
 

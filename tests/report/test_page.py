@@ -69,8 +69,8 @@ def settings(tmp_path_factory):
 @pytest.fixture(scope="module")
 def text(settings):
     predictions = predicted([method.label for method in settings[0].methods[:2]])
-    shown = [(predictions, ["all Road: only its result row is there, not its run"])]
-    shown.append((None, ["x: only its result row is there, not its run"]))
+    shown = [(predictions, ["all Road: a result row without run directory"])]
+    shown.append((None, ["x: a result row without run directory"]))
     return report.page(settings, shown, [NASTY], "2026-11-24T00:00:00+00:00")
 
 
@@ -137,7 +137,7 @@ def page(text):
 def test_every_row_is_listed_with_its_origin(page):
     found = {}
     for caption, heads, rows in page.tables():
-        if caption.startswith("Every row"):
+        if caption.startswith("All rows"):
             names = [head.text for head in heads]
             for row in rows:
                 line = dict(zip(names, (cell.text for cell in row), strict=True))
@@ -233,9 +233,9 @@ def test_predictions_are_shown_and_missing_ones_explained(page):
     sliders = page.all("input", **{"class": "cut"})
     assert len(sliders) == 2 * 2
     said = [p.text for p in page.all("p", **{"class": "muted"})]
-    assert "Not shown: all Road: only its result row is there, not its run." in said
-    assert said.count("None: only result rows are there, not the runs.") == 1
-    assert said.count("No learning curves: only result rows are there, not the runs.") == 2
+    assert "Not shown: all Road: a result row without run directory." in said
+    assert said.count("None: result rows without run directories.") == 1
+    assert said.count("No learning curves: result rows without run directories.") == 2
 
 
 def test_configs_list_first_what_differs(page):
@@ -287,7 +287,7 @@ def test_the_command_writes_a_page_or_leaves_the_old_one(tmp_path, capsys):
     assert "1 rows" in capsys.readouterr().out
     before = output.read_bytes()
     page = Page(before.decode())
-    assert "None: only result rows are there, not the runs." in [p.text for p in page.all("p")]
+    assert "None: result rows without run directories." in [p.text for p in page.all("p")]
     rows.write_text(rows.read_text()[:-40])
     assert main(arguments) == 2
     assert capsys.readouterr().err.count("\n") == 1
