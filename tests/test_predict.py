@@ -80,7 +80,7 @@ def test_flip_augmentation_is_mirror_equivariant(tmp_path, workdir, capsys):
 
     capsys.readouterr()
     assert main([*arguments, "--flip", "--samples", "2"]) == 2
-    assert capsys.readouterr().err.startswith("segjax: --samples draws maps of its own")
+    assert capsys.readouterr().err.startswith("segjax: --samples cannot be combined with")
     assert main([*arguments, "--scales", "1", "0"]) == 2
     assert "expected a factor from 0.1 to 10, found '0'" in capsys.readouterr().err
 

@@ -406,7 +406,7 @@ def test_all_rows_are_listed(tmp_path, capsys):
     assert main(["table", "benchmark", "--results", str(path), *columns]) == 0
     assert capsys.readouterr().out.count("segnet_basic") == 2
     assert main(["table", "benchmark"]) == 2
-    assert "wants --results" in capsys.readouterr().err
+    assert "needs --results" in capsys.readouterr().err
 
 
 def test_two_rows_for_one_line_are_refused(tmp_path):

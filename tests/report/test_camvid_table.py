@@ -173,7 +173,7 @@ def test_the_command_prints_every_format(tmp_path, capsys, format):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "wants --results, or the name of another table"),
+        ([], "needs --results, or the name of a published table"),
         (["table9"], "invalid choice: 'table9'"),
         (["camvid", "--sort", "X"], "no column 'X' in this table; it has method, "),
         (["camvid", "--columns", "Dog"], "no column 'Dog'"),
@@ -181,7 +181,7 @@ def test_the_command_prints_every_format(tmp_path, capsys, format):
         (["table1", "--groups", "crf"], "--groups does nothing for table table1"),
         (["table3", "--per-class", "iou"], "--per-class does nothing for table table3"),
         (["cost", "--results", "x"], "x: no such file, expected rows of segjax benchmark"),
-        (["--results", "{rows}", "--groups", "crf"], "--groups does nothing for rows alone"),
+        (["--results", "{rows}", "--groups", "crf"], "--groups does nothing for results alone"),
         (["--results", "{rows}", "--sort", "X"], "no column 'X'"),
         (["camvid", "--results", "{rows}"], "scored on 3 classes of camvid"),
         (["table1", "--results", "{rows}"], "scored on 3 classes of camvid"),

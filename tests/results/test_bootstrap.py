@@ -151,5 +151,5 @@ def test_the_stored_counts_give_the_scores_of_the_row(two):
 def test_a_seed_below_zero_is_refused(two, capsys):
     assert main.main(["compare", *map(str, two), "--seed", "-1"]) == 2
     error = capsys.readouterr().err
-    assert "expected a number from 0 up, found '-1'" in error
+    assert "expected an integer >= 0, found '-1'" in error
     assert error.count("\n") == 1

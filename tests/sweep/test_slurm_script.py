@@ -282,7 +282,7 @@ def test_submissions_keep_task_numbers_and_skip_finished_and_queued_runs(
         "segjax: sbatch refuses: invalid partition: gpu\n"
     )
     bench.says(sbatch="echo '12;lab'")
-    assert said(own).startswith("submitted 2 runs as job 12, by ")
+    assert said(own).startswith("submitted 2 runs as job 12, from ")
     runs = slurm.read_runs(bench.workdir)
     for name, point in zip((first, second), grids.load_points(spec, {}), strict=True):
         assert shlex.split(runs[name]) == grids.train_command(spec, point, bench.workdir)
