@@ -6,7 +6,10 @@ from typing import Any
 
 from segjax import results
 from segjax.errors import UserError
+from segjax.report.columns import percent
 from segjax.report.table import Cell, Column, Table, draw
+from segjax.results import published
+from segjax.results.published import Record
 from segjax.results.schema import Row
 from segjax.results.summary import PER_CLASS, SCORES, Estimate, Summary
 
@@ -129,10 +132,60 @@ def _columns(
     for name, heading in SCORES.items():
         estimates = [s.scores[name] for s in summaries]
         columns.append(_scores(heading, name, estimates, interval, printed=any(estimates)))
+    columns += _published_columns(summaries)
     for k, name in enumerate(summaries[0].row["class_names"]):
         estimates = [s.per_class[per_class][k] for s in summaries]
         columns.append(_scores(name, f"{per_class}_{name}", estimates, interval, rotated=True))
     return columns
+
+
+def _published(summary: Summary) -> Record | None:
+    """Return the published result of a whole network, if the row is scored on the same images."""
+    row, protocol = summary.row, published.shipped().protocol
+    comparable = (
+        row["dataset"] == "camvid"
+        and row["split"] == "test"
+        and row["num_images"] == protocol.test_images
+        and tuple(row["resolution"]) == protocol.resolution
+        and "width" not in row["model_options"]
+        and "inference" not in row
+    )
+    return published.closest(row["model"]) if comparable else None
+
+
+def _published_columns(summaries: Sequence[Summary]) -> list[Column]:
+    """Return the published mIoU and ours minus it, or no column if nothing is published."""
+    records = [_published(summary) for summary in summaries]
+    if not any(records):
+        return []
+    ours = [percent(summary.scores["mean_iou"]) for summary in summaries]
+    theirs = [percent(record.scores["mean_iou"]) if record else None for record in records]
+    differences = [
+        None if a is None or b is None else a - b for a, b in zip(ours, theirs, strict=True)
+    ]
+    return [
+        Column("published", [Cell(_published_text(record)) for record in records]),
+        Column(
+            "difference",
+            [Cell("-" if value is None else f"{value:+.1f}") for value in differences],
+            ranks=differences,
+        ),
+    ]
+
+
+def _published_text(record: Record | None) -> str:
+    """Return the published mIoU, and what of its protocol differs from ours."""
+    if record is None:
+        return "-"
+    protocol = published.shipped().protocol
+    apart = []
+    if record.training_images not in (None, protocol.training_images):
+        apart.append(f"{record.training_images} images")
+    if record.resolution and tuple(record.resolution) != protocol.resolution:
+        apart.append("x".join(map(str, record.resolution)))
+    if record.protocol == "unknown":
+        apart.append("protocol unknown")
+    return f"{record.scores['mean_iou']}" + (f" ({', '.join(apart)})" if apart else "")
 
 
 def _numbers(summaries: Sequence[Summary], key: str) -> list[float | None] | None:

@@ -186,3 +186,20 @@ def shipped() -> Published:
 def records(group: str, split: str | None) -> list[Record]:
     """Return the records of a group and split (None for costs), in the order of the file."""
     return [r for r in shipped().records if r.group == group and r.split == split]
+
+
+def closest(model: str) -> Record | None:
+    """Return the published test mIoU on CamVid to compare a network of ours with, or None.
+
+    Records with our training images and resolution come first, then the highest mIoU.
+    Reimplementations are left out.
+    """
+    found = [
+        record
+        for record in shipped().records
+        if record.model == model
+        and record.split == "test"
+        and record.group in ("network", "tiramisu", "table1", "table3")
+        and record.scores.get("mean_iou") is not None
+    ]
+    return max(found, key=lambda r: (r.protocol == "ours", r.scores["mean_iou"] or 0), default=None)

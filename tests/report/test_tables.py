@@ -10,7 +10,7 @@ from segjax.errors import UserError
 from segjax.report import tables
 from segjax.report.table import arrange, draw
 from segjax.results.summary import Estimate, summarize
-from support.rows import CLASS_NAMES, make_baseline, make_row
+from support.rows import CLASS_NAMES, make_baseline, make_camvid_row, make_row
 
 BETTER = ((85, 10, 5), (10, 185, 5), (4, 6, 10))
 BEST = ((90, 5, 5), (10, 185, 5), (3, 6, 11))
@@ -242,3 +242,33 @@ def test_no_rows_and_mixed_classes_are_refused():
     other = make_row(0, dataset="other", class_names=["a", "b", "c"])
     with pytest.raises(UserError, match="one set of classes"):
         tables.render(summarize([make_row(0), other]))
+
+
+def test_rows_of_the_published_protocol_stand_beside_the_published_figure():
+    whole = {"resolution": [360, 480], "model_options": {}}
+    rows = [
+        make_camvid_row(800, model="segnet", **whole),
+        make_camvid_row(800, model="fcn8s", **whole),
+        make_camvid_row(800, model="deeplab_largefov", **whole),
+        make_camvid_row(800, model="bayesian_segnet", **whole),
+        make_camvid_row(800, model="deconvnet", **whole),
+        make_camvid_row(800, model="unet", **whole),
+        make_camvid_row(800, model="segnet_basic", **whole | {"model_options": {"width": 32}}),
+        make_camvid_row(800, model="dilation8", **whole | {"resolution": [96, 128]}),
+    ]
+    heading, _, *lines = markdown_cells(tables.render(summarize(rows)))
+    place = heading.index("published")
+    assert heading[place : place + 2] == ["published", "difference"]
+    found = {line[heading.index("model")]: line[place : place + 2] for line in lines}
+    # 800 right of 1200 in the union of each class: 66.7.
+    assert found == {
+        "segnet": ["50.2", "+16.5"],
+        "fcn8s": ["57.0", "+9.7"],
+        "deeplab_largefov": ["61.6 (480x640)", "+5.1"],
+        "bayesian_segnet": ["63.1 (protocol unknown)", "+3.6"],
+        "deconvnet": ["59.77 (3433 images)", "+6.9"],
+        "unet": ["-", "-"],
+        "segnet_basic": ["-", "-"],
+        "dilation8": ["-", "-"],
+    }
+    assert "published" not in tables.render(summarize(some_rows()))
