@@ -357,3 +357,10 @@ def test_links_and_pictures_exist(page):
 
 def test_every_page_is_in_the_navigation():
     assert {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")} == set(DOCS)
+
+
+def test_the_tests_that_pages_name_exist():
+    named = re.findall(r"(tests/[\w/]+\.py)::(\w+)", ALL)
+    assert named
+    for file, name in named:
+        assert f"\ndef {name}(" in (ROOT / file).read_text(), (file, name)
