@@ -48,6 +48,28 @@ class Scores:
     present: np.ndarray  # bool: the class is in the truth
 
 
+def mean_scores(confusion: np.ndarray) -> dict[str, float]:
+    """Compute more scores of a (K, K) matrix of counts, rows the truth, as fractions in [0, 1].
+
+    With the hits t of a class, its misses m and false alarms f, the means over all K classes, 0 for
+    an absent one, of Dice (or F1) 2 t / (2 t + m + f), of precision t / (t + f), and of IoU over
+    the classes in the truth alone; and the frequency-weighted IoU, weighted by the classes' shares
+    of the truth (Long et al., arXiv 1411.4038). The mean recall is `Scores.class_accuracy`.
+
+    Returns:
+      {"dice": ..., "precision": ..., "frequency_weighted_iou": ..., "mean_iou_present": ...}
+    """
+    counts = np.asarray(confusion).astype(np.int64)
+    hits, truth, predicted = np.diag(counts), counts.sum(1), counts.sum(0)
+    iou, present = scores(counts).per_class_iou, truth > 0
+    return {
+        "dice": float((2 * hits / np.maximum(truth + predicted, 1)).mean()),
+        "precision": float((hits / np.maximum(predicted, 1)).mean()),
+        "frequency_weighted_iou": float((truth * iou).sum() / max(truth.sum(), 1)),
+        "mean_iou_present": float(iou[present].mean()) if present.any() else 0.0,
+    }
+
+
 def scores(confusion: np.ndarray) -> Scores:
     """Compute the scores of a (K, K) matrix of counts, rows the truth, in float64 on the host."""
     counts = np.asarray(confusion).astype(np.int64)

@@ -98,6 +98,7 @@ def arrange(table: Table, sort: str | None = None, columns: Sequence[str] | None
     found = dict.fromkeys(column for heading in columns for column in _found(table, heading))
     # Columns under one heading stay together.
     chosen = sorted((c for c in found if not c.names), key=lambda column: overs.index(column.over))
+    chosen = [dataclasses.replace(column, printed=True) for column in chosen]
     kept = [column for column in table.columns if column.names] + chosen
     gone = {key for column in table.columns for key in column.keys}
     gone -= {key for column in kept for key in column.keys}
@@ -111,7 +112,7 @@ def _found(table: Table, heading: str) -> list[Column]:
     exact = [column for column in table.columns if column.label == heading]
     found = exact or [column for column in table.columns if column.heading == heading]
     if not found:
-        known = dict.fromkeys(column.label for column in table.columns if column.printed)
+        known = dict.fromkeys(column.label for column in table.columns)
         raise UserError(f"no column {heading!r} in this table; it has {', '.join(known)}")
     return found
 

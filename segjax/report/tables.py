@@ -11,7 +11,7 @@ from segjax.report.table import Cell, Column, Table, draw
 from segjax.results import published
 from segjax.results.published import Record
 from segjax.results.schema import Row
-from segjax.results.summary import PER_CLASS, SCORES, Estimate, Summary
+from segjax.results.summary import MEAN_SCORES, PER_CLASS, SCORES, Estimate, Summary
 
 
 def render(summaries: Sequence[Summary], format: str = "markdown", per_class: str = "iou") -> str:
@@ -132,6 +132,9 @@ def _columns(
     for name, heading in SCORES.items():
         estimates = [s.scores[name] for s in summaries]
         columns.append(_scores(heading, name, estimates, interval, printed=any(estimates)))
+    for name, heading in MEAN_SCORES.items():
+        estimates = [s.scores[name] for s in summaries]
+        columns.append(_scores(heading, name, estimates, interval, printed=False))
     columns += _published_columns(summaries)
     for k, name in enumerate(summaries[0].row["class_names"]):
         estimates = [s.per_class[per_class][k] for s in summaries]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from segjax import results
+from segjax import metrics, results
 from segjax.errors import UserError
 from segjax.results.schema import Row
 
@@ -15,6 +15,13 @@ SCORES = {
     "class_accuracy": "C",
     "mean_iou": "mIoU",
     "boundary_f": "BF",
+}
+# From the confusion matrix that rows keep (`metrics.mean_scores`).
+MEAN_SCORES = {
+    "dice": "Dice",
+    "precision": "precision",
+    "frequency_weighted_iou": "fwIoU",
+    "mean_iou_present": "mIoU present",
 }
 PER_CLASS = {"iou": "IoU", "accuracy": "accuracy"}
 
@@ -52,7 +59,7 @@ class Summary:
     row: Row  # the first run's, for the fields that all runs share
     overrides: Row  # without the seed
     seeds: tuple[int, ...]  # ascending; empty for a baseline, such as "all Road"
-    scores: dict[str, Estimate | None]  # by SCORES; None if not measured in all runs
+    scores: dict[str, Estimate | None]  # by SCORES and MEAN_SCORES; None if not in all runs
     # By PER_CLASS, K estimates each; None for an absent class.
     per_class: dict[str, tuple[Estimate | None, ...]]
 
@@ -66,11 +73,13 @@ def _estimate(values: Sequence[float | None]) -> Estimate | None:
 
 
 def _summary(rows: Sequence[Row]) -> Summary:
+    more = [metrics.mean_scores(np.array(row["confusion"])) for row in rows]
     return Summary(
         row=rows[0],
         overrides=results.overrides(rows[0]),
         seeds=tuple(sorted(row["seed"] for row in rows if row["seed"] is not None)),
-        scores={name: _estimate([row[name] for row in rows]) for name in SCORES},
+        scores={name: _estimate([row[name] for row in rows]) for name in SCORES}
+        | {name: _estimate([each[name] for each in more]) for name in MEAN_SCORES},
         per_class={
             kind: tuple(
                 _estimate([row[f"per_class_{kind}"][k] if present else None for row in rows])

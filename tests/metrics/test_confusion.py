@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from segjax.metrics import confusion_matrix, scores
+from segjax.metrics import confusion_matrix, mean_scores, scores
 
 VOID = 255
 count = jax.jit(confusion_matrix, static_argnums=2)
@@ -73,6 +73,25 @@ def test_scores_by_hand():
     np.testing.assert_allclose(found.per_class_accuracy, [6 / 8, 3 / 4, 6 / 8], rtol=1e-15)
     np.testing.assert_allclose(found.per_class_iou, [6 / 11, 3 / 6, 6 / 8], rtol=1e-15)
     np.testing.assert_array_equal(found.present, [True] * 3)
+
+
+def test_more_scores_by_hand():
+    # Hits 6, 3, 6; truth 8, 4, 8; predicted 9, 5, 6.
+    found = mean_scores(np.array([[6, 2, 0], [1, 3, 0], [2, 0, 6]]))
+    assert found["dice"] == pytest.approx((12 / 17 + 6 / 9 + 12 / 14) / 3, abs=1e-15)
+    assert found["precision"] == pytest.approx((6 / 9 + 3 / 5 + 6 / 6) / 3, abs=1e-15)
+    weighted = (8 * 6 / 11 + 4 * 3 / 6 + 8 * 6 / 8) / 20
+    assert found["frequency_weighted_iou"] == pytest.approx(weighted, abs=1e-15)
+    assert found["mean_iou_present"] == pytest.approx((6 / 11 + 3 / 6 + 6 / 8) / 3, abs=1e-15)
+
+
+def test_more_scores_of_absent_classes():
+    # Class 1 is predicted but never there; class 2 is neither.
+    found = mean_scores(np.array([[5, 3, 0], [0, 0, 0], [0, 0, 0]]))
+    assert found["dice"] == pytest.approx(10 / 13 / 3, abs=1e-15)
+    assert found["precision"] == pytest.approx(1 / 3, abs=1e-15)
+    assert found["frequency_weighted_iou"] == found["mean_iou_present"] == 5 / 8
+    assert set(mean_scores(np.zeros((3, 3), int)).values()) == {0.0}
 
 
 def test_rows_are_the_truth():

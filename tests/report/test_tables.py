@@ -272,3 +272,14 @@ def test_rows_of_the_published_protocol_stand_beside_the_published_figure():
         "dilation8": ["-", "-"],
     }
     assert "published" not in tables.render(summarize(some_rows()))
+
+
+def test_more_scores_are_columns_when_they_are_asked_for():
+    table = tables.table(summarize([make_row(0)]))
+    assert "Dice" not in draw(table, "markdown")
+    heading, _, line = markdown_cells(
+        draw(arrange(table, columns=["mIoU", "Dice", "mIoU present"]), "markdown")
+    )
+    # Hits 80, 180, 8 of 100, 200, 20; predicted 96, 201, 23.
+    dice = 100 * (160 / 196 + 360 / 401 + 16 / 43) / 3
+    assert dict(zip(heading, line, strict=True))["Dice"] == f"{dice:.1f}"
