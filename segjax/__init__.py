@@ -1,9 +1,13 @@
 """segjax: architecture ablations in semantic segmentation, in JAX and Flax."""
 
-from typing import Any
+import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from segjax.trained import TrainedRun
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "create_model"]
+__all__ = ["__version__", "create_model", "load"]
 
 
 def create_model(name: str, num_classes: int, **options: Any) -> Any:
@@ -20,3 +24,21 @@ def create_model(name: str, num_classes: int, **options: Any) -> Any:
     from segjax import models  # JAX is imported here, not by `import segjax`
 
     return models.create(name, num_classes, **options)
+
+
+def load(
+    workdir: str | os.PathLike[str], checkpoint: str | None = None, data_dir: str | None = None
+) -> "TrainedRun":
+    """Load a trained run: `.predict(image)`, `.predict_proba(image)`, `.evaluate(split)`, `.row`.
+
+    Args:
+      workdir: the run directory.
+      checkpoint: final, best or latest; None: final if the run is finished, otherwise best.
+      data_dir: folder of the prepared datasets, if it differs from training.
+
+    Raises:
+      UserError: there is no run, or no such checkpoint.
+    """
+    from segjax.trained import TrainedRun
+
+    return TrainedRun(workdir, checkpoint, data_dir)

@@ -77,6 +77,19 @@ def read_image(path: Path, channels: int) -> np.ndarray:
         raise UserError(f"image {path} cannot be read: {error}") from error
 
 
+def network_size(
+    experiment: Experiment, shape: tuple[int, ...], native: bool
+) -> tuple[int, int] | None:
+    """Return the size to resize an image of (height, width) to for the network; None: its own.
+
+    It is the height of training with the aspect of the image, unless `native`.
+    """
+    if native:
+        return None
+    (height, width), trained_height = shape, experiment.config.data.resolution[0]
+    return trained_height, max(1, round(width * trained_height / height))
+
+
 def predict_files(
     experiment: Experiment,
     variables: dict[str, Any],
@@ -116,11 +129,7 @@ def predict_files(
     output.mkdir(parents=True, exist_ok=True)
     for done, (path, target) in enumerate(zip(paths, targets, strict=True), start=1):
         image = read_image(path, len(experiment.info.mean))
-        height, width = image.shape[:2]
-        size = None
-        if not native:
-            trained_height = experiment.config.data.resolution[0]
-            size = (trained_height, max(1, round(width * trained_height / height)))
+        size = network_size(experiment, image.shape[:2], native)
         if size not in predictors:
             predictors[size] = _predictor(experiment, size, crf, samples, transforms)
         label, *maps = (x[0] for x in predictors[size](variables, image[None]))

@@ -168,6 +168,8 @@ def test_the_commands_run_in_their_order(
             words.append("--config.num_devices=1")  # a program for two takes half as long again
         assert main(words) == 0, (page, given)
         ran.append(given)
+    (block,) = blocks("docs/api.md", "python")
+    exec(block, {})  # loads a run of the commands above
     assert {words[0] for words in ran} == {
         *("data", "train", "evaluate", "predict", "sweep"),
         *("table", "compare", "picture", "figures", "report", "preview", "floors", "benchmark"),

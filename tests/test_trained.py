@@ -1,0 +1,81 @@
+"""A trained run in Python gives the bits of the commands."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import segjax
+from segjax.cli.main import main
+from segjax.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory, scenes_data_dir):
+    """Return the workdir of a run of two steps on one device."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    status = main(
+        [
+            *("train", "--config", "experiments/quickstart.py:smoke", "--workdir", str(folder)),
+            f"--config.data.data_dir={scenes_data_dir}",
+            "--config.num_devices=1",
+        ]
+    )
+    assert status == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(workdir):
+    return segjax.load(workdir)
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_labels_are_those_of_the_command(workdir, run, tmp_path, native):
+    pixels = np.random.default_rng(0).integers(0, 256, (37, 61, 3), np.uint8)
+    path = tmp_path / "street.png"
+    Image.fromarray(pixels).save(path)
+    arguments = ["predict", str(path), "--workdir", str(workdir), "--output", str(tmp_path / "out")]
+    assert main(arguments + ["--native"] * native) == 0
+    with Image.open(tmp_path / "out" / "street.png") as label:
+        expected = np.asarray(label)
+    labels = run.predict(path, native=native)
+    np.testing.assert_array_equal(labels, expected, strict=True)
+    np.testing.assert_array_equal(run.predict(pixels, native=native), expected)
+    probabilities = run.predict_proba(str(path), native=native)
+    assert (probabilities.shape, probabilities.dtype) == ((37, 61, 11), np.float32)
+    np.testing.assert_allclose(probabilities.sum(-1), 1, rtol=1e-5)
+    np.testing.assert_array_equal(probabilities.argmax(-1), expected)
+
+
+def test_rows_are_those_of_the_commands(workdir, run):
+    row = json.loads((workdir / "result.json").read_text())
+    assert run.row == row
+    assert run.evaluate()["confusion"] == row["confusion"]
+    assert run.evaluate("val", limit=2)["num_images"] == 2
+    assert list(run.classes) == row["class_names"]
+    assert len(run.palette) == len(run.classes)
+    assert run.config.model.name == row["model"]
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((4, 4, 3), np.float32),
+        np.zeros((4, 4, 3), np.uint16),
+        np.zeros((4, 4), np.uint8),
+        np.zeros((1, 4, 4, 3), np.uint8),
+    ],
+    ids=lambda image: f"{image.dtype} {image.shape}",
+)
+def test_arrays_of_another_kind_are_refused(run, image):
+    with pytest.raises(UserError, match=r"expected uint8 \(H, W, 3\)"):
+        run.predict(image)
+
+
+def test_what_is_not_there_is_refused(workdir, tmp_path, run):
+    with pytest.raises(UserError, match=r"config\.json"):
+        segjax.load(tmp_path)
+    with pytest.raises(UserError, match="cannot be read"):
+        run.predict(tmp_path / "none.png")
