@@ -1,0 +1,346 @@
+"""Images and masks of a folder: pairs, splits and classes.
+
+The folder has `classes.json` and the files, in one of three forms:
+
+- `train/images`, `train/masks`, and `val` and `test` alike;
+- `images`, `masks`, and the lists `train.txt`, `val.txt` and `test.txt`, one name a line;
+- `images` and `masks`: a seeded share of them is `val` and another is `test`.
+
+An image and its mask have the same name up to the suffix. `classes.json` maps each class's name, in
+the order of the labels, to its value in the masks: an integer (a gray value or the index of a
+palette) or an RGB triple.
+
+    {"Background": 0, "Cell": 255}
+
+or, with more fields, of which only "classes" is required:
+
+    {"classes": {"Road": [128, 64, 128], "Car": [64, 0, 128]},
+     "void": [[0, 0, 0]],                  values that are ignored
+     "colors": {"Road": [90, 90, 90]},     of the classes in pictures; default: their RGB values
+     "mask_suffix": "_L",                  a_L.png is the mask of a.png; default: ""
+     "share": {"val": 0.15, "test": 0.15, "seed": 0}}
+"""
+
+import colorsys
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from segjax.data.statistics import VOID
+from segjax.errors import UserError
+
+SPLITS = ("train", "val", "test")
+SHARE = {"val": 0.15, "test": 0.15, "seed": 0}
+_FIELDS = {"classes": dict, "void": list, "colors": dict, "mask_suffix": str, "share": dict}
+_NAMED = 3  # files that an error names
+
+Value = int | tuple[int, int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Classes:
+    """What `classes.json` says."""
+
+    values: dict[str, Value]  # name -> value in the masks, in the order of the labels
+    void: tuple[Value, ...]
+    palette: tuple[tuple[int, int, int], ...]  # RGB, for pictures
+    mask_suffix: str
+    share: Mapping[str, float]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.values)
+
+    @property
+    def colored(self) -> bool:
+        """Whether the values are RGB triples."""
+        return isinstance(next(iter(self.values.values())), tuple)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """An image and its mask."""
+
+    name: str
+    image: Path
+    mask: Path
+
+
+def read_classes(folder: Path) -> Classes:
+    """Read `classes.json` of a folder.
+
+    Raises:
+      UserError: it is missing, cannot be read, or says something impossible.
+    """
+    path = folder / "classes.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_twins)
+    except FileNotFoundError:
+        raise UserError(
+            f'{path} does not exist; expected such as {{"Background": 0, "Cell": 255}}'
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected an object of names and values, found {content!r}")
+    if not isinstance(content.get("classes"), dict):
+        content = {"classes": content}
+    unknown = [name for name in content if name not in _FIELDS]
+    if unknown:
+        raise UserError(f"{path} has no field {unknown[0]!r}; it has {', '.join(_FIELDS)}")
+    for name, kind in _FIELDS.items():
+        if name in content and not isinstance(content[name], kind):
+            raise UserError(f"{path}: {name} is {content[name]!r}, expected a {kind.__name__}")
+    values = {name: _value(value, path, name) for name, value in content["classes"].items()}
+    void = tuple(_value(value, path, "void") for value in content.get("void", []))
+    if not 1 <= len(values) <= VOID - 1:
+        raise UserError(f"{path} has {len(values)} classes, expected 1 to {VOID - 1}")
+    taken: dict[Value, str] = {}
+    for name, value in (*values.items(), *(("void", value) for value in void)):
+        if isinstance(value, tuple) != isinstance(next(iter(values.values())), tuple):
+            raise UserError(f"{path}: {name} is {value}; expected all integers or all RGB triples")
+        if value in taken:
+            raise UserError(f"{path}: {name} and {taken[value]} both have the value {value}")
+        taken[value] = name
+    colors = content.get("colors", {})
+    stray = [name for name in colors if name not in values]
+    if stray:
+        raise UserError(f"{path}: colors has {stray[0]!r}, which is no class")
+    return Classes(
+        values=values,
+        void=void,
+        palette=tuple(
+            _color(colors[name], path, name)
+            if name in colors
+            else value
+            if isinstance(value, tuple)
+            else _distinct(place)
+            for place, (name, value) in enumerate(values.items())
+        ),
+        mask_suffix=content.get("mask_suffix", ""),
+        share=_share(content.get("share", {}), path),
+    )
+
+
+def _without_twins(pairs):
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twin = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twin!r} is there twice")
+    return found
+
+
+def _value(value: Any, path: Path, name: str) -> Value:
+    if type(value) is int and 0 <= value < 2**16:
+        return value
+    if isinstance(value, list):
+        return _color(value, path, name)
+    raise UserError(
+        f"{path}: {name} is {value!r}, expected an integer from 0 to 65535 or an RGB triple"
+    )
+
+
+def _color(value: Any, path: Path, name: str) -> tuple[int, int, int]:
+    if not (
+        isinstance(value, list)
+        and len(value) == 3
+        and all(type(part) is int and 0 <= part <= 255 for part in value)
+    ):
+        raise UserError(f"{path}: {name} is {value!r}, expected three integers from 0 to 255")
+    return value[0], value[1], value[2]
+
+
+def _distinct(place: int) -> tuple[int, int, int]:
+    """Return a color for a class without one: hues a golden ratio apart."""
+    red, green, blue = colorsys.hsv_to_rgb(place * 0.618034 % 1, 0.65, 0.95 - 0.25 * (place % 2))
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def _share(given: Mapping[str, Any], path: Path) -> dict[str, float]:
+    share = {**SHARE, **given}
+    if set(share) != set(SHARE) or not all(type(x) in (int, float) for x in share.values()):
+        raise UserError(f"{path}: share is {given!r}, expected val, test and seed")
+    if not (share["val"] > 0 and share["test"] >= 0 and share["val"] + share["test"] < 1):
+        raise UserError(f"{path}: share is {given!r}, expected parts of 1 that leave a rest")
+    return share
+
+
+def find_pairs(folder: Path, classes: Classes) -> dict[str, list[Pair]]:
+    """Find the images and masks of each split, in the order of their names.
+
+    Raises:
+      UserError: a folder is missing or empty, a file has no partner or is there twice, a list names
+        what is not there, or two splits share an image.
+    """
+    if (folder / "train").is_dir():
+        found = {
+            split: _match(folder / split, classes)
+            for split in SPLITS
+            if split in ("train", "val") or (folder / split).is_dir()
+        }
+    elif (folder / "train.txt").is_file():
+        pairs = {pair.name: pair for pair in _match(folder, classes)}
+        found = {
+            split: _listed(folder / f"{split}.txt", pairs)
+            for split in SPLITS
+            if split in ("train", "val") or (folder / f"{split}.txt").is_file()
+        }
+    else:
+        found = _shared_out(_match(folder, classes), classes.share, folder)
+    seen: dict[Path, str] = {}
+    for split, pairs_of in found.items():
+        for pair in pairs_of:
+            other = seen.setdefault(pair.image.resolve(), split)
+            if other != split:
+                raise UserError(f"{pair.image} is in {other} and in {split}")
+    return found
+
+
+def _match(folder: Path, classes: Classes) -> list[Pair]:
+    """Pair the files of `images` and `masks` by their names up to the suffix."""
+    images = _files(folder / "images", "")
+    masks = _files(folder / "masks", classes.mask_suffix)
+    for these, others, kind, other_kind in (
+        (images, masks, "image", "mask"),
+        (masks, images, "mask", "image"),
+    ):
+        lone = [path for name, path in these.items() if name not in others]
+        if lone:
+            raise UserError(
+                f"{len(lone)} of {len(these)} {kind}s in {folder} have no {other_kind} of the same "
+                f"name: {_some(lone)}"
+            )
+    return [Pair(name, images[name], masks[name]) for name in sorted(images)]
+
+
+def _files(folder: Path, suffix: str) -> dict[str, Path]:
+    """Return {name up to the suffix: path} of the pictures in a folder, hidden files left out."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder, expected pictures in it")
+    known = Image.registered_extensions()
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or path.suffix.lower() not in known:
+            continue
+        if not path.stem.endswith(suffix):
+            raise UserError(f"{path} does not end with the mask_suffix {suffix!r}")
+        name = path.stem.removesuffix(suffix) if suffix else path.stem
+        twin = found.setdefault(name, path)
+        if twin != path:
+            raise UserError(f"{path} and {twin.name} have the same name, expected one of them")
+    if not found:
+        raise UserError(f"{folder} has no pictures")
+    return found
+
+
+def _listed(path: Path, pairs: Mapping[str, Pair]) -> list[Pair]:
+    """Return the pairs that a list names, by name with or without the suffix, in its order."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    by_file = {pair.image.name: name for name, pair in pairs.items()}
+    names = [by_file.get(line, line) for line in lines if line]
+    missing = [name for name in names if name not in pairs]
+    if missing:
+        raise UserError(f"{path} names {len(missing)} images that are not there: {_some(missing)}")
+    if not names:
+        raise UserError(f"{path} is empty, expected a name a line")
+    if len(set(names)) < len(names):
+        twin = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"{path} names {twin} twice")
+    return [pairs[name] for name in names]
+
+
+def _shared_out(
+    pairs: list[Pair], share: Mapping[str, float], folder: Path
+) -> dict[str, list[Pair]]:
+    """Share the pairs out at random; the same names and seed give the same splits."""
+    order = np.random.default_rng(int(share["seed"])).permutation(len(pairs))
+    sizes = {split: round(share[split] * len(pairs)) for split in ("val", "test")}
+    sizes = {split: max(size, 1) if share[split] else 0 for split, size in sizes.items()}
+    val, test = sizes["val"], sizes["val"] + sizes["test"]
+    if test >= len(pairs):
+        raise UserError(f"{folder} has {len(pairs)} images, too few to share out")
+    places = {"train": order[test:], "val": order[:val], "test": order[val:test]}
+    return {
+        split: [pairs[place] for place in sorted(chosen)]
+        for split, chosen in places.items()
+        if len(chosen)
+    }
+
+
+def _some(things: list[Any]) -> str:
+    rest = len(things) - _NAMED
+    return ", ".join(map(str, things[:_NAMED])) + (f" and {rest} more" if rest > 0 else "")
+
+
+def read_values(path: Path, classes: Classes) -> np.ndarray:
+    """Read the values of a mask as stored: int64 (H, W), an RGB triple as r << 16 | g << 8 | b.
+
+    Raises:
+      UserError: the file is damaged, has several pages, or a mode that has no such values.
+    """
+    try:
+        with Image.open(path) as mask:
+            pages = getattr(mask, "n_frames", 1)
+            if pages > 1:
+                raise UserError(f"{path} has {pages} pages, expected one")
+            if classes.colored:
+                if mask.mode not in ("P", "RGB", "RGBA"):
+                    raise UserError(f"{path} is of mode {mask.mode}, expected RGB or a palette")
+                pixels = np.asarray(mask.convert("RGBA")).astype(np.int64)
+                if (pixels[..., 3] < 255).any():
+                    raise UserError(f"{path} has transparent pixels, expected opaque colors")
+                return pixels[..., 0] << 16 | pixels[..., 1] << 8 | pixels[..., 2]
+            if mask.mode in ("1", "L", "P", "I", "I;16", "I;16B"):
+                return np.asarray(mask).astype(np.int64)
+            if mask.mode == "RGB":
+                pixels = np.asarray(mask)
+                if (pixels == pixels[..., :1]).all():  # gray, saved as RGB
+                    return pixels[..., 0].astype(np.int64)
+            raise UserError(
+                f"{path} is of mode {mask.mode} in colors, but classes.json has integers; expected "
+                "gray values, the indices of a palette, or RGB triples in classes.json"
+            )
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"mask {path} cannot be read: {error}") from error
+
+
+def encode(value: Value) -> int:
+    """Return a value as `read_values` has it."""
+    return value if isinstance(value, int) else value[0] << 16 | value[1] << 8 | value[2]
+
+
+def decode(code: int, classes: Classes) -> Value:
+    """Return the value that `read_values` encodes."""
+    return (code >> 16, code >> 8 & 255, code & 255) if classes.colored else code
+
+
+def read_label(path: Path, classes: Classes) -> np.ndarray:
+    """Read a mask as a label: uint8 (H, W) in [0, K), VOID where its value is declared void.
+
+    Raises:
+      UserError: as `read_values`, or a value is neither a class nor void: it names the value, the
+        number of its pixels and the first of them.
+    """
+    values = read_values(path, classes)
+    known = {encode(value): label for label, value in enumerate(classes.values.values())}
+    known |= dict.fromkeys(map(encode, classes.void), VOID)
+    found, places = np.unique(values, return_inverse=True)
+    stray = [code for code in found.tolist() if code not in known]
+    if stray:
+        rows, columns = np.nonzero(values == stray[0])
+        more = f", and {len(stray) - 1} more such values" if len(stray) > 1 else ""
+        raise UserError(
+            f"{path}: {len(rows)} pixels, the first at row {rows[0]}, column {columns[0]}, have "
+            f"the value {decode(stray[0], classes)}{more}, which classes.json does not declare"
+        )
+    table = np.array([known[code] for code in found.tolist()], np.uint8)
+    return table[places].reshape(values.shape)
