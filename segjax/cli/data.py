@@ -4,23 +4,42 @@ import argparse
 from pathlib import Path
 
 from segjax.cli.arguments import size
+from segjax.errors import UserError
 
-SUMMARY = "Prepare a dataset"
-DETAILS = "Downloads or reads it and stores it for training. A prepared dataset stays as it is."
+SUMMARY = "Prepare a dataset, or check a folder of your own"
+DETAILS = (
+    "Downloads or reads it and stores it for training. A prepared dataset stays as it is. `segjax "
+    "data check DIR` describes a folder of your own images and masks instead, and exits with 1 if "
+    "something in it needs a person."
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("name", help="camvid, isbi2012, or streetscenes, which is drawn by a program")
+    add("name", help="camvid, isbi2012, or streetscenes, which is drawn by a program; or check")
+    add(
+        "folder",
+        nargs="?",
+        type=Path,
+        metavar="DIR",
+        help="check: a folder of your own images and masks, with classes.json",
+    )
     add("--source", metavar="DIR", help="folder of the published dataset (default: download it)")
     add("--data-dir", metavar="DIR", help="folder for prepared datasets")
     add("--resolution", type=size, metavar="HxW", help="image size of streetscenes")
     add("--sheet", type=Path, metavar="FILE", help="also draw a contact sheet of its images")
 
 
-def run(options: argparse.Namespace) -> None:
-    from segjax import predict
+def run(options: argparse.Namespace) -> int:
+    from segjax import check, predict
     from segjax.data import datasets, pictures
+
+    if (options.name == "check") != (options.folder is not None):
+        raise UserError("only `segjax data check` takes a folder, and it needs one")
+    if options.folder:
+        described, problems = check.check(options.folder)
+        print("\n".join(described + [f"PROBLEM: {line}" for line in problems]))
+        return 1 if problems else 0
 
     info = datasets.prepare(
         options.name,
@@ -33,3 +52,4 @@ def run(options: argparse.Namespace) -> None:
     if options.sheet:
         sheet = predict.contact_sheet(options.name, options.resolution, options.data_dir)
         pictures.save(options.sheet, sheet)
+    return 0

@@ -1,0 +1,251 @@
+"""Check a folder of images and masks before training on it."""
+
+import dataclasses
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+from segjax import metrics
+from segjax.data import folder as folders
+from segjax.data.builders import progress
+from segjax.data.folder import Classes, Pair
+from segjax.data.statistics import VOID
+from segjax.errors import UserError
+from segjax.inference.baselines import STRIDES, majority_vote
+
+_ORIENTATION, _SIDEWAYS = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that swap the sides
+_ALIKE = 2  # bits of 64 in which the hashes of near-duplicates differ at most
+_NAMED = 5  # files that a line names
+_CEILING_IMAGES = 50  # labels that the ceilings are computed from
+
+
+@dataclasses.dataclass
+class _Seen:
+    """What is found in the files of a folder."""
+
+    sizes: Counter[tuple[int, int]] = dataclasses.field(default_factory=Counter)  # height, width
+    modes: Counter[str] = dataclasses.field(default_factory=Counter)  # of images
+    mask_modes: Counter[str] = dataclasses.field(default_factory=Counter)
+    values: Counter[int] = dataclasses.field(default_factory=Counter)  # code -> pixels
+    holders: dict[int, list[Path]] = dataclasses.field(default_factory=lambda: defaultdict(list))
+    pixels: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # split -> (K,)
+    images: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # that have the class
+    hashes: dict[str, list[tuple[int, Path]]] = dataclasses.field(default_factory=dict)
+    labels: list[np.ndarray] = dataclasses.field(default_factory=list)  # for the ceilings
+    unreadable: list[str] = dataclasses.field(default_factory=list)
+    uneven: list[str] = dataclasses.field(default_factory=list)  # image and mask of other sizes
+    lossy: list[Path] = dataclasses.field(default_factory=list)  # masks as JPEG
+
+
+def check(path: Path) -> tuple[list[str], list[str]]:
+    """Describe a folder of images and masks, and list what a person should look at.
+
+    Args:
+      path: a folder as `segjax.data.folder` reads it.
+
+    Returns:
+      Lines that describe it, and lines that each name a problem.
+
+    Raises:
+      UserError: classes.json, the pairs or the splits cannot be made out.
+    """
+    classes = folders.read_classes(path)
+    pairs = folders.find_pairs(path, classes)
+    seen = _look(pairs, classes)
+    return list(_description(seen, pairs, classes)), list(_problems(seen, classes))
+
+
+def _look(pairs: Mapping[str, Sequence[Pair]], classes: Classes) -> _Seen:
+    """Read every image and mask once."""
+    seen = _Seen()
+    known = {folders.encode(value): k for k, value in enumerate(classes.values.values())}
+    number = sum(map(len, pairs.values()))
+    kept = set(np.linspace(0, number - 1, min(number, _CEILING_IMAGES)).astype(int).tolist())
+    place = 0
+    for split, members in pairs.items():
+        seen.pixels[split] = np.zeros(len(classes.names), np.int64)
+        seen.images[split] = np.zeros(len(classes.names), np.int64)
+        seen.hashes[split] = []
+        for pair in progress(members, f"checking {split}"):
+            place += 1
+            size = _look_at_image(pair.image, split, seen)
+            try:
+                with Image.open(pair.mask) as mask:
+                    seen.mask_modes[mask.mode] += 1
+                    if mask.format == "JPEG":
+                        seen.lossy.append(pair.mask)
+                values = folders.read_values(pair.mask, classes)
+            except (UserError, OSError, ValueError) as error:
+                seen.unreadable.append(str(error))
+                continue
+            if size and values.shape != size:
+                seen.uneven.append(
+                    f"{pair.image} is {size[0]}x{size[1]}, its mask "
+                    f"{values.shape[0]}x{values.shape[1]}"
+                )
+            label = np.full(values.shape, VOID, np.uint8)
+            for code, count in zip(*np.unique(values, return_counts=True), strict=True):
+                code, count = int(code), int(count)
+                seen.values[code] += count
+                if code in known:
+                    seen.pixels[split][known[code]] += count
+                    seen.images[split][known[code]] += 1
+                    label[values == code] = known[code]
+                else:
+                    seen.holders[code].append(pair.mask)
+            if place - 1 in kept:
+                seen.labels.append(label)
+    return seen
+
+
+def _look_at_image(path: Path, split: str, seen: _Seen) -> tuple[int, int] | None:
+    """Note size, mode and hash of an image; return its upright size, None if it is unreadable."""
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            if image.getexif().get(_ORIENTATION) in _SIDEWAYS:
+                width, height = height, width
+            seen.modes[image.mode] += 1
+            seen.hashes[split].append((difference_hash(image), path))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        seen.unreadable.append(f"image {path} cannot be read: {error}")
+        return None
+    seen.sizes[height, width] += 1
+    return height, width
+
+
+def difference_hash(image: Image.Image) -> int:
+    """Return a perceptual hash of 64 bits: is each of 9x8 gray pixels below its right neighbor?"""
+    small = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BILINEAR)).astype(int)
+    bits = (small[:, 1:] > small[:, :-1]).ravel()
+    return int(bits @ (1 << np.arange(64, dtype=object)))
+
+
+def near_duplicates(hashes: Mapping[str, Sequence[tuple[int, Path]]]) -> list[tuple[Path, Path]]:
+    """Return pairs of images of different splits whose hashes differ in at most two bits."""
+    splits = list(hashes)
+    found = []
+    for place, first in enumerate(splits):
+        for second in splits[place + 1 :]:
+            theirs = np.array([code for code, _ in hashes[second]], np.uint64)
+            for code, path in hashes[first]:
+                apart = np.bitwise_count(theirs ^ np.uint64(code))
+                near = np.nonzero(apart <= _ALIKE)[0].tolist()
+                found += [(path, hashes[second][k][1]) for k in near]
+    return found
+
+
+def ceilings(labels: Iterable[np.ndarray], num_classes: int) -> dict[int, np.ndarray]:
+    """Return {stride: IoU of each class} of labels with the majority of each block: (K,) float64.
+
+    That is about the most that a network reaches which predicts one class for each block of its
+    output stride. A class that is nowhere has NaN.
+    """
+    totals = {stride: np.zeros((num_classes, num_classes), np.int64) for stride in STRIDES}
+    count = jax.jit(metrics.confusion_matrix, static_argnums=2)
+    for label in map(jnp.asarray, labels):
+        for stride in STRIDES:
+            guess = majority_vote(label, stride, num_classes)
+            totals[stride] += np.asarray(count(label, guess, num_classes))
+    found = {}
+    for stride, total in totals.items():
+        scores = metrics.scores(total)
+        found[stride] = np.where(scores.present, scores.per_class_iou, np.nan)
+    return found
+
+
+def widths(labels: Iterable[np.ndarray], num_classes: int) -> np.ndarray:
+    """Return the typical width of each class in pixels, (K,); NaN for a class that is nowhere.
+
+    It is four times the mean distance of its pixels to other classes: a strip's own width.
+    """
+    distances, counts = np.zeros(num_classes), np.zeros(num_classes)
+    for label in labels:
+        for k in np.unique(label[label != VOID]):
+            inside = np.pad(label == k, 1)
+            distance = ndimage.distance_transform_edt(inside) - 0.5  # to the edge of the pixel
+            distances[k] += distance[inside].sum()
+            counts[k] += inside.sum()
+    return np.where(counts > 0, 4 * distances / np.maximum(counts, 1), np.nan)
+
+
+def _description(
+    seen: _Seen, pairs: Mapping[str, Sequence[Pair]], classes: Classes
+) -> Iterator[str]:
+    yield "images: " + ", ".join(f"{split} {len(members)}" for split, members in pairs.items())
+    sizes = seen.sizes.most_common(3)
+    more = f", {len(seen.sizes) - 3} more" if len(seen.sizes) > 3 else ""
+    yield "sizes: " + ", ".join(f"{h}x{w} ({n})" for (h, w), n in sizes) + more
+    for kind, modes in (("image modes", seen.modes), ("mask modes", seen.mask_modes)):
+        yield f"{kind}: " + ", ".join(f"{mode} ({n})" for mode, n in modes.most_common())
+
+    total = max(sum(seen.values.values()), 1)
+    names = {folders.encode(value): name for name, value in classes.values.items()}
+    names |= {folders.encode(value): "void" for value in classes.void}
+    for code, count in sorted(seen.values.items(), key=lambda item: -item[1]):
+        value = folders.decode(code, classes)
+        yield f"value {value}: {names.get(code, 'NOT DECLARED')}, {100 * count / total:.3g}%"
+
+    pixels = np.sum([*seen.pixels.values()], 0)
+    images = np.sum([*seen.images.values()], 0)
+    if pixels.any():
+        yield (
+            f"rarest: {_rarest(classes, pixels)} in pixels, {_rarest(classes, images)} in images"
+        )
+        common = int(np.argmax(pixels))
+        share = 100 * pixels[common] / pixels.sum()
+        yield f"baseline: {classes.names[common]} everywhere has {share:.1f}% of the pixels right"
+        yield from _limits(seen, classes)
+
+
+def _rarest(classes: Classes, counts: Any) -> str:
+    present = np.where(counts > 0, counts, np.iinfo(np.int64).max)
+    return f"{classes.names[int(np.argmin(present))]} ({int(present.min())})"
+
+
+def _limits(seen: _Seen, classes: Classes) -> Iterator[str]:
+    number = len(classes.names)
+    wide = widths(seen.labels, number)
+    for stride, iou in ceilings(seen.labels, number).items():
+        worst = int(np.nanargmin(iou))
+        yield (
+            f"output stride {stride}: a perfect network has about {100 * np.nanmean(iou):.0f} mIoU "
+            f"here, {classes.names[worst]} (about {wide[worst]:.0f} pixels wide) "
+            f"{100 * iou[worst]:.0f}"
+        )
+
+
+def _problems(seen: _Seen, classes: Classes) -> Iterator[str]:
+    yield from seen.unreadable
+    yield from seen.uneven
+    void = {folders.encode(value) for value in classes.void}
+    for code, holders in seen.holders.items():
+        if code not in void:
+            yield (
+                f"value {folders.decode(code, classes)} is not declared: {seen.values[code]} "
+                f"pixels in {len(holders)} masks: {_some(holders)}"
+            )
+    if seen.lossy:
+        yield (
+            f"{len(seen.lossy)} masks are JPEG, which changes values at edges: {_some(seen.lossy)}"
+        )
+    for split, pixels in seen.pixels.items():
+        absent = [name for name, count in zip(classes.names, pixels, strict=True) if not count]
+        if absent:
+            yield f"classes without a pixel in {split}: {', '.join(absent)}"
+    alike = near_duplicates(seen.hashes)
+    if alike:
+        named = "; ".join(f"{a} and {b}" for a, b in alike[:_NAMED])
+        yield f"{len(alike)} pairs of images look alike in different splits: {named}"
+
+
+def _some(paths: Sequence[Path]) -> str:
+    rest = len(paths) - _NAMED
+    return ", ".join(map(str, paths[:_NAMED])) + (f" and {rest} more" if rest > 0 else "")

@@ -1,0 +1,115 @@
+"""`segjax data check`: what it says of a folder, and what needs a person."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from segjax import check
+from segjax.cli.main import main
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Make a folder of three splits: class 0, with strips of class 1 that are 3 pixels wide."""
+    (tmp_path / "classes.json").write_text(json.dumps({"Ground": 0, "Pole": 255}))
+    rng = np.random.default_rng(0)
+    for split, number in (("train", 3), ("val", 2), ("test", 1)):
+        for kind in ("images", "masks"):
+            (tmp_path / split / kind).mkdir(parents=True)
+        for k in range(number):
+            image = rng.integers(0, 256, (32, 48, 3), np.uint8)
+            mask = np.zeros((32, 48), np.uint8)
+            mask[:, 10:13] = 255
+            Image.fromarray(image).save(tmp_path / split / "images" / f"{split}{k}.png")
+            Image.fromarray(mask).save(tmp_path / split / "masks" / f"{split}{k}.png")
+    return tmp_path
+
+
+def test_a_good_folder_is_described(folder, capsys):
+    assert main(["data", "check", str(folder)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[:5] == [
+        "images: train 3, val 2, test 1",
+        "sizes: 32x48 (6)",
+        "image modes: RGB (6)",
+        "mask modes: L (6)",
+        "value 0: Ground, 93.8%",
+    ]
+    assert "baseline: Ground everywhere has 93.8% of the pixels right" in said
+    assert not [line for line in said if "PROBLEM" in line]
+    # Of a block of 8 the strip is the minority: Pole is lost, and Ground has 45 / 48.
+    (line,) = [line for line in said if line.startswith("output stride 8:")]
+    assert line == (
+        "output stride 8: a perfect network has about 47 mIoU here, Pole (about 3 pixels wide) 0"
+    )
+
+
+def test_everything_that_needs_a_person_is_named(folder, capsys):
+    masks = folder / "train" / "masks"
+    stray = np.array(Image.open(masks / "train0.png"))
+    stray[3, 4] = 7
+    Image.fromarray(stray).save(masks / "train0.png")
+    Image.fromarray(stray[:20]).save(masks / "train1.png")
+    path = folder / "train" / "images" / "train2.png"
+    path.write_bytes(path.read_bytes()[:60])
+    twin = Image.open(folder / "val" / "images" / "val0.png")
+    twin.save(folder / "test" / "images" / "test0.png")
+    Image.fromarray(np.zeros((32, 48), np.uint8)).save(folder / "test" / "masks" / "test0.png")
+    (folder / "val" / "masks" / "val1.png").unlink()
+    Image.fromarray(np.zeros((32, 48), np.uint8)).save(folder / "val" / "masks" / "val1.jpg")
+    assert main(["data", "check", str(folder)]) == 1
+    said = capsys.readouterr().out
+    problems = [line for line in said.splitlines() if line.startswith("PROBLEM: ")]
+    assert len(problems) == 6
+    for part in (
+        f"image {path} cannot be read",
+        "train1.png is 32x48, its mask 20x48",
+        "value 7 is not declared: 2 pixels in 2 masks",
+        "1 masks are JPEG",
+        "classes without a pixel in test: Pole",
+        f"{folder / 'val/images/val0.png'} and {folder / 'test/images/test0.png'}",
+    ):
+        assert any(part in line for line in problems), part
+    assert "value 7: NOT DECLARED" in said
+
+
+def test_the_orientation_of_a_photograph_is_that_which_everyone_sees(folder):
+    path = folder / "train" / "images" / "train0.jpg"
+    (folder / "train" / "images" / "train0.png").unlink()
+    pixels = np.random.default_rng(1).integers(0, 256, (48, 32, 3), np.uint8)  # held sideways
+    photograph = Image.fromarray(pixels)
+    exif = photograph.getexif()
+    exif[0x0112] = 6
+    photograph.save(path, exif=exif)
+    described, problems = check.check(folder)
+    assert "sizes: 32x48 (6)" in described
+    assert problems == []
+
+
+def test_a_folder_is_wanted_by_check_alone(folder, capsys):
+    for arguments in (["check"], ["streetscenes", str(folder)]):
+        assert main(["data", *arguments]) == 2
+        assert "takes a folder" in capsys.readouterr().err
+
+
+def test_hashes_of_near_duplicates():
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (8, 12), np.uint8)
+    image = Image.fromarray(coarse).resize((240, 160), Image.Resampling.BICUBIC)
+    noisy = np.clip(np.asarray(image).astype(int) + rng.integers(-4, 5, (160, 240)), 0, 255)
+    first, second = (check.difference_hash(x) for x in (image, Image.fromarray(noisy.astype("u1"))))
+    other = check.difference_hash(Image.fromarray(rng.integers(0, 256, (160, 240), np.uint8)))
+    assert bin(first ^ second).count("1") <= 2
+    assert bin(first ^ other).count("1") > 10
+    hashes = {"train": [(first, "a")], "val": [(second, "b"), (other, "c")], "test": []}
+    assert check.near_duplicates(hashes) == [("a", "b")]
+
+
+def test_the_width_of_a_strip():
+    label = np.zeros((100, 200), np.uint8)
+    label[:, 40:60] = 1
+    wide = check.widths([label], 3)
+    assert wide[1] == pytest.approx(20, rel=0.1)
+    assert np.isnan(wide[2])
