@@ -29,6 +29,7 @@ INCIDENTAL = ("data.data_dir", "wandb", "log_every", "num_devices")
 OMITTED_AT_DEFAULT = (
     "model.pretrained",
     "data.patches",
+    "data.folder",
     *("augment.elastic", "augment.rotation", "augment.shift", "augment.outside"),
     *("loss.name", "loss.border_weight", "loss.border_sigma"),
     "test_split",
@@ -68,6 +69,7 @@ def default() -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.dataset = "streetscenes"  # key of segjax.data.datasets.DATASETS
+    config.data.folder = ""  # of the images and masks of dataset folder (segjax.data.folder)
     config.data.data_dir = ""  # folder of prepared datasets; "": TFDS's default
     config.data.resolution = (360, 480)  # height, width in pixels
     config.data.normalization = "mean_std"  # mean_std, local_response, none, imagenet

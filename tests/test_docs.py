@@ -30,6 +30,7 @@ from segjax.models import summary
 from segjax.report.table import draw
 from segjax.sweep import grids
 from segjax.training import losses, optimizers
+from support.folders import make_folder
 
 ROOT = Path(__file__).parents[1]
 
@@ -156,6 +157,7 @@ def test_the_commands_run_in_their_order(
     shutil.copytree(ROOT / "experiments", tmp_path / "experiments")
     noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "street.jpg")
+    make_folder(tmp_path / "photos")
     ran = []
     for page, given in OURS:
         if is_only_parsed(page, given) or given in ran:
@@ -272,8 +274,9 @@ def test_the_table_of_options_is_that_of_the_models():
 
 def test_the_table_of_datasets_is_that_of_their_modules():
     table = {code(row[0])[0]: row for row in rows("docs/datasets.md", *DATASET_HEADINGS)}
-    assert set(table) == set(datasets.DATASETS)
-    for name, module in datasets.DATASETS.items():
+    fixed = {name: module for name, module in datasets.DATASETS.items() if name != "folder"}
+    assert set(table) == set(fixed)
+    for name, module in fixed.items():
         sizes = [n if isinstance(n, int) else len(n) for n in module.SPLITS.values()]
         _, images, _, classes, _ = table[name]
         assert images == "{} train, {} validation, {} test".format(*sizes)

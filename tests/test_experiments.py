@@ -11,6 +11,7 @@ from segjax import config as configs
 from segjax import models, results
 from segjax.cli.main import main
 from segjax.sweep import grids
+from support.folders import make_folder
 
 FOLDER = Path(__file__).parents[1] / "experiments"
 SCRIPTS = {"overfit"}
@@ -31,6 +32,7 @@ PARAMETERS = {
     "fcn16s": 134_311_254,
     "fcn32s": 134_305_611,
     "fcn8s": 134_314_081,
+    "folder": 7_766_315,
     "loss_weighting": 1_416_587,
     "patch_cnn": 222_635,
     "pretraining": 134_338_913,
@@ -94,7 +96,11 @@ def test_the_smoke_size_trains_and_tests(path, tmp_path, request):
     if dataset == "camvid" and config.data.resolution[1] == 32:
         dataset = "streetscenes"  # with the same classes, and only twenty images
         arguments += ["--config.data.dataset=streetscenes", "--config.data.resolution=24,32"]
-    data_dir = request.getfixturevalue(fixture[dataset])
+    if dataset == "folder":
+        data_dir = tmp_path / "prepared"
+        arguments.append(f"--config.data.folder={make_folder(tmp_path / 'photos')}")
+    else:
+        data_dir = request.getfixturevalue(fixture[dataset])
     arguments += ["--config", f"{path}:smoke", "--workdir", str(tmp_path / "run")]
     arguments.append("--config.num_devices=1")  # a program for two takes 1.5 times as long
     if path.stem != "segnet_basic":  # bfloat16 compiles 1.5 times as long on a CPU

@@ -18,8 +18,13 @@ from segjax.errors import UserError
 Item = TypeVar("Item")
 
 
-def features(height: int, width: int, channels: int = 3) -> tfds.features.FeaturesDict:
-    """Return the features of every dataset's examples: image, label (255 for void) and name."""
+def features(
+    height: int | None, width: int | None, channels: int = 3
+) -> tfds.features.FeaturesDict:
+    """Return the features of every dataset's examples: image, label (255 for void) and name.
+
+    A height and width of None stand for any.
+    """
     return tfds.features.FeaturesDict(
         {
             "image": tfds.features.Image(shape=(height, width, channels), encoding_format="png"),

@@ -8,10 +8,12 @@ import contextlib
 import io
 import os
 from pathlib import Path
+from typing import Any
 
 import tensorflow_datasets as tfds
 
 from segjax.data import camvid, isbi2012, streetscenes
+from segjax.data import folder as folders
 from segjax.data.source import Source
 from segjax.data.statistics import VOID, DatasetInfo, SplitInfo, split_info
 from segjax.errors import UserError
@@ -27,8 +29,16 @@ __all__ = [
     "prepare",
 ]
 
-DATASETS = {"camvid": camvid, "isbi2012": isbi2012, "streetscenes": streetscenes}
-"""Name -> module with CLASS_NAMES, PALETTE, MADE_ON_FIRST_USE and a function `builder`."""
+DATASETS = {
+    "camvid": camvid,
+    "folder": folders,
+    "isbi2012": isbi2012,
+    "streetscenes": streetscenes,
+}
+"""Name -> module with CLASS_NAMES, PALETTE, MADE_ON_FIRST_USE and a function `builder`.
+
+The builder of `folder` has `classes` instead of the first two.
+"""
 
 PathLike = str | os.PathLike[str]
 
@@ -59,15 +69,20 @@ def prepare(
 
 
 def info(
-    name: str, *, data_dir: PathLike | None = None, resolution: tuple[int, int] | None = None
+    name: str,
+    *,
+    data_dir: PathLike | None = None,
+    folder: PathLike | None = None,
+    resolution: tuple[int, int] | None = None,
 ) -> DatasetInfo:
     """Describe a prepared dataset; arguments and errors are those of `open_split`."""
-    return _info(_prepared(name, data_dir, resolution), resolution)
+    return _info(_prepared(name, data_dir, folder, resolution), resolution)
 
 
-def channels(name: str) -> int:
-    """Return the number of channels of a dataset's images; it need not be prepared."""
-    return _builder(name, None, None, None).info.features["image"].shape[-1]
+def shape(name: str, folder: PathLike | None = None) -> tuple[int, int]:
+    """Return the numbers of channels and classes of a dataset, which need not be prepared."""
+    builder = _builder(name, None, folder, None)
+    return builder.info.features["image"].shape[-1], len(_classes(builder)[0])
 
 
 def open_split(
@@ -75,21 +90,23 @@ def open_split(
     split: str,
     *,
     data_dir: PathLike | None = None,
+    folder: PathLike | None = None,
     resolution: tuple[int, int] | None = None,
 ) -> Source:
-    """Open one split of a prepared dataset; streetscenes are prepared on first use.
+    """Open one split of a prepared dataset; folder and streetscenes are prepared on first use.
 
     Args:
         name: a key of `DATASETS`.
         split: "train", "val" or "test".
         data_dir: folder of prepared datasets; None is $TFDS_DATA_DIR or ~/tensorflow_datasets.
-        resolution: (height, width) of the examples. camvid and isbi2012 are resized when they are
-            read (None: 360x480 and 512x512), streetscenes are drawn at this size (None: 96x128).
+        folder: the images and masks of dataset `folder`.
+        resolution: (height, width) of the examples. streetscenes are drawn at this size (None:
+            96x128), the others are resized when they are read (None: their own size).
 
     Raises:
         UserError: the name or split is unknown, or the dataset has not been prepared.
     """
-    builder = _prepared(name, data_dir, resolution)
+    builder = _prepared(name, data_dir, folder, resolution)
     if split not in builder.info.splits:
         raise UserError(f"{name} has no split {split!r}, only {', '.join(builder.info.splits)}")
     return Source(builder, split, resolution)
@@ -115,9 +132,12 @@ def _builder(
 
 
 def _prepared(
-    name: str, data_dir: PathLike | None, resolution: tuple[int, int] | None
+    name: str,
+    data_dir: PathLike | None,
+    folder: PathLike | None,
+    resolution: tuple[int, int] | None,
 ) -> tfds.core.DatasetBuilder:
-    builder = _builder(name, data_dir, None, resolution)
+    builder = _builder(name, data_dir, folder, resolution)
     if DATASETS[name].MADE_ON_FIRST_USE:
         _build(builder)
     elif not _is_built(builder):
@@ -158,12 +178,21 @@ def _info(builder: tfds.core.DatasetBuilder, resolution: tuple[int, int] | None)
     splits = {split: split_info(builder.info.metadata[split]) for split in builder.info.splits}
     stored_height, stored_width, _ = builder.info.features["image"].shape
     height, width = resolution or (stored_height, stored_width)
+    class_names, palette = _classes(builder)
     return DatasetInfo(
         name=builder.name,
-        class_names=DATASETS[builder.name].CLASS_NAMES,
-        palette=DATASETS[builder.name].PALETTE,
+        class_names=class_names,
+        palette=palette,
         mean=splits["train"].mean,
         std=splits["train"].std,
         splits=splits,
         resolution=(height, width),
     )
+
+
+def _classes(builder: tfds.core.DatasetBuilder) -> tuple[Any, Any]:
+    """Return the names and the palette of the classes."""
+    if isinstance(builder, folders.Folder):
+        return builder.classes.names, builder.classes.palette
+    module = DATASETS[builder.name]
+    return module.CLASS_NAMES, module.PALETTE

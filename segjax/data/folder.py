@@ -1,4 +1,4 @@
-"""Images and masks of a folder: pairs, splits and classes.
+"""A dataset of your own: the images and masks of a folder.
 
 The folder has `classes.json` and the files, in one of three forms:
 
@@ -18,26 +18,44 @@ or, with more fields, of which only "classes" is required:
      "void": [[0, 0, 0]],                  values that are ignored
      "colors": {"Road": [90, 90, 90]},     of the classes in pictures; default: their RGB values
      "mask_suffix": "_L",                  a_L.png is the mask of a.png; default: ""
+     "channels": 3,                        of the images: 3 (default) for RGB, 1 for gray
      "share": {"val": 0.15, "test": 0.15, "seed": 0}}
+
+The images are prepared once, upright and at their own size, and again whenever a file of the folder
+changes.
 """
 
 import colorsys
 import dataclasses
+import hashlib
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+import tensorflow_datasets as tfds
+from PIL import Image, ImageOps
 
+from segjax.data import builders, statistics
 from segjax.data.statistics import VOID
 from segjax.errors import UserError
 
+MADE_ON_FIRST_USE = True
 SPLITS = ("train", "val", "test")
 SHARE = {"val": 0.15, "test": 0.15, "seed": 0}
-_FIELDS = {"classes": dict, "void": list, "colors": dict, "mask_suffix": str, "share": dict}
+_FIELDS = {
+    "classes": dict,
+    "void": list,
+    "colors": dict,
+    "mask_suffix": str,
+    "channels": int,
+    "share": dict,
+}
 _NAMED = 3  # files that an error names
+
+_log = logging.getLogger(__name__)
 
 Value = int | tuple[int, int, int]
 
@@ -50,6 +68,7 @@ class Classes:
     void: tuple[Value, ...]
     palette: tuple[tuple[int, int, int], ...]  # RGB, for pictures
     mask_suffix: str
+    channels: int  # of the images
     share: Mapping[str, float]
 
     @property
@@ -107,6 +126,8 @@ def read_classes(folder: Path) -> Classes:
         if value in taken:
             raise UserError(f"{path}: {name} and {taken[value]} both have the value {value}")
         taken[value] = name
+    if content.get("channels", 3) not in (1, 3):
+        raise UserError(f"{path}: channels is {content['channels']}, expected 1 or 3")
     colors = content.get("colors", {})
     stray = [name for name in colors if name not in values]
     if stray:
@@ -123,6 +144,7 @@ def read_classes(folder: Path) -> Classes:
             for place, (name, value) in enumerate(values.items())
         ),
         mask_suffix=content.get("mask_suffix", ""),
+        channels=content.get("channels", 3),
         share=_share(content.get("share", {}), path),
     )
 
@@ -344,3 +366,86 @@ def read_label(path: Path, classes: Classes) -> np.ndarray:
         )
     table = np.array([known[code] for code in found.tolist()], np.uint8)
     return table[places].reshape(values.shape)
+
+
+def read_image(path: Path, channels: int) -> np.ndarray:
+    """Read an image upright, as everyone sees it: uint8 (H, W, C), RGB or gray.
+
+    Raises:
+      UserError: the file is not a readable image.
+    """
+    try:
+        with Image.open(path) as image:
+            upright = ImageOps.exif_transpose(image)
+            if channels == 1:
+                return np.array(upright.convert("L"))[..., None]
+            return np.array(upright.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"image {path} cannot be read: {error}") from error
+
+
+class Folder(tfds.core.GeneratorBasedBuilder):
+    """TFDS builder of a folder; its config is named by a digest of the files."""
+
+    name = "folder"
+    VERSION = tfds.core.Version("1.0.0")
+    url_infos = None  # nothing is downloaded
+
+    def __init__(self, *, folder: Path, **kwargs: Any):
+        self.classes = read_classes(folder)
+        self._pairs = find_pairs(folder, self.classes)
+        digest = hashlib.sha256(json.dumps(dataclasses.asdict(self.classes)).encode())
+        for split, pairs in self._pairs.items():
+            for pair in pairs:
+                stats = (pair.image.stat(), pair.mask.stat())
+                seen = [[split, pair.name], *([stat.st_size, stat.st_mtime_ns] for stat in stats)]
+                digest.update(json.dumps(seen).encode())
+        name = f"{digest.hexdigest()[:16]}"
+        super().__init__(
+            config=tfds.core.BuilderConfig(name=name, description=folder.name), **kwargs
+        )
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Images and masks of a folder.",
+            features=builders.features(None, None, self.classes.channels),
+            metadata=tfds.core.MetadataDict(),
+            disable_shuffling=True,
+        )
+
+    def _split_generators(
+        self, dl_manager: tfds.download.DownloadManager
+    ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
+        return {split: self._generate_examples(split) for split in self._pairs}
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        classes, pairs = self.classes, self._pairs[split]
+        tally = statistics.Tally(len(classes.names), classes.channels)
+        for index, pair in enumerate(builders.progress(pairs, f"writing {split}")):
+            image = read_image(pair.image, classes.channels)
+            label = read_label(pair.mask, classes)
+            if image.shape[:2] != label.shape:
+                sizes = ["x".join(map(str, x.shape[:2])) for x in (image, label)]
+                raise UserError(f"{pair.image} is {sizes[0]}, its mask {sizes[1]} pixels")
+            tally.add(image, label)
+            image_png = builders.encode_png(image[..., 0] if classes.channels == 1 else image)
+            yield index, builders.record(image_png, builders.encode_png(label), pair.name)
+        absent = [name for name, n in zip(classes.names, tally.pixel_counts, strict=True) if not n]
+        if absent and split == "train":
+            _log.warning("no training pixel of %s", ", ".join(absent))
+        self.info.metadata[split] = tally.to_metadata()
+
+
+def builder(
+    data_dir: Path | None, source: Path | None, resolution: tuple[int, int] | None
+) -> Folder:
+    """Return the builder of the folder `source`; its images are stored at their own sizes.
+
+    Raises:
+      UserError: no folder is given, or it is not as the module describes.
+    """
+    del resolution
+    if source is None:
+        raise UserError("dataset folder needs a folder: --config.data.folder=DIR")
+    return Folder(folder=source, data_dir=data_dir, file_format="array_record")

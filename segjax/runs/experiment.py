@@ -52,7 +52,11 @@ class Experiment:
     def open_split(self, split: str) -> datasets.Source:
         data = self.config.data
         return datasets.open_split(
-            data.dataset, split, data_dir=data.data_dir or None, resolution=tuple(data.resolution)
+            data.dataset,
+            split,
+            data_dir=data.data_dir or None,
+            folder=data.folder or None,
+            resolution=tuple(data.resolution),
         )
 
     def open_training(self) -> tuple[loader.Source, np.ndarray]:
@@ -95,8 +99,16 @@ def create(config: ConfigDict, info: datasets.DatasetInfo | None = None) -> Expe
     }
     devices = parallel.pick_devices(config.num_devices, shares)
     info = info or datasets.info(
-        data.dataset, data_dir=data.data_dir or None, resolution=tuple(data.resolution)
+        data.dataset,
+        data_dir=data.data_dir or None,
+        folder=data.folder or None,
+        resolution=tuple(data.resolution),
     )
+    if config.test_split not in info.splits:
+        raise UserError(
+            f"test_split is {config.test_split!r}, but {data.dataset} has only "
+            f"{', '.join(info.splits)}"
+        )
     model = models.create(
         config.model.name,
         len(info.class_names),
@@ -122,6 +134,11 @@ def check_names(config: ConfigDict) -> None:
                 "the devices determine it"
             )
     model = models.create(config.model.name, 1, **config.model.options)
+    if bool(config.data.folder) != (config.data.dataset == "folder"):
+        raise UserError(
+            f"config field 'data.folder' is {config.data.folder!r}, but 'data.dataset' is "
+            f"{config.data.dataset!r}; a folder needs data.dataset=folder and data.folder=DIR"
+        )
     patches = config.data.patches
     if hasattr(model, "patch_size") != (patches > 0):
         expected = "whole images, expected 0" if patches else "patches, expected at least 1"

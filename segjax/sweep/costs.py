@@ -36,12 +36,12 @@ def training_cost(config: ConfigDict) -> Cost:
       UserError: the model does not take the config's options or images.
     """
     data = config.data
-    module = datasets.DATASETS[data.dataset]
+    channels, num_classes = datasets.shape(data.dataset, data.folder or None)
     cost = _image_cost(
         config.model.name,
-        len(module.CLASS_NAMES),
+        num_classes,
         tuple(sorted(configs.flat(config.model.options).items())),
-        (*(config.augment.crop or data.resolution), datasets.channels(data.dataset)),
+        (*(config.augment.crop or data.resolution), channels),
         data.patches,
     )
     images = config.batch_size * config.steps

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segjax.data import folder
+from segjax.cli.main import main
+from segjax.data import datasets, folder
 from segjax.errors import UserError
+from support.folders import make_folder
 
 # CamVid's own colors (label_colors.txt); Void is black.
 CAMVID = {
@@ -271,3 +273,103 @@ def test_a_suffix_of_the_masks(tmp_path):
     assert sum(map(len, folder.find_pairs(tmp_path, classes).values())) == 3
     write_pair(tmp_path, "d")
     assert "does not end with the mask_suffix" in refusal(folder.find_pairs, tmp_path, classes)
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "prepared"))
+    return make_folder(tmp_path / "my photos")
+
+
+def train(folder, workdir, *more):
+    arguments = ["--config", "experiments/folder.py:smoke", "--workdir", str(workdir)]
+    return main(["train", *arguments, f"--config.data.folder={folder}", *more])
+
+
+def test_a_folder_is_trained_evaluated_and_predicted(photos, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    assert train(photos, workdir) == 0
+    row = json.loads((workdir / "result.json").read_text())
+    assert (row["dataset"], row["class_names"]) == ("folder", ["Ground", "Disk"])
+    # Resized from 40x56 to 24x32 by nearest neighbor, no pixel is lost.
+    assert np.sum(row["confusion"]) == 4 * 24 * 32
+    assert main(["evaluate", "--workdir", str(workdir), "--split", "val"]) == 0
+    image = photos / "test" / "images" / "test 0.JPG"
+    output = tmp_path / "out"
+    assert main(["predict", str(image), "--workdir", str(workdir), "--output", str(output)]) == 0
+    with Image.open(output / "test 0.png") as label:
+        assert label.size == (56, 40)
+
+
+def test_a_prepared_folder_holds_the_images_at_their_own_size(photos, tmp_path):
+    write_pair(photos / "train", "large", np.zeros((60, 70), np.uint8), ".png")
+    options = {"data_dir": tmp_path / "prepared", "folder": photos}
+    info = datasets.info("folder", **options, resolution=(24, 32))
+    assert {split: of.num_images for split, of in info.splits.items()} == {
+        "train": 9,
+        "val": 4,
+        "test": 4,
+    }
+    source = datasets.open_split("folder", "train", **options)
+    shapes = [source[k]["image"].shape for k in range(len(source))]
+    assert shapes == [(60, 70, 3), *[(40, 56, 3)] * 8]
+    assert source[0]["id"] == "large"
+    np.testing.assert_array_equal(
+        source[1]["label"],
+        folder.read_label(photos / "train" / "masks" / "train 0.png", folder.read_classes(photos)),
+    )
+    assert datasets.shape("folder", photos) == (3, 2)
+
+
+def test_a_changed_folder_is_prepared_again(photos, tmp_path):
+    options = {"data_dir": tmp_path / "prepared", "folder": photos, "resolution": (24, 32)}
+    before = datasets.info("folder", **options)
+    assert datasets.info("folder", **options) == before
+    write_pair(photos / "train", "new", np.ones((40, 56), np.uint8))
+    after = datasets.info("folder", **options)
+    assert after.splits["train"].num_images == 9
+    assert after.splits["train"].pixel_counts[1] == before.splits["train"].pixel_counts[1] + 2240
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda path: (path / "classes.json").unlink(), "classes.json does not exist"),
+        (lambda path: (path / "val" / "masks" / "val 1.png").unlink(), "1 of 4 images in"),
+        (
+            lambda path: Image.new("L", (56, 40), 9).save(path / "val" / "masks" / "val 1.png"),
+            "have the value 9",
+        ),
+        (
+            lambda path: Image.new("L", (40, 56)).save(path / "train" / "masks" / "train 1.png"),
+            "is 40x56, its mask 56x40 pixels",
+        ),
+        (
+            lambda path: (path / "train" / "images" / "train 1.JPG").write_bytes(b"\xff\xd8"),
+            "cannot be read",
+        ),
+        (lambda path: shutil.rmtree(path / "test"), "test_split is 'test'"),
+    ],
+)
+def test_a_bad_folder_is_refused_before_step_1(photos, tmp_path, capsys, spoil, said):
+    spoil(photos)
+    assert train(photos, tmp_path / "run") == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_class_without_a_training_pixel_is_said(photos, tmp_path, caplog):
+    write_classes(photos, {"Ground": 0, "Disk": 255, "Bird": 7})
+    datasets.info("folder", data_dir=tmp_path / "prepared", folder=photos, resolution=(24, 32))
+    assert "no training pixel of Bird" in caplog.text
+
+
+def test_a_folder_and_its_dataset_belong_together(tmp_path, capsys):
+    arguments = ["--workdir", str(tmp_path / "run")]
+    assert main(["train", "--config", "experiments/folder.py:smoke", *arguments]) == 2
+    assert "data.folder=DIR" in capsys.readouterr().err
+    arguments += ["--config.data.folder=photos"]
+    assert main(["train", "--config", "experiments/quickstart.py:smoke", *arguments]) == 2
+    assert "data.folder=DIR" in capsys.readouterr().err

@@ -149,7 +149,7 @@ def test_training_costs_three_passes_over_each_image_of_each_step(monkeypatch):
     assert costs.training_cost(config).macs == found.macs // 4
     config.data.dataset, config.augment.crop = "isbi2012", ()  # gray, and two classes
     assert costs.training_cost(config).parameters == 9 * 1 * 4 + 4 + 2 * 4 + 4 * 2 + 2
-    assert datasets.channels("camvid") == 3
+    assert datasets.shape("camvid") == (3, 11)
 
 
 def test_counting_initializes_no_device():
