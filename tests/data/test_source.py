@@ -71,7 +71,7 @@ def test_indices_are_those_of_a_sequence(data_dir):
 @pytest.mark.parametrize(
     ("arguments", "found"),
     [
-        ({"name": "cityscapes", "split": "train"}, "'cityscapes', expected one of camvid, isbi"),
+        ({"name": "cityscapes", "split": "train"}, "'cityscapes', expected one of camvid, folder"),
         ({"name": "camvid", "split": "trainval"}, "'trainval', only train, val, test"),
         (
             {"name": "camvid", "split": "val", "resolution": (96,)},
