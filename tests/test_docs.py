@@ -178,6 +178,27 @@ def test_the_commands_run_in_their_order(
     }
 
 
+@pytest.mark.slow
+def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "prepared"))
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "experiments", tmp_path / "experiments")
+    make_folder(tmp_path / "photos")
+    notebook = json.loads((ROOT / "docs" / "notebooks" / "own_images.ipynb").read_text())
+    names = {}
+    for cell in notebook["cells"]:
+        source = "".join(cell["source"])
+        if source.startswith("!segjax "):
+            assert main(shlex.split(source)[1:]) == 0, source
+        elif cell["cell_type"] == "code":
+            assert not cell["outputs"]
+            exec(source, names)
+    assert names["labels"].shape == (40, 56)
+    said = capsys.readouterr().out
+    assert "| unet" in said
+    assert "Disk" in said
+
+
 def test_options_in_the_text_exist():
     parsers = [cli.parser()]
     known = {"--dry-run"}  # of launch/tpu_vm.sh
