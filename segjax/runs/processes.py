@@ -5,11 +5,13 @@ whole state and trains on its part of every batch; only process 0 writes. With a
 functions here do no communication.
 """
 
-import functools
 import math
 import os
+import re
 import signal
+import socket
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from typing import NoReturn, TypeVar
 
@@ -17,45 +19,104 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from segjax import waiting
 from segjax.errors import UserError, line
 
 Value = TypeVar("Value")
 
 _HEARTBEAT = 30  # seconds without one after which a process counts as dead
+_JOIN_SECONDS = 300  # until a process whose others do not come gives up
 
 
 def join(environment: Mapping[str, str] = os.environ, always: bool = False) -> None:
     """Join the other processes of this training, if any; call it before any use of JAX.
 
-    Find them from Slurm (inside `srun`, more than one task), from JAX_COORDINATOR_ADDRESS,
-    JAX_NUM_PROCESSES and JAX_PROCESS_ID, or on a TPU slice from TPU_WORKER_HOSTNAMES.
+    Find them from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, from Slurm (inside
+    a step of more than one task), or on a TPU slice from TPU_WORKER_HOSTNAMES. While they do not
+    come, say so; after five minutes exit with status 1.
 
     Args:
       environment: environment variables.
       always: join even if none is found, on any cluster that JAX itself detects.
 
     Raises:
-      UserError: a variable is missing or invalid.
+      UserError: a variable is missing or invalid, or JAX cannot find or reach the others.
     """
-    # Otherwise the others would wait for a dead process until the time limit of the job.
-    initialize = functools.partial(
-        jax.distributed.initialize,
-        heartbeat_timeout_seconds=_HEARTBEAT,
-        shutdown_timeout_seconds=2 * _HEARTBEAT,
-    )
     if "JAX_NUM_PROCESSES" in environment:
         processes = _number(environment, "JAX_NUM_PROCESSES", math.inf)
         if processes > 1:
-            initialize(
-                _variable(environment, "JAX_COORDINATOR_ADDRESS"),
-                processes,
-                _number(environment, "JAX_PROCESS_ID", processes),
-                cluster_detection_method="deactivate",
-            )
-    elif "SLURM_STEP_NODELIST" in environment and environment.get("SLURM_NTASKS", "1") != "1":
-        initialize(local_device_ids=_slurm_gpus(environment))
+            address = _variable(environment, "JAX_COORDINATOR_ADDRESS")
+            process = _number(environment, "JAX_PROCESS_ID", processes)
+            _initialize(address, processes, process, cluster_detection_method="deactivate")
+    elif "SLURM_STEP_NODELIST" in environment:
+        # SLURM_NTASKS would be the size of the whole allocation in an interactive step.
+        tasks = int(environment["SLURM_STEP_NUM_TASKS"])
+        if tasks > 1:
+            task = int(environment["SLURM_PROCID"])
+            gpus = _slurm_gpus(environment)
+            _initialize(_slurm_address(environment), tasks, task, local_device_ids=gpus)
     elif always or "," in environment.get("TPU_WORKER_HOSTNAMES", ""):
-        initialize()
+        _initialize()
+
+
+def _initialize(address=None, processes=None, process=None, **options):
+    """Call `jax.distributed.initialize`; None: as JAX itself detects."""
+    others = "the other processes of this training"
+    if address:
+        _check_port(address, process)
+        others = f"the other {processes - 1} of {processes} processes at {address}"
+        others += f" (this is process {process})"
+
+    def give_up() -> None:
+        print(  # noqa: T201
+            f"segjax: waited {_JOIN_SECONDS} s for {others}, expected all to start and to reach "
+            "process 0",
+            file=sys.stderr,
+            flush=True,
+        )
+        # Not 2, with which Kubernetes would fail the Job: the others may only be late.
+        os._exit(1)
+
+    timeout = threading.Timer(_JOIN_SECONDS, give_up)
+    timeout.daemon = True
+    timeout.start()
+    # Python's own handler would run only after the wait.
+    former = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        with waiting.reported(others):
+            jax.distributed.initialize(
+                address,
+                processes,
+                process,
+                # Later than ours, because JAX aborts with a stack trace.
+                initialization_timeout=2 * _JOIN_SECONDS,
+                # Otherwise the others would wait for a dead process until the job's time limit.
+                heartbeat_timeout_seconds=_HEARTBEAT,
+                shutdown_timeout_seconds=2 * _HEARTBEAT,
+                **options,
+            )
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"cannot join {others}: {str(error).splitlines()[0]}") from error
+    finally:
+        timeout.cancel()
+        signal.signal(signal.SIGINT, former)
+
+
+def _check_port(address, process):
+    """Raise if process 0 cannot listen at an address.
+
+    JAX would crash, or share the port with the process 0 of another training.
+    """
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdigit()):
+        raise UserError(f"the address of process 0 is {address!r}, expected HOST:PORT")
+    if process == 0:
+        with socket.socket() as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                tried.bind(("", int(port)))
+            except (OSError, OverflowError) as error:
+                raise UserError(f"process 0 cannot listen at {address}: {error}") from error
 
 
 def _variable(environment, name):
@@ -72,6 +133,18 @@ def _number(environment, name, below):
     return int(value)
 
 
+def _slurm_address(environment):
+    """Return the address of process 0: on the first node of the step, at a port of this step."""
+    if environment.get("JAX_COORDINATOR_ADDRESS"):
+        return environment["JAX_COORDINATOR_ADDRESS"]
+    # For example gpu[03-05,07],login1: each list in brackets becomes its first number.
+    nodes = re.sub(r"\[([^],-]+)[^]]*]", r"\1", environment["SLURM_STEP_NODELIST"])
+    # JAX would give all steps of a job the same port.
+    step = int(environment["SLURM_JOB_ID"]) + 257 * int(environment["SLURM_STEP_ID"])
+    port = environment.get("JAX_COORDINATOR_PORT") or 61440 + step % 4096
+    return f"{nodes.split(',')[0]}:{port}"
+
+
 def _slurm_gpus(environment):
     """Return the indices of this task's GPUs among the visible ones; None if no variable tells.
 
@@ -84,7 +157,7 @@ def _slurm_gpus(environment):
     tasks = int(environment.get("SLURM_STEP_TASKS_PER_NODE", "1").split("(")[0].split(",")[0])
     if "SLURM_GPUS_PER_TASK" in environment or tasks > seen:
         return list(range(seen))
-    return list(range(seen))[int(environment.get("SLURM_LOCALID", "0")) :: tasks]
+    return list(range(seen))[int(environment["SLURM_LOCALID"]) :: tasks]
 
 
 class SharedError(UserError):

@@ -1,11 +1,14 @@
 """Test multi-process training on CPU devices, with processes found from JAX's variables."""
 
+import errno
 import json
+import os
 import re
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from segjax.errors import UserError
 from segjax.files import write_whole
 from segjax.runs import processes
 from segjax.runs.tracking import read_metrics
+from segjax.sweep.status import failure_cause
 from support.runs import arrays, assert_same_bits, saved_steps, start
 
 pytestmark = pytest.mark.slow
@@ -191,7 +195,10 @@ def test_user_error_in_one_process_ends_both(training, tmp_path):
     ]
     assert [status for status, _, _ in ends] == [2, 2], ends
     assert "segjax: process 1 of 2 cannot go on, as it says" in ends[0][2]
-    assert f"cannot write {tmp_path / 'file' / 'data'}" in ends[1][2]
+    cause = f"cannot write {tmp_path / 'file' / 'data'}"
+    assert cause in ends[1][2]
+    # A sweep reports the cause, whichever process was the last to print.
+    assert failure_cause(ends[1][2] + ends[0][2]).startswith(cause)
 
 
 def test_full_disk_of_one_process_is_one_line(training, tmp_path):
@@ -256,48 +263,206 @@ JAX_BY_HAND = {
     "JAX_COORDINATOR_ADDRESS": "host:1",
     "JAX_PROCESS_ID": "1",
 }
-TASK = {"SLURM_STEP_NODELIST": "n[1-2]", "SLURM_NTASKS": "4", "SLURM_LOCALID": "1"}
+# Task 2 of `srun --ntasks=4`, of job 100.
+TASK = {
+    "SLURM_JOB_ID": "100",
+    "SLURM_STEP_ID": "0",
+    "SLURM_STEP_NODELIST": "n[1-2]",
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_NTASKS": "4",
+    "SLURM_PROCID": "2",
+    "SLURM_LOCALID": "1",
+}
+# The shell that `salloc --ntasks=4` starts on the first node.
+SHELL = {**TASK, "SLURM_STEP_ID": "4294967290", "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}
 ALL = {"CUDA_VISIBLE_DEVICES": "0,1,2,3"}
 
 
+@pytest.fixture
+def joined(monkeypatch):
+    """Return the list of the arguments with which JAX is asked to join processes."""
+    calls = []
+
+    def initialize(*given, **options):
+        own = {k: v for k, v in options.items() if not k.endswith(("timeout", "timeout_seconds"))}
+        calls.append((given, own))
+
+    monkeypatch.setattr("jax.distributed.initialize", initialize)
+    return calls
+
+
 @pytest.mark.parametrize(
-    ("variables", "expected"),
+    "variables",
     [
-        ({}, None),
-        ({"SLURM_NTASKS": "4", "SLURM_LOCALID": "0"}, None),  # a batch script, outside srun
-        ({**TASK, "SLURM_NTASKS": "1"}, None),
-        ({"JAX_NUM_PROCESSES": "1"}, None),
-        ({"TPU_WORKER_HOSTNAMES": "one"}, None),
-        ({"TPU_WORKER_HOSTNAMES": "one,two"}, {}),
-        (TASK, {"local_device_ids": None}),
+        {},
+        {"SLURM_NTASKS": "4", "SLURM_LOCALID": "0"},  # a batch script, or `salloc` without a step
+        SHELL,
+        {**TASK, "SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "1"},
+        {"JAX_NUM_PROCESSES": "1"},
+        {"TPU_WORKER_HOSTNAMES": "one"},
+    ],
+)
+def test_a_single_process_joins_none(variables, joined):
+    processes.join(variables)
+    assert joined == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "given", "options"),
+    [
+        (
+            JAX_BY_HAND,
+            ("host:1", 2, 1),
+            {"cluster_detection_method": "deactivate"},
+        ),
+        (TASK, ("n1:61540", 4, 2), {"local_device_ids": None}),
+        # A step of four tasks in an allocation of eight.
+        ({**TASK, "SLURM_NTASKS": "8"}, ("n1:61540", 4, 2), {"local_device_ids": None}),
+        ({"TPU_WORKER_HOSTNAMES": "one,two"}, (None, None, None), {}),
+    ],
+)
+def test_several_processes_join(variables, given, options, joined):
+    processes.join(variables)
+    assert joined == [(given, options)]
+
+
+@pytest.mark.parametrize(
+    ("variables", "gpus"),
+    [
         # One task per node takes all GPUs, several share them, and bound tasks keep theirs.
-        ({**TASK, **ALL, "SLURM_STEP_TASKS_PER_NODE": "1(x4)", "SLURM_LOCALID": "0"}, [0, 1, 2, 3]),
-        ({**TASK, **ALL, "SLURM_STEP_TASKS_PER_NODE": "2(x2)"}, [1, 3]),
-        ({**TASK, **ALL, "SLURM_STEP_TASKS_PER_NODE": "4"}, [1]),
+        ({**ALL, "SLURM_STEP_TASKS_PER_NODE": "1(x4)", "SLURM_LOCALID": "0"}, [0, 1, 2, 3]),
+        ({**ALL, "SLURM_STEP_TASKS_PER_NODE": "2(x2)"}, [1, 3]),
+        ({**ALL, "SLURM_STEP_TASKS_PER_NODE": "4"}, [1]),
         (
             {
-                **TASK,
                 "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
                 "CUDA_VISIBLE_DEVICES": "0,1",
                 "SLURM_GPUS_PER_TASK": "2",
             },
             [0, 1],
         ),
-        ({**TASK, "SLURM_STEP_TASKS_PER_NODE": "4", "CUDA_VISIBLE_DEVICES": "0"}, [0]),
+        ({"SLURM_STEP_TASKS_PER_NODE": "4", "CUDA_VISIBLE_DEVICES": "0"}, [0]),
     ],
 )
-def test_processes_join_only_if_there_are_several(variables, expected, monkeypatch):
-    calls = []
-    monkeypatch.setattr("jax.distributed.initialize", lambda *_, **given: calls.append(given))
-    processes.join(variables)
-    own = [{k: v for k, v in given.items() if not k.endswith("timeout_seconds")} for given in calls]
-    if isinstance(expected, list):
-        expected = {"local_device_ids": expected}
-    assert own == ([] if expected is None else [expected])
+def test_tasks_of_a_node_share_its_gpus(variables, gpus, joined):
+    processes.join({**TASK, **variables})
+    assert joined[0][1] == {"local_device_ids": gpus}
 
 
-def test_jax_variables_reach_jax_distributed(monkeypatch):
-    calls = []
-    monkeypatch.setattr("jax.distributed.initialize", lambda *given, **_: calls.append(given))
-    processes.join(JAX_BY_HAND)
-    assert calls == [("host:1", 2, 1)]
+@pytest.mark.parametrize(
+    ("variables", "address"),
+    [
+        ({"SLURM_STEP_NODELIST": "gpu01"}, "gpu01:61540"),
+        ({"SLURM_STEP_NODELIST": "gpu01,login2"}, "gpu01:61540"),
+        ({"SLURM_STEP_NODELIST": "gpu[007,010-015],login2"}, "gpu007:61540"),
+        ({"SLURM_STEP_NODELIST": "r[3-4]n[10-15]-ib"}, "r3n10-ib:61540"),
+        ({"SLURM_STEP_ID": "1"}, "n1:61797"),  # another step of the same job
+        ({"JAX_COORDINATOR_PORT": "5"}, "n1:5"),
+        ({"JAX_COORDINATOR_ADDRESS": "host:6"}, "host:6"),
+    ],
+)
+def test_process_0_of_a_slurm_step_is_on_its_first_node(variables, address, joined):
+    processes.join({**TASK, **variables})
+    assert joined[0][0][0] == address
+
+
+# Join within so many seconds, after one of which the process says for what it waits.
+JOIN = """
+import sys
+from segjax import waiting
+from segjax.errors import UserError
+from segjax.runs import processes
+
+waiting.SECONDS, processes._JOIN_SECONDS = 1, int(sys.argv[1])
+try:
+    processes.join()
+except UserError as error:
+    sys.exit(f"segjax: {error}")
+print(processes.count(), "joined")
+"""
+
+
+def join(port, process, seconds=60, **variables):
+    """Start a task of a Slurm step of two tasks."""
+    task = {
+        **TASK,
+        "SLURM_STEP_NODELIST": "127.0.0.1",
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_PROCID": str(process),
+        "JAX_COORDINATOR_PORT": str(port),
+        "JAX_COORDINATOR_BIND_ADDRESS": f"127.0.0.1:{port}",
+        **variables,
+    }
+    return subprocess.Popen(
+        [sys.executable, "-c", JOIN, str(seconds)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | task,
+    )
+
+
+def waits(port, process):
+    return (
+        f"waiting for the other 1 of 2 processes at 127.0.0.1:{port} (this is process {process})"
+        " ...\n"
+    )
+
+
+def test_the_shell_of_an_allocation_waits_for_no_other():
+    assert end(join(free_port(), 0, **SHELL)) == (0, "1 joined\n", "")
+
+
+@pytest.mark.parametrize("early", [0, 1])
+def test_a_process_that_waits_for_others_says_so(early):
+    port = free_port()
+    first = join(port, early)
+    assert first.stderr.readline() == waits(port, early)
+    second = join(port, 1 - early)
+    for process in (first, second):
+        status, out, _ = end(process)
+        assert (status, out) == (0, "2 joined\n")
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_a_process_whose_others_never_come_gives_up_in_one_line(process):
+    port = free_port()
+    status, out, error = end(join(port, process, seconds=3))
+    assert (status, out) == (1, "")
+    said = (
+        f"segjax: waited 3 s for the other 1 of 2 processes at 127.0.0.1:{port} "
+        f"(this is process {process}), expected all to start and to reach process 0\n"
+    )
+    assert error == waits(port, process) + said
+
+
+def test_ctrl_c_ends_a_process_that_waits_for_others():
+    port = free_port()
+    process = join(port, 0)
+    process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    assert end(process) == (-signal.SIGINT, "", "")
+
+
+def test_a_port_in_use_is_an_error():
+    port = free_port()
+    first = join(port, 0)
+    first.stderr.readline()
+    status, out, error = end(join(port, 0))
+    said = f"segjax: process 0 cannot listen at 127.0.0.1:{port}: [Errno {errno.EADDRINUSE}] "
+    assert (status, out) == (1, "")
+    assert error == f"{said}{os.strerror(errno.EADDRINUSE)}\n"
+    second = join(port, 1)
+    assert [end(each)[:2] for each in (first, second)] == [(0, "2 joined\n")] * 2
+
+
+@pytest.mark.parametrize("address", ["host", "host:", ":1234", "host:port"])
+def test_an_address_without_host_or_port_is_an_error(address, joined):
+    with pytest.raises(UserError, match=f"^the address of process 0 is '{address}', expected HOST"):
+        processes.join({**JAX_BY_HAND, "JAX_COORDINATOR_ADDRESS": address})
+    assert joined == []
+
+
+def test_distributed_without_a_cluster_is_an_error():
+    with pytest.raises(UserError, match=r"^cannot join the other processes of this training: "):
+        processes.join({}, always=True)

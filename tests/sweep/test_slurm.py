@@ -4,6 +4,7 @@ import io
 import os
 import re
 import signal
+import sys
 import time
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -116,6 +117,16 @@ def cluster(tmp_path_factory):
         }.items():
             patch.setenv(name, value)
         yield started
+
+
+def test_a_process_in_the_shell_of_an_allocation_joins_no_other(cluster):
+    allocated = ("salloc", "--ntasks=4", "--nodes=2")
+    # What `salloc` runs for its shell, with LaunchParameters=use_interactive_step.
+    shell = ("srun", "--interactive", "--preserve-env")
+    joined = "from segjax.runs import processes; processes.join(); print(processes.count())"
+    for step in (shell, ("srun", "--ntasks=1", "--nodes=1", "--preserve-env")):
+        assert cluster.call(*allocated, *step, sys.executable, "-c", joined) == "1\n"
+    assert cluster.call(*allocated, "srun", sys.executable, "-c", joined) == "4\n" * 4
 
 
 def test_an_array_of_four_runs_one_of_which_fails(cluster, tmp_path, scenes_data_dir):
