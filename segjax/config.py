@@ -5,18 +5,21 @@ A config file defines `get_config(arg)`, which returns an `ml_collections.Config
 """
 
 import ast
+import contextlib
 import difflib
 import functools
 import hashlib
 import importlib.util
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ml_collections import ConfigDict
+import numpy as np
+from ml_collections import ConfigDict, FrozenConfigDict
+from ml_collections.config_dict import RequiredValueError
 
 from segjax.errors import UserError
 
@@ -51,6 +54,7 @@ NON_NEGATIVE = (
     *("optimizer.learning_rate", "optimizer.weight_decay", "optimizer.clip_norm"),
     *("optimizer.warmup_steps", "optimizer.momentum", "optimizer.power"),
 )
+GROUPS = ("model", "model.options", "data", "augment", "loss", "optimizer", "wandb")
 
 
 def default() -> ConfigDict:
@@ -160,12 +164,53 @@ def load(spec: str, overrides: Mapping[str, Any]) -> ConfigDict:
         message = " ".join(str(error).split())
         raise UserError(f"config file {spec}: {type(error).__name__}: {message}") from error
     if not isinstance(config, ConfigDict):
-        raise UserError(f"config file {spec}: get_config returns {config!r}, expected a ConfigDict")
+        raise UserError(
+            f"config file {spec}: get_config returns a {type(config).__name__}, not a ConfigDict"
+        )
+
+    if isinstance(config, FrozenConfigDict):
+        config = ConfigDict(config)
     override(config, overrides)
-    if config.model.pretrained and config.data.normalization == "mean_std":
-        config.data.normalization = "imagenet"  # the input that the weights were trained on
+    fields = dict(_leaves(config))
+    if missing := [name for name in _flat_default() if name not in fields]:
+        raise UserError(f"config file {spec} lacks field {missing[0]!r} of segjax.config.default()")
+    if fields["model.pretrained"] and fields["data.normalization"] == "mean_std":
+        fields["data.normalization"] = "imagenet"  # the input that the weights were trained on
+    return restore(fields)
+
+
+def restore(fields: Mapping[str, Any]) -> ConfigDict:
+    """Return the config of the fields {"a.b": value} of a config file or a `config.json`, locked.
+
+    Whatever it accepts, it accepts again with the same digest after a round trip through JSON.
+    A field that is missing has its default value.
+
+    Raises:
+      UserError: an unknown name, a wrong type or an invalid value.
+    """
+    config = default()
+    for name, value in fields.items():
+        _assign(config, name, value)
     check(config)
     return config
+
+
+def _leaves(config: ConfigDict, group: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted name and the value of whatever a config file has put into a config."""
+    for key in config:
+        name, value = f"{group}{key}", _get(config, key)
+        if isinstance(value, ConfigDict) and name in GROUPS:
+            yield from _leaves(value, f"{name}.")
+        else:
+            yield name, value
+
+
+def _get(config, field):
+    """Return the value of a field, None if there is none or it is a placeholder."""
+    try:
+        return config.get(field)
+    except RequiredValueError:
+        return None
 
 
 def override(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
@@ -178,52 +223,72 @@ def override(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
       UserError: an unknown name or a wrong type.
     """
     for name, value in overrides.items():
-        *parents, field = name.split(".")
-        owner: Any = config
-        for parent in parents:
-            owner = owner.get(parent) if isinstance(owner, ConfigDict) else None
-        open_ended = parents == ["model", "options"]
-        if not isinstance(owner, ConfigDict) or not (field in owner or open_ended):
-            close = difflib.get_close_matches(name, flat(config), n=1, cutoff=0.5)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise UserError(f"config has no field {name!r}{hint}")
-        present = owner.get(field)
-        if isinstance(present, ConfigDict):
-            raise UserError(f"config field {name!r} is a group of fields, not one")
-        if isinstance(value, str) and not isinstance(present, str):
-            value = _parse(name, value, present)
-        if value is None:
-            raise UserError(f"config field {name!r} is {_type_text(present)}, found None")
-        if isinstance(value, list):  # JSON has no tuples
-            value = tuple(value)
-        if isinstance(present, tuple):
-            value = value if isinstance(value, tuple) else (value,)
-        if isinstance(present, bool) != isinstance(value, bool) and present is not None:
-            raise UserError(f"config field {name!r} is {_type_text(present)}, found {value!r}")
-        try:
-            with owner.unlocked():
-                owner[field] = value
-        except TypeError as error:
-            raise UserError(
-                f"config field {name!r} is {_type_text(present)}, found {value!r}"
-            ) from error
+        _assign(config, name, value, parse=isinstance(value, str))
 
 
-def _parse(name, text, present):
+def _assign(config: ConfigDict, name: str, value: Any, parse: bool = False) -> None:
+    *parents, field = name.split(".")
+    owner: Any = config
+    for parent in parents:
+        owner = _get(owner, parent) if isinstance(owner, ConfigDict) else None
+    open_ended = parents == ["model", "options"]
+    if not isinstance(owner, ConfigDict) or not (field in owner or open_ended):
+        close = difflib.get_close_matches(name, flat(default()), n=1, cutoff=0.5)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise UserError(f"config has no field {name!r}{hint}")
+    if name in GROUPS:
+        raise UserError(f"config field {name!r} is a group of fields, not one")
+
+    # The default tells the type even where a config file has left a placeholder.
+    example = _flat_default().get(name, _get(owner, field))
+    if parse:
+        value = _parse(name, value, example)
+    value = _plain(name, value, example)
+    if isinstance(example, tuple) and not isinstance(value, tuple):
+        value = (value,)
+    if isinstance(example, bool) != isinstance(value, bool) and example is not None:
+        raise _wrong_type(name, value, example)
+    try:
+        with contextlib.nullcontext() if field in owner else owner.unlocked():
+            owner[field] = value
+    except (TypeError, OverflowError) as error:
+        raise _wrong_type(name, value, example) from error
+
+
+def _parse(name, text, example):
+    if isinstance(example, str):
+        return None if text == "None" else text
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError) as error:
         if text.lower() in ("true", "false"):
             return text.lower() == "true"
-        if present is None:  # a new model option may be a word
+        if example is None:  # a new model option may be a word
             return text
-        raise UserError(
-            f"config field {name!r} is {_type_text(present)}, found {text!r}"
-        ) from error
+        raise _wrong_type(name, text, example) from error
 
 
-def _type_text(value):
-    return f"of type {type(value).__name__}, such as {value!r}"
+def _plain(name, value, example):
+    """Return a value as JSON keeps it: bool, int, float, str, or a tuple of those (JSON's list)."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, list | tuple):
+        return tuple(_plain(name, item, None) for item in value)
+    if type(value) not in (bool, int, float, str):
+        raise _wrong_type(name, value, example)
+    if isinstance(value, int | float) and not abs(value) < 2**63:
+        found = repr(value) if isinstance(value, float) else f"{value.bit_length()} bits"
+        raise UserError(f"config field {name!r} must be finite and below 2^63, found {found}")
+    return value
+
+
+def _wrong_type(name, value, example):
+    expected = f"of type {type(example).__name__}, such as {example!r}"
+    if example is None:
+        expected = "a number, a truth value, text, or a tuple of those"
+    found = " ".join(repr(value).split())
+    found = found if len(found) <= 100 else found[:97] + "..."
+    return UserError(f"config field {name!r} is {expected}, found {found}")
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
@@ -306,6 +371,8 @@ def check(config: ConfigDict) -> None:
         config.batch_size % config.micro_batches == 0,
         f"a multiple of micro_batches ({config.micro_batches})",
     )
+    # Images are counted in int32 on the device.
+    _require(config, "steps", config.steps * config.batch_size < 2**31, "below 2^31 / batch_size")
     _require(config, "seed", 0 <= config.seed < 2**31, "in [0, 2^31)")
     _require(config, "ema_decay", 0 <= config.ema_decay < 1, "in [0, 1)")
     _require(config, "data.resolution", _size(config.data.resolution), "height and width in pixels")

@@ -4,6 +4,7 @@ import functools
 import json
 import operator
 
+import numpy as np
 import pytest
 
 from segjax import config as configs
@@ -114,7 +115,7 @@ def test_invalid_override_is_one_line_that_names_it(path, argument, said):
         ("x = (", "SyntaxError"),
         ("raise RuntimeError('no')", "RuntimeError: no"),
         ("x = 1", "has no get_config"),
-        ("def get_config(): return {}", "expected a ConfigDict"),
+        ("def get_config(): return {}", "returns a dict, not a ConfigDict"),
         (
             "from segjax.config import default\n"
             "def get_config():\n    config = default()\n    config.stepz = 3\n    return config",
@@ -127,6 +128,87 @@ def test_broken_config_file_is_a_user_error(tmp_path, text, said):
     file.write_text(text)
     with pytest.raises(UserError, match=said):
         configs.load(str(file), {})
+
+
+def write(folder, body, returned="config"):
+    file = folder / "mine.py"
+    file.write_text(
+        "import numpy as np\n"
+        "from ml_collections import ConfigDict, FrozenConfigDict, config_dict\n"
+        "from segjax.config import default\n\n"
+        f"def get_config():\n    config = default()\n    {body}\n    return {returned}\n"
+    )
+    return str(file)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("config.steps = None", "'steps' is of type int, such as 1000, found None"),
+        ("config.steps = True", "'steps' is of type int, such as 1000, found True"),
+        ("config.steps = config_dict.placeholder(int)", "'steps' is of type int"),
+        ("config.steps = config_dict.required_placeholder(int)", "'steps' is of type int"),
+        ("config.steps = 2**31", "'steps' must be below 2^31 / batch_size"),
+        ("config.unlock().stepz = 3", "config has no field 'stepz'; did you mean 'steps'?"),
+        ("del config.unlock()['seed']", "lacks field 'seed' of segjax.config.default()"),
+        ("config.model = {'name': 'unet'}", "lacks field 'model.pretrained'"),
+        ("config.model = None", "lacks field 'model.name'"),
+        ("config.model.options.foo = {}", "'model.options.foo' is a number, a truth value, text"),
+        ("config.model.options.foo = {'a': 1}", "'model.options.foo' is a number"),
+        ("config.model.options.foo = float('nan')", "'model.options.foo' must be finite"),
+        ("config.model.options.foo = 10**5000", "'model.options.foo' must be finite"),
+        ("config.model.options.foo = np.arange(1000)", "found array([ 0, 1, 2, 3,"),
+        ("config.augment.scale = (1.0, float('inf'))", "'augment.scale' must be finite"),
+        ("config.augment.scale = (1.0, None)", "'augment.scale' is a number"),
+        ("config.optimizer.learning_rate = float('nan')", "below 2^63, found nan"),
+        ("config.optimizer.learning_rate = 10**400", "OverflowError"),
+    ],
+)  # fmt: skip
+def test_value_that_config_json_cannot_keep_is_refused(tmp_path, body, said):
+    with pytest.raises(UserError) as error:
+        configs.load(write(tmp_path, body), {})
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("body", "returned", "field", "value"),
+    [
+        ("config.steps = 7", "FrozenConfigDict(config)", "steps", 7),
+        ("config.augment.elastic = 3", "config", "augment.elastic", 3.0),
+        ("config.augment.crop = [np.int64(3), 4]", "config", "augment.crop", (3, 4)),
+        ("config.optimizer.power = np.float64(2)", "config", "optimizer.power", 2.0),
+        ("config.model.options.width = np.int64(8)", "config", "model.options.width", 8),
+        ("config.model.options.rates = [[6], [np.int8(12)]]", "config", "model.options.rates",
+         ((6,), (12,))),
+        ("config.eval_every = config.get_ref('steps')", "config", "eval_every", 1000),
+    ],
+)  # fmt: skip
+def test_value_of_another_type_is_kept_as_config_json_keeps_it(
+    tmp_path, body, returned, field, value
+):
+    config = configs.load(write(tmp_path, body, returned), {})
+    found = configs.flat(config)[field]
+    assert found == value
+    assert type(found) is type(value)
+    again = configs.restore(json.loads(json.dumps(configs.flat(config), allow_nan=False)))
+    assert configs.flat(again) == configs.flat(config)
+    assert configs.digest(again) == configs.digest(config)
+
+
+def test_override_fills_a_placeholder_and_a_reference_follows_it(tmp_path):
+    unset = write(tmp_path, "config.steps = config_dict.required_placeholder(int)")
+    assert configs.load(unset, {"steps": "70"}).steps == 70
+    follows = write(tmp_path, "config.eval_every = config.get_ref('steps')")
+    assert configs.load(follows, {"steps": "70"}).eval_every == 70
+
+
+@pytest.mark.parametrize("value", [np.int64(7), 7, "7"])
+def test_override_of_a_sweep_may_be_a_numpy_scalar(path, value):
+    config = configs.load(path, {"steps": value, "model.options.width": value})
+    assert [type(config.steps), type(config.model.options.width)] == [int, int]
+    with pytest.raises(UserError, match=r"such as 1000, found 7\.5"):
+        configs.load(path, {"steps": np.float64(7.5)})
 
 
 def test_missing_file_and_unknown_variant_are_named(path):

@@ -158,10 +158,14 @@ def check_names(config: ConfigDict) -> None:
 
 
 def write_description(workdir: Path, run: Experiment, description: Description) -> None:
-    """Write `workdir/config.json`, from which a run can be evaluated or repeated."""
+    """Write `workdir/config.json`, from which a run can be evaluated or repeated.
+
+    Raises:
+      UserError: the config, made without `config.load`, could not be read again.
+    """
     content = {
         **dataclasses.asdict(description),
-        "config": configs.flat(run.config),
+        "config": configs.flat(configs.restore(configs.flat(run.config))),
         "data": dataclasses.asdict(run.info),
     }
     write_whole(workdir / "config.json", json.dumps(content, indent=1) + "\n")
@@ -176,7 +180,7 @@ def read_description(workdir: Path) -> tuple[ConfigDict, Description, datasets.D
     path = workdir / "config.json"
     try:
         content = json.loads(path.read_text())
-        flat, data = content.pop("config"), content.pop("data")
+        fields, data = dict(content.pop("config")), content.pop("data")
         splits = {name: datasets.SplitInfo(**split) for name, split in data["splits"].items()}
         info = datasets.DatasetInfo(**{**data, "splits": splits})
         description = Description(**content)
@@ -184,10 +188,10 @@ def read_description(workdir: Path) -> tuple[ConfigDict, Description, datasets.D
         raise UserError(f"{workdir} is not the workdir of a run: it has no config.json") from None
     except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
-    config = configs.default()
-    configs.override(config, flat)
-    configs.check(config)
-    return config.lock(), description, info
+    try:
+        return configs.restore(fields), description, info
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def refuse_other_config(config: ConfigDict, workdir: Path) -> None:

@@ -1,0 +1,101 @@
+"""Test that whatever config a training accepts can be read back from its config.json."""
+
+import types
+from unittest import mock
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from ml_collections import config_dict
+
+from segjax import config as configs
+from segjax.data.datasets import DatasetInfo
+from segjax.errors import UserError
+from segjax.runs import experiment
+from segjax.runs.experiment import Description, Experiment
+
+INFO = DatasetInfo("tiny", ("a", "b"), (), (0.5,), (0.5,), {}, (24, 32))
+DESCRIPTION = Description("tiny", "tiny", {}, "segjax train")
+
+FIELDS = (*configs.flat(configs.default()), *configs.GROUPS)
+OWN = ("model.options.width", "model.options.foo", "model.options.a.b", "foo", "optimizer.foo")
+
+
+def builtins():
+    return st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+
+
+def scalars():
+    """Whatever one may write into a field by mistake, and what is right by chance."""
+    return st.one_of(
+        builtins(),
+        st.sampled_from((0, 1, 2, 3, 0.5, 1.0, 10**400, 1e300, "", "adam", "None", "\udc80")),
+        st.integers(-3, 300).map(np.int64),
+        st.floats(width=32).map(np.float32),
+        st.floats().map(np.float64),
+        st.booleans().map(np.bool_),
+        st.sampled_from(
+            (
+                *(np.float64(0.5), np.str_("sgd"), np.longdouble(1), np.datetime64("2026-01-01")),
+                *(config_dict.placeholder(int), config_dict.required_placeholder(float)),
+                *(b"x", np.arange(3), np.arange(1000), {1, 2}, 1j, print),
+            )
+        ),
+    )
+
+
+def values():
+    nested = st.recursive(
+        scalars(),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.lists(inner, max_size=2).map(tuple)
+            | st.dictionaries(st.sampled_from(("a", "b")), inner, max_size=2)
+        ),
+        max_leaves=4,
+    )
+    return scalars() | nested
+
+
+def written(changes, frozen):
+    """Return a config as a file with these assignments makes it, whether the field allows them."""
+    config = configs.default().unlock()
+    for name, value in changes:
+        *parents, field = name.split(".")
+        owner = config
+        for parent in parents:
+            owner = owner[parent] if parent in owner else owner.setdefault(parent, {})
+        with owner.ignore_type():
+            owner[field] = value
+    return config_dict.FrozenConfigDict(config) if frozen else config
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("run")
+
+
+@given(
+    changes=st.lists(st.tuples(st.sampled_from(FIELDS + OWN), values()), max_size=3),
+    frozen=st.booleans(),
+)
+@example(changes=[("optimizer.weight_decay", 1)], frozen=True)
+@example(changes=[("model.options.foo", {})], frozen=False)
+@example(changes=[("model.options.foo", [np.int64(1), [2]])], frozen=False)
+@example(changes=[("steps", config_dict.required_placeholder(int))], frozen=False)
+def test_config_is_refused_in_one_line_or_survives_its_config_json(folder, changes, frozen):
+    module = types.SimpleNamespace(get_config=lambda: written(changes, frozen))
+    with mock.patch.object(configs, "load_module", return_value=(module, None)):
+        try:
+            config = configs.load("mine.py", {})
+        except UserError as refused:
+            config, said = None, str(refused)
+    if config is None:
+        assert "\n" not in said
+        return
+    experiment.write_description(folder, Experiment(config, INFO, [], None), DESCRIPTION)
+    again, _, _ = experiment.read_description(folder)
+    assert configs.flat(again) == configs.flat(config)
+    assert configs.digest(again) == configs.digest(config)
+    assert configs.difference(config, again) is None
