@@ -212,7 +212,8 @@ def read_files(paths: Iterable[str | os.PathLike[str]]) -> dict[Path, list[Row]]
     rows: dict[Path, list[Row]] = {}
     seen: set[Path] = set()
     for path in map(Path, paths):
-        files, left_out = [path], []
+        files: list[Path] = [path]
+        left_out: list[str] = []
         if path.is_dir():
             files, left_out = _find(path)
             if not files:
