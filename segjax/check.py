@@ -14,13 +14,13 @@ from scipy import ndimage
 
 from segjax import metrics
 from segjax.data import folder as folders
+from segjax.data import images
 from segjax.data.builders import progress
 from segjax.data.folder import Classes, Pair
 from segjax.data.statistics import VOID
-from segjax.errors import UserError
+from segjax.errors import UserError, listing
 from segjax.inference.baselines import STRIDES, majority_vote
 
-_ORIENTATION, _SIDEWAYS = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that swap the sides
 _ALIKE = 2  # bits of 64 in which the hashes of near-duplicates differ at most
 _NAMED = 5  # files that a line names
 _CEILING_IMAGES = 50  # labels that the ceilings are computed from
@@ -75,7 +75,7 @@ def _look(pairs: Mapping[str, Sequence[Pair]], classes: Classes) -> _Seen:
         seen.hashes[split] = []
         for pair in progress(members, f"checking {split}"):
             place += 1
-            size = _look_at_image(pair.image, split, seen)
+            size = _look_at_image(pair.image, classes.channels, split, seen)
             try:
                 with Image.open(pair.mask) as mask:
                     seen.mask_modes[mask.mode] += 1
@@ -105,18 +105,18 @@ def _look(pairs: Mapping[str, Sequence[Pair]], classes: Classes) -> _Seen:
     return seen
 
 
-def _look_at_image(path: Path, split: str, seen: _Seen) -> tuple[int, int] | None:
+def _look_at_image(path: Path, channels: int, split: str, seen: _Seen) -> tuple[int, int] | None:
     """Note size, mode and hash of an image; return its upright size, None if it is unreadable."""
     try:
         with Image.open(path) as image:
-            width, height = image.size
-            if image.getexif().get(_ORIENTATION) in _SIDEWAYS:
-                width, height = height, width
             seen.modes[image.mode] += 1
-            seen.hashes[split].append((difference_hash(image), path))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        seen.unreadable.append(f"image {path} cannot be read: {error}")
+        pixels = images.read_image(path, channels)
+    except (UserError, OSError) as error:
+        seen.unreadable.append(str(error))
         return None
+    gray = Image.fromarray(pixels.squeeze(-1) if channels == 1 else pixels)
+    seen.hashes[split].append((difference_hash(gray), path))
+    height, width = pixels.shape[:2]
     seen.sizes[height, width] += 1
     return height, width
 
@@ -230,12 +230,10 @@ def _problems(seen: _Seen, classes: Classes) -> Iterator[str]:
         if code not in void:
             yield (
                 f"value {folders.decode(code, classes)} is not declared: {seen.values[code]} "
-                f"pixels in {len(holders)} masks: {_some(holders)}"
+                f"pixels in {len(holders)} masks: {listing(holders)}"
             )
     if seen.lossy:
-        yield (
-            f"{len(seen.lossy)} masks are JPEG, which changes values at edges: {_some(seen.lossy)}"
-        )
+        yield f"{len(seen.lossy)} masks are JPEG, which changes values: {listing(seen.lossy)}"
     for split, pixels in seen.pixels.items():
         absent = [name for name, count in zip(classes.names, pixels, strict=True) if not count]
         if absent:
@@ -244,8 +242,3 @@ def _problems(seen: _Seen, classes: Classes) -> Iterator[str]:
     if alike:
         named = "; ".join(f"{a} and {b}" for a, b in alike[:_NAMED])
         yield f"{len(alike)} pairs of images look alike in different splits: {named}"
-
-
-def _some(paths: Sequence[Path]) -> str:
-    rest = len(paths) - _NAMED
-    return ", ".join(map(str, paths[:_NAMED])) + (f" and {rest} more" if rest > 0 else "")

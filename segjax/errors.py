@@ -1,4 +1,7 @@
-"""UserError, the exception for mistakes of the user, and the one-line form of an error."""
+"""UserError, the exception for mistakes of the user, warnings, and one-line forms of both."""
+
+import sys
+from collections.abc import Collection
 
 
 class UserError(Exception):
@@ -13,3 +16,14 @@ def line(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
     return str(error)
+
+
+def warn(text: str) -> None:
+    """Print a warning of one line to standard error, in the form of an error."""
+    print(f"segjax: {text}", file=sys.stderr)  # noqa: T201
+
+
+def listing(names: Collection[object], most: int = 5) -> str:
+    """Return names as one line that shows at most `most` of them: `a, b and 7 more`."""
+    shown = ", ".join(map(str, list(names)[:most]))
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -1,25 +1,36 @@
 """Predict label maps of images of any size, and draw predictions of several runs."""
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from segjax.data import datasets, pictures
-from segjax.errors import UserError
+from segjax.data import datasets, images, pictures
+from segjax.errors import UserError, listing, warn
 from segjax.inference import crf as dense_crf
 from segjax.inference import dropout, outputs, tta
 from segjax.runs.experiment import Experiment, load_variables, open_run
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
+
+class Page(NamedTuple):
+    """A page of an image file, or the one image in it."""
+
+    path: Path
+    number: int  # in the file, from 0
+    stem: str  # of the names of its results
 
 
 def find_images(names: Iterable[str]) -> list[Path]:
     """Return the paths of image files, and of the images in folders, sorted by name.
+
+    Warned of are the other files and the folders in a folder. The images in a folder are those with
+    a suffix of `images.suffixes`, except `._NAME`, in which macOS stores attributes of NAME.
 
     Raises:
       UserError: a path does not exist, or a folder contains no image.
@@ -27,9 +38,19 @@ def find_images(names: Iterable[str]) -> list[Path]:
     paths: list[Path] = []
     for name in map(Path, names):
         if name.is_dir():
-            found = sorted(p for p in name.iterdir() if p.suffix.lower() in SUFFIXES)
+            found, others = [], []
+            for path in sorted(name.iterdir()):
+                if _is_image(path):
+                    found.append(path)
+                else:
+                    others.append(f"{path.name}/" if path.is_dir() else path.name)
             if not found:
-                raise UserError(f"folder {name} has no image ({', '.join(SUFFIXES)})")
+                has = f", but {listing(others)}" if others else ""
+                raise UserError(
+                    f"folder {name} has no image{has}; expected {', '.join(images.FORMATS)}"
+                )
+            if others:
+                warn(f"{name}: left out, not an image: {listing(others)}")
             paths += found
         elif name.is_file():
             paths.append(name)
@@ -38,43 +59,56 @@ def find_images(names: Iterable[str]) -> list[Path]:
     return list(dict.fromkeys(paths))
 
 
-def targets_of(
-    paths: list[Path], folder: Path, endings: Sequence[str] = ("", "_overlay")
-) -> list[tuple[Path, ...]]:
-    """Return the output paths of each image, one for each ending.
-
-    Raises:
-      UserError: an output would overwrite an input image, or an output of another image.
-    """
-    taken = {path.resolve(): path for path in paths}
-    targets = []
-    for path in paths:
-        own = tuple(folder / f"{path.stem}{ending}.png" for ending in endings)
-        for target in own:
-            other = taken.setdefault(target.resolve(), path)
-            if other is not path or target.resolve() == path.resolve():
-                raise UserError(
-                    f"{target}, made from {path}, would overwrite {other} or a file made from it"
-                )
-        targets.append(own)
-    return targets
+def _is_image(path: Path) -> bool:
+    is_suffix = path.suffix.lower() in images.suffixes()
+    return is_suffix and not path.name.startswith("._") and path.is_file()
 
 
-def read_image(path: Path, channels: int) -> np.ndarray:
-    """Read an image as uint8 (H, W, C): RGB for 3 channels, gray for 1.
+def list_pages(path: Path) -> list[Page]:
+    """Return the pages of an image file; warn of previews, which are left out.
 
     Raises:
       UserError: the file is not a readable image.
     """
-    try:
-        with Image.open(path) as image:
-            # Cameras store their orientation in EXIF instead of rotating the pixels.
-            upright = ImageOps.exif_transpose(image)
-            if channels == 1:
-                return np.array(upright.convert("L"))[..., None]
-            return np.array(upright.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"image {path} cannot be read: {error}") from error
+    numbers, previews = images.list_pages(path)
+    if previews:
+        warn(f"{path}: left out, previews or masks: {previews}")
+    if len(numbers) == 1:
+        return [Page(path, numbers[0], path.stem)]
+    digits = len(str(numbers[-1]))
+    return [Page(path, number, f"{path.stem}_{number:0{digits}}") for number in numbers]
+
+
+def targets_of(
+    pages: list[Page],
+    inputs: list[Path],
+    folder: Path,
+    endings: Sequence[str] = ("", "_overlay"),
+) -> list[tuple[Path, ...]]:
+    """Return the output paths of each page, one for each ending.
+
+    Args:
+      pages: to predict.
+      inputs: all image files, also those without a readable page.
+      folder: of the outputs.
+      endings: of the names of the outputs.
+
+    Raises:
+      UserError: an output would overwrite an input image, or an output of another page.
+    """
+    taken: dict[Path, tuple[Path, Page | None]] = {path.resolve(): (path, None) for path in inputs}
+    targets = []
+    for page in pages:
+        own = tuple(folder / f"{page.stem}{ending}.png" for ending in endings)
+        for target in own:
+            path, other = taken.setdefault(target.resolve(), (page.path, page))
+            if other is not page:
+                raise UserError(
+                    f"{target}, made from {page.path}, would overwrite {path} or a file made from "
+                    "it"
+                )
+        targets.append(own)
+    return targets
 
 
 def network_size(
@@ -101,12 +135,18 @@ def predict_files(
     samples: int | None,
     transforms: tta.Transforms | None,
     progress: Callable[[int], None],
-) -> None:
-    """Predict images; write NAME.png, an indexed label map, and NAME_overlay.png for each.
+) -> tuple[int, int]:
+    """Predict images; write NAME.png, a label map, and NAME_overlay.png for each.
+
+    A label map is an indexed PNG, as `pictures.save_label` writes it. Of a file with several pages
+    or frames each is predicted, as NAME_0, NAME_1 and so on.
 
     With Monte Carlo dropout also write gray maps of the class with the highest mean probability:
     NAME_confidence.png, its mean probability, black 0 to white 1, and NAME_deviation.png, the
     standard deviation of its probability, black 0 to white 1/2.
+
+    Warned of are images that cannot be read or that do not fit into memory; the others are
+    predicted.
 
     Args:
       experiment: owner of the network.
@@ -118,28 +158,65 @@ def predict_files(
       crf: parameters of the dense CRF, applied at the size of the image; None: no CRF.
       samples: number of Monte Carlo dropout samples to average; None: no dropout.
       transforms: test-time augmentation; None: no augmentation.
-      progress: called with the number of images done.
+      progress: called with the number of files done.
+
+    Returns:
+      How many images were predicted, and how many failed.
 
     Raises:
-      UserError: an image cannot be read, or an output would overwrite a file of another image.
+      UserError: an output would overwrite a file of another image.
     """
     predictors: dict[tuple[int, int] | None, Callable[..., Any]] = {}
-    endings = ("", "_overlay", "_confidence", "_deviation") if samples else ("", "_overlay")
-    targets = targets_of(paths, output, endings)
-    output.mkdir(parents=True, exist_ok=True)
-    for done, (path, target) in enumerate(zip(paths, targets, strict=True), start=1):
-        image = read_image(path, len(experiment.info.mean))
+
+    def predict(page: Page, target: tuple[Path, ...]) -> None:
+        image = images.read_image(page.path, len(experiment.info.mean), page.number)
         size = network_size(experiment, image.shape[:2], native)
         if size not in predictors:
             predictors[size] = _predictor(experiment, size, crf, samples, transforms)
-        label, *maps = (x[0] for x in predictors[size](variables, image[None]))
+        with _naming_memory(page.path, image.shape):
+            label, *maps = (x[0] for x in predictors[size](variables, image[None]))
         palette = experiment.info.palette
         pictures.save_label(target[0], label, palette)
         overlay = pictures.overlay(image, label, palette)
         pictures.save(target[1], Image.fromarray(overlay))
         for place, values, white in zip(target[2:], maps, (1.0, 0.5), strict=False):
             pictures.save(place, Image.fromarray(np.rint(values / white * 255).astype(np.uint8)))
-        progress(done)
+
+    failed = 0
+    pages: list[Page] = []
+    for path in paths:
+        try:
+            pages += list_pages(path)
+        except UserError as error:
+            warn(str(error))
+            failed += 1
+    endings = ("", "_overlay", "_confidence", "_deviation") if samples else ("", "_overlay")
+    targets = targets_of(pages, paths, output, endings)
+    output.mkdir(parents=True, exist_ok=True)
+    predicted, places = 0, {path: place for place, path in enumerate(paths, start=1)}
+    for page, target in zip(pages, targets, strict=True):
+        try:
+            predict(page, target)
+            predicted += 1
+        except UserError as error:
+            warn(str(error))
+            failed += 1
+        progress(places[page.path])
+    return predicted, failed
+
+
+@contextlib.contextmanager
+def _naming_memory(path: Path, shape: tuple[int, ...]) -> Iterator[None]:
+    """Raise a UserError that names the image if memory is exhausted inside."""
+    try:
+        yield
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(
+            f"image {path} of {shape[0]}x{shape[1]} pixels does not fit into memory; scale it "
+            "down or cut it"
+        ) from error
 
 
 def _predictor(experiment, size, crf, samples, transforms):
@@ -148,7 +225,7 @@ def _predictor(experiment, size, crf, samples, transforms):
     if samples:
         return dropout.build_predictor(experiment, samples, size, refine)
     labels = outputs.build_predictor(experiment, size, output, refine)
-    return lambda variables, images: (labels(variables, images),)
+    return lambda variables, raw: (labels(variables, raw),)
 
 
 def _inference(experiment, crf, transforms=None):
@@ -198,11 +275,11 @@ def predict_test_images(
         if data != first:
             raise UserError(f"{workdir} is on {data}, but {workdirs[0]} is on {first}")
         variables, _ = load_variables(run, workdir, None)
-        images = np.stack([e["image"] for e in examples])
+        stacked = np.stack([e["image"] for e in examples])
         for refined in (None, crf) if crf else (None,):
             by = f", crf {dense_crf.describe(refined)}" if refined else ""
             predictor = outputs.build_predictor(run, None, *_inference(run, refined))
-            labels.append((description.name + by, predictor(variables, images)))
+            labels.append((description.name + by, predictor(variables, stacked)))
     return Predictions(info, examples, labels)
 
 

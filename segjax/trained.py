@@ -11,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from segjax import evaluate, predict, results
+from segjax.data import images
 from segjax.errors import UserError
 from segjax.inference import outputs
 from segjax.results.schema import Row
@@ -84,7 +85,7 @@ class TrainedRun:
     def _pixels(self, image: PathLike | np.ndarray) -> np.ndarray:
         channels = len(self._experiment.info.mean)
         if not isinstance(image, np.ndarray):
-            return predict.read_image(Path(image).expanduser(), channels)
+            return images.read_image(Path(image).expanduser(), channels)
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != channels:
             raise UserError(
                 f"image of shape {image.shape} and dtype {image.dtype}, "

@@ -2,6 +2,7 @@
 
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -133,20 +134,75 @@ def test_invalid_paths_raise_user_errors(tmp_path):
     empty.mkdir()
     with pytest.raises(UserError, match="empty has no image"):
         predict.find_images([str(empty)])
-    broken = tmp_path / "broken.png"
-    broken.write_bytes(b"\x89PNG but no more")
-    with pytest.raises(UserError, match=r"broken\.png cannot be read"):
-        predict.read_image(broken, 3)
     save(tmp_path / "one.png", 4, 4)
     save(tmp_path / "one.jpg", 4, 4)
     one, other = tmp_path / "one.png", tmp_path / "one.jpg"
     assert predict.find_images([str(one), str(one)]) == [one]
+
+    def targets(inputs, folder):
+        pages = [page for path in inputs for page in predict.list_pages(path)]
+        return predict.targets_of(pages, inputs, folder)
+
     with pytest.raises(UserError, match=r"one\.png, made from .*one\.jpg, would overwrite"):
-        predict.targets_of([one, other], tmp_path / "out")
+        targets([one, other], tmp_path / "out")
     with pytest.raises(UserError, match=r"would overwrite .*one\.png"):
-        predict.targets_of([one], tmp_path)
+        targets([one], tmp_path)
+    with pytest.raises(UserError, match=r"would overwrite .*one\.png"):
+        predict.targets_of(predict.list_pages(other), [one, other], tmp_path)
+    save(tmp_path / "one_overlay.webp", 4, 4)
     with pytest.raises(UserError, match=r"one_overlay\.png"):
-        predict.targets_of([one, tmp_path / "one_overlay.webp"], tmp_path / "out")
+        targets([one, tmp_path / "one_overlay.webp"], tmp_path / "out")
+
+
+def test_images_of_all_suffixes_are_found_and_the_rest_is_named(tmp_path, capsys):
+    names = ("a.gif", "b.jfif", "c.jp2", "D.JPEG", "e.avif")
+    for name in (*names, "._a.gif", "notes.txt"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "more.png").mkdir()
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere")
+    assert sorted(path.name for path in predict.find_images([str(tmp_path)])) == sorted(names)
+    left_out = "left out, not an image: ._a.gif, gone.png, more.png/, notes.txt"
+    assert capsys.readouterr().err == f"segjax: {tmp_path}: {left_out}\n"
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text/notes.txt").write_bytes(b"")
+    with pytest.raises(UserError, match=r"text has no image, but notes\.txt; expected AVIF, BMP"):
+        predict.find_images([str(tmp_path / "text")])
+
+
+def test_the_other_images_are_predicted_if_one_is_damaged(tmp_path, workdir, capsys):
+    images, output = tmp_path / "images", tmp_path / "out"
+    images.mkdir()
+    save(images / "good.png", 24, 32)
+    whole = (images / "good.png").read_bytes()
+    (images / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (images / "empty.png").write_bytes(b"")
+    frames = [Image.new("L", (32, 24), value) for value in (10, 200)]
+    frames[0].save(images / "stack.tif", save_all=True, append_images=frames[1:])
+    arguments = ["predict", str(images), "--workdir", str(workdir), "--output", str(output)]
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert f"3 label maps and overlays in {output}" in captured.out
+    empty, cut, last = captured.err.splitlines()
+    assert empty.startswith(f"segjax: image {images / 'empty.png'} cannot be read: it is damaged")
+    assert cut.startswith(f"segjax: image {images / 'cut.png'} cannot be read: ")
+    assert last == "segjax: 2 of 5 images failed, as said above"
+    names = ("good", "stack_0", "stack_1")
+    found = {path.name for path in output.iterdir()}
+    assert found == {f"{name}{ending}.png" for name in names for ending in ("", "_overlay")}
+
+
+@pytest.mark.parametrize("error", [MemoryError(), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED")])
+def test_an_image_that_does_not_fit_into_memory_is_named(tmp_path, workdir, capsys, error):
+    def fail(*_):
+        raise error
+
+    save(tmp_path / "image.png", 24, 32)
+    arguments = ["predict", str(tmp_path / "image.png"), "--workdir", str(workdir)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(predict, "_predictor", lambda *_: fail)
+        assert main([*arguments, "--output", str(tmp_path / "out")]) == 2
+    said = "image.png of 24x32 pixels does not fit into memory; scale it down or cut it"
+    assert said in capsys.readouterr().err
 
 
 def test_workdir_without_run_is_one_line(tmp_path, capsys):

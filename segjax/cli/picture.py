@@ -5,7 +5,7 @@ from pathlib import Path
 
 from segjax.cli import arguments
 from segjax.cli.arguments import count
-from segjax.errors import UserError
+from segjax.errors import UserError, listing, warn
 
 SUMMARY = "Draw test images beside their true labels and the predictions of each run"
 DETAILS = "Writes one PNG file."
@@ -31,13 +31,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from segjax import predict
+    from segjax import predict, results
 
     crf = arguments.crf(options)
-    workdirs = sorted(path.parent for path in options.results.rglob("result.json"))
+    files = results.read_files([options.results])
+    workdirs = [folder for file in files if (folder := results.run_directory(file))]
     if not workdirs:
         raise UserError(
-            f"{options.results} has no finished run in or below it, expected a result.json"
+            f"{options.results} has no finished run in or below it, expected a result.json "
+            "beside a config.json"
         )
+    if bare := [file for file in files if not results.run_directory(file)]:
+        warn(f"not drawn, without a config.json: {listing(bare)}")
     predict.save_comparison(workdirs, options.output, options.count, options.data_dir, crf)
     print(f"{len(workdirs)} runs drawn in {options.output}")

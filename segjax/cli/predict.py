@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> None:
     run, _ = experiment.open_run(options.workdir, None)
     variables, _ = experiment.load_variables(run, options.workdir, None)
     with Bar("predict", len(paths), unit_per_step=1) as bar:
-        predict.predict_files(
+        predicted, failed = predict.predict_files(
             run,
             variables,
             paths,
@@ -54,4 +54,6 @@ def run(options: argparse.Namespace) -> None:
             transforms=transforms,
             progress=bar.advance,
         )
-    print(f"{len(paths)} label maps and overlays in {options.output}")
+    print(f"{predicted} label maps and overlays in {options.output}")
+    if failed:
+        raise UserError(f"{failed} of {predicted + failed} images failed, as said above")

@@ -2,7 +2,7 @@
 
 import argparse
 
-from segjax.errors import UserError
+from segjax.errors import UserError, warn
 
 SUMMARY = "Print results as a table, mean and standard deviation over seeds"
 DETAILS = (
@@ -76,9 +76,13 @@ def run(options: argparse.Namespace) -> None:
     rows = [] if timed else results.read(options.results or [])
     split = options.split or "test"
     if rows and (name or options.split):
+        others = [row for row in rows if row["split"] != split]
         rows = [row for row in rows if row["split"] == split]
         if not rows:
             raise UserError(f"{', '.join(options.results)}: no rows of split {split!r}")
+        if others and not options.split:
+            count = "1 row" if len(others) == 1 else f"{len(others)} rows"
+            warn(f"not in the table: {count} of other splits")
     summaries = summarize(rows)
 
     if name == "cost":

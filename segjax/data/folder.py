@@ -29,18 +29,17 @@ import colorsys
 import dataclasses
 import hashlib
 import json
-import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image, ImageOps
+from PIL import Image
 
-from segjax.data import builders, statistics
+from segjax.data import builders, images, statistics
 from segjax.data.statistics import VOID
-from segjax.errors import UserError
+from segjax.errors import UserError, listing, warn
 
 MADE_ON_FIRST_USE = True
 SPLITS = ("train", "val", "test")
@@ -53,9 +52,6 @@ _FIELDS = {
     "channels": int,
     "share": dict,
 }
-_NAMED = 3  # files that an error names
-
-_log = logging.getLogger(__name__)
 
 Value = int | tuple[int, int, int]
 
@@ -226,29 +222,28 @@ def find_pairs(folder: Path, classes: Classes) -> dict[str, list[Pair]]:
 
 def _match(folder: Path, classes: Classes) -> list[Pair]:
     """Pair the files of `images` and `masks` by their names up to the suffix."""
-    images = _files(folder / "images", "")
+    shown = _files(folder / "images", "")
     masks = _files(folder / "masks", classes.mask_suffix)
     for these, others, kind, other_kind in (
-        (images, masks, "image", "mask"),
-        (masks, images, "mask", "image"),
+        (shown, masks, "image", "mask"),
+        (masks, shown, "mask", "image"),
     ):
         lone = [path for name, path in these.items() if name not in others]
         if lone:
             raise UserError(
                 f"{len(lone)} of {len(these)} {kind}s in {folder} have no {other_kind} of the same "
-                f"name: {_some(lone)}"
+                f"name: {listing(lone)}"
             )
-    return [Pair(name, images[name], masks[name]) for name in sorted(images)]
+    return [Pair(name, shown[name], masks[name]) for name in sorted(shown)]
 
 
 def _files(folder: Path, suffix: str) -> dict[str, Path]:
     """Return {name up to the suffix: path} of the pictures in a folder, hidden files left out."""
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder, expected pictures in it")
-    known = Image.registered_extensions()
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or path.suffix.lower() not in known:
+        if path.name.startswith(".") or path.suffix.lower() not in images.suffixes():
             continue
         if not path.stem.endswith(suffix):
             raise UserError(f"{path} does not end with the mask_suffix {suffix!r}")
@@ -271,7 +266,9 @@ def _listed(path: Path, pairs: Mapping[str, Pair]) -> list[Pair]:
     names = [by_file.get(line, line) for line in lines if line]
     missing = [name for name in names if name not in pairs]
     if missing:
-        raise UserError(f"{path} names {len(missing)} images that are not there: {_some(missing)}")
+        raise UserError(
+            f"{path} names {len(missing)} images that are not there: {listing(missing)}"
+        )
     if not names:
         raise UserError(f"{path} is empty, expected a name a line")
     if len(set(names)) < len(names):
@@ -296,11 +293,6 @@ def _shared_out(
         for split, chosen in places.items()
         if len(chosen)
     }
-
-
-def _some(things: list[Any]) -> str:
-    rest = len(things) - _NAMED
-    return ", ".join(map(str, things[:_NAMED])) + (f" and {rest} more" if rest > 0 else "")
 
 
 def read_values(path: Path, classes: Classes) -> np.ndarray:
@@ -368,22 +360,6 @@ def read_label(path: Path, classes: Classes) -> np.ndarray:
     return table[places].reshape(values.shape)
 
 
-def read_image(path: Path, channels: int) -> np.ndarray:
-    """Read an image upright, as everyone sees it: uint8 (H, W, C), RGB or gray.
-
-    Raises:
-      UserError: the file is not a readable image.
-    """
-    try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image)
-            if channels == 1:
-                return np.array(upright.convert("L"))[..., None]
-            return np.array(upright.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"image {path} cannot be read: {error}") from error
-
-
 class Folder(tfds.core.GeneratorBasedBuilder):
     """TFDS builder of a folder; its config is named by a digest of the files."""
 
@@ -423,7 +399,10 @@ class Folder(tfds.core.GeneratorBasedBuilder):
         classes, pairs = self.classes, self._pairs[split]
         tally = statistics.Tally(len(classes.names), classes.channels)
         for index, pair in enumerate(builders.progress(pairs, f"writing {split}")):
-            image = read_image(pair.image, classes.channels)
+            pages, _ = images.list_pages(pair.image)
+            if len(pages) > 1:
+                raise UserError(f"image {pair.image} has {len(pages)} pages, expected one")
+            image = images.read_image(pair.image, classes.channels, pages[0])
             label = read_label(pair.mask, classes)
             if image.shape[:2] != label.shape:
                 sizes = ["x".join(map(str, x.shape[:2])) for x in (image, label)]
@@ -433,7 +412,7 @@ class Folder(tfds.core.GeneratorBasedBuilder):
             yield index, builders.record(image_png, builders.encode_png(label), pair.name)
         absent = [name for name, n in zip(classes.names, tally.pixel_counts, strict=True) if not n]
         if absent and split == "train":
-            _log.warning("no training pixel of %s", ", ".join(absent))
+            warn(f"no training pixel of {', '.join(absent)}")
         self.info.metadata[split] = tally.to_metadata()
 
 

@@ -17,7 +17,7 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, FigureBase
 
-from segjax.errors import UserError
+from segjax.errors import UserError, listing, warn
 from segjax.report import groups
 from segjax.report.groups import Method, Setting
 from segjax.results.summary import PER_CLASS
@@ -139,13 +139,14 @@ def learning_curves(methods: Sequence[Method]) -> Figure | None:
 
     A curve covers the steps that all runs of its method reached. None if no run has a log.
     """
-    courses = {
-        method.label: [course for run in method.runs if (course := groups.curves(run))]
-        for method in methods
-    }
+    found = {method.label: [groups.curves(run) for run in method.runs] for method in methods}
+    courses = {label: list(filter(None, each)) for label, each in found.items()}
+    trained = [method.label for method in methods if method.summary.row["steps"]]
     methods = [method for method in methods if courses[method.label]]
     if not methods:
         return None
+    if without := [label for label in trained if None in found[label]]:
+        warn(f"not in the learning curves, runs without log of {listing(without)}")
     panels = _panels(methods)
     titles = ("validation mIoU, %", "training loss")
     with matplotlib.rc_context(STYLE):

@@ -1,6 +1,7 @@
 """Group result rows and their run directories by comparable settings and by method."""
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -46,14 +47,20 @@ class Setting:
 
 
 def read_settings(paths: Sequence[str | os.PathLike[str]]) -> list[Setting]:
-    """Read rows as `results.read` does, and group them into settings, methods and runs.
+    """Read rows by `results.read_files`, and group them into settings, methods and runs.
 
     Raises:
-      UserError: as `results.read` and `summarize`, or the rows of a setting differ in classes.
+      UserError: as `results.read_files` and `summarize`, or rows of a setting differ in classes.
     """
-    workdirs = {_key(row): folder for folder in _workdirs(paths) for row in _read(folder)}
+    files = results.read_files(paths)
+    workdirs = {
+        _key(row): folder
+        for file, its_rows in files.items()
+        for row in its_rows
+        if (folder := results.run_directory(file))
+    }
     settings: dict[str, list[Row]] = {}
-    for row in results.read(paths):
+    for row in itertools.chain.from_iterable(files.values()):
         height, width = row["resolution"]
         count = f"{row['num_images']} image" + ("" if row["num_images"] == 1 else "s")
         title = f"{row['dataset']}, {row['split']} split, {count} of {height}x{width}"
@@ -64,19 +71,6 @@ def read_settings(paths: Sequence[str | os.PathLike[str]]) -> list[Setting]:
                 f"{results.title(row)}: its classes are not those of {results.title(rows[0])}"
             )
     return [_setting(title, rows, workdirs) for title, rows in settings.items()]
-
-
-def _workdirs(paths):
-    """Yield the directories of finished runs."""
-    for path in map(Path, paths):
-        files = path.rglob("result.json") if path.is_dir() else [path]
-        for file in sorted(files):
-            if file.name == "result.json" and (file.parent / "config.json").is_file():
-                yield file.parent
-
-
-def _read(workdir):
-    return results.read([workdir / "result.json"])
 
 
 def _key(row):
@@ -172,6 +166,9 @@ def curves(run: Run) -> tuple[Curve, Curve] | None:
 
     The loss at a step is the mean of those logged since the previous validation. None if the run
     has no `metrics.jsonl`.
+
+    Raises:
+      UserError: a score or a loss in it is not a number.
     """
     path = run.workdir / "metrics.jsonl" if run.workdir else None
     if path is None or not path.is_file():
@@ -181,6 +178,11 @@ def curves(run: Run) -> tuple[Curve, Curve] | None:
     since: list[float] = []
     for line in tracking.read_metrics(path):
         step = int(line["step"])
+        for name in ("train/loss", "val/mean_iou"):
+            if type(line.get(name, 0.0)) not in (int, float):
+                raise UserError(
+                    f"{path}: {name} of step {step} is {json.dumps(line[name])}, expected a number"
+                )
         if "train/loss" in line:
             since.append(line["train/loss"])
         if "val/mean_iou" in line:

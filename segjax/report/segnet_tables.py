@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from segjax import results
-from segjax.errors import UserError
+from segjax.errors import UserError, listing, warn
 from segjax.report import tables
 from segjax.report.camvid_table import check_classes, notes_of, size_text, source_notes
 from segjax.report.columns import Score, TableBuilder, percent
@@ -136,6 +136,8 @@ def _matched(
     if summaries and not any(matched):
         models = dict.fromkeys(str(record.model) for record in records)
         raise UserError(f"none of the results fits a line, expected rows of {', '.join(models)}")
+    if unplaced := [_title(summary) for summary in summaries if summary not in matched]:
+        warn(f"not in the table, as no line fits: {listing(unplaced)}")
     return matched
 
 

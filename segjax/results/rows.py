@@ -24,7 +24,7 @@ from typing_extensions import TypedDict
 
 import segjax
 from segjax import metrics
-from segjax.errors import UserError
+from segjax.errors import UserError, line, listing, warn
 from segjax.files import write_whole
 from segjax.metrics import boundary
 from segjax.ops.onednn import build
@@ -34,6 +34,8 @@ from segjax.results.schema import Amount, Count, Fraction, Positive, Row, Size, 
 SCHEMA = 1
 _WHAT = "a result row"
 _TOLERANCE = 1e-9
+_MARKS = {"config.json", "error.txt"}  # of a run that has started
+_LOGS = {"metrics.jsonl", "phases.jsonl", "jobs.jsonl"}  # of runs and of their submission
 
 
 class ResultRow(TypedDict):
@@ -190,40 +192,85 @@ def _read_file(path: Path) -> list[Row]:
 
 
 def read(paths: Iterable[str | os.PathLike[str]]) -> list[Row]:
-    """Read and validate the result rows of files and directories.
+    """Return the rows of `read_files`."""
+    return [row for its_rows in read_files(paths).values() for row in its_rows]
 
-    From a directory, every ``result.json`` below it is read or, if it has none, the ``.jsonl``
-    files directly in it (except ``metrics.jsonl``, the log of a run). Each file is read once, even
-    if several paths lead to it.
+
+def read_files(paths: Iterable[str | os.PathLike[str]]) -> dict[Path, list[Row]]:
+    """Read and validate the result rows of files and directories; return those of each file.
+
+    From a directory, every ``result.json`` in or below it is read or, if there is none, the
+    ``.jsonl`` files directly in it. Symbolic links are followed. Each file is read once, even if
+    several paths lead to it. Warned of are runs without a result, folders that cannot be
+    read, ``.jsonl`` files left out (except the logs of runs), and files without a row.
 
     Raises:
       UserError: a path is missing or has no row, or a row is cut short, lacks a field, has a value
         of the wrong type or range, or a score that does not follow from its confusion matrix. It
         names the file and, in a ``.jsonl``, the line.
     """
-    rows: list[Row] = []
+    rows: dict[Path, list[Row]] = {}
     seen: set[Path] = set()
     for path in map(Path, paths):
+        files: list[Path] = [path]
+        left_out: list[str] = []
         if path.is_dir():
-            files = sorted(path.rglob("result.json")) or sorted(
-                file for file in path.glob("*.jsonl") if file.name != "metrics.jsonl"
-            )
+            files, left_out = _find(path)
             if not files:
+                why = f" ({'; '.join(left_out)})" if left_out else ""
                 raise UserError(
-                    f"{path}: no results, expected a result.json below or a .jsonl in it"
+                    f"{path}: no results{why}, expected a result.json below or a .jsonl in it"
                 )
-        elif path.is_file():
-            files = [path]
-        else:
+        elif not path.is_file():
             raise UserError(f"{path}: no such file or directory, expected results")
         found = {file: _read_file(file) for file in files}
         if not any(found.values()):
             raise UserError(f"{path}: empty, expected result rows")
+        left_out += [f"{file.name} has no row" for file, its_rows in found.items() if not its_rows]
+        for what in left_out:
+            warn(f"{path}: {what}")
         for file, its_rows in found.items():
             if file.resolve() not in seen:
-                rows += its_rows
+                rows[file] = its_rows
                 seen.add(file.resolve())
     return rows
+
+
+def _find(folder: Path) -> tuple[list[Path], list[str]]:
+    """Return the files of rows in a directory, and what is left out of it."""
+    finished: list[Path] = []
+    unfinished: list[Path] = []
+    others: list[Path] = []
+    unreadable: list[OSError] = []
+    seen: set[Path] = set()
+    for root, folders, names in os.walk(folder, followlinks=True, onerror=unreadable.append):
+        here = Path(root)
+        if here.resolve() in seen:  # a symbolic link leads here, perhaps from below
+            folders.clear()
+            continue
+        seen.add(here.resolve())
+        if "result.json" in names:
+            finished.append(here / "result.json")
+        elif not _MARKS.isdisjoint(names):
+            unfinished.append(here)
+        others += [here / name for name in names if name.endswith(".jsonl") and name not in _LOGS]
+
+    files = sorted(finished) or sorted(file for file in others if file.parent == folder)
+    left_out = [line(error) for error in unreadable]
+    if unfinished:
+        named = [path.relative_to(folder) if path != folder else path.name for path in unfinished]
+        runs = "1 run" if len(named) == 1 else f"{len(named)} runs"
+        left_out.append(f"{runs} unfinished: {listing(sorted(map(str, named)))}")
+    if unread := sorted(set(others) - set(files)):
+        named = [path.relative_to(folder) for path in unread]
+        left_out.append(f"not read unless named: {listing(named)}")
+    return files, left_out
+
+
+def run_directory(file: Path) -> Path | None:
+    """Return the directory of the run that wrote a file of rows; None for rows without a run."""
+    is_run = file.name == "result.json" and (file.parent / "config.json").is_file()
+    return file.parent if is_run else None
 
 
 def write_row(path: str | os.PathLike[str], row: Row) -> None:

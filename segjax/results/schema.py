@@ -71,8 +71,8 @@ def parse(path: Path, what: str) -> list[tuple[str, Any]]:
       what: what a row should be, for the message.
 
     Raises:
-      UserError: the file is not UTF-8, or a row is cut short or has a number that JSON does not
-        have, or a name twice.
+      UserError: the file is not UTF-8, or a row is cut short, is nested too deeply, or has a number
+        or a character that JSON or UTF-8 does not have, or a name twice.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -99,13 +99,15 @@ def _parse(text, path, line, what):
         return dict(pairs)
 
     try:
-        return json.loads(text, parse_constant=refuse, object_pairs_hook=unique)
+        row = json.loads(text, parse_constant=refuse, object_pairs_hook=unique)
+        dump(row).encode()  # fails for half a surrogate pair, which could not be printed
+        return row
     except json.JSONDecodeError as error:
         place = f"{path}:{error.lineno if line is None else line}"
         raise UserError(
             f"{place}: damaged at column {error.colno} ({error.msg}), expected {what}"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         place = path if line is None else f"{path}:{line}"
         raise UserError(f"{place}: {error}, expected {what}") from None
 

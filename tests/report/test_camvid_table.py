@@ -170,6 +170,16 @@ def test_the_command_prints_every_format(tmp_path, capsys, format):
         assert text.index("| SegNet [") < text.index("| SegNet, VGG") < text.index("| SegNet-Basic")
 
 
+def test_rows_of_other_splits_are_counted(tmp_path, capsys):
+    for split in ("test", "val"):
+        results.append(tmp_path / "rows.jsonl", make_camvid_row(500, split=split))
+    command = ["table", "camvid", "--results", str(tmp_path / "rows.jsonl")]
+    assert main(command) == 0
+    assert capsys.readouterr().err == "segjax: not in the table: 1 row of other splits\n"
+    assert main([*command, "--split", "test"]) == 0
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

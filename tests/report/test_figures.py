@@ -129,6 +129,19 @@ def test_one_run_has_no_band_and_rows_alone_no_curves(tmp_path, methods):
     assert not any(axes.collections for axes in figure.axes)
 
 
+def test_runs_without_log_and_damaged_logs_are_named(tmp_path, capsys):
+    for seed in (0, 1):
+        make_run(tmp_path / str(seed), make_row(seed), [(4, [4.0], 0.2)])
+    (tmp_path / "1/metrics.jsonl").unlink()
+    (setting,) = groups.read_settings([tmp_path])
+    figures.learning_curves(setting.methods)
+    said = "segjax: not in the learning curves, runs without log of segnet_basic\n"
+    assert capsys.readouterr().err == said
+    (tmp_path / "0/metrics.jsonl").write_text('{"step": 4, "train/loss": "high"}\n')
+    with pytest.raises(UserError, match=r'train/loss of step 4 is "high", expected a number'):
+        figures.learning_curves(setting.methods)
+
+
 def test_cost_shows_trained_networks(methods):
     parameters, time = figures.cost(methods).axes
     assert len(parameters.containers) == len(time.containers) == 2  # the baseline is left out

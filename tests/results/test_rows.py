@@ -1,5 +1,6 @@
 import copy
 import json
+import os
 import re
 import subprocess
 
@@ -36,6 +37,67 @@ def test_written_rows_are_read_back_from_every_kind_of_place(tmp_path):
 def test_a_file_is_read_once(tmp_path):
     results.write_row(tmp_path / "runs/0/result.json", make_row())
     assert len(results.read([tmp_path, tmp_path / "runs", tmp_path / "runs/0/result.json"])) == 1
+
+
+def test_links_are_followed_and_each_file_is_read_once(tmp_path):
+    results.write_row(tmp_path / "elsewhere/run/result.json", make_row(0))
+    results.write_row(tmp_path / "runs/own/result.json", make_row(1))
+    runs = tmp_path / "runs"
+    (runs / "linked").symlink_to(tmp_path / "elsewhere/run")
+    (runs / "twin").symlink_to(runs / "own")
+    (runs / "own/loop").symlink_to(runs)
+    (runs / "file").mkdir()
+    (runs / "file/result.json").symlink_to(tmp_path / "elsewhere/run/result.json")
+    found = results.read_files([runs])
+    assert sorted(row["seed"] for rows in found.values() for row in rows) == [0, 1]
+    assert sorted(row["seed"] for row in results.read([tmp_path])) == [0, 1]
+
+
+def test_runs_without_result_and_files_left_out_are_named(tmp_path, capsys):
+    results.write_row(tmp_path / "done/result.json", make_row(0))
+    results.append(tmp_path / "more.jsonl", make_row(1))
+    results.append(tmp_path / "below/other.jsonl", make_row(1))
+    for name in ("b", "a"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / name / "phases.jsonl").write_text('{"phase": "start"}')
+        (tmp_path / name / "metrics.jsonl").write_text('{"step": 1}')
+    (tmp_path / "failed").mkdir()
+    (tmp_path / "failed/error.txt").write_text("killed")
+    assert [row["seed"] for row in results.read([tmp_path])] == [0]
+    assert capsys.readouterr().err.splitlines() == [
+        f"segjax: {tmp_path}: 3 runs unfinished: a, b, failed",
+        f"segjax: {tmp_path}: not read unless named: below/other.jsonl, more.jsonl",
+    ]
+    # Of an unfinished run alone, whose logs are no rows.
+    message = refusal(results.read, [tmp_path / "a"])
+    assert message.startswith(f"{tmp_path / 'a'}: no results (1 run unfinished: a), expected")
+
+
+def test_empty_files_and_unreadable_folders_are_named(tmp_path, capsys, monkeypatch):
+    results.append(tmp_path / "rows.jsonl", make_row())
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "secret").mkdir()
+    scandir = os.scandir
+
+    def denied(path):
+        if str(path).endswith("secret"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    assert len(results.read([tmp_path])) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        f"segjax: {tmp_path}: {tmp_path / 'secret'}: Permission denied",
+        f"segjax: {tmp_path}: empty.jsonl has no row",
+    ]
+
+
+def test_a_result_of_another_program_is_named(tmp_path):
+    results.write_row(tmp_path / "run/result.json", make_row())
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/result.json").write_text('{"accuracy": 0.5}')
+    assert refusal(results.read, [tmp_path]).startswith(f"{tmp_path / 'other/result.json'}: schema")
 
 
 def test_an_error_for_no_results_names_the_path(tmp_path):
@@ -148,6 +210,10 @@ def test_invalid_json_is_refused(tmp_path):
     assert refusal(results.read, [path]).startswith(f"{path}:1: found NaN")
     path.write_text(text[:-1] + ', "seed": 5}')
     assert refusal(results.read, [path]).startswith(f"{path}:1: seed is there twice")
+    path.write_text(text.replace("camvid", r"\ud800"))
+    assert "surrogates not allowed, expected a result row" in refusal(results.read, [path])
+    path.write_text("[" * 100_000)
+    assert "recursion depth" in refusal(results.read, [path])
     path.write_bytes(b"\xff\xfe\n")
     assert "not UTF-8" in refusal(results.read, [path])
 
