@@ -199,6 +199,7 @@ def test_a_signal_is_forwarded_and_no_other_run_starts(stand_in):
     status, said = stand_in.run(jobs=2)
     other.join()
     assert status == 143
+    assert said.count("stopping, waiting for 2 runs to save") == 1
     assert said.splitlines()[-1] == "stopped; the same command resumes"
     assert sorted(name for _, name in stand_in.log()) == sorted(names(stand_in, 0, 1))
     assert not any((folder / "error.txt").exists() for folder in stand_in.folders)
@@ -287,7 +288,8 @@ def test_after_the_time_limit_no_run_starts_and_running_ones_save(stand_in):
     status, said = stand_in.run(time_limit=3.0)
     assert status == local.UNFINISHED == 75
     assert stand_in.log() == [("begin", first), ("end", first), ("begin", second)]
-    assert said.splitlines()[-2:] == [
+    assert said.splitlines()[-3:] == [
+        "stopping, waiting for 1 run to save",
         f"1 of 4 runs are finished in {stand_in.folders[0].parent}",
         "time limit reached, 3 unfinished; the same command resumes",
     ]
