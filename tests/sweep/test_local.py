@@ -4,6 +4,7 @@ import fcntl
 import io
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -11,11 +12,11 @@ import time
 import pytest
 from rich.console import Console
 
-from segjax import results
+from segjax import results, train
 from segjax.cli.main import main
 from segjax.errors import UserError
 from segjax.results.summary import summarize
-from segjax.sweep import grids, local
+from segjax.sweep import grids, local, slurm_script
 from support import toy_grid
 from support.kill_a_sweep import kill_and_finish
 
@@ -163,6 +164,15 @@ def test_a_run_in_use_by_another_process_is_waited_for(stand_in, name):
     assert f"[1/4] {held.name}: finished already" in said
     assert ("begin", held.name) not in stand_in.log()
     assert not (held / "log.txt").exists()
+
+
+def test_the_refusal_of_a_run_in_use_is_recognized(tmp_path):
+    with train._lock(tmp_path), pytest.raises(UserError) as refused:
+        train._lock(tmp_path)
+    said = f"segjax: {refused.value}\n"
+    assert local.refused_as_in_use(2, said)
+    script = slurm_script.render("tiny", tmp_path, slurm_script.Options(), [1])
+    assert re.search(r'grep -q "(.*?)"', script)[1] in said
 
 
 def test_a_run_that_another_process_started_first_is_not_a_failure(stand_in):
