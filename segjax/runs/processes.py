@@ -5,6 +5,7 @@ whole state and trains on its part of every batch; only process 0 writes. With a
 functions here do no communication.
 """
 
+import hashlib
 import math
 import os
 import re
@@ -217,6 +218,21 @@ def broadcast_from_first(call: Callable[[], int]) -> int:
     if count() == 1:
         return value
     return int(_exchange(multihost_utils.broadcast_one_to_all, np.int32(value)))
+
+
+def require_same(name: str, value: str) -> None:
+    """Raise on every process if a value differs between them, such as the config.
+
+    Raises:
+      SharedError: names the first process that differs from process 0.
+    """
+    found = gather(np.frombuffer(hashlib.sha256(value.encode()).digest(), np.uint8))
+    others = np.flatnonzero((found != found[0]).any(axis=1))
+    if others.size:
+        raise SharedError(
+            f"process {others[0]} of {count()} has another {name} than process 0, expected the "
+            "same command for all"
+        )
 
 
 def gather(counts: np.ndarray) -> np.ndarray:

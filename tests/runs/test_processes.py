@@ -49,8 +49,8 @@ class Training:
         self.config = folder / "tiny.py"
         write_whole(self.config, CONFIG)
 
-    def start(self, workdir, processes=2, data_dirs=None, **changed):
-        """Return the started processes; `data_dirs` has one entry for each."""
+    def start(self, workdir, processes=2, data_dirs=None, more=((), ()), **changed):
+        """Return the started processes; `data_dirs` and `more` arguments have an entry for each."""
         port = free_port()
         fields = [f"--config.{name.replace('__', '.')}={value}" for name, value in changed.items()]
         return [
@@ -58,6 +58,7 @@ class Training:
                 [
                     *("train", "--config", self.config, "--workdir", workdir, *fields),
                     f"--config.data.data_dir={(data_dirs or [self.data_dir] * 2)[process]}",
+                    *more[process],
                 ],
                 PYTHONPATH=str(Path(__file__).parents[1]),
                 JAX_NUM_CPU_DEVICES=str(4 // processes),
@@ -225,6 +226,15 @@ if jax.process_index() == 0:
     said = [each for each in error.splitlines() if each.startswith("segjax: ")]
     assert said == [f"segjax: {workdir / 'metrics.jsonl'}: No space left on device"]
     assert other != 0
+
+
+@pytest.mark.parametrize("field", ["seed=7", "optimizer.learning_rate=7.0"])
+def test_processes_with_different_configs_do_not_train(training, tmp_path, field):
+    ends = [end(each) for each in training.start(tmp_path / "a", more=((), [f"--config.{field}"]))]
+    assert [status for status, _, _ in ends] == [2, 2], ends
+    said = "segjax: process 1 of 2 has another config or seed than process 0, expected the same"
+    assert all(said in error for _, _, error in ends)
+    assert not (tmp_path / "a").exists()
 
 
 def test_batch_must_divide_among_all_devices(training, tmp_path):
