@@ -125,6 +125,7 @@ fi'
     everywhere 'if [ -f segjax.pid ] && kill -TERM -- -$(cat segjax.pid) 2> /dev/null; then
   for second in $(seq 300); do
     kill -0 -- -$(cat segjax.pid) 2> /dev/null || exit 0
+    if [ "$second" = 3 ]; then echo "$(hostname): waiting for the run to save ..."; fi
     sleep 1
   done
   echo "$(hostname): still saving after five minutes" >&2

@@ -94,10 +94,12 @@ def train(config: ConfigDict, workdir: Path, description: Description) -> dict[s
       The row of result.json.
 
     Raises:
-      UserError: the workdir is in use, or holds a run of another config.
+      UserError: the workdir is in use, or holds a run of another config; another process has
+        another config.
       Stopped: SIGTERM or SIGINT came; the state is saved.
       Diverged: the loss or its gradient is not finite.
     """
+    processes.require_same("config or seed", _identity(config))
     with contextlib.ExitStack() as stack:
         # ---- The run directory, for this process alone
 

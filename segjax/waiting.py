@@ -1,4 +1,4 @@
-"""Report on standard error what this process waits for, if the wait is long."""
+"""Say on standard error what this process waits for, if it waits long."""
 
 import contextlib
 import sys
@@ -10,10 +10,10 @@ SECONDS = 5.0  # a shorter wait is not reported
 
 @contextlib.contextmanager
 def reported(what: str) -> Iterator[None]:
-    """Print one line, "waiting for WHAT ...", if the block takes longer than SECONDS."""
+    """Print "WHAT ..." once if the block takes longer than SECONDS."""
 
     def report() -> None:
-        print(f"waiting for {what} ...", file=sys.stderr, flush=True)  # noqa: T201
+        print(f"{what} ...", file=sys.stderr, flush=True)  # noqa: T201
 
     timer = threading.Timer(SECONDS, report)
     timer.daemon = True

@@ -1,5 +1,6 @@
 """What the TFDS builders share: features of an example, PNG files, and a progress bar."""
 
+import contextlib
 import io
 import sys
 import zipfile
@@ -13,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from rich.console import Console
 from rich.progress import track
 
+from segjax import waiting
 from segjax.errors import UserError
 
 Item = TypeVar("Item")
@@ -78,7 +80,8 @@ def read_png(path: Path | zipfile.Path, mode: str, height: int, width: int) -> n
 
 
 def progress(items: Iterable[Item], description: str) -> Iterator[Item]:
-    """Yield the items, with a progress bar on standard error where that is a terminal."""
+    """Yield the items, with a progress bar on standard error, or one line if it is no terminal."""
     quiet = not sys.stderr.isatty()
     console = Console(stderr=True)
-    yield from track(items, description, console=console, disable=quiet, transient=True)
+    with waiting.reported(description) if quiet else contextlib.nullcontext():
+        yield from track(items, description, console=console, disable=quiet, transient=True)

@@ -17,6 +17,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from segjax import waiting
 from segjax.errors import UserError
 from segjax.models import vgg
 
@@ -129,7 +130,8 @@ def _locate(source):
 
     name, _, revision = source.partition("@")
     try:
-        return hf_hub_download(name, FILE, revision=revision or None)
+        with waiting.reported(f"waiting for {FILE} of {name} on the Hugging Face hub"):
+            return hf_hub_download(name, FILE, revision=revision or None)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"pretrained weights {source} cannot be downloaded: {reason}") from error

@@ -22,6 +22,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from segjax import waiting
 from segjax.errors import UserError
 from segjax.runs import processes
 
@@ -65,7 +66,8 @@ class Checkpoints:
           UserError: names the folder and the cause.
         """
         try:
-            yield
+            with waiting.reported(f"waiting for a checkpoint in {self._root / kind} to be written"):
+                yield
         except Exception as error:
             found = re.search(r"os_error_code='(\d+)'", str(error))
             number = error.errno if isinstance(error, OSError) else found and int(found[1])

@@ -5,6 +5,7 @@ whole state and trains on its part of every batch; only process 0 writes. With a
 functions here do no communication.
 """
 
+import hashlib
 import math
 import os
 import re
@@ -83,7 +84,7 @@ def _initialize(address=None, processes=None, process=None, **options):
     # Python's own handler would run only after the wait.
     former = signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
-        with waiting.reported(others):
+        with waiting.reported(f"waiting for {others}"):
             jax.distributed.initialize(
                 address,
                 processes,
@@ -100,6 +101,8 @@ def _initialize(address=None, processes=None, process=None, **options):
     finally:
         timeout.cancel()
         signal.signal(signal.SIGINT, former)
+    with waiting.reported(f"waiting for the devices of {others}"):
+        jax.process_count()  # which opens the devices, of all processes at once
 
 
 def _check_port(address, process):
@@ -188,7 +191,7 @@ def run_on_all(call: Callable[[], Value]) -> Value:
     except (UserError, OSError) as raised:
         error = raised
     if count() > 1:
-        failed = np.flatnonzero(multihost_utils.process_allgather(np.array(error is not None)))
+        failed = np.flatnonzero(_exchange(multihost_utils.process_allgather, error is not None))
         if failed.size:
             other = f"process {failed[0]} of {count()} cannot go on, as it says"
             raise SharedError(line(error) if error else other) from error
@@ -212,14 +215,38 @@ def exit_with_error(error: Exception) -> NoReturn:
 def broadcast_from_first(call: Callable[[], int]) -> int:
     """Run `call` on process 0 and broadcast its integer result; its errors are raised on all."""
     value = run_on_all(lambda: call() if is_first() else 0)
-    return int(multihost_utils.broadcast_one_to_all(np.int32(value))) if count() > 1 else value
+    if count() == 1:
+        return value
+    return int(_exchange(multihost_utils.broadcast_one_to_all, np.int32(value)))
+
+
+def require_same(name: str, value: str) -> None:
+    """Raise on every process if a value differs between them, such as the config.
+
+    Raises:
+      SharedError: names the first process that differs from process 0.
+    """
+    found = gather(np.frombuffer(hashlib.sha256(value.encode()).digest(), np.uint8))
+    others = np.flatnonzero((found != found[0]).any(axis=1))
+    if others.size:
+        raise SharedError(
+            f"process {others[0]} of {count()} has another {name} than process 0, expected the "
+            "same command for all"
+        )
 
 
 def gather(counts: np.ndarray) -> np.ndarray:
     """Gather the counts of all processes, each below 2^31: (...) to int64 (processes, ...)."""
     if count() == 1:
         return counts[None].astype(np.int64)
-    return multihost_utils.process_allgather(counts.astype(np.int32)).astype(np.int64)
+    return _exchange(multihost_utils.process_allgather, counts.astype(np.int32)).astype(np.int64)
+
+
+def _exchange(collective, value):
+    """Return the result of a collective, for which every process waits until all are there."""
+    this = f"this is process {jax.process_index()} of {count()}"
+    with waiting.reported(f"waiting for the other processes of this training ({this})"):
+        return collective(np.asarray(value))
 
 
 class StopSignal:

@@ -13,6 +13,7 @@ from typing import Any, Self, SupportsFloat, cast
 
 import numpy as np
 
+from segjax import waiting
 from segjax.data.datasets import VOID
 from segjax.errors import UserError
 from segjax.files import naming, write_whole
@@ -120,7 +121,8 @@ class WandbRun:
     def __init__(self, start: Callable[[], Any] | None) -> None:
         self._run: Any = None
         if start is not None:
-            self._run = self._guarded(start)
+            with waiting.reported("waiting for W&B to start the run"):
+                self._run = self._guarded(start)
 
     def log_scalars(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
         """Log numbers under their names: `train/loss`, `val/mean_iou`, `val/iou/Road`."""
@@ -164,7 +166,8 @@ class WandbRun:
         """End the W&B run; wait for uploads for at most FINISH_TIMEOUT seconds."""
         run, self._run = self._run, None
         if run is not None:
-            self._guarded(lambda: run.finish(exit_code=exit_code))
+            with waiting.reported("waiting for W&B to upload the run"):
+                self._guarded(lambda: run.finish(exit_code=exit_code))
 
     def _send(self, step: int, content: Callable[[], dict[str, Any]]) -> None:
         run = self._run

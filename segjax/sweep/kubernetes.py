@@ -12,7 +12,8 @@ it. So when one process ends, all must end, and they do so by themselves:
   same step, all exit with 143;
 - one dies (out of memory, a node is lost): the others miss its heartbeat and exit with an error.
 
-Each pod that fails is replaced under the same index, and the new pods wait for each other.
+Each pod that fails is replaced under the same index, and the new pods wait for each other, at most
+five minutes.
 Kubernetes counts failed pods, not incidents, so `backoffLimit` is restarts times hosts; disruptions
 and exit status 143 do not count. (`backoffLimitPerIndex` would be wrong: once an index had used up
 its limit, the others would wait for it.) Exit status 2, a mistake of the user, fails the Job at

@@ -18,7 +18,7 @@ from typing import IO
 
 from rich.console import Console
 
-from segjax import locks
+from segjax import locks, waiting
 from segjax.errors import UserError
 from segjax.files import write_whole
 from segjax.runs import compilation_cache, experiment
@@ -158,11 +158,16 @@ class _Sweep:
         return self.failed
 
     def _check_deadline(self):
-        self.stopping = self.stopping or bool(self.received)
-        if not self.stopping and time.monotonic() >= self.deadline:
+        if self.stopping:
+            return
+        if not self.received and time.monotonic() >= self.deadline:
             self.stopping = True
             for child in self.running:
                 child.process.terminate()
+        self.stopping = self.stopping or bool(self.received)
+        if self.stopping and self.running:
+            runs = f"{len(self.running)} run{'s' * (len(self.running) != 1)}"
+            self.screen.print_line(f"stopping, waiting for {runs} to save")
 
     def _start_if_free(self, title, point):
         folder = self.workdir / point.name
@@ -335,7 +340,8 @@ def forward_signals() -> Iterator[tuple[list[Child], list[int]]]:
     finally:
         for child in running:
             child.process.terminate()
-        for child in running:
-            child.process.wait()
+        with waiting.reported("waiting for the running runs to save"):
+            for child in running:
+                child.process.wait()
         for number, handler in former.items():
             signal.signal(number, handler)

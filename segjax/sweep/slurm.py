@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from segjax import config as configs
-from segjax import locks
+from segjax import locks, waiting
 from segjax.errors import UserError
 from segjax.files import write_whole
 from segjax.runs import experiment
@@ -254,7 +254,8 @@ def _submit_array(workdir, names):
 def _run_program(program, *arguments):
     """Run one of Slurm's programs and return its output."""
     try:
-        done = subprocess.run([program, *arguments], capture_output=True, text=True)
+        with waiting.reported(f"waiting for Slurm's {program}"):
+            done = subprocess.run([program, *arguments], capture_output=True, text=True)
     except FileNotFoundError:
         raise UserError(f"{program} not found, expected Slurm's programs on the PATH") from None
     if done.returncode:
@@ -268,7 +269,8 @@ def _run_program(program, *arguments):
 def _submission_lock(workdir: Path) -> Iterator[None]:
     """Allow one submission at a time, so that no run gets two jobs."""
     (workdir / SCRIPT).parent.mkdir(parents=True, exist_ok=True)
-    lock = locks.acquire((workdir / SCRIPT).with_name(".lock"), wait=None)
+    with waiting.reported(f"waiting for another submission from {workdir}"):
+        lock = locks.acquire((workdir / SCRIPT).with_name(".lock"), wait=None)
     assert lock  # with wait=None it is acquired in the end
     with lock:
         yield

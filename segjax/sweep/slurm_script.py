@@ -62,7 +62,8 @@ on_exit() {
   if ((status == 143)) || output | grep -q "is in use by another process" || lost_a_node; then
     if ((${SLURM_RESTART_COUNT:-0} < most_requeues)); then
       trap - TERM
-      ask requeue "$me" && sleep 120  # until Slurm ends this job
+      echo "requeuing $me and waiting for Slurm to end this job ..."
+      ask requeue "$me" && sleep 120
     else
       echo "segjax: stopped, and requeued $most_requeues times already; submit it again to resume"
     fi

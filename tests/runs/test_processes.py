@@ -49,8 +49,8 @@ class Training:
         self.config = folder / "tiny.py"
         write_whole(self.config, CONFIG)
 
-    def start(self, workdir, processes=2, data_dirs=None, **changed):
-        """Return the started processes; `data_dirs` has one entry for each."""
+    def start(self, workdir, processes=2, data_dirs=None, more=((), ()), **changed):
+        """Return the started processes; `data_dirs` and `more` arguments have an entry for each."""
         port = free_port()
         fields = [f"--config.{name.replace('__', '.')}={value}" for name, value in changed.items()]
         return [
@@ -58,6 +58,7 @@ class Training:
                 [
                     *("train", "--config", self.config, "--workdir", workdir, *fields),
                     f"--config.data.data_dir={(data_dirs or [self.data_dir] * 2)[process]}",
+                    *more[process],
                 ],
                 PYTHONPATH=str(Path(__file__).parents[1]),
                 JAX_NUM_CPU_DEVICES=str(4 // processes),
@@ -227,6 +228,15 @@ if jax.process_index() == 0:
     assert other != 0
 
 
+@pytest.mark.parametrize("field", ["seed=7", "optimizer.learning_rate=7.0"])
+def test_processes_with_different_configs_do_not_train(training, tmp_path, field):
+    ends = [end(each) for each in training.start(tmp_path / "a", more=((), [f"--config.{field}"]))]
+    assert [status for status, _, _ in ends] == [2, 2], ends
+    said = "segjax: process 1 of 2 has another config or seed than process 0, expected the same"
+    assert all(said in error for _, _, error in ends)
+    assert not (tmp_path / "a").exists()
+
+
 def test_batch_must_divide_among_all_devices(training, tmp_path):
     ends = [end(process) for process in training.start(tmp_path / "run", eval_batch_size=6)]
     assert [status for status, _, _ in ends] == [2, 2]
@@ -366,9 +376,10 @@ def test_process_0_of_a_slurm_step_is_on_its_first_node(variables, address, join
     assert joined[0][0][0] == address
 
 
-# Join within so many seconds, after one of which the process says for what it waits.
+# Join within so many seconds, work for so many, and wait for the others. What takes longer than a
+# second is reported.
 JOIN = """
-import sys
+import sys, time
 from segjax import waiting
 from segjax.errors import UserError
 from segjax.runs import processes
@@ -378,11 +389,12 @@ try:
     processes.join()
 except UserError as error:
     sys.exit(f"segjax: {error}")
+processes.run_on_all(lambda: time.sleep(float(sys.argv[2])))
 print(processes.count(), "joined")
 """
 
 
-def join(port, process, seconds=60, **variables):
+def join(port, process, seconds=60, work=0, **variables):
     """Start a task of a Slurm step of two tasks."""
     task = {
         **TASK,
@@ -394,7 +406,7 @@ def join(port, process, seconds=60, **variables):
         **variables,
     }
     return subprocess.Popen(
-        [sys.executable, "-c", JOIN, str(seconds)],
+        [sys.executable, "-c", JOIN, str(seconds), str(work)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -421,7 +433,17 @@ def test_a_process_that_waits_for_others_says_so(early):
     second = join(port, 1 - early)
     for process in (first, second):
         status, out, _ = end(process)
-        assert (status, out) == (0, "2 joined\n")
+        assert status == 0
+        assert "2 joined\n" in out
+
+
+def test_a_process_that_waits_for_the_work_of_others_says_so():
+    port = free_port()
+    ends = [end(each) for each in [join(port, 0, work=4), join(port, 1)]]
+    assert [status for status, _, _ in ends] == [0, 0]
+    said = "waiting for the other processes of this training (this is process {} of 2) ...\n"
+    assert said.format(1) in ends[1][2]
+    assert said.format(0) not in ends[0][2]
 
 
 @pytest.mark.parametrize("process", [0, 1])
@@ -453,7 +475,7 @@ def test_a_port_in_use_is_an_error():
     assert (status, out) == (1, "")
     assert error == f"{said}{os.strerror(errno.EADDRINUSE)}\n"
     second = join(port, 1)
-    assert [end(each)[:2] for each in (first, second)] == [(0, "2 joined\n")] * 2
+    assert [end(each)[0] for each in (first, second)] == [0, 0]
 
 
 @pytest.mark.parametrize("address", ["host", "host:", ":1234", "host:port"])

@@ -4,6 +4,7 @@ import fcntl
 import io
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -11,11 +12,11 @@ import time
 import pytest
 from rich.console import Console
 
-from segjax import results
+from segjax import results, train
 from segjax.cli.main import main
 from segjax.errors import UserError
 from segjax.results.summary import summarize
-from segjax.sweep import grids, local
+from segjax.sweep import grids, local, slurm_script
 from support import toy_grid
 from support.kill_a_sweep import kill_and_finish
 
@@ -165,6 +166,15 @@ def test_a_run_in_use_by_another_process_is_waited_for(stand_in, name):
     assert not (held / "log.txt").exists()
 
 
+def test_the_refusal_of_a_run_in_use_is_recognized(tmp_path):
+    with train._lock(tmp_path), pytest.raises(UserError) as refused:
+        train._lock(tmp_path)
+    said = f"segjax: {refused.value}\n"
+    assert local.refused_as_in_use(2, said)
+    script = slurm_script.render("tiny", tmp_path, slurm_script.Options(), [1])
+    assert re.search(r'grep -q "(.*?)"', script)[1] in said
+
+
 def test_a_run_that_another_process_started_first_is_not_a_failure(stand_in):
     stand_in.do(
         0,
@@ -199,6 +209,7 @@ def test_a_signal_is_forwarded_and_no_other_run_starts(stand_in):
     status, said = stand_in.run(jobs=2)
     other.join()
     assert status == 143
+    assert said.count("stopping, waiting for 2 runs to save") == 1
     assert said.splitlines()[-1] == "stopped; the same command resumes"
     assert sorted(name for _, name in stand_in.log()) == sorted(names(stand_in, 0, 1))
     assert not any((folder / "error.txt").exists() for folder in stand_in.folders)
@@ -287,7 +298,8 @@ def test_after_the_time_limit_no_run_starts_and_running_ones_save(stand_in):
     status, said = stand_in.run(time_limit=3.0)
     assert status == local.UNFINISHED == 75
     assert stand_in.log() == [("begin", first), ("end", first), ("begin", second)]
-    assert said.splitlines()[-2:] == [
+    assert said.splitlines()[-3:] == [
+        "stopping, waiting for 1 run to save",
         f"1 of 4 runs are finished in {stand_in.folders[0].parent}",
         "time limit reached, 3 unfinished; the same command resumes",
     ]

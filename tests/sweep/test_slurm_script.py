@@ -223,6 +223,8 @@ def test_a_run_in_use_is_requeued(bench):
     bench.says(do="echo segjax: workdir x is in use by another process; exit 2")
     bench.start()
     assert bench.called("scontrol requeue")
+    said = "requeuing 12_1 and waiting for Slurm to end this job ...\n"
+    assert (bench.run / "log.txt").read_text().endswith(said)
 
 
 def test_a_failing_setup_line_fails_the_run(bench):

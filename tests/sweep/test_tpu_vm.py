@@ -42,6 +42,8 @@ if "--commands" in given:
     print('segjax train --name "a b"\\nsegjax train --name wait')
     sys.exit()
 def save(*_):
+    if "slow" in " ".join(given):
+        time.sleep(3)
     print("saved", flush=True)
     sys.exit(143)
 signal.signal(signal.SIGTERM, save)
@@ -111,7 +113,11 @@ def test_a_run_is_started_once_stopped_and_resumed(workers):
 
     done(*command)
     wait_for(lambda: all(log[1:] == [started, "saved", started] for log in logs(workers)))
-    done("stop")
+    assert done("stop") == ""
+
+    done(*command, "--name", "slow")
+    wait_for(lambda: all(log[-1].startswith(f"{started[:-11]}|") for log in logs(workers)))
+    assert done("stop").count(": waiting for the run to save ...\n") == 2
 
 
 def test_a_sweep_trains_its_runs_until_it_is_stopped(workers):

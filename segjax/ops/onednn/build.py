@@ -183,7 +183,11 @@ def _build(path, root, compiler):
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                _log.warning("waiting for another process to compile %s ...", path)
+                fcntl.flock(lock, fcntl.LOCK_EX)
             if not path.exists():  # another process may have built it in the meantime
                 _compile(path, root, compiler)
     except OSError as error:
