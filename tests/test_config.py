@@ -203,6 +203,51 @@ def test_override_fills_a_placeholder_and_a_reference_follows_it(tmp_path):
     assert configs.load(follows, {"steps": "70"}).eval_every == 70
 
 
+@pytest.mark.parametrize(
+    ("void", "used", "said"),
+    [
+        ({"augment.outside": "mirror"}, {"augment.shift": 1.0}, "augment.shift is above 0"),
+        ({"loss.border_sigma": 4.0}, {"loss.border_weight": 9.0}, "loss.border_weight is above 0"),
+        (
+            {"optimizer.momentum": 0.5, "optimizer.name": "adam"},
+            {"optimizer.name": "sgd"},
+            "is sgd",
+        ),
+        ({"optimizer.power": 2.0}, {"optimizer.schedule": "poly"}, "optimizer.schedule is poly"),
+        (
+            {"data.normalization": "mean_std", "model.pretrained": "a/b"},
+            {"model.pretrained": ""},
+            "'data.normalization' must be imagenet where model.pretrained is set, found 'mean_std'",
+        ),
+        (
+            {"model.options.noise": 0.1, "model.options.context": "none"},
+            {"model.options.context": "large"},
+            "where model.options.context is basic or large",
+        ),
+    ],
+)
+def test_override_that_other_fields_make_void_is_refused(path, void, used, said):
+    name = next(iter(void))
+    with pytest.raises(UserError) as error:
+        configs.load(path, void)
+    assert repr(name) in str(error.value)
+    assert said in str(error.value)
+    fields = configs.flat(configs.load(path, {**void, **used}))
+    assert fields[name] == void[name]
+
+
+def test_config_file_may_set_fields_beside_each_other(tmp_path):
+    config = configs.load(write(tmp_path, "config.optimizer.power = 2.0"), {})
+    assert config.optimizer.power == 2.0
+
+
+def test_warmup_must_end_before_the_steps(path):
+    assert configs.load(path, {"optimizer.warmup_steps": 999}).optimizer.warmup_steps == 999
+    said = r"'optimizer.warmup_steps' must be below steps \(1000\), found 1000"
+    with pytest.raises(UserError, match=said):
+        configs.load(path, {"optimizer.warmup_steps": 1000})
+
+
 @pytest.mark.parametrize("value", [np.int64(7), 7, "7"])
 def test_override_of_a_sweep_may_be_a_numpy_scalar(path, value):
     config = configs.load(path, {"steps": value, "model.options.width": value})
