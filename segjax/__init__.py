@@ -1,5 +1,6 @@
 """segjax: architecture ablations in semantic segmentation, in JAX and Flax."""
 
+import importlib
 from typing import Any
 
 __version__ = "0.1.0"
@@ -20,3 +21,14 @@ def create_model(name: str, num_classes: int, **options: Any) -> Any:
     from segjax import models  # JAX is imported here, not by `import segjax`
 
     return models.create(name, num_classes, **options)
+
+
+def __getattr__(name: str) -> Any:
+    """Import the module `segjax.NAME` where it is first used, as JAX takes seconds to import."""
+    full = f"{__name__}.{name}"
+    try:
+        return importlib.import_module(full)
+    except ModuleNotFoundError as error:
+        if error.name != full:
+            raise
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None

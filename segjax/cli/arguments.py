@@ -18,6 +18,10 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see {self.prog} --help")
 
+    def flags(self) -> list[str]:
+        """Return the options of the command, such as --workdir."""
+        return [flag for action in self._actions for flag in action.option_strings]
+
 
 def add_config(parser: argparse.ArgumentParser) -> None:
     """Add --config."""

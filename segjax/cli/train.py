@@ -1,6 +1,7 @@
 """`segjax train`: train, test and resume one run."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -37,6 +38,13 @@ def run(options: argparse.Namespace) -> int:
     experiment, fields = config.experiment_name(options.config), config.flat(loaded)
     kept = {name: fields[name] for name in overrides if not config.incidental(name)}
     description = Description(experiment, options.name or experiment, kept, options.shell)
+    asked = os.environ.get("WANDB_MODE", loaded.wandb.mode)
+    if asked != loaded.wandb.mode and processes.is_first():
+        print(
+            f"segjax: WANDB_MODE={asked} has no effect, wandb.mode of the config is "
+            f"{loaded.wandb.mode}; use --config.wandb.mode={asked}",
+            file=sys.stderr,
+        )
 
     try:
         row = train.train(loaded, options.workdir, description)

@@ -1,5 +1,6 @@
 """The command line: help without heavy imports, and one-line errors."""
 
+import os
 import subprocess
 import sys
 
@@ -77,8 +78,13 @@ def test_each_command_has_help(command, capsys):
         ),
         (
             ["train", "--config", "experiments/quickstart.py", "--workdir", "x", "--stepz=3"],
-            "unknown argument '--stepz=3'",
+            "unknown argument '--stepz=3'; did you mean --config.steps?",
         ),
+        (
+            ["sweep", "--config", "experiments/quickstart.py", "--workdir", "x", "--see", "1"],
+            "unknown argument '--see'; did you mean --seeds?",
+        ),
+        (["evaluate", "--workdir", "x", "--limits=3"], "did you mean --limit?"),
         (
             [
                 *("train", "--config", "experiments/quickstart.py", "--workdir", "{tmp}/w"),
@@ -169,3 +175,72 @@ def test_an_unwritable_workdir_gives_a_one_line_error(tmp_path, capsys):
     arguments = ["--config", "experiments/quickstart.py", "--workdir", str(blocked / "run")]
     assert main(["train", *arguments]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_modules_are_imported_by_their_name():
+    script = (
+        "import sys, segjax\n"
+        "assert 'jax' not in sys.modules\n"
+        "assert 'unet' in segjax.models.MODELS\n"
+        "assert not hasattr(segjax, 'modles')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def run(*arguments, **environment):
+    """Run a command in a process of its own."""
+    command = [sys.executable, "-m", "segjax", *arguments]
+    environment = {**os.environ, **environment}
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("JAX_PLATFORMS", "cuda", "JAX finds no device, with JAX_PLATFORMS='cuda'"),
+        (
+            "JAX_PLATFORMS",
+            "abacus",
+            "; Unable to initialize backend 'abacus'",
+        ),
+        ("JAX_NUM_CPU_DEVICES", "abc", 'Invalid value "abc" for JAX flag jax_num_cpu_devices'),
+    ],
+)
+def test_environment_variable_that_jax_refuses_gives_a_one_line_error(
+    tmp_path, scenes_data_dir, variable, value, said
+):
+    config = ["--config", "experiments/quickstart.py:smoke", "--workdir", str(tmp_path / "run")]
+    done = run("train", *config, TFDS_DATA_DIR=str(scenes_data_dir), **{variable: value})
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert done.stderr.startswith("segjax: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_missing_home_directory_gives_a_one_line_error(monkeypatch, capsys):
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as for a user without an entry
+    assert main(["floors"]) == 2
+    assert capsys.readouterr().err.startswith("segjax: HOME is not set")
+
+
+def test_output_needs_neither_unicode_nor_a_reader_nor_space(tmp_path):
+    rows = ["table", "--results", "experiments/results/camvid_small.jsonl"]
+    expected = run(*rows, PYTHONIOENCODING="utf-8").stdout
+    assert "\xb1" in expected
+    plain = run(*rows, PYTHONIOENCODING="ascii")
+    assert plain.returncode == 0
+    assert plain.stdout == expected.replace("\xb1", "\\xb1")
+
+    command = [sys.executable, "-m", "segjax", *rows]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "segjax: [Errno 28] No space left on device\n"
