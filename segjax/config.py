@@ -22,6 +22,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from ml_collections.config_dict import RequiredValueError
 
 from segjax.errors import UserError
+from segjax.files import local_path
 
 # Fields that do not define the experiment: excluded from the digest, free to differ on resume. (The
 # number of devices changes rounding and, with micro-batches, the batch-normalization groups.)
@@ -154,8 +155,8 @@ def default() -> ConfigDict:
 
 def load_module(spec: str) -> tuple[ModuleType, str | None]:
     """Import the config file of `FILE` or `FILE:ARG`; return its module and ARG or None."""
-    name, _, argument = spec.partition(":")
-    path = Path(name)
+    name, argument = _split(spec)
+    path = local_path(name)
     if not path.is_file():
         raise UserError(f"config file {name} does not exist")
     module_spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -168,12 +169,24 @@ def load_module(spec: str) -> tuple[ModuleType, str | None]:
         raise UserError(f"config file {name} fails: {type(error).__name__}: {error}") from error
     if not hasattr(module, "get_config"):
         raise UserError(f"config file {name} has no get_config()")
-    return module, argument or None
+    return module, argument
+
+
+def _split(spec: str) -> tuple[str, str | None]:
+    """Return FILE and ARG of `FILE[:ARG]`; of several colons, the longest FILE that exists."""
+    try:
+        local_path(spec)
+    except UserError as error:
+        raise UserError(f"config file: {error}") from error
+    parts = spec.split(":")
+    names = (":".join(parts[:end]) for end in range(len(parts), 0, -1))
+    name = next((name for name in names if name and local_path(name).is_file()), parts[0])
+    return name, spec[len(name) + 1 :] or None
 
 
 def experiment_name(spec: str) -> str:
     """Return the stem of FILE in `FILE` or `FILE:ARG`."""
-    return Path(spec.partition(":")[0]).stem
+    return Path(_split(spec)[0]).stem
 
 
 def load(spec: str, overrides: Mapping[str, Any]) -> ConfigDict:
@@ -203,6 +216,12 @@ def load(spec: str, overrides: Mapping[str, Any]) -> ConfigDict:
     derived = fields["model.pretrained"] and "data.normalization" not in overrides
     if derived and fields["data.normalization"] == "mean_std":
         fields["data.normalization"] = "imagenet"  # the input that the weights were trained on
+    folder = fields["data.data_dir"]
+    if folder and isinstance(folder, str):  # absolute, for starts from another current directory
+        try:
+            fields["data.data_dir"] = str(local_path(folder).absolute())
+        except UserError as error:
+            raise UserError(f"config field 'data.data_dir': {error}") from error
     config = restore(fields)
 
     warmup = config.optimizer.warmup_steps  # not in `check`: older runs must stay readable

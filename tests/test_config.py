@@ -3,6 +3,7 @@
 import functools
 import json
 import operator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -59,7 +60,7 @@ def test_text_is_parsed_to_the_type_of_the_field(path):
     assert config.augment.scale == (0.5, 2)
     assert config.augment.crop == (64, 48)
     assert config.model.name == "segnet"
-    assert config.data.data_dir == "7"
+    assert config.data.data_dir == str(Path("7").absolute())
     assert config.model.options.to_dict() == {"width": 4, "dropout": 0.5}
 
 
@@ -260,6 +261,33 @@ def test_missing_file_and_unknown_variant_are_named(path):
         configs.load("nowhere.py", {})
     with pytest.raises(UserError, match="no variant 'huge'"):
         configs.load(f"{path}:huge", {})
+
+
+def test_config_file_may_have_a_colon_in_its_path(path, tmp_path, monkeypatch):
+    folder = tmp_path / "exp:1"
+    folder.mkdir()
+    Path(path).rename(folder / "mine.py")
+    assert configs.load(f"{folder}/mine.py", {}).steps == 1000
+    assert configs.load(f"{folder}/mine.py:small", {}).steps == 100
+    assert configs.experiment_name(f"{folder}/mine.py:small") == "mine"
+    monkeypatch.setenv("HOME", str(folder))
+    assert configs.load("~/mine.py:small", {}).steps == 100
+
+
+@pytest.mark.parametrize("spec", ["", "gs://bucket/segnet.py:small", "None"])
+def test_config_that_is_no_path_is_refused(spec):
+    with pytest.raises(UserError, match="config file: expected a path"):
+        configs.load(spec, {})
+
+
+def test_data_dir_is_kept_absolute(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    for given, kept in (("", ""), ("data", str(tmp_path / "data")), ("~/data", "/home/me/data")):
+        assert configs.load(path, {"data.data_dir": given}).data.data_dir == kept
+    for wrong in ("gs://bucket/data", "None"):
+        with pytest.raises(UserError, match=r"'data\.data_dir'.*found"):
+            configs.load(path, {"data.data_dir": wrong})
 
 
 def test_digest_covers_only_the_experiment(path):

@@ -2,9 +2,11 @@
 
 import argparse
 import re
+from pathlib import Path
 from typing import Any, NoReturn
 
 from segjax.errors import UserError
+from segjax.files import local_path
 
 OVERRIDES = "--config.FIELD=VALUE overrides any field of the config, such as --config.seed=1."
 
@@ -77,6 +79,7 @@ def add_results(parser: argparse.ArgumentParser, images: int) -> None:
         *("--results",),
         required=True,
         nargs="+",
+        type=path,
         metavar="PATH",
         help="run directories or .jsonl files",
     )
@@ -90,6 +93,7 @@ def add_results(parser: argparse.ArgumentParser, images: int) -> None:
     add("--no-predictions", action="store_true", help="leave out predictions")
     add(
         "--data-dir",
+        type=path,
         metavar="DIR",
         help="folder of the prepared datasets (default: as in training)",
     )
@@ -144,6 +148,14 @@ def augmentation(options: argparse.Namespace) -> Any:
     from segjax.inference import tta
 
     return tta.Transforms(tuple(options.scales or (1.0,)), options.flip)
+
+
+def path(text: str) -> Path:
+    """Read a path on this machine."""
+    try:
+        return local_path(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def number(text: str) -> int:

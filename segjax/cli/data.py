@@ -1,9 +1,8 @@
 """`segjax data`: prepare a dataset."""
 
 import argparse
-from pathlib import Path
 
-from segjax.cli.arguments import size
+from segjax.cli.arguments import path, size
 
 SUMMARY = "Prepare a dataset"
 DETAILS = "Downloads or reads it and stores it for training. A prepared dataset stays as it is."
@@ -12,10 +11,15 @@ DETAILS = "Downloads or reads it and stores it for training. A prepared dataset 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("name", help="camvid, isbi2012, or streetscenes, which is drawn by a program")
-    add("--source", metavar="DIR", help="folder of the published dataset (default: download it)")
-    add("--data-dir", metavar="DIR", help="folder for prepared datasets")
+    add(
+        "--source",
+        type=path,
+        metavar="DIR",
+        help="folder of the published dataset (default: download it)",
+    )
+    add("--data-dir", type=path, metavar="DIR", help="folder for prepared datasets")
     add("--resolution", type=size, metavar="HxW", help="image size of streetscenes")
-    add("--sheet", type=Path, metavar="FILE", help="also draw a contact sheet of its images")
+    add("--sheet", type=path, metavar="FILE", help="also draw a contact sheet of its images")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 
+from segjax.cli.arguments import path
 from segjax.errors import UserError
 
 SUMMARY = "Print results as a table, mean and standard deviation over seeds"
@@ -19,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("camvid", "table1", "table3", "cost", "benchmark"),
         help="(default: the results alone)",
     )
-    add("--results", nargs="+", metavar="PATH", help="run directories or .jsonl files")
+    add("--results", nargs="+", type=path, metavar="PATH", help="run directories or .jsonl files")
     add("--format", default="markdown", choices=("markdown", "latex", "csv", "json"))
     add(
         "--per-class",
@@ -78,7 +79,7 @@ def run(options: argparse.Namespace) -> None:
     if rows and (name or options.split):
         rows = [row for row in rows if row["split"] == split]
         if not rows:
-            raise UserError(f"{', '.join(options.results)}: no rows of split {split!r}")
+            raise UserError(f"{', '.join(map(str, options.results))}: no rows of split {split!r}")
     summaries = summarize(rows)
 
     if name == "cost":

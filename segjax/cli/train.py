@@ -3,9 +3,8 @@
 import argparse
 import os
 import sys
-from pathlib import Path
 
-from segjax.cli.arguments import OVERRIDES, add_config
+from segjax.cli.arguments import OVERRIDES, add_config, path
 from segjax.errors import UserError
 
 SUMMARY = "Train and test one run, or resume it"
@@ -15,7 +14,7 @@ DETAILS = OVERRIDES
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add_config(parser)
-    add("--workdir", required=True, type=Path, help="the run directory")
+    add("--workdir", required=True, type=path, help="the run directory")
     add("--name", help="name of the run (default: the name of the config)")
     add(
         "--distributed",

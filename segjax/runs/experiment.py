@@ -190,12 +190,12 @@ def refuse_other_config(config: ConfigDict, workdir: Path) -> None:
             raise UserError(f"workdir {workdir} holds a run of another config: {difference}")
 
 
-def open_run(workdir: Path, data_dir: str | None) -> tuple[Experiment, Description]:
+def open_run(workdir: Path, data_dir: Path | str | None) -> tuple[Experiment, Description]:
     """Build the experiment of a workdir; its data may have moved to `data_dir`, or be missing."""
     config, description, info = read_description(workdir)
     with config.unlocked():
         config.num_devices = 0  # the training may have run on another number of devices
-        config.data.data_dir = data_dir or config.data.data_dir
+        config.data.data_dir = str(data_dir or config.data.data_dir)
     return create(config, info), description
 
 

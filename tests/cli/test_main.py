@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import segjax
-from segjax.cli.main import main
+from segjax.cli.main import main, parser
 from segjax.ops.onednn import build
 
 COMMANDS = (
@@ -167,6 +167,46 @@ def test_a_mistake_gives_a_one_line_error_and_status_2(
     assert captured.err.count("\n") == 1
     assert said in captured.err
     assert captured.out == ""
+
+
+PATHS = (
+    *("data camvid --source PATH", "data camvid --data-dir PATH", "data camvid --sheet PATH"),
+    *("train --config x.py --workdir PATH", "evaluate --workdir PATH"),
+    *("evaluate --workdir x --data-dir PATH", "predict PATH --workdir x --output y"),
+    *("predict x --workdir PATH --output y", "predict x --workdir y --output PATH"),
+    *("sweep --config x.py --workdir PATH", "reproduce camvid --workdir PATH"),
+    *("reproduce camvid --source PATH", "table --results x PATH", "compare PATH x"),
+    *("compare x PATH", "picture --results PATH --output x", "picture --results x --output PATH"),
+    *("figures --results PATH --output x", "figures --results x --output PATH"),
+    *("report --results PATH --output x", "report --results x --output y --data-dir PATH"),
+    *("preview --config x.py --output PATH", "benchmark --output PATH", "floors --output PATH"),
+)
+
+
+@pytest.mark.parametrize("command", PATHS)
+def test_text_that_is_no_local_path_is_refused_at_once(command, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    for text, said in (("gs://bucket/x", "this machine, found the URL gs://bucket/x"), ("", "''")):
+        words = [text if word == "PATH" else word for word in command.split()]
+        assert main(words) == 2
+        error = capsys.readouterr().err
+        assert f"expected a path{' on ' if text else ', found '}{said}" in error
+        assert error.count("\n") == 1
+    options = parser().parse_args(["~/x" if word == "PATH" else word for word in command.split()])
+    assert "/home/me/x" in repr(options)
+    assert "~" not in repr(options)
+
+
+def test_wandb_mode_of_the_environment_is_not_ignored_silently(tmp_path, capsys, monkeypatch):
+    row = {"split": "test", "global_accuracy": 1.0, "class_accuracy": 1.0, "mean_iou": 1.0}
+    monkeypatch.setattr("segjax.train.train", lambda *_: row)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    command = ["train", "--config", "experiments/quickstart.py", "--workdir", str(tmp_path)]
+    assert main(command) == 0
+    said = "segjax: WANDB_MODE=offline has no effect, wandb.mode of the config is disabled"
+    assert capsys.readouterr().err.startswith(said)
+    assert main([*command, "--config.wandb.mode=offline"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_an_unwritable_workdir_gives_a_one_line_error(tmp_path, capsys):
