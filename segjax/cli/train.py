@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from collections.abc import Iterator, Mapping
 
 from segjax.cli.arguments import OVERRIDES, add_config, path
 from segjax.errors import UserError
@@ -37,13 +38,9 @@ def run(options: argparse.Namespace) -> int:
     experiment, fields = config.experiment_name(options.config), config.flat(loaded)
     kept = {name: fields[name] for name in overrides if not config.incidental(name)}
     description = Description(experiment, options.name or experiment, kept, options.shell)
-    asked = os.environ.get("WANDB_MODE", loaded.wandb.mode)
-    if asked != loaded.wandb.mode and processes.is_first():
-        print(
-            f"segjax: WANDB_MODE={asked} has no effect, wandb.mode of the config is "
-            f"{loaded.wandb.mode}; use --config.wandb.mode={asked}",
-            file=sys.stderr,
-        )
+    if processes.is_first():
+        for line in _ignored(loaded.wandb.mode, overrides):
+            print(f"segjax: {line}", file=sys.stderr)
 
     try:
         row = train.train(loaded, options.workdir, description)
@@ -63,3 +60,16 @@ def run(options: argparse.Namespace) -> int:
             f"mIoU {row['mean_iou']:.1%}, written to {options.workdir / 'result.json'}"
         )
     return 0
+
+
+def _ignored(mode: str, overrides: Mapping[str, str]) -> Iterator[str]:
+    """Yield what is asked of W&B without an effect, because of the config's wandb.mode."""
+    asked = os.environ.get("WANDB_MODE", mode)
+    if asked != mode:
+        yield (
+            f"WANDB_MODE={asked} has no effect, wandb.mode of the config is {mode}; use "
+            f"--config.wandb.mode={asked}"
+        )
+    for name in ("wandb.project", "wandb.group"):
+        if name in overrides and mode == "disabled":
+            yield f"--config.{name} has no effect while wandb.mode is disabled"

@@ -197,7 +197,7 @@ def test_text_that_is_no_local_path_is_refused_at_once(command, capsys, monkeypa
     assert "~" not in repr(options)
 
 
-def test_wandb_mode_of_the_environment_is_not_ignored_silently(tmp_path, capsys, monkeypatch):
+def test_what_is_asked_of_wandb_is_not_ignored_silently(tmp_path, capsys, monkeypatch):
     row = {"split": "test", "global_accuracy": 1.0, "class_accuracy": 1.0, "mean_iou": 1.0}
     monkeypatch.setattr("segjax.train.train", lambda *_: row)
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -205,8 +205,12 @@ def test_wandb_mode_of_the_environment_is_not_ignored_silently(tmp_path, capsys,
     assert main(command) == 0
     said = "segjax: WANDB_MODE=offline has no effect, wandb.mode of the config is disabled"
     assert capsys.readouterr().err.startswith(said)
-    assert main([*command, "--config.wandb.mode=offline"]) == 0
+    assert main([*command, "--config.wandb.mode=offline", "--config.wandb.group=mine"]) == 0
     assert capsys.readouterr().err == ""
+    monkeypatch.delenv("WANDB_MODE")
+    assert main([*command, "--config.wandb.group=mine"]) == 0
+    said = "segjax: --config.wandb.group has no effect while wandb.mode is disabled\n"
+    assert capsys.readouterr().err == said
 
 
 def test_an_unwritable_workdir_gives_a_one_line_error(tmp_path, capsys):
