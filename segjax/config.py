@@ -166,7 +166,8 @@ def load_module(spec: str) -> tuple[ModuleType, str | None]:
     try:
         module_spec.loader.exec_module(module)
     except Exception as error:
-        raise UserError(f"config file {name} fails: {type(error).__name__}: {error}") from error
+        message = " ".join(str(error).split())
+        raise UserError(f"config file {name} fails: {type(error).__name__}: {message}") from error
     if not hasattr(module, "get_config"):
         raise UserError(f"config file {name} has no get_config()")
     return module, argument
@@ -350,14 +351,16 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
     """Parse `--config.a.b=value` arguments into {"a.b": "value"}.
 
     Raises:
-      UserError: an argument has no value.
+      UserError: an argument has no value, or two arguments give a field different ones.
     """
-    overrides = {}
+    overrides: dict[str, str] = {}
     for argument in arguments:
         name, equals, value = argument.partition("=")
         if not equals:
             raise UserError(f"argument {argument!r} needs a value: {name}=VALUE")
-        overrides[name.removeprefix("--config.")] = value
+        field = name.removeprefix("--config.")
+        if overrides.setdefault(field, value) != value:
+            raise UserError(f"{name} is given twice, as {overrides[field]!r} and as {value!r}")
     return overrides
 
 

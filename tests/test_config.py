@@ -113,7 +113,7 @@ def test_invalid_override_is_one_line_that_names_it(path, argument, said):
     ("text", "said"),
     [
         ("x = (", "SyntaxError"),
-        ("raise RuntimeError('no')", "RuntimeError: no"),
+        ("raise RuntimeError('no\\nline')", "RuntimeError: no line"),
         ("x = 1", "has no get_config"),
         ("def get_config(): return {}", "returns a dict, not a ConfigDict"),
         (
@@ -261,6 +261,13 @@ def test_missing_file_and_unknown_variant_are_named(path):
         configs.load("nowhere.py", {})
     with pytest.raises(UserError, match="no variant 'huge'"):
         configs.load(f"{path}:huge", {})
+
+
+def test_field_given_twice_is_refused():
+    twice = ["--config.steps=3", "--config.steps=3"]
+    assert configs.parse_overrides(twice) == {"steps": "3"}
+    with pytest.raises(UserError, match=r"--config\.steps is given twice, as '3' and as '4'"):
+        configs.parse_overrides([*twice, "--config.steps=4"])
 
 
 def test_config_file_may_have_a_colon_in_its_path(path, tmp_path, monkeypatch):
