@@ -43,6 +43,7 @@ def get_config(size: str = "full") -> ConfigDict:
     if size == "smoke":
         config.model.options.width = 4
         config.data.resolution = (24, 32)
+        config.optimizer.warmup_steps = 1
         config.steps, config.eval_every, config.checkpoint_every = 2, 2, 2
     elif size != "full":
         raise ValueError(f"unknown size {size!r}, expected full or smoke")

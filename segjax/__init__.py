@@ -1,5 +1,6 @@
 """segjax: architecture ablations in semantic segmentation, in JAX and Flax."""
 
+import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -42,3 +43,14 @@ def load(
     from segjax.trained import TrainedRun
 
     return TrainedRun(workdir, checkpoint, data_dir)
+
+
+def __getattr__(name: str) -> Any:
+    """Import the module `segjax.NAME` where it is first used, as JAX takes seconds to import."""
+    full = f"{__name__}.{name}"
+    try:
+        return importlib.import_module(full)
+    except ModuleNotFoundError as error:
+        if error.name != full:
+            raise
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None

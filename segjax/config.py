@@ -12,7 +12,7 @@ import hashlib
 import importlib.util
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,6 +22,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from ml_collections.config_dict import RequiredValueError
 
 from segjax.errors import UserError
+from segjax.files import local_path
 
 # Fields that do not define the experiment: excluded from the digest, free to differ on resume. (The
 # number of devices changes rounding and, with micro-batches, the batch-normalization groups.)
@@ -54,6 +55,27 @@ NON_NEGATIVE = (
     *("optimizer.learning_rate", "optimizer.weight_decay", "optimizer.clip_norm"),
     *("optimizer.warmup_steps", "optimizer.momentum", "optimizer.power"),
 )
+# Fields that have an effect only beside certain values of others. A config file may set them
+# regardless, but an override that does nothing would make an ablation void.
+CONDITIONS: dict[str, tuple[str, Callable[[ConfigDict], bool]]] = {
+    "augment.outside": (
+        "where augment.elastic, augment.rotation or augment.shift is above 0",
+        lambda c: c.augment.elastic > 0 or c.augment.rotation > 0 or c.augment.shift > 0,
+    ),
+    "loss.border_sigma": (
+        "where loss.border_weight is above 0",
+        lambda c: c.loss.border_weight > 0,
+    ),
+    "model.options.noise": (
+        "where model.options.context is basic or large",
+        lambda c: c.model.options.get("context") != "none",
+    ),
+    "optimizer.momentum": ("where optimizer.name is sgd", lambda c: c.optimizer.name == "sgd"),
+    "optimizer.power": (
+        "where optimizer.schedule is poly",
+        lambda c: c.optimizer.schedule == "poly",
+    ),
+}
 GROUPS = ("model", "model.options", "data", "augment", "loss", "optimizer", "wandb")
 
 
@@ -106,13 +128,15 @@ def default() -> ConfigDict:
     config.optimizer.weight_decay = 0.0  # kernels only: not biases, not batch normalization
     config.optimizer.clip_norm = 0.0  # maximum global norm of the gradient; 0: no clipping
     config.optimizer.schedule = "constant"  # constant, poly, cosine; the last two end at 0
-    config.optimizer.power = 0.9  # exponent of poly: (1 - step / steps)^power
-    config.optimizer.warmup_steps = 0  # linear warmup from 0
+    config.optimizer.power = 0.9  # of poly: (1 - t / T)^power, t of the T steps after warmup
+    config.optimizer.warmup_steps = 0  # W: step k of them has (k + 1) / (W + 1) of the rate
 
     config.steps = 1000  # optimizer steps, also the length of the schedule
     config.steps_per_dispatch = 1  # steps in one call to the device
     config.micro_batches = 1  # parts of a step's batch, gradients summed
-    config.ema_decay = 0.0  # decay of the averaged weights, evaluated if > 0; 0: no averaging
+    # decay d of the averaged weights, which are evaluated, at step k min(d, (1 + k) / (10 + k));
+    # 0: no averaging
+    config.ema_decay = 0.0
 
     config.eval_every = 100  # steps
     config.eval_batch_size = 8  # images, over all devices
@@ -133,8 +157,8 @@ def default() -> ConfigDict:
 
 def load_module(spec: str) -> tuple[ModuleType, str | None]:
     """Import the config file of `FILE` or `FILE:ARG`; return its module and ARG or None."""
-    name, _, argument = spec.partition(":")
-    path = Path(name)
+    name, argument = _split(spec)
+    path = local_path(name)
     if not path.is_file():
         raise UserError(f"config file {name} does not exist")
     module_spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -144,19 +168,37 @@ def load_module(spec: str) -> tuple[ModuleType, str | None]:
     try:
         module_spec.loader.exec_module(module)
     except Exception as error:
-        raise UserError(f"config file {name} fails: {type(error).__name__}: {error}") from error
+        message = " ".join(str(error).split())
+        raise UserError(f"config file {name} fails: {type(error).__name__}: {message}") from error
     if not hasattr(module, "get_config"):
         raise UserError(f"config file {name} has no get_config()")
-    return module, argument or None
+    return module, argument
+
+
+def _split(spec: str) -> tuple[str, str | None]:
+    """Return FILE and ARG of `FILE[:ARG]`; of several colons, the longest FILE that exists."""
+    try:
+        local_path(spec)
+    except UserError as error:
+        raise UserError(f"config file: {error}") from error
+    parts = spec.split(":")
+    names = (":".join(parts[:end]) for end in range(len(parts), 0, -1))
+    name = next((name for name in names if name and local_path(name).is_file()), parts[0])
+    return name, spec[len(name) + 1 :] or None
 
 
 def experiment_name(spec: str) -> str:
     """Return the stem of FILE in `FILE` or `FILE:ARG`."""
-    return Path(spec.partition(":")[0]).stem
+    return Path(_split(spec)[0]).stem
 
 
 def load(spec: str, overrides: Mapping[str, Any]) -> ConfigDict:
-    """Load the config of `FILE[:ARG]`, apply the overrides and check it; return it locked."""
+    """Load the config of `FILE[:ARG]`, apply the overrides and check it; return it locked.
+
+    Raises:
+      UserError: the file is missing or broken, a field is unknown or invalid, or an override has no
+        effect beside the other fields.
+    """
     module, argument = load_module(spec)
     try:
         config = module.get_config(argument) if argument else module.get_config()
@@ -174,9 +216,25 @@ def load(spec: str, overrides: Mapping[str, Any]) -> ConfigDict:
     fields = dict(_leaves(config))
     if missing := [name for name in _flat_default() if name not in fields]:
         raise UserError(f"config file {spec} lacks field {missing[0]!r} of segjax.config.default()")
-    if fields["model.pretrained"] and fields["data.normalization"] == "mean_std":
+    derived = fields["model.pretrained"] and "data.normalization" not in overrides
+    if derived and fields["data.normalization"] == "mean_std":
         fields["data.normalization"] = "imagenet"  # the input that the weights were trained on
-    return restore(fields)
+    folder = fields["data.data_dir"]
+    if folder and isinstance(folder, str):  # absolute, for starts from another current directory
+        try:
+            fields["data.data_dir"] = str(local_path(folder).absolute())
+        except UserError as error:
+            raise UserError(f"config field 'data.data_dir': {error}") from error
+    config = restore(fields)
+
+    warmup = config.optimizer.warmup_steps  # not in `check`: older runs must stay readable
+    known = f"below steps ({config.steps})"
+    _require(config, "optimizer.warmup_steps", warmup < config.steps, known)
+    for name, (condition, holds) in CONDITIONS.items():
+        if name in overrides and not holds(config):
+            value = flat(config)[name]
+            raise UserError(f"config field {name!r} is set to {value!r}, but only used {condition}")
+    return config
 
 
 def restore(fields: Mapping[str, Any]) -> ConfigDict:
@@ -295,16 +353,16 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
     """Parse `--config.a.b=value` arguments into {"a.b": "value"}.
 
     Raises:
-      UserError: any other argument.
+      UserError: an argument has no value, or two arguments give a field different ones.
     """
-    overrides = {}
+    overrides: dict[str, str] = {}
     for argument in arguments:
         name, equals, value = argument.partition("=")
-        if not name.startswith("--config."):
-            raise UserError(f"unknown argument {argument!r}")
         if not equals:
             raise UserError(f"argument {argument!r} needs a value: {name}=VALUE")
-        overrides[name.removeprefix("--config.")] = value
+        field = name.removeprefix("--config.")
+        if overrides.setdefault(field, value) != value:
+            raise UserError(f"{name} is given twice, as {overrides[field]!r} and as {value!r}")
     return overrides
 
 

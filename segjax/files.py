@@ -2,8 +2,27 @@
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
+
+from segjax.errors import UserError
+
+
+def local_path(text: str) -> Path:
+    """Return a path on this machine from its text, with `~` expanded.
+
+    Raises:
+      UserError: it is empty, the word None, a URL such as gs://bucket/run, or of an unknown user.
+    """
+    if text in ("", "None"):
+        raise UserError(f"expected a path, found {text!r}")
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
+        raise UserError(f"expected a path on this machine, found the URL {text}")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"~ of {text} has no home directory: set HOME") from error
 
 
 @contextlib.contextmanager

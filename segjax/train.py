@@ -94,8 +94,8 @@ def train(config: ConfigDict, workdir: Path, description: Description) -> dict[s
       The row of result.json.
 
     Raises:
-      UserError: the workdir is in use, or holds a run of another config; another process has
-        another config.
+      UserError: the workdir is in use or holds a run of another config, an override is void, or
+        another process has another config.
       Stopped: SIGTERM or SIGINT came; the state is saved.
       Diverged: the loss or its gradient is not finite.
     """
@@ -147,6 +147,11 @@ def train(config: ConfigDict, workdir: Path, description: Description) -> dict[s
 
         state: Any = steps.create_state(run.model, optimizer, config, len(run.info.mean))
         parameters = sum(x.size for x in jax.tree.leaves(state.variables["params"]))
+        if "recompute_batch_norm" in description.overrides and "batch_stats" not in state.variables:
+            raise UserError(
+                "config field 'recompute_batch_norm' is given, but model "
+                f"{config.model.name} has no batch normalization"
+            )
         checkpoints = stack.enter_context(Checkpoints(workdir))
         placed = parallel.place(state, run.devices)
         found = checkpoints.resume(restore_template(placed), _identity(config))

@@ -3,6 +3,7 @@
 import functools
 import json
 import operator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -59,7 +60,7 @@ def test_text_is_parsed_to_the_type_of_the_field(path):
     assert config.augment.scale == (0.5, 2)
     assert config.augment.crop == (64, 48)
     assert config.model.name == "segnet"
-    assert config.data.data_dir == "7"
+    assert config.data.data_dir == str(Path("7").absolute())
     assert config.model.options.to_dict() == {"width": 4, "dropout": 0.5}
 
 
@@ -77,7 +78,6 @@ def test_text_is_parsed_to_the_type_of_the_field(path):
         ("--config.augment.flip=3", "'augment.flip' is of type bool"),
         ("--config.optimizer=sgd", "group of fields"),
         ("--config.steps", "needs a value"),
-        ("--steps=3", "unknown argument '--steps=3'"),
         ("--config.steps=0", "'steps' must be at least 1, found 0"),
         ("--config.steps_per_dispatch=3", "multiple of steps_per_dispatch (3)"),
         ("--config.micro_batches=3", "multiple of micro_batches (3)"),
@@ -113,7 +113,7 @@ def test_invalid_override_is_one_line_that_names_it(path, argument, said):
     ("text", "said"),
     [
         ("x = (", "SyntaxError"),
-        ("raise RuntimeError('no')", "RuntimeError: no"),
+        ("raise RuntimeError('no\\nline')", "RuntimeError: no line"),
         ("x = 1", "has no get_config"),
         ("def get_config(): return {}", "returns a dict, not a ConfigDict"),
         (
@@ -203,6 +203,51 @@ def test_override_fills_a_placeholder_and_a_reference_follows_it(tmp_path):
     assert configs.load(follows, {"steps": "70"}).eval_every == 70
 
 
+@pytest.mark.parametrize(
+    ("void", "used", "said"),
+    [
+        ({"augment.outside": "mirror"}, {"augment.shift": 1.0}, "augment.shift is above 0"),
+        ({"loss.border_sigma": 4.0}, {"loss.border_weight": 9.0}, "loss.border_weight is above 0"),
+        (
+            {"optimizer.momentum": 0.5, "optimizer.name": "adam"},
+            {"optimizer.name": "sgd"},
+            "is sgd",
+        ),
+        ({"optimizer.power": 2.0}, {"optimizer.schedule": "poly"}, "optimizer.schedule is poly"),
+        (
+            {"data.normalization": "mean_std", "model.pretrained": "a/b"},
+            {"model.pretrained": ""},
+            "'data.normalization' must be imagenet where model.pretrained is set, found 'mean_std'",
+        ),
+        (
+            {"model.options.noise": 0.1, "model.options.context": "none"},
+            {"model.options.context": "large"},
+            "where model.options.context is basic or large",
+        ),
+    ],
+)
+def test_override_that_other_fields_make_void_is_refused(path, void, used, said):
+    name = next(iter(void))
+    with pytest.raises(UserError) as error:
+        configs.load(path, void)
+    assert repr(name) in str(error.value)
+    assert said in str(error.value)
+    fields = configs.flat(configs.load(path, {**void, **used}))
+    assert fields[name] == void[name]
+
+
+def test_config_file_may_set_fields_beside_each_other(tmp_path):
+    config = configs.load(write(tmp_path, "config.optimizer.power = 2.0"), {})
+    assert config.optimizer.power == 2.0
+
+
+def test_warmup_must_end_before_the_steps(path):
+    assert configs.load(path, {"optimizer.warmup_steps": 999}).optimizer.warmup_steps == 999
+    said = r"'optimizer.warmup_steps' must be below steps \(1000\), found 1000"
+    with pytest.raises(UserError, match=said):
+        configs.load(path, {"optimizer.warmup_steps": 1000})
+
+
 @pytest.mark.parametrize("value", [np.int64(7), 7, "7"])
 def test_override_of_a_sweep_may_be_a_numpy_scalar(path, value):
     config = configs.load(path, {"steps": value, "model.options.width": value})
@@ -216,6 +261,40 @@ def test_missing_file_and_unknown_variant_are_named(path):
         configs.load("nowhere.py", {})
     with pytest.raises(UserError, match="no variant 'huge'"):
         configs.load(f"{path}:huge", {})
+
+
+def test_field_given_twice_is_refused():
+    twice = ["--config.steps=3", "--config.steps=3"]
+    assert configs.parse_overrides(twice) == {"steps": "3"}
+    with pytest.raises(UserError, match=r"--config\.steps is given twice, as '3' and as '4'"):
+        configs.parse_overrides([*twice, "--config.steps=4"])
+
+
+def test_config_file_may_have_a_colon_in_its_path(path, tmp_path, monkeypatch):
+    folder = tmp_path / "exp:1"
+    folder.mkdir()
+    Path(path).rename(folder / "mine.py")
+    assert configs.load(f"{folder}/mine.py", {}).steps == 1000
+    assert configs.load(f"{folder}/mine.py:small", {}).steps == 100
+    assert configs.experiment_name(f"{folder}/mine.py:small") == "mine"
+    monkeypatch.setenv("HOME", str(folder))
+    assert configs.load("~/mine.py:small", {}).steps == 100
+
+
+@pytest.mark.parametrize("spec", ["", "gs://bucket/segnet.py:small", "None"])
+def test_config_that_is_no_path_is_refused(spec):
+    with pytest.raises(UserError, match="config file: expected a path"):
+        configs.load(spec, {})
+
+
+def test_data_dir_is_kept_absolute(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    for given, kept in (("", ""), ("data", str(tmp_path / "data")), ("~/data", "/home/me/data")):
+        assert configs.load(path, {"data.data_dir": given}).data.data_dir == kept
+    for wrong in ("gs://bucket/data", "None"):
+        with pytest.raises(UserError, match=r"'data\.data_dir'.*found"):
+            configs.load(path, {"data.data_dir": wrong})
 
 
 def test_digest_covers_only_the_experiment(path):

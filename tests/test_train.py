@@ -1,6 +1,7 @@
 """Training as a process: killed, stopped, restarted, refused."""
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import os
@@ -17,6 +18,7 @@ import pytest
 
 from segjax import models, results, train
 from segjax.cli import main
+from segjax.errors import UserError
 from segjax.files import write_whole
 from segjax.results.counts import Counts
 from segjax.runs.tracking import read_metrics
@@ -30,6 +32,7 @@ from support.runs import (
     saved_steps,
     small_config,
     start,
+    tiny_config,
     without_time,
 )
 from support.wandb_file import history
@@ -383,3 +386,13 @@ def test_a_workdir_in_use_is_refused(command, tmp_path):
         expected = f"segjax: workdir {tmp_path}/run is in use by another process\n"
         assert command() == (2, expected)
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+
+
+def test_override_of_batch_norm_needs_a_model_with_it(tmp_path, scenes_data_dir):
+    config = tiny_config(scenes_data_dir)
+    config.model.name = "unet"
+    config.recompute_batch_norm = False
+    description = dataclasses.replace(DESCRIPTION, overrides={"recompute_batch_norm": False})
+    with pytest.raises(UserError, match="model unet has no batch normalization"):
+        train.train(config, tmp_path, description)
+    assert not (tmp_path / "config.json").exists()

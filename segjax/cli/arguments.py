@@ -2,9 +2,11 @@
 
 import argparse
 import re
+from pathlib import Path
 from typing import Any, NoReturn
 
 from segjax.errors import UserError
+from segjax.files import local_path
 
 OVERRIDES = "--config.FIELD=VALUE overrides any field of the config, such as --config.seed=1."
 
@@ -17,6 +19,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see {self.prog} --help")
+
+    def flags(self) -> list[str]:
+        """Return the options of the command, such as --workdir."""
+        return [flag for action in self._actions for flag in action.option_strings]
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
@@ -73,6 +79,7 @@ def add_results(parser: argparse.ArgumentParser, images: int) -> None:
         *("--results",),
         required=True,
         nargs="+",
+        type=path,
         metavar="PATH",
         help="run directories or .jsonl files",
     )
@@ -86,6 +93,7 @@ def add_results(parser: argparse.ArgumentParser, images: int) -> None:
     add("--no-predictions", action="store_true", help="leave out predictions")
     add(
         "--data-dir",
+        type=path,
         metavar="DIR",
         help="folder of the prepared datasets (default: as in training)",
     )
@@ -140,6 +148,14 @@ def augmentation(options: argparse.Namespace) -> Any:
     from segjax.inference import tta
 
     return tta.Transforms(tuple(options.scales or (1.0,)), options.flip)
+
+
+def path(text: str) -> Path:
+    """Read a path on this machine."""
+    try:
+        return local_path(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def number(text: str) -> int:

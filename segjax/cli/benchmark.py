@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from segjax.cli.arguments import count, size
+from segjax.cli.arguments import count, path, size
 
 SUMMARY = "Measure speed, memory and size of architectures"
 DETAILS = (
@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--repeats", type=count, default=20, metavar="N", help="timed samples per row (default: 20)"
     )
     add("--seconds", type=count, metavar="S", help="start no more rows after this time")
-    add("--output", type=Path, metavar="FILE.jsonl", help="append the rows to this file")
+    add("--output", type=path, metavar="FILE.jsonl", help="append the rows to this file")
     add("--format", default="markdown", choices=("markdown", "latex", "csv", "json"))
 
 

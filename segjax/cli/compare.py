@@ -1,9 +1,8 @@
 """`segjax compare`: test whether one run is better than another."""
 
 import argparse
-from pathlib import Path
 
-from segjax.cli.arguments import count, number
+from segjax.cli.arguments import count, number, path
 
 SUMMARY = "Test whether one run is better than another"
 DETAILS = "Prints the differences with intervals of a paired bootstrap over the test images."
@@ -11,8 +10,8 @@ DETAILS = "Prints the differences with intervals of a paired bootstrap over the 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("first", type=Path, help="a finished run's directory, or the file of its result row")
-    add("second", type=Path, help="the same of the run to compare with")
+    add("first", type=path, help="a finished run's directory, or the file of its result row")
+    add("second", type=path, help="the same of the run to compare with")
     add(
         "--samples",
         type=count,

@@ -1,9 +1,8 @@
 """`segjax data`: prepare a dataset."""
 
 import argparse
-from pathlib import Path
 
-from segjax.cli.arguments import size
+from segjax.cli.arguments import path, size
 from segjax.errors import UserError
 
 SUMMARY = "Prepare a dataset, or check a folder of your own"
@@ -20,14 +19,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "folder",
         nargs="?",
-        type=Path,
+        type=path,
         metavar="DIR",
         help="check: a folder of your own images and masks, with classes.json",
     )
-    add("--source", metavar="DIR", help="folder of the published dataset (default: download it)")
-    add("--data-dir", metavar="DIR", help="folder for prepared datasets")
+    add(
+        "--source",
+        type=path,
+        metavar="DIR",
+        help="folder of the published dataset (default: download it)",
+    )
+    add("--data-dir", type=path, metavar="DIR", help="folder for prepared datasets")
     add("--resolution", type=size, metavar="HxW", help="image size of streetscenes")
-    add("--sheet", type=Path, metavar="FILE", help="also draw a contact sheet of its images")
+    add("--sheet", type=path, metavar="FILE", help="also draw a contact sheet of its images")
 
 
 def run(options: argparse.Namespace) -> int:

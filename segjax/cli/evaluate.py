@@ -1,10 +1,9 @@
 """`segjax evaluate`: evaluate trained runs on a split."""
 
 import argparse
-from pathlib import Path
 
 from segjax.cli import arguments
-from segjax.cli.arguments import count
+from segjax.cli.arguments import count, path
 
 SUMMARY = "Evaluate a trained run on a split of its dataset"
 DETAILS = "Several runs are evaluated as an ensemble, by the mean of their probabilities."
@@ -16,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--workdir",
         required=True,
         action="append",
-        type=Path,
+        type=path,
         help="the run directory; repeat it for an ensemble",
     )
     add("--split", default="test", help="train, val or test (default: test)")
@@ -28,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--limit", type=count, metavar="N", help="evaluate only the first N images")
     add(
         "--data-dir",
+        type=path,
         metavar="DIR",
         help="folder of the prepared datasets (default: as in training)",
     )

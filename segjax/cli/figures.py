@@ -1,9 +1,8 @@
 """`segjax figures`: draw result rows as figures."""
 
 import argparse
-from pathlib import Path
 
-from segjax.cli.arguments import add_results
+from segjax.cli.arguments import add_results, path
 
 SUMMARY = "Draw figures of results"
 DETAILS = "Per-class bars, learning curves, cost and confusion matrices; predictions are PNG files."
@@ -12,7 +11,7 @@ DETAILS = "Per-class bars, learning curves, cost and confusion matrices; predict
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add_results(parser, images=4)
-    add("--output", required=True, type=Path, metavar="DIR", help="folder for the figures")
+    add("--output", required=True, type=path, metavar="DIR", help="folder for the figures")
     add(
         "--format",
         nargs="+",

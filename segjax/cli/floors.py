@@ -1,9 +1,8 @@
 """`segjax floors`: evaluate baselines that see no image, and ceilings of coarse label maps."""
 
 import argparse
-from pathlib import Path
 
-from segjax.cli.arguments import size
+from segjax.cli.arguments import path, size
 
 SUMMARY = "Evaluate baselines that see no image, and the best scores that coarse labels allow"
 DETAILS = (
@@ -16,9 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--dataset", default="camvid", help="camvid, isbi2012 or streetscenes")
     add("--split", default="test", help="train, val or test (default: test)")
-    add("--data-dir", metavar="DIR", help="folder of the prepared datasets")
+    add("--data-dir", type=path, metavar="DIR", help="folder of the prepared datasets")
     add("--resolution", type=size, metavar="HxW", help="image size of streetscenes")
-    add("--output", type=Path, metavar="FILE.jsonl", help="append the rows to this file")
+    add("--output", type=path, metavar="FILE.jsonl", help="append the rows to this file")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -6,9 +6,14 @@ A command is a module of this folder with SUMMARY, DETAILS, `add_arguments(parse
 """
 
 import argparse
+import difflib
 import importlib
+import io
+import os
 import shlex
+import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib import metadata
 from typing import Any, NoReturn
@@ -28,19 +33,72 @@ COMMANDS = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status; 2 means an error that the user can correct."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack the sign ±
     try:
-        options, rest = parser().parse_known_args(arguments)
-        if rest and not hasattr(options, "config"):
-            raise UserError(f"unknown argument {rest[0]!r}; see segjax {options.command} --help")
-        options.rest = rest
-        options.shell = shlex.join(["segjax", *arguments])
-        return options.run(options) or 0
+        try:
+            options, rest = parser().parse_known_args(arguments)
+            _refuse_unknown(options, rest)
+            options.rest = rest
+            options.shell = shlex.join(["segjax", *arguments])
+            return options.run(options) or 0
+        finally:
+            _flush()
+    except BrokenPipeError:  # the reader has enough, as in `segjax table ... | head`
+        return 128 + signal.SIGPIPE
     except (UserError, OSError) as error:  # OSError: a full disk, a folder without permission
         print(f"segjax: {line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("segjax: interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        fault = _environment_fault(error)
+        if fault is None:
+            raise
+        print(f"segjax: {fault}", file=sys.stderr)
+        return 2
+
+
+def _refuse_unknown(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    """Raise UserError for arguments that are neither options nor overrides of a config."""
+    for argument in rest:
+        if hasattr(options, "config") and argument.startswith("--config."):
+            continue
+        name = argument.partition("=")[0]
+        fields = {}
+        if hasattr(options, "config"):
+            from segjax import config
+
+            fields = {f"--{field}": f"--config.{field}" for field in config.flat(config.default())}
+        close = difflib.get_close_matches(name, options.flags, n=1, cutoff=0.75)
+        close = close or [fields[near] for near in difflib.get_close_matches(name, fields, n=1)]
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise UserError(f"unknown argument {argument!r}{hint}; see segjax {options.command} --help")
+
+
+def _flush() -> None:
+    """Write the rest of the output; drop it if that fails, or Python would try again at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
+
+
+def _environment_fault(error: Exception) -> str | None:
+    """Return in one line which environment variable an exception comes from; None if from none."""
+    *_, raised = traceback.extract_tb(error.__traceback__)
+    file, message = raised.filename.replace(os.sep, "/"), " ".join(str(error).split())
+    if file.endswith("/jax/_src/xla_bridge.py"):
+        names = ("JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES", "CUDA_VISIBLE_DEVICES")
+        given = ", ".join(f"{x}={os.environ[x]!r}" for x in names if x in os.environ)
+        return f"JAX finds no device, with {given or 'no variable set'}; {message}".rstrip("; ")
+    if file.endswith("/jax/_src/config.py"):
+        return f"an environment variable of JAX is wrong: {message}"
+    if isinstance(error, RuntimeError) and "home directory" in message:
+        return "HOME is not set, expected the home directory, in which datasets are by default"
+    return None
 
 
 class _Version(argparse.Action):
@@ -66,6 +124,6 @@ def parser() -> argparse.ArgumentParser:
         module = importlib.import_module(f"segjax.cli.{name}")
         description = f"{module.SUMMARY}. {module.DETAILS}"
         sub = commands.add_parser(name, help=module.SUMMARY, description=description)
-        sub.set_defaults(run=module.run)
         module.add_arguments(sub)
+        sub.set_defaults(run=module.run, flags=sub.flags())
     return top

@@ -1,10 +1,9 @@
 """`segjax picture`: draw test images beside the predictions of each run."""
 
 import argparse
-from pathlib import Path
 
 from segjax.cli import arguments
-from segjax.cli.arguments import count
+from segjax.cli.arguments import count, path
 from segjax.errors import UserError, listing, warn
 
 SUMMARY = "Draw test images beside their true labels and the predictions of each run"
@@ -16,14 +15,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--results",
         required=True,
-        type=Path,
+        type=path,
         metavar="DIR",
         help="folder with finished runs in or below it",
     )
-    add("--output", required=True, type=Path, metavar="FILE.png")
+    add("--output", required=True, type=path, metavar="FILE.png")
     add("--count", type=count, default=4, metavar="N", help="number of images (default: 4)")
     add(
         "--data-dir",
+        type=path,
         metavar="DIR",
         help="folder of the prepared datasets (default: as in training)",
     )

@@ -1,9 +1,9 @@
 """`segjax predict`: predict label maps and overlays for image files."""
 
 import argparse
-from pathlib import Path
 
 from segjax.cli import arguments
+from segjax.cli.arguments import path
 from segjax.errors import UserError
 
 SUMMARY = "Predict label maps and overlays for images of any size"
@@ -12,12 +12,12 @@ DETAILS = "Writes PNG files; the label maps have the size of their images."
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
-    add("--workdir", required=True, type=Path, help="the run directory")
+    add("images", nargs="+", type=path, metavar="IMAGE", help="image files, or folders of them")
+    add("--workdir", required=True, type=path, help="the run directory")
     add(
         "--output",
         required=True,
-        type=Path,
+        type=path,
         metavar="DIR",
         help="folder for the label maps and overlays",
     )

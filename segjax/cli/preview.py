@@ -1,9 +1,8 @@
 """`segjax preview`: draw the training images of a config."""
 
 import argparse
-from pathlib import Path
 
-from segjax.cli.arguments import OVERRIDES, add_config, count
+from segjax.cli.arguments import OVERRIDES, add_config, count, path
 
 SUMMARY = "Draw the training images, labels and weights of a config, plain and augmented"
 DETAILS = OVERRIDES
@@ -11,7 +10,7 @@ DETAILS = OVERRIDES
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
-    parser.add_argument("--output", required=True, type=Path, metavar="FILE.png")
+    parser.add_argument("--output", required=True, type=path, metavar="FILE.png")
     parser.add_argument(
         "--count", type=count, default=4, metavar="N", help="number of images (default: 4)"
     )

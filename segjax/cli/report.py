@@ -1,9 +1,8 @@
 """`segjax report`: write results as one HTML page."""
 
 import argparse
-from pathlib import Path
 
-from segjax.cli.arguments import add_results
+from segjax.cli.arguments import add_results, path
 
 SUMMARY = "Write results as one HTML page: tables, figures, predictions, configs and provenance"
 DETAILS = "The page is a single file that works offline."
@@ -11,7 +10,7 @@ DETAILS = "The page is a single file that works offline."
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_results(parser, images=3)
-    parser.add_argument("--output", required=True, type=Path, metavar="FILE.html")
+    parser.add_argument("--output", required=True, type=path, metavar="FILE.html")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -4,7 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
-from segjax.cli.arguments import OVERRIDES, add_choice, add_machine
+from segjax.cli.arguments import OVERRIDES, add_choice, add_machine, path
 from segjax.errors import UserError
 
 SUMMARY = "Train the networks of a published table and print our rows beside the published ones"
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("table", choices=tuple(GRIDS), help="the published table")
     add(
         "--workdir",
-        type=Path,
+        type=path,
         help="folder for the run directories (default: runs/TABLE_SIZE)",
     )
     grid = parser.add_mutually_exclusive_group()
@@ -35,7 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     grid.add_argument(
         "--config", metavar="FILE[:ARG]", help="a config file with another grid, instead of --size"
     )
-    add("--source", metavar="DIR", help="folder of the published dataset (default: download it)")
+    add(
+        "--source",
+        type=path,
+        metavar="DIR",
+        help="folder of the published dataset (default: download it)",
+    )
     add_choice(parser)
     add_machine(parser)
 

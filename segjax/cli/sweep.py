@@ -5,7 +5,6 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from segjax.cli.arguments import (
@@ -15,6 +14,7 @@ from segjax.cli.arguments import (
     add_machine,
     count,
     number,
+    path,
     setting,
 )
 from segjax.errors import UserError
@@ -46,7 +46,7 @@ KUBERNETES = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
     parser.add_argument(
-        "--workdir", required=True, type=Path, help="folder for the run directories"
+        "--workdir", required=True, type=path, help="folder for the run directories"
     )
     add_choice(parser)
     add_machine(parser)

@@ -2,6 +2,7 @@
 
 import argparse
 
+from segjax.cli.arguments import path
 from segjax.errors import UserError, warn
 
 SUMMARY = "Print results as a table, mean and standard deviation over seeds"
@@ -19,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("camvid", "table1", "table3", "cost", "benchmark"),
         help="(default: the results alone)",
     )
-    add("--results", nargs="+", metavar="PATH", help="run directories or .jsonl files")
+    add("--results", nargs="+", type=path, metavar="PATH", help="run directories or .jsonl files")
     add("--format", default="markdown", choices=("markdown", "latex", "csv", "json"))
     add(
         "--per-class",
@@ -79,7 +80,7 @@ def run(options: argparse.Namespace) -> None:
         others = [row for row in rows if row["split"] != split]
         rows = [row for row in rows if row["split"] == split]
         if not rows:
-            raise UserError(f"{', '.join(options.results)}: no rows of split {split!r}")
+            raise UserError(f"{', '.join(map(str, options.results))}: no rows of split {split!r}")
         if others and not options.split:
             count = "1 row" if len(others) == 1 else f"{len(others)} rows"
             warn(f"not in the table: {count} of other splits")

@@ -1,10 +1,11 @@
 """`segjax train`: train, test and resume one run."""
 
 import argparse
+import os
 import sys
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 
-from segjax.cli.arguments import OVERRIDES, add_config
+from segjax.cli.arguments import OVERRIDES, add_config, path
 from segjax.errors import UserError
 
 SUMMARY = "Train and test one run, or resume it"
@@ -14,7 +15,7 @@ DETAILS = OVERRIDES
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add_config(parser)
-    add("--workdir", required=True, type=Path, help="the run directory")
+    add("--workdir", required=True, type=path, help="the run directory")
     add("--name", help="name of the run (default: the name of the config)")
     add(
         "--distributed",
@@ -37,6 +38,9 @@ def run(options: argparse.Namespace) -> int:
     experiment, fields = config.experiment_name(options.config), config.flat(loaded)
     kept = {name: fields[name] for name in overrides if not config.incidental(name)}
     description = Description(experiment, options.name or experiment, kept, options.shell)
+    if processes.is_first():
+        for line in _ignored(loaded.wandb.mode, overrides):
+            print(f"segjax: {line}", file=sys.stderr)
 
     try:
         row = train.train(loaded, options.workdir, description)
@@ -56,3 +60,16 @@ def run(options: argparse.Namespace) -> int:
             f"mIoU {row['mean_iou']:.1%}, written to {options.workdir / 'result.json'}"
         )
     return 0
+
+
+def _ignored(mode: str, overrides: Mapping[str, str]) -> Iterator[str]:
+    """Yield what is asked of W&B without an effect, because of the config's wandb.mode."""
+    asked = os.environ.get("WANDB_MODE", mode)
+    if asked != mode:
+        yield (
+            f"WANDB_MODE={asked} has no effect, wandb.mode of the config is {mode}; use "
+            f"--config.wandb.mode={asked}"
+        )
+    for name in ("wandb.project", "wandb.group"):
+        if name in overrides and mode == "disabled":
+            yield f"--config.{name} has no effect while wandb.mode is disabled"

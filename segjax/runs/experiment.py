@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from segjax.errors import UserError
 from segjax.files import write_whole
 from segjax.runs.checkpoint import Checkpoints
 from segjax.training import losses, optimizers, parallel, steps
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,6 +177,8 @@ def write_description(workdir: Path, run: Experiment, description: Description) 
 def read_description(workdir: Path) -> tuple[ConfigDict, Description, datasets.DatasetInfo]:
     """Read the config, description and dataset info of a run from `workdir/config.json`.
 
+    Fields of the config that are missing have their defaults, which is said on standard error.
+
     Raises:
       UserError: the file is missing or damaged.
     """
@@ -189,9 +194,18 @@ def read_description(workdir: Path) -> tuple[ConfigDict, Description, datasets.D
     except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     try:
-        return configs.restore(fields), description, info
+        config = configs.restore(fields)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+    defaults = configs.flat(configs.default())
+    if missing := [f"{name}={defaults[name]!r}" for name in defaults if name not in fields]:
+        _warn_once(f"{path} lacks fields, which are set to defaults: {', '.join(missing)}")
+    return config, description, info
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    _log.warning(message)
 
 
 def refuse_other_config(config: ConfigDict, workdir: Path) -> None:
@@ -207,12 +221,12 @@ def refuse_other_config(config: ConfigDict, workdir: Path) -> None:
             raise UserError(f"workdir {workdir} holds a run of another config: {difference}")
 
 
-def open_run(workdir: Path, data_dir: str | None) -> tuple[Experiment, Description]:
+def open_run(workdir: Path, data_dir: Path | str | None) -> tuple[Experiment, Description]:
     """Build the experiment of a workdir; its data may have moved to `data_dir`, or be missing."""
     config, description, info = read_description(workdir)
     with config.unlocked():
         config.num_devices = 0  # the training may have run on another number of devices
-        config.data.data_dir = data_dir or config.data.data_dir
+        config.data.data_dir = str(data_dir or config.data.data_dir)
     return create(config, info), description
 
 

@@ -1,12 +1,13 @@
 """The command line: help without heavy imports, and one-line errors."""
 
+import os
 import subprocess
 import sys
 
 import pytest
 
 import segjax
-from segjax.cli.main import main
+from segjax.cli.main import main, parser
 from segjax.ops.onednn import build
 
 COMMANDS = (
@@ -77,8 +78,13 @@ def test_each_command_has_help(command, capsys):
         ),
         (
             ["train", "--config", "experiments/quickstart.py", "--workdir", "x", "--stepz=3"],
-            "unknown argument '--stepz=3'",
+            "unknown argument '--stepz=3'; did you mean --config.steps?",
         ),
+        (
+            ["sweep", "--config", "experiments/quickstart.py", "--workdir", "x", "--see", "1"],
+            "unknown argument '--see'; did you mean --seeds?",
+        ),
+        (["evaluate", "--workdir", "x", "--limits=3"], "did you mean --limit?"),
         (
             [
                 *("train", "--config", "experiments/quickstart.py", "--workdir", "{tmp}/w"),
@@ -163,9 +169,122 @@ def test_a_mistake_gives_a_one_line_error_and_status_2(
     assert captured.out == ""
 
 
+PATHS = (
+    *("data camvid --source PATH", "data camvid --data-dir PATH", "data camvid --sheet PATH"),
+    *("train --config x.py --workdir PATH", "evaluate --workdir PATH"),
+    *("evaluate --workdir x --data-dir PATH", "predict PATH --workdir x --output y"),
+    *("predict x --workdir PATH --output y", "predict x --workdir y --output PATH"),
+    *("sweep --config x.py --workdir PATH", "reproduce camvid --workdir PATH"),
+    *("reproduce camvid --source PATH", "table --results x PATH", "compare PATH x"),
+    *("compare x PATH", "picture --results PATH --output x", "picture --results x --output PATH"),
+    *("figures --results PATH --output x", "figures --results x --output PATH"),
+    *("report --results PATH --output x", "report --results x --output y --data-dir PATH"),
+    *("preview --config x.py --output PATH", "benchmark --output PATH", "floors --output PATH"),
+)
+
+
+@pytest.mark.parametrize("command", PATHS)
+def test_text_that_is_no_local_path_is_refused_at_once(command, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    for text, said in (("gs://bucket/x", "this machine, found the URL gs://bucket/x"), ("", "''")):
+        words = [text if word == "PATH" else word for word in command.split()]
+        assert main(words) == 2
+        error = capsys.readouterr().err
+        assert f"expected a path{' on ' if text else ', found '}{said}" in error
+        assert error.count("\n") == 1
+    options = parser().parse_args(["~/x" if word == "PATH" else word for word in command.split()])
+    assert "/home/me/x" in repr(options)
+    assert "~" not in repr(options)
+
+
+def test_what_is_asked_of_wandb_is_not_ignored_silently(tmp_path, capsys, monkeypatch):
+    row = {"split": "test", "global_accuracy": 1.0, "class_accuracy": 1.0, "mean_iou": 1.0}
+    monkeypatch.setattr("segjax.train.train", lambda *_: row)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    command = ["train", "--config", "experiments/quickstart.py", "--workdir", str(tmp_path)]
+    assert main(command) == 0
+    said = "segjax: WANDB_MODE=offline has no effect, wandb.mode of the config is disabled"
+    assert capsys.readouterr().err.startswith(said)
+    assert main([*command, "--config.wandb.mode=offline", "--config.wandb.group=mine"]) == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.delenv("WANDB_MODE")
+    assert main([*command, "--config.wandb.group=mine"]) == 0
+    said = "segjax: --config.wandb.group has no effect while wandb.mode is disabled\n"
+    assert capsys.readouterr().err == said
+
+
 def test_an_unwritable_workdir_gives_a_one_line_error(tmp_path, capsys):
     blocked = tmp_path / "file"
     blocked.write_text("")
     arguments = ["--config", "experiments/quickstart.py", "--workdir", str(blocked / "run")]
     assert main(["train", *arguments]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_modules_are_imported_by_their_name():
+    script = (
+        "import sys, segjax\n"
+        "assert 'jax' not in sys.modules\n"
+        "assert 'unet' in segjax.models.MODELS\n"
+        "assert not hasattr(segjax, 'modles')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def run(*arguments, **environment):
+    """Run a command in a process of its own."""
+    command = [sys.executable, "-m", "segjax", *arguments]
+    environment = {**os.environ, **environment}
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("JAX_PLATFORMS", "cuda", "JAX finds no device, with JAX_PLATFORMS='cuda'"),
+        (
+            "JAX_PLATFORMS",
+            "abacus",
+            "; Unable to initialize backend 'abacus'",
+        ),
+        ("JAX_NUM_CPU_DEVICES", "abc", 'Invalid value "abc" for JAX flag jax_num_cpu_devices'),
+    ],
+)
+def test_environment_variable_that_jax_refuses_gives_a_one_line_error(
+    tmp_path, scenes_data_dir, variable, value, said
+):
+    config = ["--config", "experiments/quickstart.py:smoke", "--workdir", str(tmp_path / "run")]
+    done = run("train", *config, TFDS_DATA_DIR=str(scenes_data_dir), **{variable: value})
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert done.stderr.startswith("segjax: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_missing_home_directory_gives_a_one_line_error(monkeypatch, capsys):
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as for a user without an entry
+    assert main(["floors"]) == 2
+    assert capsys.readouterr().err.startswith("segjax: HOME is not set")
+
+
+def test_output_needs_neither_unicode_nor_a_reader_nor_space(tmp_path):
+    rows = ["table", "--results", "experiments/results/camvid_small.jsonl"]
+    expected = run(*rows, PYTHONIOENCODING="utf-8").stdout
+    assert "\xb1" in expected
+    plain = run(*rows, PYTHONIOENCODING="ascii")
+    assert plain.returncode == 0
+    assert plain.stdout == expected.replace("\xb1", "\\xb1")
+
+    command = [sys.executable, "-m", "segjax", *rows]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "segjax: [Errno 28] No space left on device\n"

@@ -1,5 +1,6 @@
 """Test that whatever config a training accepts can be read back from its config.json."""
 
+import json
 import types
 from unittest import mock
 
@@ -99,3 +100,51 @@ def test_config_is_refused_in_one_line_or_survives_its_config_json(folder, chang
     assert configs.flat(again) == configs.flat(config)
     assert configs.digest(again) == configs.digest(config)
     assert configs.difference(config, again) is None
+
+
+def stored(folder, **changed):
+    """Write a config.json with these fields of the config changed, or left out if None."""
+    run = Experiment(configs.default(), INFO, [], None)
+    experiment.write_description(folder, run, DESCRIPTION)
+    path = folder / "config.json"
+    content = json.loads(path.read_text())
+    for name, value in changed.items():
+        content["config"][name] = value
+        if value is None:
+            del content["config"][name]
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_default_of_a_missing_field_is_said_once(tmp_path, caplog):
+    path = stored(tmp_path, **{"data.patches": None, "steps": None})
+    for _ in range(2):
+        config, _, _ = experiment.read_description(tmp_path)
+        assert (config.data.patches, config.steps) == (0, 1000)
+    said = f"{path} lacks fields, which are set to defaults: data.patches=0, steps=1000"
+    assert caplog.messages == [said]
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"steps": 0}, "config.json: config field 'steps' must be at least 1, found 0"),
+        ({"steps": "7"}, "config.json: config field 'steps' is of type int"),
+        ({"stepz": 7}, "config.json: config has no field 'stepz'"),
+    ],
+)
+def test_wrong_config_json_is_named(tmp_path, changed, said):
+    stored(tmp_path, **changed)
+    with pytest.raises(UserError, match=said):
+        experiment.read_description(tmp_path)
+    (tmp_path / "config.json").write_text('{"config": 3, "data": {"splits": {}}}')
+    with pytest.raises(UserError, match="cannot be read"):
+        experiment.read_description(tmp_path)
+
+
+def test_config_made_without_load_is_checked_before_it_is_written(tmp_path):
+    config = configs.default()
+    config.steps = None
+    with pytest.raises(UserError, match="'steps' is of type int, such as 1000, found None"):
+        experiment.write_description(tmp_path, Experiment(config, INFO, [], None), DESCRIPTION)
+    assert not (tmp_path / "config.json").exists()

@@ -25,7 +25,7 @@ TPU = f"{GPU} --accelerator tpu --tpu tpu-v5-lite-podslice --topology 2x4 --host
 EVERYTHING = (
     f"{GPU} --hosts 4 --devices 2 --node cloud.google.com/gke-spot=true --request cpu=8 "
     "--request memory=32Gi --env XLA_FLAGS=--xla_gpu_deterministic_ops=true --secret wandb "
-    "--queue research --grace 300 --restarts 3 --config.steps=7"
+    "--queue research --grace 300 --restarts 3 --config.steps=70"
 )
 DNS_LABEL = "[a-z]([a-z0-9-]*[a-z0-9])?"
 
@@ -190,7 +190,7 @@ def test_failed_pods_are_replaced_and_disruptions_do_not_count(manifests):
 
 def test_pods_run_the_command_of_the_sweep_on_the_claim(manifests):
     jobs = [document for document in manifests(EVERYTHING) if document["kind"] == "Job"]
-    grid = grids.load_points("experiments/quickstart.py", {"steps": "7"})
+    grid = grids.load_points("experiments/quickstart.py", {"steps": "70"})
     for job, point in zip(jobs, grid, strict=True):
         (container,) = pod_of(job)["containers"]
         workdir = Path("/mnt/runs/quickstart")

@@ -41,7 +41,7 @@ def definition(monkeypatch, capsys):
     ("more", "spec", "overrides", "seeds"),
     [
         ("", "experiments/quickstart.py", {}, ()),
-        ("--config.steps=7", "experiments/quickstart.py", {"steps": "7"}, ()),
+        ("--config.steps=70", "experiments/quickstart.py", {"steps": "70"}, ()),
         (
             "--config experiments/segnet.py:smoke --seeds 3",
             "experiments/segnet.py:smoke",
