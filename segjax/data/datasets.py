@@ -15,6 +15,7 @@ from segjax.data import camvid, isbi2012, streetscenes
 from segjax.data.source import Source
 from segjax.data.statistics import VOID, DatasetInfo, SplitInfo, split_info
 from segjax.errors import UserError
+from segjax.files import take_folders_literally
 
 __all__ = [
     "DATASETS",
@@ -26,6 +27,8 @@ __all__ = [
     "open_split",
     "prepare",
 ]
+
+take_folders_literally()
 
 DATASETS = {"camvid": camvid, "isbi2012": isbi2012, "streetscenes": streetscenes}
 """Name -> module with CLASS_NAMES, PALETTE, MADE_ON_FIRST_USE and a function `builder`."""
