@@ -36,7 +36,9 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from segjax import models, results, train
 from segjax.cli import main
+from segjax.data import datasets
 from segjax.errors import UserError
+from segjax.results import bootstrap
 from segjax.runs import tracking
 from segjax.runs.checkpoint import Checkpoints
 from segjax.runs.tracking import MetricsLog, read_metrics
@@ -362,6 +364,22 @@ def start_alone(spec, workdir, **changed):
         JAX_COMPILATION_CACHE_DIR=jax.config.jax_compilation_cache_dir,
         JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
     )
+
+
+def test_rows_say_which_data_was_scored(undisturbed, scenes_data_dir):
+    (row,), (_, counts) = results.read([undisturbed]), bootstrap.load(undisturbed)
+    where = {"data_dir": scenes_data_dir, "resolution": (24, 32)}
+    source = datasets.open_split("streetscenes", "test", **where)
+    assert row["data_digest"] == source.digest != ""
+    assert counts.names.tolist() == [example["id"] for example in source]
+
+    evaluate = ["evaluate", "--workdir", str(undisturbed)]
+    assert main.main([*evaluate, "--split", "val"]) == 0
+    (row,) = results.read([undisturbed / "evaluation_val_final.json"])
+    assert row["data_digest"] == datasets.info("streetscenes", **where).splits["val"].digest
+    assert main.main([*evaluate, "--limit", "2"]) == 0
+    _, counts = bootstrap.load(undisturbed / "evaluation_test_first2_final.json")
+    assert counts.names.tolist() == [source[0]["id"], source[1]["id"]]
 
 
 def test_second_run_in_a_workdir_is_an_error_for_it_alone(command, spec, stopped, undisturbed):
