@@ -219,12 +219,13 @@ def load(spec: str, overrides: Mapping[str, Any]) -> ConfigDict:
     derived = fields["model.pretrained"] and "data.normalization" not in overrides
     if derived and fields["data.normalization"] == "mean_std":
         fields["data.normalization"] = "imagenet"  # the input that the weights were trained on
-    folder = fields["data.data_dir"]
-    if folder and isinstance(folder, str):  # absolute, for starts from another current directory
-        try:
-            fields["data.data_dir"] = str(local_path(folder).absolute())
-        except UserError as error:
-            raise UserError(f"config field 'data.data_dir': {error}") from error
+    for name in ("data.data_dir", "data.folder"):
+        # Absolute, for starts from another current directory.
+        if fields[name] and isinstance(fields[name], str):
+            try:
+                fields[name] = str(local_path(fields[name]).absolute())
+            except UserError as error:
+                raise UserError(f"config field {name!r}: {error}") from error
     config = restore(fields)
 
     warmup = config.optimizer.warmup_steps  # not in `check`: older runs must stay readable

@@ -80,6 +80,7 @@ def evaluate_workdirs(
             description,
             counts,
             split=split,
+            data_digest=source.digest,
             num_images=len(examples),
             parameters=sum(x.size for x in jax.tree.leaves(own["params"])),
             facts=facts,

@@ -1,6 +1,7 @@
-"""Write files atomically, with errors that name them."""
+"""Write files atomically, with errors that name them; take folder names literally."""
 
 import contextlib
+import glob
 import os
 import re
 from collections.abc import Iterator
@@ -58,3 +59,20 @@ def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def take_folders_literally() -> None:
+    """Let Orbax and TFDS work in folders whose names contain ``[``, ``]``, ``*`` or ``?``.
+
+    Both list files by `epath.Path(folder).glob(pattern)`, in which etils, unlike pathlib, takes the
+    name of the folder for a part of the pattern: they find nothing there, and only warn.
+    """
+    from etils.epath import gpath  # not needed by those who only write files
+
+    listing = gpath.PosixGPath.glob
+    if listing.__module__ != __name__:
+
+        def literally(self: gpath.PosixGPath, pattern: str) -> Iterator[gpath.PosixGPath]:
+            return listing(type(self)(glob.escape(os.fspath(self))), pattern)
+
+        gpath.PosixGPath.glob = literally

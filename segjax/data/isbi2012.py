@@ -57,6 +57,10 @@ def read_slice(folder: Path, number: int) -> tuple[np.ndarray, np.ndarray]:
     return image[..., None], (published == PUBLISHED_CELL).astype(np.uint8)
 
 
+def _name(number):
+    return f"slice_{number:02d}"
+
+
 def verify(folder: Path) -> dict[str, statistics.Tally]:
     """Check that every pixel is as published, and return the counts of each split.
 
@@ -70,7 +74,7 @@ def verify(folder: Path) -> dict[str, statistics.Tally]:
         for number in builders.progress(numbers, f"checking {split}"):
             image, label = read_slice(folder, number)
             digest.update(image.tobytes() + label.tobytes())
-            tallies[split].add(image, label)
+            tallies[split].add(_name(number), image, label)
     if digest.hexdigest() != PIXELS_SHA256:
         raise UserError(
             f"{folder}: some pixels differ from the published files "
@@ -117,7 +121,7 @@ class Isbi2012(tfds.core.GeneratorBasedBuilder):
             image, label = read_slice(folder, number)
             image_png = builders.encode_png(image[..., 0])
             label_png = builders.encode_png(label)
-            yield index, builders.record(image_png, label_png, f"slice_{number:02d}")
+            yield index, builders.record(image_png, label_png, _name(number))
 
 
 def builder(

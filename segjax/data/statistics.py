@@ -1,6 +1,7 @@
 """Description of a dataset: class names, palette, and counts taken when it was built."""
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,9 @@ class SplitInfo:
     0.2794 ... 8.8193.
 
     `mean` and `std` are per channel, RGB or gray, over every pixel, of values in [0, 1].
+
+    `digest` is the sha256 over the sha256 of each example, in their order, of its id, the shape of
+    its image, and the pixels of image and label; "" in a dataset prepared before there were any.
     """
 
     num_images: int
@@ -29,6 +33,7 @@ class SplitInfo:
     present_pixel_counts: tuple[int, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class DatasetInfo:
 
 
 class Tally:
-    """Counts over a split, added image by image; integers, so that the order does not matter."""
+    """Counts over a split, added image by image in any order: they are integers."""
 
     def __init__(self, num_classes: int, channels: int = 3):
         self.num_images = 0
@@ -59,8 +64,9 @@ class Tally:
         self.present_pixel_counts = np.zeros(num_classes, np.int64)
         self.channel_sums = np.zeros(channels, np.int64)
         self.channel_square_sums = np.zeros(channels, np.int64)
+        self.digests: dict[str, bytes] = {}
 
-    def add(self, image: np.ndarray, label: np.ndarray) -> None:
+    def add(self, name: str, image: np.ndarray, label: np.ndarray) -> None:
         """Count one image, uint8 (H, W, C), and its label, uint8 (H, W) in [0, K) or VOID."""
         num_classes = len(self.pixel_counts)
         histogram = np.bincount(label.ravel(), minlength=VOID + 1)
@@ -76,9 +82,16 @@ class Tally:
             histogram = np.bincount(image[..., channel].ravel(), minlength=256)
             self.channel_sums[channel] += histogram @ values
             self.channel_square_sums[channel] += histogram @ values**2
+        digest = hashlib.sha256(f"{name} {image.shape} ".encode())
+        digest.update(image.tobytes() + label.tobytes())
+        self.digests[name] = digest.digest()
 
-    def to_metadata(self) -> dict[str, Any]:
-        """Return the fields of `SplitInfo` as JSON types, to be stored beside the records."""
+    def to_metadata(self, names: Iterable[str] | None = None) -> dict[str, Any]:
+        """Return the fields of `SplitInfo` as JSON types, to be stored beside the records.
+
+        Args:
+            names: the ids of the examples in their order; None: as they were added.
+        """
         mean = self.channel_sums / self.num_pixels
         variance = self.channel_square_sums / self.num_pixels - mean**2
         return {
@@ -88,6 +101,9 @@ class Tally:
             "present_pixel_counts": self.present_pixel_counts.tolist(),
             "mean": (mean / 255).tolist(),
             "std": (np.sqrt(variance) / 255).tolist(),
+            "digest": hashlib.sha256(
+                b"".join(self.digests[name] for name in names or self.digests)
+            ).hexdigest(),
         }
 
 
@@ -100,4 +116,5 @@ def split_info(metadata: Mapping[str, Any]) -> SplitInfo:
         present_pixel_counts=tuple(metadata["present_pixel_counts"]),
         mean=tuple(metadata["mean"]),
         std=tuple(metadata["std"]),
+        digest=metadata.get("digest", ""),
     )

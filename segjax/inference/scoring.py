@@ -77,9 +77,17 @@ def build_evaluator(
             return Counts(np.concatenate(confusion))
         # Each process matched its part of every batch; the last batch is padded.
         edges = processes.gather(np.stack(matched)).swapaxes(0, 1).reshape(-1, num_classes, 3)
-        return Counts(np.concatenate(confusion), edges[:count])
+        return Counts(np.concatenate(confusion), edges[:count], _names(examples))
 
     return evaluate
+
+
+def _names(examples):
+    """Return the ids of examples, str (N,), or None for arrays in memory, which have none."""
+    if isinstance(examples, dict):
+        return None
+    # A source reads the names alone much faster than the examples.
+    return np.array(getattr(examples, "names", None) or [each["id"] for each in examples])
 
 
 def _refined(refine, images, labels, probabilities):
@@ -171,6 +179,7 @@ def result_row(
     counts: Counts,
     *,
     split: str,
+    data_digest: str,
     num_images: int,
     parameters: int,
     facts: dict[str, Any],
@@ -178,6 +187,7 @@ def result_row(
 ) -> dict[str, Any]:
     """Return the result row (`segjax.results.rows.ResultRow`) of a run on a split."""
     config, info = experiment.config, experiment.info
+    known = {"data_digest": data_digest} if data_digest else {}
     return {
         "schema": results.SCHEMA,
         "experiment": description.experiment,
@@ -191,6 +201,7 @@ def result_row(
         "seed": config.seed,
         "dataset": config.data.dataset,
         "split": split,
+        **known,
         "num_images": num_images,
         "resolution": list(config.data.resolution),
         **results.scored(counts.total, info.class_names, counts.boundary),

@@ -50,6 +50,7 @@ def load(path: Path) -> tuple[Row, Counts]:
     try:
         with np.load(io.BytesIO(beside.read_bytes())) as arrays:
             confusion, boundaries = arrays["confusion"], arrays["boundary"]
+            counts = Counts(confusion, boundaries, arrays.get("names"))
     except FileNotFoundError:
         raise UserError(
             f"{beside} is missing: `segjax evaluate` writes the counts of each image"
@@ -57,9 +58,9 @@ def load(path: Path) -> tuple[Row, Counts]:
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"{beside} is damaged: {error}") from error
     classes, images = len(row["class_names"]), row["num_images"]
-    counts = Counts(confusion, boundaries)
     whole = confusion.shape == (images, classes, classes)
     whole = whole and boundaries.shape == (images, classes, 3)
+    whole = whole and (counts.names is None or counts.names.shape == (images,))
     if not (whole and np.array_equal(counts.total, row["confusion"])):
         raise UserError(f"{beside}: its counts do not add up to those of {file}")
     return row, counts
@@ -84,11 +85,20 @@ def compare(
       UserError: a run cannot be loaded, or the runs differ in images, resolution or classes.
     """
     (row, counts), (other_row, other) = load(first), load(second)
-    for name in ("dataset", "split", "num_images", "resolution", "class_names"):
+    same = ("dataset", "split", "num_images", "resolution", "class_names", "data_digest")
+    for name in (each for each in same if each in row and each in other_row):
         if row[name] != other_row[name]:
             raise UserError(
                 f"{second} has {name} {other_row[name]}, but {first} has {row[name]}; "
                 "expected runs scored on the same images"
+            )
+    if counts.names is not None and other.names is not None:
+        places = np.flatnonzero(counts.names != other.names)
+        if places.size:
+            place = places[0]
+            raise UserError(
+                f"image {place} of {second} is {other.names[place]}, but of {first} "
+                f"{counts.names[place]}; expected runs scored on the same images"
             )
     if not np.array_equal(counts.confusion.sum(2), other.confusion.sum(2)):
         raise UserError(f"{second} and {first} were scored on different labels")

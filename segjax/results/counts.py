@@ -16,6 +16,7 @@ class Counts:
 
     confusion: np.ndarray  # int32 (N, K, K), without void; rows are the truth
     boundary: np.ndarray | None = None  # int64 (N, K, 3) from `boundary.counts`; None: not measured
+    names: np.ndarray | None = None  # str (N,), the ids of the images; None: not known
 
     @property
     def total(self) -> np.ndarray:

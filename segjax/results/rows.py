@@ -73,6 +73,8 @@ class ResultRow(TypedDict):
     finished: Text  # time, ISO 8601
     # Git commit of the code, followed by "-modified" if its files were changed; None outside git.
     revision: NotRequired[Text | None]
+    # sha256 of the images and labels of the whole split as they were prepared.
+    data_digest: NotRequired[Text]
     # How the labels were predicted, if not from the logits of one network alone.
     inference: NotRequired[Text]
     # Over the classes with a boundary in the truth or in the prediction.

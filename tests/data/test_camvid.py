@@ -167,7 +167,8 @@ def test_a_failed_download_says_what_to_do(content, tmp_path, monkeypatch):
     message = refusal(data_dir=tmp_path / "data")
     assert archive.as_uri() in message
     assert "segjax data camvid --source DIR" in message
-    assert not [path for path in (tmp_path / "data").rglob("*") if path.is_file()]
+    files = [path.name for path in (tmp_path / "data").rglob("*") if path.is_file()]
+    assert files == [".lock"]
 
 
 # The exact counts of the published label files, in the order of CLASS_NAMES, and their void.

@@ -1,13 +1,17 @@
 """Reading by index: resizing, threads, bounds; and the errors of `datasets`."""
 
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from segjax.data import datasets
+from segjax.cli import main
+from segjax.data import datasets, loader
 from segjax.errors import UserError
 
 
@@ -88,10 +92,89 @@ def test_errors_are_one_line(arguments, found, data_dir):
     assert "\n" not in str(refused.value)
 
 
-def test_a_damaged_dataset_is_named(data_dir):
-    (data_dir / "camvid" / "1.0.0" / "dataset_info.json").unlink()
-    with pytest.raises(UserError, match="lost files: delete it"):
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+SHARD = "camvid-{}.array_record-00000-of-00001"
+FILES = (
+    "metadata.json",
+    "dataset_info.json",
+    "features.json",
+    *map(SHARD.format, ("train", "test")),
+)
+
+
+@pytest.mark.parametrize("damage", [cut, empty, Path.unlink])
+@pytest.mark.parametrize("file", FILES)
+def test_a_damaged_file_is_named_with_the_remedy(data_dir, file, damage, capsys):
+    folder = data_dir / "camvid" / "1.0.0"
+    damage(folder / file)
+    said = (
+        f"{folder / file} is {'missing' if damage == Path.unlink else 'damaged'}: delete {folder} "
+        f"and prepare it again with segjax data camvid --source DIR --data-dir {data_dir}"
+    )
+    for call in (datasets.info, datasets.prepare, partial(datasets.open_split, split="val")):
+        with pytest.raises(UserError) as error:
+            call("camvid", data_dir=data_dir)
+        assert str(error.value) == said
+    assert main.main(["data", "camvid", "--data-dir", str(data_dir)]) == 2
+    assert capsys.readouterr().err == f"segjax: {said}\n"
+
+
+@pytest.mark.parametrize("content", ["{}", '{"train": {}}', "[]", "null"])
+def test_metadata_of_another_kind_is_named(data_dir, content):
+    path = data_dir / "camvid" / "1.0.0" / "metadata.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"metadata\.json is damaged: delete"):
         datasets.info("camvid", data_dir=data_dir)
+
+
+def test_the_remedy_for_streetscenes_gives_the_size(scenes_data_dir, tmp_path):
+    data_dir = shutil.copytree(scenes_data_dir, tmp_path / "a [b]")
+    folder = data_dir / "streetscenes" / "24x32" / "1.0.0"
+    empty(folder / "dataset_info.json")
+    with pytest.raises(UserError) as error:
+        datasets.open_split("streetscenes", "val", data_dir=data_dir, resolution=(24, 32))
+    assert str(error.value) == (
+        f"{folder / 'dataset_info.json'} is damaged: delete {folder} and prepare it again with "
+        f"segjax data streetscenes --resolution 24x32 --data-dir '{data_dir}'"
+    )
+
+
+def test_a_flipped_bit_is_noticed_when_it_is_read(scenes_data_dir, tmp_path):
+    data_dir = shutil.copytree(scenes_data_dir, tmp_path / "data")
+    folder = data_dir / "streetscenes" / "24x32" / "1.0.0"
+    path = folder / "streetscenes-train.array_record-00000-of-00001"
+    content = bytearray(path.read_bytes())
+    content[5000] ^= 1
+    path.write_bytes(content)
+    source = datasets.open_split("streetscenes", "train", data_dir=data_dir, resolution=(24, 32))
+    said = f"{path} is damaged, at example "
+    for read in (lambda: list(source), lambda: source.names):
+        with pytest.raises(UserError) as error:
+            read()
+        assert str(error.value).startswith(said)
+        assert f": delete {folder} and prepare it again with" in str(error.value)
+    with pytest.raises(UserError, match=said):
+        list(loader.stream(source, 0, 5, 0, 2))
+
+
+def test_names_are_read_without_the_images(data_dir):
+    source = datasets.open_split("camvid", "test", data_dir=data_dir)
+    assert source.names == ["e_5", "d_4"]
+    assert source.digest == datasets.info("camvid", data_dir=data_dir).splits["test"].digest
+
+
+def test_folders_whose_names_look_like_patterns(tiny_camvid, tmp_path):
+    data_dir = tmp_path / "a [x] *?" / "back\\slash"
+    for _ in range(2):
+        datasets.prepare("camvid", data_dir=data_dir, source=tiny_camvid)
+        assert len(list(datasets.open_split("camvid", "test", data_dir=data_dir))) == 2
 
 
 def test_building_is_quiet_and_needs_no_tensorflow(tmp_path):

@@ -1,8 +1,14 @@
 """Streetscenes as a dataset: sizes, splits, statistics, and preparation on first use."""
 
+import dataclasses
+import hashlib
+import json
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
+from segjax import locks
 from segjax.data import datasets, streetscenes
 from segjax.data.datasets import VOID
 from segjax.data.streetscenes import scene
@@ -92,6 +98,65 @@ def test_an_interrupted_build_leaves_nothing(few_scenes, tmp_path, monkeypatch):
     monkeypatch.setattr(scene, "render", render)
     info = datasets.prepare("streetscenes", data_dir=tmp_path, resolution=(24, 32))
     assert info.splits["val"].num_images == 2
+
+
+def test_what_a_killed_build_left_is_deleted(few_scenes, tmp_path):
+    parent = tmp_path / "streetscenes" / "24x32"
+    left = parent / "incomplete.ABCDEF_1.0.0"
+    left.mkdir(parents=True)
+    (left / "streetscenes-train.array_record-00000-of-00001").write_bytes(b"half")
+    with ThreadPoolExecutor() as pool:
+        with locks.acquire(parent / ".lock"):  # of a build by a living process, its own folder
+            built = pool.submit(
+                datasets.prepare, "streetscenes", data_dir=tmp_path, resolution=(24, 32)
+            )
+            with pytest.raises(TimeoutError):
+                built.result(timeout=1)
+            assert left.exists()
+        assert built.result().splits["val"].num_images == 2
+    assert sorted(path.name for path in parent.iterdir()) == [".lock", "1.0.0"]
+
+
+def test_digests_change_with_anything_in_an_example(few_scenes, tmp_path, monkeypatch):
+    def digests(folder):
+        info = datasets.info("streetscenes", data_dir=folder, resolution=(24, 32))
+        return {split: counts.digest for split, counts in info.splits.items()}
+
+    plain = digests(tmp_path / "plain")
+    expected = {}
+    for split, indices in FEW.items():
+        whole = hashlib.sha256()
+        for index in indices:
+            image, label = scene.render(streetscenes.SEED, index, 24, 32)
+            head = f"scene_{index:05d} (24, 32, 3) ".encode()
+            whole.update(hashlib.sha256(head + image.tobytes() + label.tobytes()).digest())
+        expected[split] = whole.hexdigest()
+    assert plain == digests(tmp_path / "again") == expected
+
+    render = scene.render
+
+    def changed(seed, index, *size):
+        image, label = render(seed, index, *size)
+        image[0, 0, 0] ^= index == 1
+        label[-1, -1] ^= index == 4
+        return image, label
+
+    monkeypatch.setattr(scene, "render", changed)
+    other = digests(tmp_path / "changed")
+    assert [other[split] == plain[split] for split in FEW] == [False, False, True]
+
+
+def test_a_dataset_prepared_before_there_were_digests(few_scenes, tmp_path):
+    prepared = datasets.info("streetscenes", data_dir=tmp_path, resolution=(24, 32))
+    path = tmp_path / "streetscenes" / "24x32" / "1.0.0" / "metadata.json"
+    metadata = json.loads(path.read_text())
+    for split in metadata.values():
+        del split["digest"]
+    path.write_text(json.dumps(metadata))
+    info = datasets.info("streetscenes", data_dir=tmp_path, resolution=(24, 32))
+    source = datasets.open_split("streetscenes", "val", data_dir=tmp_path, resolution=(24, 32))
+    assert info.splits["val"].digest == source.digest == ""
+    assert dataclasses.replace(prepared.splits["val"], digest="") == info.splits["val"]
 
 
 def test_a_source_is_refused(tmp_path):

@@ -21,12 +21,13 @@ def image(hits, pixels=100):
     return confusion
 
 
-def write_run(folder, hits, boundaries=None, **changed):
+def write_run(folder, hits, boundaries=None, names=None, **changed):
     """Write a run directory with its result, images with `hits` right pixels each."""
     confusion = np.stack([image(each) for each in hits])
     if boundaries is None:
         boundaries = np.tile([1, 2, 2], (len(hits), 3, 1))
-    counts = counting.Counts(confusion, np.asarray(boundaries))
+    names = None if names is None else np.array(names)
+    counts = counting.Counts(confusion, np.asarray(boundaries), names)
     row = make_row(confusion=counts.total.tolist(), num_images=len(hits), **changed)
     counting.write_counts(folder / "result.json", counts)
     results.write_row(folder / "result.json", row | changed)
@@ -117,6 +118,26 @@ def test_runs_on_different_images_are_refused(two, tmp_path):
     counting.write_counts(labels / "result.json", counts)
     results.write_row(labels / "result.json", make_row(confusion=counts.total, num_images=100))
     assert refusal(two[0], labels) == f"{labels} and {two[0]} were scored on different labels"
+
+
+def test_runs_whose_images_have_other_names_are_refused(tmp_path):
+    first = write_run(tmp_path / "a", [50] * 3, names=["x", "y", "z"])
+    same = write_run(tmp_path / "b", [60] * 3, names=["x", "y", "z"])
+    older = write_run(tmp_path / "c", [60] * 3)  # before names were stored
+    for pair in ((first, same), (first, older), (older, first)):
+        assert bootstrap.compare(*pair, samples=10)
+    other = write_run(tmp_path / "d", [50] * 3, names=["x", "zz", "y"])
+    assert refusal(first, other) == (
+        f"image 1 of {other} is zz, but of {first} y; expected runs scored on the same images"
+    )
+
+
+def test_runs_on_other_data_are_refused(tmp_path):
+    first = write_run(tmp_path / "a", [50] * 3, data_digest="1" * 64)
+    older = write_run(tmp_path / "b", [50] * 3)  # before digests were stored
+    assert bootstrap.compare(first, older, samples=10)
+    other = write_run(tmp_path / "c", [50] * 3, data_digest="2" * 64)
+    assert refusal(first, other).startswith(f"{other} has data_digest 222")
 
 
 def test_missing_or_damaged_files_are_named(two, tmp_path):

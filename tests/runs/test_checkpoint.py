@@ -1,5 +1,7 @@
 """Test that checkpoints restore bit for bit and survive kills and damage."""
 
+import logging
+import math
 import shutil
 
 import jax
@@ -9,6 +11,7 @@ import optax
 import pytest
 
 from segjax.errors import UserError
+from segjax.runs import checkpoint
 from segjax.runs.checkpoint import Checkpoints, restore_template
 from segjax.training import parallel
 from segjax.training.steps import TrainState
@@ -192,3 +195,177 @@ def test_read_only_changes_nothing(half_written):
         assert_same_bits(bits(checkpoints.restore("latest", like_one())), bits(make_state(1)))
     assert sorted(str(path) for path in folder.rglob("*")) == before
     assert [path.name for path in folder.parent.iterdir()] == ["latest"]
+
+
+@pytest.mark.parametrize("name", ["exp [lr=0.1]", "a*b?", "%41 #h|k:q", "{0}~"])
+def test_folders_whose_names_look_like_patterns(tmp_path, name, monkeypatch):
+    for workdir in (tmp_path / name, tmp_path / name / "run"):
+        with Checkpoints(workdir) as checkpoints:
+            for step in range(3):
+                checkpoints.save("latest", step, make_state(step), FACTS)
+        monkeypatch.chdir(workdir)
+        with Checkpoints(workdir.relative_to(workdir), read_only=True) as checkpoints:
+            assert_same_bits(bits(checkpoints.restore("latest", like_one())), bits(make_state(2)))
+
+
+def test_a_backslash_in_the_path_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"a\\b/checkpoints has a backslash in its path"):
+        Checkpoints(tmp_path / "a\\b")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("file", ["state/manifest.ocdbt", "state/_METADATA", "facts/metadata"])
+def test_former_checkpoint_survives_if_the_new_one_is_not_whole(tmp_path, file, monkeypatch):
+    seal = Checkpoints._seal
+
+    def lose_a_file(self, kind):
+        (path,) = (self._root / kind).glob("*orbax-checkpoint-tmp")
+        (path / file).unlink()
+        seal(self, kind)
+
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save("best", step, make_state(step), FACTS)
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "_seal", lose_a_file)
+        match = r"^checkpoint .*best/3 was not written whole, and those before it are kept: "
+        with pytest.raises(UserError, match=match) as error, Checkpoints(tmp_path) as checkpoints:
+            checkpoints.save("best", 3, make_state(3), FACTS)
+        assert "\n" not in str(error.value)
+    assert saved_steps(tmp_path, "best") == [2]
+    with Checkpoints(tmp_path) as checkpoints:
+        assert_same_bits(bits(checkpoints.restore("best", like_one())), bits(make_state(2)))
+
+
+def flip_a_bit(workdir, kind, step):
+    """Flip a bit of a weight in a checkpoint, as a failing disk may."""
+    with Checkpoints(workdir) as checkpoints:
+        state = checkpoints.restore(kind, like_one())
+    kernel = np.array(state.variables["params"]["conv"]["kernel"])
+    kernel.view(np.uint8)[3] ^= 1
+    params = {"conv": state.variables["params"]["conv"] | {"kernel": kernel}}
+    path = workdir / "checkpoints" / kind / str(step)
+    with Checkpoints(workdir / "flipped") as checkpoints:
+        changed = state.replace(variables=state.variables | {"params": params})
+        checkpoints.save(kind, step, changed, FACTS)
+    shutil.rmtree(path / "state")
+    shutil.move(workdir / "flipped" / "checkpoints" / kind / str(step) / "state", path)
+
+
+def test_a_flipped_bit_is_noticed(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save("latest", 4, make_state(), FACTS)
+    flip_a_bit(tmp_path, "latest", 4)
+    path = tmp_path / "checkpoints" / "latest" / "4"
+    match = r"latest/4 is damaged.*: variables/params/conv/kernel has changed since it was saved$"
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        with pytest.raises(UserError, match=match):
+            checkpoints.restore("latest", like_one())
+        assert checkpoints.facts("latest") == FACTS
+
+    facts = path / "facts" / "metadata"
+    facts.write_text(facts.read_text().replace('"seconds": 1.5', '"seconds": 9.5'))
+    match = r"latest/4 is damaged.*: facts has changed since"
+    with pytest.raises(UserError, match=match), Checkpoints(tmp_path, read_only=True) as opened:
+        opened.facts("latest")
+
+    (path / "facts" / "checksums.json").unlink()  # as in a checkpoint of an older version
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.facts("latest")["seconds"] == 9.5
+        checkpoints.restore("latest", like_one())
+
+
+@pytest.fixture
+def survivors(tmp_path, caplog, monkeypatch):
+    """Return f(latest, best, damaged) -> the steps that `resume` starts from and leaves.
+
+    `damaged` holds (kind, step): a manifest cut, or of a negative step half of its files gone.
+    """
+
+    def resume(latest, best, damaged):
+        with Checkpoints(tmp_path) as checkpoints, monkeypatch.context() as patch:
+            for kind, steps in (("latest", latest), ("best", best)):
+                patch.setitem(checkpoint.KINDS, kind, 9)  # keep those that a kill would leave
+                for step in steps:
+                    former = max((each for each in best if each <= step), default=0)
+                    facts = FACTS | {"steps": step, "best_step": former, "config": "c"}
+                    checkpoints.save(kind, step, make_state(step), facts)
+        for kind, step in damaged:
+            path = tmp_path / "checkpoints" / kind / str(abs(step))
+            if step < 0:
+                shutil.rmtree(path / "state" / "d")
+            else:
+                manifest = path / "state" / "manifest.ocdbt"
+                manifest.write_bytes(manifest.read_bytes()[: manifest.stat().st_size // 2])
+        caplog.clear()
+        with Checkpoints(tmp_path) as checkpoints, caplog.at_level(logging.WARNING, "segjax"):
+            found = checkpoints.resume(like_one(), "c")
+        if found:
+            state, facts = found
+            assert_same_bits(bits(state), bits(make_state(facts["steps"])))
+        said = [r.getMessage() for r in caplog.records if r.name == checkpoint.__name__]
+        left = [saved_steps(tmp_path, kind) for kind in ("latest", "best")]
+        return found and found[1]["steps"], *left, said
+
+    return resume
+
+
+def test_checkpoints_about_to_be_deleted_are_deleted(survivors):
+    damaged = [("latest", -5), ("best", -3)]
+    assert survivors([5, 6, 7], [3, 6], damaged) == (7, [6, 7], [6], [])
+
+
+def test_older_best_serves_if_the_newest_is_lost(survivors):
+    start, *left, said = survivors([6, 7], [3, 6], [("best", 6)])
+    assert (start, *left, len(said)) == (7, [6, 7], [3], 1)
+    assert said[0].endswith("; resuming from step 7")
+
+
+def test_lost_best_is_made_again_where_a_latest_came_before_it(survivors):
+    start, *left, said = survivors([5, 6], [3, 6], [("best", 6)])
+    assert (start, *left, len(said)) == (5, [5], [3], 1)
+    assert said[0].endswith("; resuming from step 5")
+
+
+def test_newest_latest_stands_in_for_a_lost_best(survivors, tmp_path):
+    damaged = [("best", -3), ("best", 6)]
+    start, *left, said = survivors([6, 7], [3, 6], damaged)
+    assert (start, *left) == (7, [6, 7], [7])
+    assert ["best/6 is damaged" in said[0], "best/3 is damaged" in said[1]] == [True] * 2
+    for line in said:
+        assert line.endswith("; resuming from step 7, which stands in for the best")
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        facts = checkpoints.facts("best")
+        assert (facts["best_step"], facts["best_value"]) == (7, -math.inf)
+        assert_same_bits(bits(checkpoints.restore("best", like_one())), bits(make_state(7)))
+
+
+def test_a_kill_before_the_stand_in_is_saved(survivors, tmp_path):
+    assert survivors([6, 7], [6], []) == (7, [6, 7], [6], [])
+    shutil.rmtree(tmp_path / "checkpoints" / "best" / "6")
+    start, *left, said = survivors([], [], [])
+    assert (start, *left) == (7, [6, 7], [7])
+    assert said == [
+        f"checkpoint {tmp_path}/checkpoints/best/6 is missing; resuming from step 7, which stands "
+        "in for the best"
+    ]
+
+
+def test_best_serves_if_no_latest_is_intact(survivors, tmp_path):
+    start, *left, said = survivors([6, 7], [3], [("latest", 6), ("latest", 7)])
+    assert (start, *left, len(said)) == (3, [3], [3], 2)
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.facts("latest") == checkpoints.facts("best")
+
+
+def test_no_intact_checkpoint_is_an_error(survivors, tmp_path):
+    with pytest.raises(UserError, match=r"latest/7 is damaged.*; none is intact, delete .*"):
+        survivors([6, 7], [3], [("latest", 6), ("latest", 7), ("best", 3)])
+    assert saved_steps(tmp_path, "latest") == [6, 7]
+
+
+def test_no_latest_starts_over(survivors):
+    assert survivors([], [3], [])[:3] == (None, [], [3])
+    start, *left, said = survivors([], [], [("best", 3)])
+    assert (start, *left) == (None, [], [])
+    assert said[0].endswith("; starting over")

@@ -6,6 +6,11 @@
 | disk full, or over quota | 2 | the file or folder, "No space left on device" | intact; continues |
 | read-only workdir | 2 | the workdir, "Read-only file system" | unchanged; continues |
 | newest checkpoint truncated | 0 | a warning that names it | deleted; made again, same bits |
+| bit of a checkpoint flipped | 0 | a warning that names it | deleted; made again, same bits |
+| every `latest` truncated | 0 | a warning that names each | continues from `best`, same bits |
+| `best` and each earlier `latest` cut | 0 | warnings, and what stands in for the best | continues |
+| new checkpoint not whole | 2 | the checkpoint | the former ones; continues |
+| backslash in the workdir | 2 | the workdir | nothing |
 | no checkpoint intact | 2 | the newest, and what to delete | unchanged |
 | checkpoint of another config | 2 | the checkpoint | unchanged |
 | two runs in one workdir | 2 | "in use by another process" | of the first run, which continues |
@@ -31,11 +36,21 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from segjax import models, results, train
 from segjax.cli import main
+from segjax.data import datasets
 from segjax.errors import UserError
+from segjax.results import bootstrap
 from segjax.runs import tracking
 from segjax.runs.checkpoint import Checkpoints
 from segjax.runs.tracking import MetricsLog, read_metrics
-from support.runs import OneLayer, assert_same_run, finish, saved_steps, start
+from support.runs import (
+    OneLayer,
+    arrays,
+    assert_same_bits,
+    assert_same_run,
+    finish,
+    saved_steps,
+    start,
+)
 from support.wandb_file import history
 
 # A failed save or restore leaves Orbax objects behind, whose warnings at garbage collection would
@@ -269,7 +284,53 @@ def test_truncated_checkpoint_is_made_again(command, stopped, undisturbed, kinds
     assert_same_run(stopped, undisturbed)
 
 
+def test_best_takes_the_place_of_truncated_checkpoints(command, stopped, undisturbed):
+    damaged = [cut(stopped, "latest", step) for step in (2, 1)]
+    status, said = command(stopped)
+    assert status == 0
+    for line, path in zip(said.splitlines(), damaged, strict=True):
+        assert line.startswith(f"checkpoint {path} is damaged, or not of this model: ")
+        assert line.endswith("; resuming from step 2")
+    assert_same_run(stopped, undisturbed)
+
+
+def test_run_without_its_best_goes_on(command, stopped, undisturbed):
+    damaged = [cut(stopped, "best", 2), cut(stopped, "latest", 1)]
+    status, said = command(stopped)
+    assert status == 0
+    for line, path in zip(said.splitlines(), damaged, strict=True):
+        assert line.startswith(f"checkpoint {path} is damaged, or not of this model: ")
+        assert line.endswith("; resuming from step 2, which stands in for the best")
+    assert_same_bits(arrays(stopped, "latest"), arrays(undisturbed, "latest"))
+    assert results.read([stopped])[0]["best_step"] == 4
+
+
+def test_folder_whose_name_looks_like_a_pattern(
+    command, spec, scenes_data_dir, undisturbed, tmp_path
+):
+    folder = tmp_path / "exp [lr=0.1] *?"
+    data_dir = shutil.copytree(scenes_data_dir, folder / "data")
+    workdir = folder / "run"
+    changed = {"data.data_dir": data_dir}
+    killed = start_alone(spec, workdir, **changed)
+    for line in killed.stdout:
+        if line.startswith("step 2/4"):
+            killed.kill()
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL
+    assert command(workdir, **changed) == (0, "")
+    assert_same_run(workdir, undisturbed)
+
+
+def test_a_backslash_in_the_path_is_refused(command, tmp_path):
+    workdir = tmp_path / "a\\b"
+    said = f"{workdir}/checkpoints has a backslash in its path, expected none: rename it"
+    assert command(workdir) == (2, f"segjax: {said}\n")
+    assert not (workdir / "metrics.jsonl").exists()
+
+
 def test_only_truncated_checkpoints_is_an_error(command, stopped):
+    cut(stopped, "best", 2)
     newest = [cut(stopped, "latest", step) for step in (1, 2)][-1]
     before = content(stopped)
     status, said = command(stopped)
@@ -295,15 +356,30 @@ def test_checkpoint_of_another_config_is_an_error(command, stopped, undisturbed)
     assert (stopped / "config.json").exists()
 
 
-def start_alone(spec, workdir, **environment):
+def start_alone(spec, workdir, **changed):
     """Start a training in a separate process that shares compiled programs with this one."""
     return start(
-        arguments(spec, workdir),
+        arguments(spec, workdir, **changed),
         PYTHONPATH=str(Path(__file__).parents[1]),
         JAX_COMPILATION_CACHE_DIR=jax.config.jax_compilation_cache_dir,
         JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
-        **environment,
     )
+
+
+def test_rows_say_which_data_was_scored(undisturbed, scenes_data_dir):
+    (row,), (_, counts) = results.read([undisturbed]), bootstrap.load(undisturbed)
+    where = {"data_dir": scenes_data_dir, "resolution": (24, 32)}
+    source = datasets.open_split("streetscenes", "test", **where)
+    assert row["data_digest"] == source.digest != ""
+    assert counts.names.tolist() == [example["id"] for example in source]
+
+    evaluate = ["evaluate", "--workdir", str(undisturbed)]
+    assert main.main([*evaluate, "--split", "val"]) == 0
+    (row,) = results.read([undisturbed / "evaluation_val_final.json"])
+    assert row["data_digest"] == datasets.info("streetscenes", **where).splits["val"].digest
+    assert main.main([*evaluate, "--limit", "2"]) == 0
+    _, counts = bootstrap.load(undisturbed / "evaluation_test_first2_final.json")
+    assert counts.names.tolist() == [source[0]["id"], source[1]["id"]]
 
 
 def test_second_run_in_a_workdir_is_an_error_for_it_alone(command, spec, stopped, undisturbed):

@@ -66,9 +66,10 @@ class StreetScenes(tfds.core.GeneratorBasedBuilder):
         tally = statistics.Tally(len(CLASS_NAMES))
         for index in builders.progress(indices, f"drawing {split}"):
             image, label = scene.render(SEED, index, config.height, config.width)
-            tally.add(image, label)
+            name = f"scene_{index:05d}"
+            tally.add(name, image, label)
             image_png, label_png = builders.encode_png(image), builders.encode_png(label)
-            yield index, builders.record(image_png, label_png, f"scene_{index:05d}")
+            yield index, builders.record(image_png, label_png, name)
         self.info.metadata[split] = tally.to_metadata()
 
 
