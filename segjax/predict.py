@@ -68,7 +68,7 @@ def list_pages(path: Path) -> list[Page]:
     """Return the pages of an image file; warn of previews, which are left out.
 
     Raises:
-      UserError: the file is not a readable image.
+      ImageError: the file is not a readable image.
     """
     numbers, previews = images.list_pages(path)
     if previews:
@@ -178,7 +178,7 @@ def predict_files(
     for path in paths:
         try:
             pages += list_pages(path)
-        except UserError as error:
+        except images.ImageError as error:
             warn(str(error))
             failed += 1
     endings = ("", "_overlay", "_confidence", "_deviation") if samples else ("", "_overlay")
@@ -189,7 +189,7 @@ def predict_files(
         try:
             predict(page, target)
             predicted += 1
-        except UserError as error:
+        except images.ImageError as error:
             warn(str(error))
             failed += 1
         progress(places[page.path])
@@ -198,13 +198,13 @@ def predict_files(
 
 @contextlib.contextmanager
 def _naming_memory(path: Path, shape: tuple[int, ...]) -> Iterator[None]:
-    """Raise a UserError that names the image if memory is exhausted inside."""
+    """Raise an ImageError that names the image if memory is exhausted inside."""
     try:
         yield
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise UserError(
+        raise images.ImageError(
             f"image {path} of {shape[0]}x{shape[1]} pixels does not fit into memory; scale it "
             "down or cut it"
         ) from error

@@ -224,6 +224,8 @@ def test_large_images_are_read_up_to_the_limit(tmp_path, monkeypatch):
     assert limit < images.MOST_PIXELS
     monkeypatch.setattr(images, "MOST_PIXELS", 53)
     assert "it has 9x6 pixels, expected at most 53; scale it down or cut it" in refusal(path)
+    with pytest.raises(UserError, match="9x6 pixels"):  # counting frames could take minutes
+        images.list_pages(path)
 
 
 def test_files_that_are_no_images_are_named(tmp_path):
