@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,8 @@ from segjax.errors import UserError, listing, warn
 from segjax.inference import crf as dense_crf
 from segjax.inference import dropout, outputs, tta
 from segjax.runs.experiment import Experiment, load_variables, open_run
+
+_LONGEST_NAME = 255 - len(".tmp")  # bytes; of a file while it is written
 
 
 class Page(NamedTuple):
@@ -132,8 +135,8 @@ def predict_files(
     NAME_confidence.png, its mean probability, black 0 to white 1, and NAME_deviation.png, the
     standard deviation of its probability, black 0 to white 1/2.
 
-    Warned of are images that cannot be read or that do not fit into memory; the others are
-    predicted.
+    Warned of are images that cannot be read, that do not fit into memory or whose names are too
+    long; the others are predicted.
 
     Args:
       experiment: owner of the network.
@@ -156,6 +159,12 @@ def predict_files(
     predictors: dict[tuple[int, int] | None, Callable[..., Any]] = {}
 
     def predict(page: Page, target: tuple[Path, ...]) -> None:
+        length = max(len(os.fsencode(place.name)) for place in target)
+        if length > _LONGEST_NAME:
+            raise images.ImageError(
+                f"image {page.path}: the names of its results have up to {length} bytes, expected "
+                f"at most {_LONGEST_NAME}; rename it"
+            )
         image = images.read_image(page.path, len(experiment.info.mean), page.number)
         height, width = image.shape[:2]
         size = None
