@@ -72,7 +72,7 @@ def list_pages(path: Path) -> tuple[list[int], int]:
         if image.format == "MPO":  # a JPEG followed by smaller versions, or the other eye's view
             pages = [0]
         elif image.format == "TIFF":
-            pages = [page for page in pages if not _is_preview(image, page)]
+            pages = [page for page in pages if not _is_preview(image, page)] or pages
         return pages, count - len(pages)
 
 
@@ -101,7 +101,7 @@ def read_image(path: Path, channels: int, page: int = 0) -> np.ndarray:
             raise ValueError("it has signed integers, expected unsigned integers of 8 bits")
         if is_wide and "transparency" in image.info:
             raise ValueError("it has a transparent color, expected an opaque image")
-        is_full = image.mode == "I" and image.format in ("PNG", "PPM")  # scaled to 16 bits
+        is_full = image.mode == "I" and image.format == "PPM"  # scaled to 16 bits
         if image.mode.startswith("I;16") or is_full:
             if tags.get(_PHOTOMETRIC) == 0:
                 raise ValueError("it has 16 bits with 0 as white, expected 0 as black")

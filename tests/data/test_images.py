@@ -110,6 +110,8 @@ def test_previews_are_counted_not_read(tmp_path):
     small.encoderinfo = {"tiffinfo": {254: 1}}
     PICTURE.save(path, save_all=True, append_images=[small])
     assert images.list_pages(path) == ([0], 1)
+    PICTURE.save(path, tiffinfo={254: 1})  # nothing but a preview
+    assert images.list_pages(path) == ([0], 0)
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
