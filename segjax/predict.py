@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,8 @@ from segjax.errors import UserError, listing, warn
 from segjax.inference import crf as dense_crf
 from segjax.inference import dropout, outputs, tta
 from segjax.runs.experiment import Experiment, load_variables, open_run
+
+_LONGEST_NAME = 255 - len(".tmp")  # bytes; of a file while it is written
 
 
 class Page(NamedTuple):
@@ -68,7 +71,7 @@ def list_pages(path: Path) -> list[Page]:
     """Return the pages of an image file; warn of previews, which are left out.
 
     Raises:
-      UserError: the file is not a readable image.
+      ImageError: the file is not a readable image.
     """
     numbers, previews = images.list_pages(path)
     if previews:
@@ -145,8 +148,8 @@ def predict_files(
     NAME_confidence.png, its mean probability, black 0 to white 1, and NAME_deviation.png, the
     standard deviation of its probability, black 0 to white 1/2.
 
-    Warned of are images that cannot be read or that do not fit into memory; the others are
-    predicted.
+    Warned of are images that cannot be read, that do not fit into memory or whose names are too
+    long; the others are predicted.
 
     Args:
       experiment: owner of the network.
@@ -169,6 +172,12 @@ def predict_files(
     predictors: dict[tuple[int, int] | None, Callable[..., Any]] = {}
 
     def predict(page: Page, target: tuple[Path, ...]) -> None:
+        length = max(len(os.fsencode(place.name)) for place in target)
+        if length > _LONGEST_NAME:
+            raise images.ImageError(
+                f"image {page.path}: the names of its results have up to {length} bytes, expected "
+                f"at most {_LONGEST_NAME}; rename it"
+            )
         image = images.read_image(page.path, len(experiment.info.mean), page.number)
         size = network_size(experiment, image.shape[:2], native)
         if size not in predictors:
@@ -187,7 +196,7 @@ def predict_files(
     for path in paths:
         try:
             pages += list_pages(path)
-        except UserError as error:
+        except images.ImageError as error:
             warn(str(error))
             failed += 1
     endings = ("", "_overlay", "_confidence", "_deviation") if samples else ("", "_overlay")
@@ -198,7 +207,7 @@ def predict_files(
         try:
             predict(page, target)
             predicted += 1
-        except UserError as error:
+        except images.ImageError as error:
             warn(str(error))
             failed += 1
         progress(places[page.path])
@@ -207,13 +216,13 @@ def predict_files(
 
 @contextlib.contextmanager
 def _naming_memory(path: Path, shape: tuple[int, ...]) -> Iterator[None]:
-    """Raise a UserError that names the image if memory is exhausted inside."""
+    """Raise an ImageError that names the image if memory is exhausted inside."""
     try:
         yield
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise UserError(
+        raise images.ImageError(
             f"image {path} of {shape[0]}x{shape[1]} pixels does not fit into memory; scale it "
             "down or cut it"
         ) from error

@@ -176,16 +176,18 @@ def test_the_other_images_are_predicted_if_one_is_damaged(tmp_path, workdir, cap
     whole = (images / "good.png").read_bytes()
     (images / "cut.png").write_bytes(whole[: len(whole) // 2])
     (images / "empty.png").write_bytes(b"")
+    save(images / f"{'long' * 60}.png", 24, 32)
     frames = [Image.new("L", (32, 24), value) for value in (10, 200)]
     frames[0].save(images / "stack.tif", save_all=True, append_images=frames[1:])
     arguments = ["predict", str(images), "--workdir", str(workdir), "--output", str(output)]
     assert main(arguments) == 2
     captured = capsys.readouterr()
     assert f"3 label maps and overlays in {output}" in captured.out
-    empty, cut, last = captured.err.splitlines()
+    empty, cut, long, last = captured.err.splitlines()
     assert empty.startswith(f"segjax: image {images / 'empty.png'} cannot be read: it is damaged")
     assert cut.startswith(f"segjax: image {images / 'cut.png'} cannot be read: ")
-    assert last == "segjax: 2 of 5 images failed, as said above"
+    assert "names of its results have up to 252 bytes, expected at most 251; rename it" in long
+    assert last == "segjax: 3 of 6 images failed, as said above"
     names = ("good", "stack_0", "stack_1")
     found = {path.name for path in output.iterdir()}
     assert found == {f"{name}{ending}.png" for name in names for ending in ("", "_overlay")}

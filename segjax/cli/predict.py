@@ -7,7 +7,12 @@ from segjax.cli.arguments import path
 from segjax.errors import UserError
 
 SUMMARY = "Predict label maps and overlays for images of any size"
-DETAILS = "Writes PNG files; the label maps have the size of their images."
+DETAILS = (
+    "Writes PNG files. Label maps have the size of their images and are indexed: the pixels are "
+    "class ids, which PIL.Image.open gives; OpenCV gives the colors of the palette. Files with "
+    "several pages or frames give NAME_0.png, NAME_1.png and so on. Images keep their aspect "
+    "ratio, even if the training resolution had changed that of its images."
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -30,7 +30,7 @@ from segjax.errors import UserError, warn
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 
-MOST_PIXELS = 10**9  # in an image; about 4 GB in memory
+MOST_PIXELS = 5 * 10**8  # in an image; about 2 GB in memory
 
 _EIGHT_BITS = ("1", "L", "P", "RGB", "RGBX", "YCbCr", "LA", "La", "PA", "RGBA", "RGBa")
 _SENSOR_BITS = 14  # most bits of values that may be stored in 16 bits without being scaled
@@ -50,6 +50,10 @@ _UPRIGHT = {
 _SUBFILE, _PHOTOMETRIC, _SAMPLE_FORMAT = 254, 262, 339
 
 
+class ImageError(UserError):
+    """An image that cannot be read or predicted, while others may be."""
+
+
 @functools.cache
 def suffixes() -> frozenset[str]:
     """Return the suffixes of files of FORMATS, in lower case with the dot."""
@@ -60,7 +64,7 @@ def list_pages(path: Path) -> tuple[list[int], int]:
     """Return the numbers, from 0, of the pages or frames of a file, and its count of previews.
 
     Raises:
-      UserError: the file is not a readable image.
+      ImageError: the file is not a readable image.
     """
     with _opened(path) as image:
         count = getattr(image, "n_frames", 1)
@@ -68,7 +72,7 @@ def list_pages(path: Path) -> tuple[list[int], int]:
         if image.format == "MPO":  # a JPEG followed by smaller versions, or the other eye's view
             pages = [0]
         elif image.format == "TIFF":
-            pages = [page for page in pages if not _is_preview(image, page)]
+            pages = [page for page in pages if not _is_preview(image, page)] or pages
         return pages, count - len(pages)
 
 
@@ -81,15 +85,11 @@ def read_image(path: Path, channels: int, page: int = 0) -> np.ndarray:
     """Read an image, or a page of it, as uint8 (H, W, 3) RGB or (H, W, 1) gray.
 
     Raises:
-      UserError: the file is not a readable image, or its meaning is not certain.
+      ImageError: the file is not a readable image, or its meaning is not certain.
     """
     with _opened(path, page) as image:
         image.seek(page)
-        if not 0 < image.width * image.height <= MOST_PIXELS:
-            raise ValueError(
-                f"it has {image.width}x{image.height} pixels, expected at most {MOST_PIXELS:,}; "
-                "scale it down or cut it"
-            )
+        _check_size(image)  # pages of a TIFF may have different sizes
         is_wide = _has_16_bits(image)
         tags = getattr(image, "tag_v2", {})
         image.load()
@@ -101,7 +101,7 @@ def read_image(path: Path, channels: int, page: int = 0) -> np.ndarray:
             raise ValueError("it has signed integers, expected unsigned integers of 8 bits")
         if is_wide and "transparency" in image.info:
             raise ValueError("it has a transparent color, expected an opaque image")
-        is_full = image.mode == "I" and image.format in ("PNG", "PPM")  # scaled to 16 bits
+        is_full = image.mode == "I" and image.format == "PPM"  # scaled to 16 bits
         if image.mode.startswith("I;16") or is_full:
             if tags.get(_PHOTOMETRIC) == 0:
                 raise ValueError("it has 16 bits with 0 as white, expected 0 as black")
@@ -118,6 +118,14 @@ def read_image(path: Path, channels: int, page: int = 0) -> np.ndarray:
         if is_wide:
             _check_range(int(pixels.max()), 8)
         return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def _check_size(image: Image.Image) -> None:
+    if not 0 < image.width * image.height <= MOST_PIXELS:
+        raise ValueError(
+            f"it has {image.width}x{image.height} pixels, expected at most {MOST_PIXELS:,}; "
+            "scale it down or cut it"
+        )
 
 
 def _has_16_bits(image: Image.Image) -> bool:
@@ -172,7 +180,7 @@ def _check_range(greatest: int, kept: int) -> None:
 
 @contextlib.contextmanager
 def _opened(path: Path, page: int = 0) -> Iterator[Image.Image]:
-    """Open an image; raise every error inside as a UserError that names the file and the page."""
+    """Open an image; raise every error inside as an ImageError that names the file and the page."""
     limit = Image.MAX_IMAGE_PIXELS
     try:
         # Pillow warns of damaged metadata, on which no pixel depends.
@@ -180,10 +188,11 @@ def _opened(path: Path, page: int = 0) -> Iterator[Image.Image]:
             warnings.simplefilter("ignore")
             Image.MAX_IMAGE_PIXELS = None  # MOST_PIXELS instead
             with Image.open(path, formats=_formats()) as image:
+                _check_size(image)
                 yield image
     except Exception as error:  # a damaged file makes Pillow raise almost any
         where = f"page {page} of image {path}" if page else f"image {path}"
-        raise UserError(f"{where} cannot be read: {_reason(error)}") from error
+        raise ImageError(f"{where} cannot be read: {_reason(error)}") from error
     finally:
         Image.MAX_IMAGE_PIXELS = limit
 

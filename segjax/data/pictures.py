@@ -1,6 +1,7 @@
 """Draw labels: in color, over images, in indexed PNG files, and side by side."""
 
 import io
+import itertools
 import os
 import re
 from collections.abc import Sequence
@@ -21,10 +22,7 @@ _FONT_SIZE = 16
 
 def _colors(label: np.ndarray, palette: Palette) -> np.ndarray:
     """Check a label and return the palette as uint8 (256, 3), black for void."""
-    if not (np.issubdtype(label.dtype, np.integer) and label.ndim == 2):
-        raise UserError(
-            f"label of shape {label.shape} and type {label.dtype}, expected integers (H, W)"
-        )
+    _check_label(label)
     wrong = label[((label < 0) | (label >= len(palette))) & (label != VOID)]
     if wrong.size:
         raise UserError(
@@ -33,6 +31,28 @@ def _colors(label: np.ndarray, palette: Palette) -> np.ndarray:
     colors = np.zeros((256, 3), np.uint8)
     colors[: len(palette)] = palette
     return colors
+
+
+def _check_image(image: np.ndarray) -> None:
+    """Check a picture: uint8 (H, W, 3) RGB or (H, W, 1) gray, as float [0, 1] would be black."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] not in (1, 3):
+        raise UserError(
+            f"image of shape {image.shape} and type {image.dtype}, expected uint8 (H, W, 3) RGB or "
+            "(H, W, 1) gray"
+        )
+
+
+def _check_label(label: np.ndarray) -> None:
+    if not (np.issubdtype(label.dtype, np.integer) and label.ndim == 2):
+        raise UserError(
+            f"label of shape {label.shape} and type {label.dtype}, expected integers (H, W)"
+        )
+
+
+def _check_size(label: np.ndarray, size: tuple[int, ...]) -> None:
+    # Shapes that NumPy could broadcast would be drawn wrongly.
+    if label.shape != size:
+        raise UserError(f"label of shape {label.shape}, expected {size} as of the other picture")
 
 
 def colorize(label: np.ndarray, palette: Palette) -> np.ndarray:
@@ -44,6 +64,9 @@ def colorize(label: np.ndarray, palette: Palette) -> np.ndarray:
 
     Returns:
       uint8 (H, W, 3) RGB.
+
+    Raises:
+      UserError: the label has another type or shape, or a value that is no class.
     """
     return _colors(label, palette)[label]
 
@@ -60,7 +83,13 @@ def errors(label: np.ndarray, prediction: np.ndarray) -> np.ndarray:
 
     Returns:
       uint8 (H, W, 3) RGB.
+
+    Raises:
+      UserError: they have another type or different shapes.
     """
+    for each in (label, prediction):
+        _check_label(each)
+    _check_size(label, prediction.shape)
     colors = np.array([RIGHT, WRONG, UNKNOWN], np.uint8)
     return colors[np.where(label == VOID, 2, label != prediction)]
 
@@ -74,8 +103,20 @@ def heat(values: np.ndarray, greatest: float) -> np.ndarray:
 
     Returns:
       uint8 (H, W, 3) RGB.
+
+    Raises:
+      UserError: the values have another type, shape or range.
     """
-    thirds = 3 * np.asarray(values)[..., None] / greatest - np.arange(3)
+    if not (np.issubdtype(values.dtype, np.floating) and values.ndim == 2):
+        raise UserError(
+            f"values of shape {values.shape} and type {values.dtype}, expected floating (H, W)"
+        )
+    if not (greatest > 0 and np.all(values >= 0)):
+        raise UserError(
+            f"values from {values.min()} with {greatest} as white, expected at least 0 and more "
+            "than 0"
+        )
+    thirds = 3 * values[..., None] / greatest - np.arange(3)
     return np.rint(255 * np.clip(thirds, 0, 1)).astype(np.uint8)
 
 
@@ -92,14 +133,23 @@ def overlay(
 
     Returns:
       uint8 (H, W, 3) RGB.
+
+    Raises:
+      UserError: image or label has another type or shape, or the label a value that is no class.
     """
+    _check_image(image)
+    _check_size(label, image.shape[:2])
     weight = np.where(label == VOID, 0.0, opacity)[..., None]
     mixed = (1 - weight) * image + weight * colorize(label, palette)
     return np.rint(mixed).astype(np.uint8)
 
 
 def save_label(path: str | os.PathLike[str], label: np.ndarray, palette: Palette) -> None:
-    """Save a label as an indexed PNG: pixel values are class ids or VOID, shown in the palette."""
+    """Save a label as an indexed PNG: pixel values are class ids or VOID, shown in the palette.
+
+    Read the ids with `numpy.asarray(PIL.Image.open(path))`. OpenCV and other readers that convert
+    to RGB give the colors of the palette instead.
+    """
     colors = _colors(label, palette)
     picture = Image.fromarray(label.astype(np.uint8))
     picture.putpalette(colors.tobytes())
@@ -144,10 +194,12 @@ def grid(
       cell_width: least width of a picture, in pixels.
 
     Raises:
-      UserError: there are no pictures.
+      UserError: there are no pictures, or one has another type or shape.
     """
     if not any(map(len, rows)):
         raise UserError("no pictures to lay out, expected at least one")
+    for picture in itertools.chain.from_iterable(rows):
+        _check_image(picture)
     font = ImageFont.load_default(_FONT_SIZE)
     cells = [[_enlarged(picture, cell_width) for picture in row] for row in rows]
     columns = max(len(titles), *map(len, cells))

@@ -118,6 +118,8 @@ def build_predictor(
       samples: number of samples.
       size: height and width in pixels to resize images to; None: they keep their size.
       refine: applied to the mean probabilities before the labels are decided.
+
+    The function raises a UserError for images that `outputs.check_images` refuses.
     """
     output = outputs.resized(moments(experiment, samples), size)
 
@@ -129,6 +131,7 @@ def build_predictor(
         return found.mean, confidence(found), deviation(found)
 
     def predict(variables, images):
+        outputs.check_images(images, len(experiment.info.mean))
         mean, *maps = map(np.asarray, estimate(variables, images))
         if refine:
             mean = np.stack([refine(*each) for each in zip(images, mean, strict=True)])

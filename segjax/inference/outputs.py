@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from segjax.data import loader
+from segjax.errors import UserError
 from segjax.runs.experiment import Experiment
 
 # f(variables, image, places) -> float32 (B, H, W, K): logits or probabilities, the class of a
@@ -76,6 +77,20 @@ def mean(members: Sequence[Output]) -> Output:
     return output
 
 
+def check_images(images: Any, channels: int) -> None:
+    """Check the images given to a predictor, which divides them by 255.
+
+    Raises:
+      UserError: they are not an array of uint8 (B, H, W, channels) with at least one pixel.
+    """
+    shape: tuple[int, ...] = tuple(getattr(images, "shape", ()))
+    dtype = getattr(images, "dtype", type(images).__name__)
+    if dtype != np.uint8 or len(shape) != 4 or shape[-1] != channels or 0 in shape:
+        raise UserError(
+            f"images of shape {shape} and type {dtype}, expected uint8 (B, H, W, {channels})"
+        )
+
+
 def build_predictor(
     experiment: Experiment,
     size: tuple[int, int] | None = None,
@@ -90,6 +105,8 @@ def build_predictor(
         classes are decided, both bilinear. None: the images keep their size.
       output: values whose greatest is the class; None: the logits of the network.
       refine: applied to the output, which then must be probabilities.
+
+    The function raises a UserError for images that `check_images` refuses.
     """
     sized = resized(output or logits(experiment), size)
 
@@ -100,6 +117,7 @@ def build_predictor(
         return values if refine else jnp.argmax(values, -1).astype(jnp.uint8)
 
     def predict(variables, images):
+        check_images(images, len(experiment.info.mean))
         result = np.asarray(values(variables, images))
         if refine is None:
             return result

@@ -30,6 +30,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # one more than the colors, for 4
 _HATCHES = ("", "//", "\\\\", "..", "xx", "--")
 DASHES = ("-", (0, (5, 2)), (0, (1, 1)), (0, (6, 2, 1, 2)), (0, (3, 1)), (0, (8, 3)))
 _GRID = "#8c8c94"
+# Characters, in UTF-8, that a name may contain but XML may not.
+_NOT_XML = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]|\xef\xbf[\xbe\xbf]")
 _WIDTH = 10.0  # inches
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # part of matplotlib, so every machine draws the same
@@ -69,7 +71,8 @@ def render(figure: Figure, format: str) -> bytes:
         figure.savefig(
             content, format=format, dpi=150, metadata=metadata, transparent=format == "svg"
         )
-    return content.getvalue()
+    drawn = content.getvalue()
+    return _NOT_XML.sub(b"?", drawn) if format == "svg" else drawn
 
 
 def _panels(methods: Sequence[Method]) -> list[Sequence[Method]]:

@@ -156,8 +156,9 @@ def config(run: Run) -> Mapping[str, Any]:
     path = run.workdir / "config.json"
     try:
         fields = json.loads(path.read_text())["config"]
+        json.dumps(fields, ensure_ascii=False).encode()  # fails for what could not be written
         return dict(fields.items())
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {error}, expected a run's config") from error
 
 

@@ -103,7 +103,7 @@ def _rows(path: Path, lines: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict) or not isinstance(row.get("step"), int):
             raise UserError(f"{path}:{number}: damaged, expected a row of metrics with its step")

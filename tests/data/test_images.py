@@ -110,6 +110,8 @@ def test_previews_are_counted_not_read(tmp_path):
     small.encoderinfo = {"tiffinfo": {254: 1}}
     PICTURE.save(path, save_all=True, append_images=[small])
     assert images.list_pages(path) == ([0], 1)
+    PICTURE.save(path, tiffinfo={254: 1})  # nothing but a preview
+    assert images.list_pages(path) == ([0], 0)
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
@@ -224,6 +226,8 @@ def test_large_images_are_read_up_to_the_limit(tmp_path, monkeypatch):
     assert limit < images.MOST_PIXELS
     monkeypatch.setattr(images, "MOST_PIXELS", 53)
     assert "it has 9x6 pixels, expected at most 53; scale it down or cut it" in refusal(path)
+    with pytest.raises(UserError, match="9x6 pixels"):  # counting frames could take minutes
+        images.list_pages(path)
 
 
 def test_files_that_are_no_images_are_named(tmp_path):

@@ -134,6 +134,50 @@ def test_heat_runs_from_black_by_red_and_yellow_to_white():
     np.testing.assert_array_equal(found, np.array([colors], np.uint8), strict=True)
 
 
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((2, 3, 3)),
+        np.zeros((2, 3, 3), np.uint16),
+        np.zeros((2, 3, 3), np.int64),
+        np.zeros((2, 3, 4), np.uint8),
+        np.zeros((2, 3), np.uint8),
+        np.zeros((1, 2, 3, 3), np.uint8),
+    ],
+)
+def test_pictures_of_another_type_or_shape_are_refused(image):
+    message = r"^image of shape .* and type .*, expected uint8 \(H, W, 3\) RGB or \(H, W, 1\) gray$"
+    with pytest.raises(UserError, match=message):
+        pictures.grid([[image]])
+    with pytest.raises(UserError, match=message):
+        pictures.overlay(image, LABEL, PALETTE)
+
+
+def test_shapes_that_would_be_broadcast_are_refused():
+    message = r"^label of shape \(1, 3\), expected \(2, 3\) as of the other picture$"
+    with pytest.raises(UserError, match=message):
+        pictures.overlay(np.zeros((2, 3, 3), np.uint8), LABEL[:1], PALETTE)
+    with pytest.raises(UserError, match=message):
+        pictures.errors(LABEL[:1], LABEL)
+    with pytest.raises(UserError, match=r"type float64, expected integers \(H, W\)"):
+        pictures.errors(LABEL, LABEL / 255)
+
+
+@pytest.mark.parametrize(
+    ("values", "greatest"),
+    [
+        (np.full((2, 3), 200, np.uint8), 1.0),
+        (np.zeros((2, 3, 1)), 1.0),
+        (np.full((2, 3), -0.5), 1.0),
+        (np.full((2, 3), np.nan), 1.0),
+        (np.zeros((2, 3)), 0.0),
+    ],
+)
+def test_values_that_are_no_heat_are_refused(values, greatest):
+    with pytest.raises(UserError, match=r"^values .*, expected "):
+        pictures.heat(values, greatest)
+
+
 def test_gray_images_are_drawn_and_laid_under_labels():
     gray = np.array([[[0], [100]]], np.uint8)
     sheet = pictures.grid([[gray]], cell_width=2)

@@ -11,7 +11,8 @@ from PIL import Image
 
 from segjax import models, train
 from segjax.cli.main import main
-from segjax.inference import dropout
+from segjax.errors import UserError
+from segjax.inference import dropout, outputs
 from segjax.models.layers import ConvBlock
 from segjax.runs import experiment
 from segjax.training import parallel
@@ -67,6 +68,31 @@ def test_evaluation_averages_samples_of_each_image(runs, capsys):
     plain = json.loads((workdir / "evaluation_test_final.json").read_text())
     assert "inference" not in plain
     assert plain["confusion"] != row["confusion"]
+
+
+def test_predictors_refuse_images_that_are_not_uint8_of_the_datasets_channels(runs):
+    workdir = runs / "dropping"
+    run, _ = experiment.open_run(workdir, None)
+    variables, _ = experiment.load_variables(run, workdir, None)
+    variables = parallel.place(variables, run.devices[:1])
+    right = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 3), np.uint8)
+    wrong = (
+        right / 255,
+        right.astype(np.float32),
+        right.astype(np.uint16) * 257,
+        right.astype(np.int32),
+        right > 127,
+        right[0],
+        right[..., :1],
+        right[:0],
+        right.tolist(),
+    )
+    for predict in (outputs.build_predictor(run), dropout.build_predictor(run, 2)):
+        assert predict(variables, jnp.asarray(right))[0].shape[-2:] == (8, 8)
+        for images in wrong:
+            message = r"^images of shape .* and type .*, expected uint8 \(B, H, W, 3\)$"
+            with pytest.raises(UserError, match=message):
+                predict(variables, images)
 
 
 def test_prediction_writes_confidence_and_deviation(runs, tmp_path):

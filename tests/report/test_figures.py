@@ -185,6 +185,15 @@ def test_files_are_reproducible_and_parse(tmp_path, capsys):
     assert "$a_{ &lt;b&gt;$" in (tmp_path / "one" / "per_class_iou.svg").read_text()
 
 
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_names_may_contain_characters_that_xml_may_not(tmp_path):
+    rows = write(tmp_path / "rows.jsonl", [make_row(model="a\0b\x1b\ufffec")])
+    ((_, _, figure), *_) = figures.figures(groups.read_settings([rows])[0])
+    content = figures.render(figure, "svg")
+    assert ElementTree.fromstring(content).tag == "{http://www.w3.org/2000/svg}svg"
+    assert b">a?b??c</text>" in content
+
+
 def test_settings_have_files_of_their_own(tmp_path, monkeypatch):
     rows = write(tmp_path / "rows.jsonl", [make_row(), make_row(split="val", num_images=101)])
     monkeypatch.setattr(figures, "render", lambda figure, format: format.encode())
@@ -207,6 +216,10 @@ def test_the_error_for_a_figure_is_one_line(tmp_path, capsys):
     (tmp_path / "run" / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config.json cannot be read"):
         groups.read_settings([tmp_path / "run"])
+    for content in (r'{"config": {"a": "\ud800"}}', "[" * 100_000):
+        (tmp_path / "run" / "config.json").write_text(content)
+        with pytest.raises(UserError, match=r"config.json cannot be read"):
+            groups.read_settings([tmp_path / "run"])
 
 
 def test_labels_show_what_differs_and_are_unique():

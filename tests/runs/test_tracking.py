@@ -75,7 +75,10 @@ def test_incomplete_last_line_is_ignored(tmp_path):
     assert read_metrics(path) == [{"step": 1, "loss": 0.5}]
 
 
-@pytest.mark.parametrize("line", ['{"step": 1, "lo', "[1]", '{"loss": 1}', '{"step": "1"}', ""])
+@pytest.mark.parametrize(
+    "line",
+    ['{"step": 1, "lo', "[1]", '{"loss": 1}', '{"step": "1"}', "", "9" * 5000, "[" * 100_000],
+)
 def test_damaged_line_is_named_with_its_file(tmp_path, line):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n' + line + '\n{"step": 3}\n')
