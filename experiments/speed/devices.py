@@ -57,7 +57,7 @@ def measure(devices: int, samples: int, **asked: Any) -> dict[str, Any]:
     shared = np.uint32(0), {}
     lowered = parallel.lower(step, used, state, shared, share)
     planned = worker.planned(lowered.compile().memory_analysis())
-    compiled = parallel.parallelize(step, used)
+    compiled = parallel.parallelize(step, used, donate=True)
     state, outputs = compiled(state, shared, share)
     loss = float(outputs["loss"][0])
     taken = []

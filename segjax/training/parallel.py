@@ -64,27 +64,41 @@ def parallelize(
       devices: of all processes.
       donate: reuse the memory of the first argument, which is gone after the call.
     """
-    donated = (0,) if donate else ()
     if len(devices) == 1:
-        return jax.jit(step, donate_argnums=donated)
+        return jax.jit(step, donate_argnums=(0,) if donate else ())
+    mapped, places = _mapped(step, devices, donate)
+
+    def call(first, *others):
+        outputs = mapped(first, others[:-1], others[-1], places)
+        # Virtual CPU devices share a pool of threads: queued calls can hold the threads that a
+        # collective of an earlier call waits for.
+        return jax.block_until_ready(outputs) if devices[0].platform == "cpu" else outputs
+
+    return call
+
+
+def lower(
+    step: Callable[..., Any], devices: Sequence[jax.Device], first: Any, *others: Any
+) -> jax.stages.Lowered:
+    """Lower the program that `parallelize` compiles for these arguments with `donate`."""
+    if len(devices) == 1:
+        return jax.jit(step, donate_argnums=0).lower(first, *others)
+    mapped, places = _mapped(step, devices, donate=True)
+    return mapped.lower(first, others[:-1], others[-1], places)
+
+
+def _mapped(step, devices, donate):
+    """Return f(first, others, share, places), pmapped, and the places."""
     mapped = jax.pmap(
         lambda first, others, share, _: step(first, *others, share),
         AXIS,
         in_axes=(None, None, 0, 0),
         out_axes=None,
         devices=devices,
-        donate_argnums=donated,
+        donate_argnums=(0,) if donate else (),
     )
     # The share may be empty, but pmap needs a mapped argument.
-    mapped_argument = np.arange(len(_local(devices)))
-
-    def call(first, *others):
-        outputs = mapped(first, others[:-1], others[-1], mapped_argument)
-        # Virtual CPU devices share a pool of threads: queued calls can hold the threads that a
-        # collective of an earlier call waits for.
-        return jax.block_until_ready(outputs) if devices[0].platform == "cpu" else outputs
-
-    return call
+    return mapped, np.arange(len(_local(devices)))
 
 
 def place(tree: Any, devices: Sequence[jax.Device]) -> Any:

@@ -386,7 +386,7 @@ def test_training_starts_from_the_weights_once(scenes_data_dir, tmp_path, monkey
     (workdir / "result.json").unlink()
     train.train(config, workdir, DESCRIPTION)
     config.seed = 1
-    with pytest.raises(UserError, match="there is no such file"):
+    with pytest.raises(UserError, match="no such file"):
         train.train(config, tmp_path / "other", DESCRIPTION)
 
 

@@ -285,7 +285,7 @@ def program(function, *arguments):
 
 @pytest.mark.parametrize("shape", [(2, 8, 6, 3), (2, 7, 5, 3)])
 @pytest.mark.parametrize("function", [both, gradient_of_both])
-def test_no_program_scatters(function, shape):
+def test_no_program_writes_by_index(function, shape):
     for text in program(function, random(shape)):
         assert "scatter" not in text
         assert "gather" not in text
