@@ -155,7 +155,7 @@ def verify(folder: Folder) -> tuple[dict[str, list[str]], dict[str, statistics.T
         if part == split:
             images[name] = pixels
         else:
-            tallies[split].add(Path(name).stem, images.pop(name), with_void(pixels))
+            tallies[split].add(images.pop(name), with_void(pixels), Path(name).stem)
     if digest.hexdigest() != PIXELS_SHA256:
         raise UserError(
             f"{folder}: some pixels differ from the published files "

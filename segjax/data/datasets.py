@@ -192,16 +192,14 @@ def _is_built(builder: tfds.core.DatasetBuilder) -> bool:
     # TFDS renames a finished folder into place, so an existing one was complete.
     if not folder.exists():
         return False
-    is_folder = isinstance(builder, folders.Folder)
-    splits = builder.pairs if is_folder else DATASETS[builder.name].SPLITS
     file = folder
     try:
         for file in (folder / f"{name}.json" for name in ("dataset_info", "features", "metadata")):
             json.loads(file.read_bytes())
-        for split in splits:
+        for split in ("train", *builder.info.splits):
             split_info(builder.info.metadata[split])
         file = folder / "dataset_info.json"
-        for split in splits:
+        for split in ("train", *builder.info.splits):
             stored = builder.info.splits[split]
             for file, count in zip(stored.filepaths, stored.shard_lengths, strict=True):
                 check_shard(file, count)

@@ -407,7 +407,7 @@ class Folder(tfds.core.GeneratorBasedBuilder):
             if image.shape[:2] != label.shape:
                 sizes = ["x".join(map(str, x.shape[:2])) for x in (image, label)]
                 raise UserError(f"{pair.image} is {sizes[0]}, its mask {sizes[1]} pixels")
-            tally.add(pair.name, image, label)
+            tally.add(image, label, pair.name)
             image_png = builders.encode_png(image[..., 0] if classes.channels == 1 else image)
             yield index, builders.record(image_png, builders.encode_png(label), pair.name)
         absent = [name for name, n in zip(classes.names, tally.pixel_counts, strict=True) if not n]

@@ -74,7 +74,7 @@ def verify(folder: Path) -> dict[str, statistics.Tally]:
         for number in builders.progress(numbers, f"checking {split}"):
             image, label = read_slice(folder, number)
             digest.update(image.tobytes() + label.tobytes())
-            tallies[split].add(_name(number), image, label)
+            tallies[split].add(image, label, _name(number))
     if digest.hexdigest() != PIXELS_SHA256:
         raise UserError(
             f"{folder}: some pixels differ from the published files "

@@ -66,8 +66,14 @@ class Tally:
         self.channel_square_sums = np.zeros(channels, np.int64)
         self.digests: dict[str, bytes] = {}
 
-    def add(self, name: str, image: np.ndarray, label: np.ndarray) -> None:
-        """Count one image, uint8 (H, W, C), and its label, uint8 (H, W) in [0, K) or VOID."""
+    def add(self, image: np.ndarray, label: np.ndarray, name: str = "") -> None:
+        """Count an example.
+
+        Args:
+            image: uint8 (H, W, C).
+            label: uint8 (H, W), in [0, K) or VOID.
+            name: its id, part of the digest of the split; its place in the order if "".
+        """
         num_classes = len(self.pixel_counts)
         histogram = np.bincount(label.ravel(), minlength=VOID + 1)
         if histogram[num_classes:VOID].any():
@@ -82,6 +88,7 @@ class Tally:
             histogram = np.bincount(image[..., channel].ravel(), minlength=256)
             self.channel_sums[channel] += histogram @ values
             self.channel_square_sums[channel] += histogram @ values**2
+        name = name or str(self.num_images)
         digest = hashlib.sha256(f"{name} {image.shape} ".encode())
         digest.update(image.tobytes() + label.tobytes())
         self.digests[name] = digest.digest()

@@ -1,5 +1,6 @@
 """Reading by index: resizing, threads, bounds; and the errors of `datasets`."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -132,6 +133,15 @@ def test_metadata_of_another_kind_is_named(data_dir, content):
     path.write_text(content)
     with pytest.raises(UserError, match=r"metadata\.json is damaged: delete"):
         datasets.info("camvid", data_dir=data_dir)
+
+
+def test_a_dataset_without_splits_is_named(data_dir):
+    path = data_dir / "camvid" / "1.0.0" / "dataset_info.json"
+    info = json.loads(path.read_text())
+    for splits in ([], info["splits"][1:]):
+        path.write_text(json.dumps(info | {"splits": splits}))
+        with pytest.raises(UserError, match=r"dataset_info\.json is damaged: delete"):
+            datasets.info("camvid", data_dir=data_dir)
 
 
 def test_the_remedy_for_streetscenes_gives_the_size(scenes_data_dir, tmp_path):

@@ -67,7 +67,7 @@ class StreetScenes(tfds.core.GeneratorBasedBuilder):
         for index in builders.progress(indices, f"drawing {split}"):
             image, label = scene.render(SEED, index, config.height, config.width)
             name = f"scene_{index:05d}"
-            tally.add(name, image, label)
+            tally.add(image, label, name)
             image_png, label_png = builders.encode_png(image), builders.encode_png(label)
             yield index, builders.record(image_png, label_png, name)
         self.info.metadata[split] = tally.to_metadata()
