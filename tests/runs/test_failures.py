@@ -431,7 +431,8 @@ def test_unreachable_wandb_server_does_not_stop_a_run(command, tmp_path, undistu
         status, said = command(workdir, **{"wandb.mode": "online"})
         wandb.teardown()
     assert status == 0
-    (line,) = said.splitlines()
+    *waited, line = said.splitlines()
+    assert set(waited) <= {"waiting for W&B to start the run ..."}
     expected = f"W&B cannot be reached; logging to {workdir}/wandb for `wandb sync`: "
     assert line.startswith(expected)
     assert_same_run(workdir, undisturbed)
