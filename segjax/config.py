@@ -332,9 +332,10 @@ def _plain(name, value, example):
         return tuple(_plain(name, item, None) for item in value)
     if type(value) not in (bool, int, float, str):
         raise _wrong_type(name, value, example)
-    if isinstance(value, int | float) and not abs(value) < 2**63:
-        found = repr(value) if isinstance(value, float) else f"{value.bit_length()} bits"
-        raise UserError(f"config field {name!r} must be finite and below 2^63, found {found}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"config field {name!r} must be finite, found {value!r}")
+    if isinstance(value, int) and not abs(value) < 2**63:  # its text may be too long to show
+        raise UserError(f"config field {name!r} must be below 2^63")
     return value
 
 
