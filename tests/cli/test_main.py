@@ -149,7 +149,7 @@ def test_each_command_has_help(command, capsys):
         (["table", "--results", "{tmp}/none"], "none"),
         (["table", "--results", "x", "--format", "word"], "invalid choice: 'word'"),
         (["table", "--results", "x", "--color"], "unknown argument '--color'"),
-        (["picture", "--results", "{tmp}", "--output", "x.png"], "no results, expected"),
+        (["picture", "--results", "{tmp}", "--output", "x.png"], "no results, expected a result"),
         (["data", "imagenet"], "imagenet"),
         (["data", "camvid", "--source", "{tmp}"], "train.txt"),
         (["data", "streetscenes", "--resolution", "96"], "HEIGHTxWIDTH"),
