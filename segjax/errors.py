@@ -19,7 +19,12 @@ def line(error: Exception) -> str:
 
 
 def warn(text: str) -> None:
-    """Print a warning of one line to standard error, in the form of an error."""
+    """Print a warning of one line to standard error; `sweep.status` tells it from an error."""
+    say(f"warning: {text}")
+
+
+def say(text: str) -> None:
+    """Print an error that does not end the command, in one line, to standard error."""
     print(f"segjax: {text}", file=sys.stderr)  # noqa: T201
 
 

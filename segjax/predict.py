@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from segjax.data import datasets, images, pictures
-from segjax.errors import UserError, listing, warn
+from segjax.errors import UserError, listing, say, warn
 from segjax.inference import crf as dense_crf
 from segjax.inference import dropout, outputs, tta
 from segjax.runs.experiment import Experiment, load_variables, open_run
@@ -197,7 +197,7 @@ def predict_files(
         try:
             pages += list_pages(path)
         except images.ImageError as error:
-            warn(str(error))
+            say(str(error))
             failed += 1
     endings = ("", "_overlay", "_confidence", "_deviation") if samples else ("", "_overlay")
     targets = targets_of(pages, paths, output, endings)
@@ -208,7 +208,7 @@ def predict_files(
             predict(page, target)
             predicted += 1
         except images.ImageError as error:
-            warn(str(error))
+            say(str(error))
             failed += 1
         progress(places[page.path])
     return predicted, failed

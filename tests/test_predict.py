@@ -162,7 +162,7 @@ def test_images_of_all_suffixes_are_found_and_the_rest_is_named(tmp_path, capsys
     (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere")
     assert sorted(path.name for path in predict.find_images([str(tmp_path)])) == sorted(names)
     left_out = "left out, not an image: ._a.gif, gone.png, more.png/, notes.txt"
-    assert capsys.readouterr().err == f"segjax: {tmp_path}: {left_out}\n"
+    assert capsys.readouterr().err == f"segjax: warning: {tmp_path}: {left_out}\n"
     (tmp_path / "text").mkdir()
     (tmp_path / "text/notes.txt").write_bytes(b"")
     with pytest.raises(UserError, match=r"text has no image, but notes\.txt; expected AVIF, BMP"):

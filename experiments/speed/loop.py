@@ -110,7 +110,7 @@ def bare_step(run: Experiment) -> Callable[[], Any]:
     schedule = optimizers.create_schedule(config.optimizer, config.steps)
     optimizer = optimizers.create_optimizer(config.optimizer, schedule)
 
-    def step(state, _, batch):
+    def step(state, batch):
         return steps.train_step(
             state,
             batch,
@@ -131,13 +131,13 @@ def bare_step(run: Experiment) -> Callable[[], Any]:
 
     prepared = jax.jit(lambda raw, k: loader.training_batch(raw, config.seed, k, 0, config, info))
     batches = [ready(number) for number in range(DISTINCT)]
-    compiled = parallel.parallelize(step, run.devices)
+    compiled = parallel.parallelize(step, run.devices, donate=True)
     state = steps.create_state(run.model, optimizer, config, len(info.mean))
     held = {"state": parallel.place(state, run.devices), "number": 0}
 
     def call():
         held["number"] += 1
-        held["state"], outputs = compiled(held["state"], (), batches[held["number"] % DISTINCT])
+        held["state"], outputs = compiled(held["state"], batches[held["number"] % DISTINCT])
         return outputs
 
     return call
@@ -150,8 +150,8 @@ def measure_loop(config: ConfigDict, folder: Path, calls: int, turns: int) -> di
     bare, held = bare_step(experiment.create(config)), []
     parallelize = parallel.parallelize
 
-    def stand_in(step, devices):
-        compiled = parallelize(step, devices)
+    def stand_in(step, devices, donate=False):
+        compiled = parallelize(step, devices, donate=donate)
         if step.__name__ != "train_steps":
             return compiled
         held.append(Turns(compiled, bare, calls, turns))

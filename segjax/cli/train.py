@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping
 
 from segjax.cli.arguments import OVERRIDES, add_config, path
-from segjax.errors import UserError
+from segjax.errors import UserError, warn
 
 SUMMARY = "Train and test one run, or resume it"
 DETAILS = OVERRIDES
@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
     description = Description(experiment, options.name or experiment, kept, options.shell)
     if processes.is_first():
         for line in _ignored(loaded.wandb.mode, overrides):
-            print(f"segjax: {line}", file=sys.stderr)
+            warn(line)
 
     try:
         row = train.train(loaded, options.workdir, description)

@@ -91,7 +91,7 @@ def is_in_use(folder: Path) -> bool:
 def failure_cause(output: str) -> str:
     """Return the line in the output of a failed run that tells why it failed."""
     lines = [line for line in output.splitlines() if not _CONSEQUENCE.search(line)]
-    own = [line for line in lines if line.startswith("segjax: ")]
+    own = [line for line in lines if re.match("segjax: (?!warning: )", line)]
     if own:
         return own[-1].removeprefix("segjax: ")
     killed = _KILLED.search(output)

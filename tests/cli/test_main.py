@@ -203,13 +203,13 @@ def test_what_is_asked_of_wandb_is_not_ignored_silently(tmp_path, capsys, monkey
     monkeypatch.setenv("WANDB_MODE", "offline")
     command = ["train", "--config", "experiments/quickstart.py", "--workdir", str(tmp_path)]
     assert main(command) == 0
-    said = "segjax: WANDB_MODE=offline has no effect, wandb.mode of the config is disabled"
+    said = "segjax: warning: WANDB_MODE=offline has no effect, wandb.mode of the config is disabled"
     assert capsys.readouterr().err.startswith(said)
     assert main([*command, "--config.wandb.mode=offline", "--config.wandb.group=mine"]) == 0
     assert capsys.readouterr().err == ""
     monkeypatch.delenv("WANDB_MODE")
     assert main([*command, "--config.wandb.group=mine"]) == 0
-    said = "segjax: --config.wandb.group has no effect while wandb.mode is disabled\n"
+    said = "segjax: warning: --config.wandb.group has no effect while wandb.mode is disabled\n"
     assert capsys.readouterr().err == said
 
 

@@ -81,7 +81,7 @@ def test_damaged_exif_is_said(tmp_path, capsys, data):
     path = tmp_path / "image.jpg"
     PICTURE.save(path, exif=b"Exif\0\0" + data)
     images.read_image(path, 3)
-    said = f"segjax: image {path} is taken as upright, as its EXIF data are damaged\n"
+    said = f"segjax: warning: image {path} is taken as upright, as its EXIF data are damaged\n"
     assert capsys.readouterr().err == said
 
 

@@ -175,7 +175,7 @@ def test_rows_of_other_splits_are_counted(tmp_path, capsys):
         results.append(tmp_path / "rows.jsonl", make_camvid_row(500, split=split))
     command = ["table", "camvid", "--results", str(tmp_path / "rows.jsonl")]
     assert main(command) == 0
-    assert capsys.readouterr().err == "segjax: not in the table: 1 row of other splits\n"
+    assert capsys.readouterr().err == "segjax: warning: not in the table: 1 row of other splits\n"
     assert main([*command, "--split", "test"]) == 0
     assert capsys.readouterr().err == ""
 

@@ -135,7 +135,7 @@ def test_runs_without_log_and_damaged_logs_are_named(tmp_path, capsys):
     (tmp_path / "1/metrics.jsonl").unlink()
     (setting,) = groups.read_settings([tmp_path])
     figures.learning_curves(setting.methods)
-    said = "segjax: not in the learning curves, runs without log of segnet_basic\n"
+    said = "segjax: warning: not in the learning curves, runs without log of segnet_basic\n"
     assert capsys.readouterr().err == said
     (tmp_path / "0/metrics.jsonl").write_text('{"step": 4, "train/loss": "high"}\n')
     with pytest.raises(UserError, match=r'train/loss of step 4 is "high", expected a number'):

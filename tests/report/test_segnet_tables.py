@@ -75,7 +75,9 @@ def test_both_median_frequency_weights_match_the_papers(capsys):
     rows = ranked_rows(["fcn_basic"], "median_frequency") + ranked_rows(["segnet_basic"], "enet")
     table = segnet_tables.table1(summarize(rows))
     (left_out,) = capsys.readouterr().err.splitlines()
-    assert left_out.startswith("segjax: not in the table, as no line fits: small model.name=")
+    assert left_out.startswith(
+        "segjax: warning: not in the table, as no line fits: small model.name="
+    )
     found = [(r["variant"], r["class_weights"]) for r in table.records if r["ours_seeds"]]
     assert found == [("FCN-Basic", "median frequency")]
 

@@ -66,8 +66,8 @@ def test_runs_without_result_and_files_left_out_are_named(tmp_path, capsys):
     (tmp_path / "failed/error.txt").write_text("killed")
     assert [row["seed"] for row in results.read([tmp_path])] == [0]
     assert capsys.readouterr().err.splitlines() == [
-        f"segjax: {tmp_path}: 3 runs unfinished: a, b, failed",
-        f"segjax: {tmp_path}: not read unless named: below/other.jsonl, more.jsonl",
+        f"segjax: warning: {tmp_path}: 3 runs unfinished: a, b, failed",
+        f"segjax: warning: {tmp_path}: not read unless named: below/other.jsonl, more.jsonl",
     ]
     # Of an unfinished run alone, whose logs are no rows.
     message = refusal(results.read, [tmp_path / "a"])
@@ -88,8 +88,8 @@ def test_empty_files_and_unreadable_folders_are_named(tmp_path, capsys, monkeypa
     monkeypatch.setattr(os, "scandir", denied)
     assert len(results.read([tmp_path])) == 1
     assert capsys.readouterr().err.splitlines() == [
-        f"segjax: {tmp_path}: {tmp_path / 'secret'}: Permission denied",
-        f"segjax: {tmp_path}: empty.jsonl has no row",
+        f"segjax: warning: {tmp_path}: {tmp_path / 'secret'}: Permission denied",
+        f"segjax: warning: {tmp_path}: empty.jsonl has no row",
     ]
 
 

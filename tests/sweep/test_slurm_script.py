@@ -213,6 +213,7 @@ def test_a_failed_run_leaves_the_output_of_this_start(bench):
             "b: task 1: Out Of Memory",
         ),
         ("segjax: no data\nsegjax: process 0 of 2 cannot go on, as it says", "no data"),
+        ("segjax: warning: no W&B\nsrun: error: a: task 1: Killed", "a: task 1: Killed"),
     ],
 )
 def test_the_cause_is_the_first_failure(output, cause):
