@@ -217,6 +217,7 @@ def test_workdir_without_run_is_one_line(tmp_path, capsys):
     assert said.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_figures_and_report_show_curves_and_predictions(tmp_path, workdir, scenes_data_dir, capsys):
     predictions = predict.predict_test_images([workdir], 2, str(scenes_data_dir))
     ((_, labels),) = predictions.labels

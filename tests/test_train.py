@@ -175,6 +175,7 @@ def test_being_asked_to_stop_leaves_no_trace(commands, tmp_path, num_devices):
     assert_same_run(workdir, reference)
 
 
+@pytest.mark.slow
 def test_a_run_leaves_all_that_it_shows_on_disk(commands):
     workdir = commands.left_alone(1)
     rows = read_metrics(workdir / "metrics.jsonl")
@@ -198,6 +199,7 @@ def test_a_run_leaves_all_that_it_shows_on_disk(commands):
     assert names == [f"{step:07d}.png" for step in (10, 20, 30, 40)]
 
 
+@pytest.mark.slow
 def test_weights_and_biases_has_the_whole_run(commands):
     workdir = commands.left_alone(2)
     (path,) = (workdir / "wandb").glob("offline-run-*/run-*.wandb")
@@ -286,6 +288,7 @@ for placement in ("device", "stream"):
 
 
 @pytest.mark.parametrize(("num_devices", "steps"), [(1, 5), (2, 4)])
+@pytest.mark.slow
 def test_streamed_batches_train_to_the_same_bits(scenes_data_dir, tmp_path, num_devices, steps):
     """In a process of its own: two programs agree to the bit as users compile them."""
     subprocess.run(

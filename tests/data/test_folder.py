@@ -286,6 +286,7 @@ def train(folder, workdir, *more):
     return main(["train", *arguments, f"--config.data.folder={folder}", *more])
 
 
+@pytest.mark.slow
 def test_a_folder_is_trained_evaluated_and_predicted(photos, tmp_path, capsys):
     workdir = tmp_path / "run"
     assert train(photos, workdir) == 0

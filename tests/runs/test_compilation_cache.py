@@ -35,6 +35,7 @@ def entries(folder):
     return {path.name: (path.stat().st_mtime_ns, path.stat().st_size) for path in found}
 
 
+@pytest.mark.slow
 def test_sweep_compiles_once_and_survives_damaged_entries(tmp_path, scenes_data_dir):
     spec = toy_grid.write(tmp_path, scenes_data_dir, [0.1], [3, 4])
     point, _ = grids.load_points(spec, {})

@@ -2,11 +2,14 @@
 
 import random
 
+import pytest
+
 from segjax import config as configs
 from segjax.sweep import costs, grids
 from support import ROOT
 
 
+@pytest.mark.slow
 def test_one_seed_of_every_network_comes_first_and_the_cheapest_before_the_others():
     grid = grids.load_points(f"{ROOT / 'experiments' / 'camvid_table.py'}:smoke", {})
     found = costs.breadth_first(grid)

@@ -248,6 +248,7 @@ def test_jobs_divide_the_machine(monkeypatch):
     assert [share.environment for share in found] == [{}, {}]
 
 
+@pytest.mark.slow
 def test_a_failed_run_is_recorded_and_the_others_finish(
     tmp_path, scenes_data_dir, monkeypatch, capsys
 ):

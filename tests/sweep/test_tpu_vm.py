@@ -92,6 +92,7 @@ def wait_for(condition):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_run_is_started_once_stopped_and_resumed(workers):
     done("install")
     for name in WORKERS:

@@ -128,6 +128,7 @@ class Setup:
         return states, jax.tree.map(lambda *x: np.concatenate(x), *metrics)
 
 
+@pytest.mark.slow
 def test_two_devices_train_as_one_and_as_vmap(scenes_data_dir):
     changed = {"augment__scale": (1.0, 1.25), "optimizer__learning_rate": 0.01}
     one = Setup(tiny_config(scenes_data_dir, **changed))
@@ -242,6 +243,7 @@ def test_no_loss_changes_with_devices_or_micro_batches(scenes_data_dir, name):
 @example(name="dice", valid=[48, 0, 0, 0], void=datasets.VOID, seed=0)
 @example(name="cross_entropy", valid=[1, 0, 0, 0], void=datasets.VOID, seed=0)
 @example(name="lovasz", valid=[0, 0, 0, 0], void=datasets.VOID, seed=0)
+@pytest.mark.slow
 def test_void_shares_change_no_loss(scenes_data_dir, name, valid, void, seed):
     rng = np.random.default_rng(seed)
     label = rng.integers(0, 11, (4, 6, 8)).astype(np.uint8)

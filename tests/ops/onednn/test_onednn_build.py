@@ -104,6 +104,7 @@ def test_versions_are_those_of_a_cpu():
     assert build.versions("gpu") == {}
 
 
+@pytest.mark.slow
 def test_three_processes_build_it_once_and_whole(tmp_path):
     counter = tmp_path / "cxx"
     real = build._find_compiler()

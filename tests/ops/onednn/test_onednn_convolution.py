@@ -81,6 +81,7 @@ sides_of = st.tuples(st.integers(-1, 6), st.integers(-1, 6))  # fewer than none 
     bias=st.booleans(),
     seed=st.integers(0, 99),
 )
+@pytest.mark.slow
 def test_values_and_gradients_are_the_float64_sums(
     size, taps, stride, rate, sides, groups, channels, features, dtype, bias, seed
 ):
@@ -237,6 +238,7 @@ def test_two_devices_give_the_same_as_one():
     np.testing.assert_allclose(np.sum(each, 0), gradient(x, kernel), rtol=1e-4, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_a_thousand_calls_leave_no_memory_behind():
     x, kernel = arrays(0, (1, 64, 64, 64), (3, 3, 64, 64))  # 1 MB a map
 

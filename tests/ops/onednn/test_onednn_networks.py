@@ -20,6 +20,7 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.slow
 def test_a_step_equals_xlas(name):
     model = models.create(name, 5, **NETWORKS[name])
     rng = np.random.default_rng(0)
