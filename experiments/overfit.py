@@ -32,9 +32,9 @@ from segjax import config as configs
 from segjax import metrics, models
 from segjax.data import datasets
 from segjax.errors import UserError
-from segjax.files import write_whole
 from segjax.inference import scoring
 from segjax.runs import experiment
+from segjax.system.files import write_whole
 from segjax.training import optimizers, parallel, steps
 
 GOAL = 0.9

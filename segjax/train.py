@@ -16,18 +16,19 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from segjax import config as configs
-from segjax import locks, metrics, results
+from segjax import metrics, results
 from segjax.data import loader
 from segjax.errors import UserError
 from segjax.inference import outputs
 from segjax.inference.scoring import build_evaluator, recompute_batch_norm, result_row
 from segjax.models import pretrained
-from segjax.progress import Bar
 from segjax.results.counts import write_counts
 from segjax.runs import experiment, processes, samples, tracking
 from segjax.runs.checkpoint import Checkpoints, restore_template
 from segjax.runs.experiment import Description, Experiment
 from segjax.runs.timing import Phases
+from segjax.system import locks
+from segjax.system.progress import Bar
 from segjax.training import optimizers, parallel, steps
 
 

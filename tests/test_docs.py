@@ -25,6 +25,7 @@ from PIL import Image
 from segjax import config, models
 from segjax.cli import main as cli
 from segjax.cli.main import main
+from segjax.config import fields
 from segjax.data import datasets
 from segjax.models import summary
 from segjax.report.table import draw
@@ -268,7 +269,7 @@ def code(cell):
 
 def test_the_table_of_fields_is_that_of_the_default_config():
     said = {}
-    choices = config.CHOICES | {
+    choices = fields.CHOICES | {
         "loss.name": losses.LOSSES,
         "loss.class_weights": losses.CLASS_WEIGHTS,
         "optimizer.name": optimizers.OPTIMIZERS,

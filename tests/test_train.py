@@ -19,9 +19,9 @@ import pytest
 from segjax import models, results, train
 from segjax.cli import main
 from segjax.errors import UserError
-from segjax.files import write_whole
 from segjax.results.counts import Counts
 from segjax.runs.tracking import read_metrics
+from segjax.system.files import write_whole
 from support.runs import (
     DESCRIPTION,
     OneLayer,

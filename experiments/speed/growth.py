@@ -35,9 +35,9 @@ from segjax.benchmark.measurements import Facts
 from segjax.benchmark.process import Failed, Side
 from segjax.cli import arguments
 from segjax.errors import UserError
-from segjax.files import write_whole
 from segjax.report import figures
 from segjax.results.schema import Row
+from segjax.system.files import write_whole
 
 STEP = "training_step"
 ROWS, OF_DEVICES, FIGURE = "growth.jsonl", "growth_devices.jsonl", "growth"

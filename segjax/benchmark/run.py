@@ -27,9 +27,9 @@ from segjax.benchmark.process import Failed, Side
 from segjax.errors import UserError
 from segjax.models import flops
 from segjax.models.summary import NUM_CLASSES
-from segjax.progress import Bar
 from segjax.results.schema import Row
 from segjax.runs import experiment
+from segjax.system.progress import Bar
 
 # Measured if no network is named.
 NETWORKS = (

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from segjax.errors import UserError
-from segjax.files import local_path
+from segjax.system.files import local_path
 
 OVERRIDES = "--config.FIELD=VALUE overrides any field of the config, such as --config.seed=1."
 

@@ -35,8 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from segjax import check, predict
+    from segjax import predict
     from segjax.data import datasets, pictures
+    from segjax.inference import check
 
     if (options.name == "check") != (options.folder is not None):
         raise UserError("only `segjax data check` takes a folder, and it needs one")

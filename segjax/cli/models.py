@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from segjax import models
     from segjax.models import summary
-    from segjax.progress import Bar
+    from segjax.system.progress import Bar
 
     names, rows = options.models or list(models.MODELS), []
     with Bar("models", len(names)) as bar:

@@ -36,8 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from segjax import predict
-    from segjax.progress import Bar
     from segjax.runs import compilation_cache, experiment
+    from segjax.system.progress import Bar
 
     compilation_cache.enable()
     crf, transforms = arguments.crf(options), arguments.augmentation(options)

@@ -14,8 +14,8 @@ from PIL import Image, UnidentifiedImageError
 from rich.console import Console
 from rich.progress import track
 
-from segjax import waiting
 from segjax.errors import UserError
+from segjax.system import waiting
 
 Item = TypeVar("Item")
 

@@ -16,13 +16,13 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from segjax import locks
 from segjax.data import camvid, isbi2012, streetscenes
 from segjax.data import folder as folders
 from segjax.data.source import Source, check_shard
 from segjax.data.statistics import VOID, DatasetInfo, SplitInfo, split_info
 from segjax.errors import UserError
-from segjax.files import take_folders_literally
+from segjax.system import locks
+from segjax.system.files import take_folders_literally
 
 __all__ = [
     "DATASETS",

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from segjax.data.datasets import VOID
 from segjax.errors import UserError
-from segjax.files import write_whole
+from segjax.system.files import write_whole
 
 Palette = Sequence[Sequence[int]]
 

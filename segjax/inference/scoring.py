@@ -13,10 +13,10 @@ from segjax.data import loader
 from segjax.inference import outputs
 from segjax.metrics import boundary, confusion_matrix
 from segjax.models.layers import BATCH_NORM_MOMENTUM, BatchNorm
-from segjax.progress import Bar
 from segjax.results.counts import Counts
 from segjax.runs import processes
 from segjax.runs.experiment import Description, Experiment
+from segjax.system.progress import Bar
 from segjax.training import parallel, steps
 
 Variables = dict[str, Any]

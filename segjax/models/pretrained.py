@@ -17,9 +17,9 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from segjax import waiting
 from segjax.errors import UserError
 from segjax.models import vgg
+from segjax.system import waiting
 
 CONVOLUTIONS = [
     f"conv{stage}_{n + 1}" for stage, (depth, _) in enumerate(vgg.STAGES, 1) for n in range(depth)

@@ -12,12 +12,12 @@ import numpy as np
 import segjax
 from segjax.data import pictures
 from segjax.data.datasets import VOID
-from segjax.files import write_whole
 from segjax.predict import Predictions
-from segjax.progress import Bar
 from segjax.report import embed, figures, groups, predictions, tables
 from segjax.report.groups import Method, Run, Setting
 from segjax.results.summary import PER_CLASS, SCORES, Estimate
+from segjax.system.files import write_whole
+from segjax.system.progress import Bar
 
 _SPREAD = "mean ± sample standard deviation over the seeds, percent"
 

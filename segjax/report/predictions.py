@@ -7,11 +7,11 @@ from pathlib import Path
 from segjax import predict
 from segjax.data import pictures
 from segjax.errors import UserError
-from segjax.files import write_whole
 from segjax.predict import Predictions
-from segjax.progress import Bar
 from segjax.report import figures
 from segjax.report.groups import Setting
+from segjax.system.files import write_whole
+from segjax.system.progress import Bar
 
 
 def predict_methods(

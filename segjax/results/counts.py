@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from segjax.files import write_whole
+from segjax.system.files import write_whole
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,11 +25,11 @@ from typing_extensions import TypedDict
 import segjax
 from segjax import metrics
 from segjax.errors import UserError, line, listing, warn
-from segjax.files import write_whole
 from segjax.metrics import boundary
 from segjax.ops.onednn import build
 from segjax.results import schema
 from segjax.results.schema import Amount, Count, Fraction, Positive, Row, Size, Text
+from segjax.system.files import write_whole
 
 SCHEMA = 1
 _WHAT = "a result row"

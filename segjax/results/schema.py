@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationError
 
 from segjax.errors import UserError
-from segjax.files import write_whole
+from segjax.system.files import write_whole
 
 Row = dict[str, Any]
 

@@ -27,10 +27,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from segjax import waiting
 from segjax.errors import UserError
-from segjax.files import take_folders_literally, write_whole
 from segjax.runs import processes
+from segjax.system import waiting
+from segjax.system.files import take_folders_literally, write_whole
 
 _log = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from segjax import config as configs
 from segjax import models
 from segjax.data import datasets, loader
 from segjax.errors import UserError
-from segjax.files import write_whole
 from segjax.runs.checkpoint import Checkpoints
+from segjax.system.files import write_whole
 from segjax.training import losses, optimizers, parallel, steps
 
 _log = logging.getLogger(__name__)

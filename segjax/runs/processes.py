@@ -20,8 +20,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from segjax import waiting
 from segjax.errors import UserError, line
+from segjax.system import waiting
 
 Value = TypeVar("Value")
 

@@ -13,10 +13,10 @@ from typing import Any, Self, SupportsFloat, cast
 
 import numpy as np
 
-from segjax import waiting
 from segjax.data.datasets import VOID
 from segjax.errors import UserError
-from segjax.files import naming, write_whole
+from segjax.system import waiting
+from segjax.system.files import naming, write_whole
 
 _log = logging.getLogger(__name__)
 

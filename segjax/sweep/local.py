@@ -18,12 +18,12 @@ from typing import IO
 
 from rich.console import Console
 
-from segjax import locks, waiting
 from segjax.errors import UserError
-from segjax.files import write_whole
 from segjax.runs import compilation_cache, experiment
 from segjax.sweep import display, grids
 from segjax.sweep.status import LOCKS, failure_cause, last_line
+from segjax.system import locks, waiting
+from segjax.system.files import write_whole
 
 # A killed sweep must not leave runs behind, which its next start would find in use. So on Linux a
 # run asks for SIGKILL when its parent dies (PR_SET_PDEATHSIG is 1), and exits if that has happened.

@@ -15,12 +15,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from segjax import config as configs
-from segjax import locks, waiting
 from segjax.errors import UserError
-from segjax.files import write_whole
 from segjax.runs import experiment
 from segjax.sweep import display, grids, slurm_script, status
 from segjax.sweep.slurm_script import RUNS, SCRIPT, Options
+from segjax.system import locks, waiting
+from segjax.system.files import write_whole
 
 _JOBS = Path("slurm", "jobs.jsonl")  # one line per submission: job and runs
 

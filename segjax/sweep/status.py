@@ -13,10 +13,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from segjax import locks
 from segjax.errors import UserError
 from segjax.runs import experiment
 from segjax.sweep.grids import Point
+from segjax.system import locks
 
 STATES = ("finished", "running", "failed", "resumable", "new", "another config")
 

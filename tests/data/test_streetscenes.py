@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from segjax import locks
 from segjax.data import datasets, streetscenes
 from segjax.data.datasets import VOID
 from segjax.data.streetscenes import scene
 from segjax.errors import UserError
+from segjax.system import locks
 
 FEW = {"train": range(3), "val": range(3, 5), "test": range(5, 6)}
 

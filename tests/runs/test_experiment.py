@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from ml_collections import config_dict
 
 from segjax import config as configs
+from segjax.config.fields import GROUPS
 from segjax.data.datasets import DatasetInfo
 from segjax.errors import UserError
 from segjax.runs import experiment
@@ -19,7 +20,7 @@ from segjax.runs.experiment import Description, Experiment
 INFO = DatasetInfo("tiny", ("a", "b"), (), (0.5,), (0.5,), {}, (24, 32))
 DESCRIPTION = Description("tiny", "tiny", {}, "segjax train")
 
-FIELDS = (*configs.flat(configs.default()), *configs.GROUPS)
+FIELDS = (*configs.flat(configs.default()), *GROUPS)
 OWN = ("model.options.width", "model.options.foo", "model.options.a.b", "foo", "optimizer.foo")
 
 

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 from segjax.errors import UserError
-from segjax.files import write_whole
 from segjax.runs import processes
 from segjax.runs.tracking import read_metrics
 from segjax.sweep.status import failure_cause
+from segjax.system.files import write_whole
 from support.runs import arrays, assert_same_bits, saved_steps, start
 
 pytestmark = pytest.mark.slow
@@ -380,7 +380,7 @@ def test_process_0_of_a_slurm_step_is_on_its_first_node(variables, address, join
 # second is reported.
 JOIN = """
 import sys, time
-from segjax import waiting
+from segjax.system import waiting
 from segjax.errors import UserError
 from segjax.runs import processes
 

@@ -12,9 +12,10 @@ import sys
 import time
 from pathlib import Path
 
-from segjax import locks, results
+from segjax import results
 from segjax.runs.tracking import read_metrics
 from segjax.sweep import status
+from segjax.system import locks
 from support import toy_grid
 from support.runs import finish
 

@@ -9,9 +9,9 @@ import pytest
 
 from segjax.cli.main import main
 from segjax.errors import UserError
-from segjax.files import write_whole
 from segjax.sweep import grids, slurm, slurm_script, status
 from segjax.sweep.slurm_script import Options, format_array, render, replace_array
+from segjax.system.files import write_whole
 from support import toy_grid
 
 # Stand-in for one of Slurm's programs: logs its arguments; `srun` executes the file `do`.

@@ -9,9 +9,9 @@ from rich.console import Console
 
 from segjax import config as configs
 from segjax.errors import UserError
-from segjax.files import write_whole
 from segjax.sweep import display, grids, status
 from segjax.sweep.status import Status
+from segjax.system.files import write_whole
 from support import toy_grid
 from support.runs import tiny_config
 

@@ -5,7 +5,7 @@ import os
 import pytest
 from etils import epath
 
-from segjax.files import take_folders_literally, write_whole
+from segjax.system.files import take_folders_literally, write_whole
 
 
 def test_write_replaces_content_and_leaves_no_other_file(tmp_path):

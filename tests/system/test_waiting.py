@@ -7,13 +7,13 @@ import time
 import orbax.checkpoint as ocp
 import pytest
 
-from segjax import waiting
 from segjax.data import builders
 from segjax.models import pretrained
 from segjax.ops.onednn import build
 from segjax.runs.checkpoint import Checkpoints
 from segjax.runs.tracking import WandbRun
 from segjax.sweep import slurm
+from segjax.system import waiting
 
 LONG = 0.3  # seconds
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from segjax import config as configs
+from segjax.config import fields
 from segjax.errors import UserError
 
 FILE = """
@@ -314,11 +315,11 @@ def test_digest_covers_only_the_experiment(path):
 def test_later_fields_at_defaults_leave_digest_unchanged(path, monkeypatch):
     config = configs.load(path, {})
     with config.unlocked():
-        for field in [name for name in configs.flat(config) if name in configs.OMITTED_AT_DEFAULT]:
+        for field in [name for name in configs.flat(config) if name in fields.OMITTED_AT_DEFAULT]:
             *groups, name = field.split(".")
             del functools.reduce(operator.getitem, groups, config)[name]
     assert configs.digest(config) == configs.digest(configs.load(path, {}))
-    monkeypatch.setattr(configs, "OMITTED_AT_DEFAULT", ())
+    monkeypatch.setattr(fields, "OMITTED_AT_DEFAULT", ())
     assert configs.digest(config) != configs.digest(configs.load(path, {}))
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segjax import check
 from segjax.cli.main import main
+from segjax.inference import check
 
 
 @pytest.fixture

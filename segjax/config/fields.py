@@ -1,0 +1,246 @@
+"""The fields of an experiment's config: defaults, allowed values, digest and check."""
+
+import functools
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from segjax.errors import UserError
+
+# Fields that do not define the experiment: excluded from the digest, free to differ on resume. (The
+# number of devices changes rounding and, with micro-batches, the batch-normalization groups.)
+INCIDENTAL = ("data.data_dir", "wandb", "log_every", "num_devices")
+
+# Fields added after the first results: excluded from the digest at their default values, so that
+# the digests of those results stay valid. Every new field goes here.
+OMITTED_AT_DEFAULT = (
+    "model.pretrained",
+    "data.patches",
+    "data.folder",
+    *("augment.elastic", "augment.rotation", "augment.shift", "augment.outside"),
+    *("loss.name", "loss.border_weight", "loss.border_sigma"),
+    "test_split",
+)
+
+# Allowed values of fields; names of models, losses and the like are checked by their own modules.
+CHOICES = {
+    "precision": ("float32", "bfloat16"),
+    "data.placement": ("auto", "device", "stream"),
+    "data.normalization": ("mean_std", "local_response", "none", "imagenet"),
+    "augment.outside": ("void", "mirror"),
+    "best_metric": ("mean_iou", "class_accuracy", "global_accuracy"),
+    "test_split": ("test", "val"),
+    "wandb.mode": ("disabled", "offline", "online"),
+}
+NON_NEGATIVE = (
+    "data.patches",
+    *("augment.elastic", "augment.shift", "loss.border_weight"),
+    *("optimizer.learning_rate", "optimizer.weight_decay", "optimizer.clip_norm"),
+    *("optimizer.warmup_steps", "optimizer.momentum", "optimizer.power"),
+)
+# Fields that have an effect only beside certain values of others. A config file may set them
+# regardless, but an override that does nothing would make an ablation void.
+CONDITIONS: dict[str, tuple[str, Callable[[ConfigDict], bool]]] = {
+    "augment.outside": (
+        "where augment.elastic, augment.rotation or augment.shift is above 0",
+        lambda c: c.augment.elastic > 0 or c.augment.rotation > 0 or c.augment.shift > 0,
+    ),
+    "loss.border_sigma": (
+        "where loss.border_weight is above 0",
+        lambda c: c.loss.border_weight > 0,
+    ),
+    "model.options.noise": (
+        "where model.options.context is basic or large",
+        lambda c: c.model.options.get("context") != "none",
+    ),
+    "optimizer.momentum": ("where optimizer.name is sgd", lambda c: c.optimizer.name == "sgd"),
+    "optimizer.power": (
+        "where optimizer.schedule is poly",
+        lambda c: c.optimizer.schedule == "poly",
+    ),
+}
+GROUPS = ("model", "model.options", "data", "augment", "loss", "optimizer", "wandb")
+
+
+def default() -> ConfigDict:
+    """Return the default config: every field of an experiment."""
+    config = ConfigDict()
+    config.seed = 0  # initialization, data order, augmentation, dropout
+    config.num_devices = 0  # 0: largest number on this host that divides the batches
+
+    config.model = ConfigDict()
+    config.model.name = "segnet_basic"  # key of segjax.models.MODELS
+    config.model.options = ConfigDict()  # fields of the model, such as width
+    # path or hub name of VGG-16 weights (segjax.models.pretrained), which set the normalization to
+    # imagenet; "": none
+    config.model.pretrained = ""
+    config.precision = "float32"  # computation: float32 or bfloat16; parameters are float32
+
+    config.data = ConfigDict()
+    config.data.dataset = "streetscenes"  # key of segjax.data.datasets.DATASETS
+    config.data.folder = ""  # of the images and masks of dataset folder (segjax.data.folder)
+    config.data.data_dir = ""  # folder of prepared datasets; "": TFDS's default
+    config.data.resolution = (360, 480)  # height, width in pixels
+    config.data.normalization = "mean_std"  # mean_std, local_response, none, imagenet
+    config.data.placement = "auto"  # device: dataset in device memory; stream; auto: by size
+    config.data.patches = 0  # patches of each image, for patch_cnn; 0: whole images
+    config.batch_size = 8  # images, over all devices
+
+    config.augment = ConfigDict()
+    config.augment.flip = False  # left-right, probability 1/2
+    config.augment.scale = (1.0, 1.0)  # smallest and largest factor of random resizing
+    config.augment.crop = ()  # height, width of a random window; (): the resolution
+    config.augment.elastic = 0.0  # pixels, standard deviation of 3x3 grid displacements
+    config.augment.rotation = 0.0  # degrees, maximum, either way
+    config.augment.shift = 0.0  # pixels, maximum, either way along each axis
+    config.augment.outside = "void"  # fill outside the image: void, or mirror the image
+    config.augment.brightness = 0.0  # factor in [1 - b, 1 + b]
+    config.augment.contrast = 0.0  # likewise
+    config.augment.saturation = 0.0  # likewise
+
+    config.loss = ConfigDict()
+    config.loss.name = "cross_entropy"  # cross_entropy, focal, dice, lovasz
+    config.loss.class_weights = "none"  # none, median_frequency, segnet, enet
+    config.loss.border_weight = 0.0  # w0 of U-Net's weight map, background class 0; 0: no map
+    config.loss.border_sigma = 5.0  # pixels, sigma of the weight map
+
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "sgd"  # sgd, adam, adamw
+    config.optimizer.learning_rate = 0.1  # peak of the schedule
+    config.optimizer.momentum = 0.9  # sgd only
+    config.optimizer.weight_decay = 0.0  # kernels only: not biases, not batch normalization
+    config.optimizer.clip_norm = 0.0  # maximum global norm of the gradient; 0: no clipping
+    config.optimizer.schedule = "constant"  # constant, poly, cosine; the last two end at 0
+    config.optimizer.power = 0.9  # of poly: (1 - t / T)^power, t of the T steps after warmup
+    config.optimizer.warmup_steps = 0  # W: step k of them has (k + 1) / (W + 1) of the rate
+
+    config.steps = 1000  # optimizer steps, also the length of the schedule
+    config.steps_per_dispatch = 1  # steps in one call to the device
+    config.micro_batches = 1  # parts of a step's batch, gradients summed
+    # decay d of the averaged weights, which are evaluated, at step k min(d, (1 + k) / (10 + k));
+    # 0: no averaging
+    config.ema_decay = 0.0
+
+    config.eval_every = 100  # steps
+    config.eval_batch_size = 8  # images, over all devices
+    config.best_metric = "mean_iou"  # validation: mean_iou, class_accuracy, global_accuracy
+    config.recompute_batch_norm = True  # statistics over the training set, before the test
+    config.test_split = "test"  # split of the final evaluation; val: never use the test split
+    config.checkpoint_every = 100  # steps
+    config.log_every = 10  # steps
+
+    config.wandb = ConfigDict()
+    config.wandb.mode = "disabled"  # disabled, offline, online
+    config.wandb.project = "segjax"
+    config.wandb.group = ""
+    config.lock()  # a config file that misspells a field is an error
+    config.model.options.unlock()
+    return config
+
+
+def flat(config: ConfigDict) -> dict[str, Any]:
+    """Flatten a config into {"a.b": value}."""
+    fields: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            fields |= {f"{name}.{inner}": v for inner, v in flat(value).items()}
+        else:
+            fields[name] = value
+    return fields
+
+
+def digest(config: ConfigDict) -> str:
+    """Return 16 hex digits that identify the experiment, without seed and incidental fields."""
+    fields = {k: v for k, v in flat(config).items() if k != "seed" and not incidental(k)}
+    defaults = flat_default()
+    fields = {k: v for k, v in fields.items() if k not in OMITTED_AT_DEFAULT or v != defaults[k]}
+    text = json.dumps(fields, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@functools.cache
+def flat_default() -> dict[str, Any]:
+    """Return {"a.b": value} of `default()`."""
+    return flat(default())
+
+
+def difference(ours: ConfigDict, theirs: ConfigDict) -> str | None:
+    """Return the first field that differs and is not incidental, as one line; None if none."""
+    mine, stored = flat(ours), flat(theirs)
+    for name in sorted(set(mine) | set(stored)):
+        if not incidental(name) and mine.get(name) != stored.get(name):
+            return f"{name} is {mine.get(name)!r}, was {stored.get(name)!r}"
+    return None
+
+
+def incidental(name: str) -> bool:
+    """Return whether a field affects only where and how a run executes, not its result."""
+    return any(name == field or name.startswith(f"{field}.") for field in INCIDENTAL)
+
+
+def check(config: ConfigDict) -> None:
+    """Check the value of each field.
+
+    Raises:
+      UserError: an invalid value; names the field.
+    """
+    for name in ("steps", "steps_per_dispatch", "micro_batches", "batch_size", "eval_batch_size"):
+        require(config, name, config[name] >= 1, "at least 1")
+    require(config, "num_devices", config.num_devices >= 0, "at least 0")
+    for name in ("eval_every", "checkpoint_every", "log_every"):
+        require(config, name, config[name] >= 1, "at least 1")
+        # Otherwise a run could stop inside a dispatch, and a resumed run would differ in its bits.
+        require(
+            config,
+            name,
+            name == "log_every" or config[name] % config.steps_per_dispatch == 0,
+            f"a multiple of steps_per_dispatch ({config.steps_per_dispatch})",
+        )
+    require(
+        config,
+        "batch_size",
+        config.batch_size % config.micro_batches == 0,
+        f"a multiple of micro_batches ({config.micro_batches})",
+    )
+    # Images are counted in int32 on the device.
+    require(config, "steps", config.steps * config.batch_size < 2**31, "below 2^31 / batch_size")
+    require(config, "seed", 0 <= config.seed < 2**31, "in [0, 2^31)")
+    require(config, "ema_decay", 0 <= config.ema_decay < 1, "in [0, 1)")
+    require(config, "data.resolution", _size(config.data.resolution), "height and width in pixels")
+    crop, scale = config.augment.crop, config.augment.scale
+    require(config, "augment.crop", crop == () or _size(crop), "height and width in pixels, or ()")
+    require(config, "augment.scale", _factors(scale), "a smallest and a largest positive factor")
+    for name in ("brightness", "contrast", "saturation"):
+        require(config, f"augment.{name}", 0 <= config.augment[name] <= 1, "in [0, 1]")
+    require(config, "augment.rotation", 0 <= config.augment.rotation <= 180, "in [0, 180]")
+    require(config, "loss.border_sigma", 0 < config.loss.border_sigma < math.inf, "positive")
+    fields = flat(config)
+    for name in NON_NEGATIVE:
+        require(config, name, 0 <= fields[name] < math.inf, "finite and not negative")
+    for name, choices in CHOICES.items():
+        require(config, name, fields[name] in choices, " or ".join(choices))
+    if config.model.pretrained:
+        known = "imagenet where model.pretrained is set"
+        require(config, "data.normalization", config.data.normalization == "imagenet", known)
+    if config.loss.name in ("dice", "lovasz"):  # defined on classes, not on pixels
+        known = f"0 where loss.name is {config.loss.name}"
+        require(config, "loss.border_weight", config.loss.border_weight == 0, known)
+
+
+def require(config: ConfigDict, name: str, holds: bool, expected: str) -> None:
+    """Raise a UserError that names a field and what it must be, unless a condition holds."""
+    if not holds:
+        raise UserError(f"config field {name!r} must be {expected}, found {flat(config)[name]!r}")
+
+
+def _size(value):
+    return len(value) == 2 and all(type(side) is int and side >= 1 for side in value)
+
+
+def _factors(value):
+    numbers = len(value) == 2 and all(type(factor) in (int, float) for factor in value)
+    return numbers and 0 < value[0] <= value[1] < math.inf

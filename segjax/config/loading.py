@@ -1,0 +1,232 @@
+"""Load the config of a file, apply overrides to it, and restore it from its fields."""
+
+import ast
+import contextlib
+import difflib
+import importlib.util
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict, FrozenConfigDict
+from ml_collections.config_dict import RequiredValueError
+
+from segjax.config.fields import CONDITIONS, GROUPS, check, default, flat, flat_default, require
+from segjax.errors import UserError
+from segjax.system.files import local_path
+
+
+def load_module(spec: str) -> tuple[ModuleType, str | None]:
+    """Import the config file of `FILE` or `FILE:ARG`; return its module and ARG or None."""
+    name, argument = _split(spec)
+    path = local_path(name)
+    if not path.is_file():
+        raise UserError(f"config file {name} does not exist")
+    module_spec = importlib.util.spec_from_file_location(path.stem, path)
+    if module_spec is None or module_spec.loader is None:
+        raise UserError(f"config file {name} is not a Python file")
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+    except Exception as error:
+        message = " ".join(str(error).split())
+        raise UserError(f"config file {name} fails: {type(error).__name__}: {message}") from error
+    if not hasattr(module, "get_config"):
+        raise UserError(f"config file {name} has no get_config()")
+    return module, argument
+
+
+def _split(spec: str) -> tuple[str, str | None]:
+    """Return FILE and ARG of `FILE[:ARG]`; of several colons, the longest FILE that exists."""
+    try:
+        local_path(spec)
+    except UserError as error:
+        raise UserError(f"config file: {error}") from error
+    parts = spec.split(":")
+    names = (":".join(parts[:end]) for end in range(len(parts), 0, -1))
+    name = next((name for name in names if name and local_path(name).is_file()), parts[0])
+    return name, spec[len(name) + 1 :] or None
+
+
+def experiment_name(spec: str) -> str:
+    """Return the stem of FILE in `FILE` or `FILE:ARG`."""
+    return Path(_split(spec)[0]).stem
+
+
+def load(spec: str, overrides: Mapping[str, Any]) -> ConfigDict:
+    """Load the config of `FILE[:ARG]`, apply the overrides and check it; return it locked.
+
+    Raises:
+      UserError: the file is missing or broken, a field is unknown or invalid, or an override has no
+        effect beside the other fields.
+    """
+    module, argument = load_module(spec)
+    try:
+        config = module.get_config(argument) if argument else module.get_config()
+    except Exception as error:
+        message = " ".join(str(error).split())
+        raise UserError(f"config file {spec}: {type(error).__name__}: {message}") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(
+            f"config file {spec}: get_config returns a {type(config).__name__}, not a ConfigDict"
+        )
+
+    if isinstance(config, FrozenConfigDict):
+        config = ConfigDict(config)
+    override(config, overrides)
+    fields = dict(_leaves(config))
+    if missing := [name for name in flat_default() if name not in fields]:
+        raise UserError(f"config file {spec} lacks field {missing[0]!r} of segjax.config.default()")
+    derived = fields["model.pretrained"] and "data.normalization" not in overrides
+    if derived and fields["data.normalization"] == "mean_std":
+        fields["data.normalization"] = "imagenet"  # the input that the weights were trained on
+    for name in ("data.data_dir", "data.folder"):
+        # Absolute, for starts from another current directory.
+        if fields[name] and isinstance(fields[name], str):
+            try:
+                fields[name] = str(local_path(fields[name]).absolute())
+            except UserError as error:
+                raise UserError(f"config field {name!r}: {error}") from error
+    config = restore(fields)
+
+    warmup = config.optimizer.warmup_steps  # not in `check`: older runs must stay readable
+    known = f"below steps ({config.steps})"
+    require(config, "optimizer.warmup_steps", warmup < config.steps, known)
+    for name, (condition, holds) in CONDITIONS.items():
+        if name in overrides and not holds(config):
+            value = flat(config)[name]
+            raise UserError(f"config field {name!r} is set to {value!r}, but only used {condition}")
+    return config
+
+
+def restore(fields: Mapping[str, Any]) -> ConfigDict:
+    """Return the config of the fields {"a.b": value} of a config file or a `config.json`, locked.
+
+    Whatever it accepts, it accepts again with the same digest after a round trip through JSON.
+    A field that is missing has its default value.
+
+    Raises:
+      UserError: an unknown name, a wrong type or an invalid value.
+    """
+    config = default()
+    for name, value in fields.items():
+        _assign(config, name, value)
+    check(config)
+    return config
+
+
+def _leaves(config: ConfigDict, group: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted name and the value of whatever a config file has put into a config."""
+    for key in config:
+        name, value = f"{group}{key}", _get(config, key)
+        if isinstance(value, ConfigDict) and name in GROUPS:
+            yield from _leaves(value, f"{name}.")
+        else:
+            yield name, value
+
+
+def _get(config, field):
+    """Return the value of a field, None if there is none or it is a placeholder."""
+    try:
+        return config.get(field)
+    except RequiredValueError:
+        return None
+
+
+def override(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
+    """Set fields by their dotted names.
+
+    Text, as from the command line, is parsed to the type of the field. `model.options` accepts any
+    name: the model itself refuses options that it does not have.
+
+    Raises:
+      UserError: an unknown name or a wrong type.
+    """
+    for name, value in overrides.items():
+        _assign(config, name, value, parse=isinstance(value, str))
+
+
+def _assign(config: ConfigDict, name: str, value: Any, parse: bool = False) -> None:
+    *parents, field = name.split(".")
+    owner: Any = config
+    for parent in parents:
+        owner = _get(owner, parent) if isinstance(owner, ConfigDict) else None
+    open_ended = parents == ["model", "options"]
+    if not isinstance(owner, ConfigDict) or not (field in owner or open_ended):
+        close = difflib.get_close_matches(name, flat(default()), n=1, cutoff=0.5)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise UserError(f"config has no field {name!r}{hint}")
+    if name in GROUPS:
+        raise UserError(f"config field {name!r} is a group of fields, not one")
+
+    # The default tells the type even where a config file has left a placeholder.
+    example = flat_default().get(name, _get(owner, field))
+    if parse:
+        value = _parse(name, value, example)
+    value = _plain(name, value, example)
+    if isinstance(example, tuple) and not isinstance(value, tuple):
+        value = (value,)
+    if isinstance(example, bool) != isinstance(value, bool) and example is not None:
+        raise _wrong_type(name, value, example)
+    try:
+        with contextlib.nullcontext() if field in owner else owner.unlocked():
+            owner[field] = value
+    except (TypeError, OverflowError) as error:
+        raise _wrong_type(name, value, example) from error
+
+
+def _parse(name, text, example):
+    if isinstance(example, str):
+        return None if text == "None" else text
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError) as error:
+        if text.lower() in ("true", "false"):
+            return text.lower() == "true"
+        if example is None:  # a new model option may be a word
+            return text
+        raise _wrong_type(name, text, example) from error
+
+
+def _plain(name, value, example):
+    """Return a value as JSON keeps it: bool, int, float, str, or a tuple of those (JSON's list)."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, list | tuple):
+        return tuple(_plain(name, item, None) for item in value)
+    if type(value) not in (bool, int, float, str):
+        raise _wrong_type(name, value, example)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"config field {name!r} must be finite, found {value!r}")
+    if isinstance(value, int) and not abs(value) < 2**63:  # its text may be too long to show
+        raise UserError(f"config field {name!r} must be below 2^63")
+    return value
+
+
+def _wrong_type(name, value, example):
+    expected = f"of type {type(example).__name__}, such as {example!r}"
+    if example is None:
+        expected = "a number, a truth value, text, or a tuple of those"
+    found = " ".join(repr(value).split())
+    found = found if len(found) <= 100 else found[:97] + "..."
+    return UserError(f"config field {name!r} is {expected}, found {found}")
+
+
+def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
+    """Parse `--config.a.b=value` arguments into {"a.b": "value"}.
+
+    Raises:
+      UserError: an argument has no value, or two arguments give a field different ones.
+    """
+    overrides: dict[str, str] = {}
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if not equals:
+            raise UserError(f"argument {argument!r} needs a value: {name}=VALUE")
+        field = name.removeprefix("--config.")
+        if overrides.setdefault(field, value) != value:
+            raise UserError(f"{name} is given twice, as {overrides[field]!r} and as {value!r}")
+    return overrides

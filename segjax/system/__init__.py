@@ -1,0 +1,1 @@
+"""The operating system and the terminal: files, locks, progress bars, words while waiting."""
