@@ -323,11 +323,15 @@ def draw(predictions: Predictions, errors: bool = False) -> Image.Image:
 
 
 def contact_sheet(
-    name: str, resolution: tuple[int, int] | None, data_dir: str | None
+    name: str,
+    resolution: tuple[int, int] | None,
+    data_dir: str | None,
+    folder: Path | None = None,
 ) -> Image.Image:
     """Draw six test images of a prepared dataset, each above its label, with a class legend."""
-    info = datasets.info(name, data_dir=data_dir, resolution=resolution)
-    source = datasets.open_split(name, "test", data_dir=data_dir, resolution=resolution)
+    place: dict[str, Any] = {"data_dir": data_dir, "folder": folder, "resolution": resolution}
+    info = datasets.info(name, **place)
+    source = datasets.open_split(name, "test", **place)
     examples = [source[int(place)] for place in np.linspace(0, len(source) - 1, 6)]
     rows = []
     for three in (examples[:3], examples[3:]):

@@ -5,8 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -15,7 +13,7 @@ from segjax.data import images
 from segjax.errors import UserError
 from segjax.inference import outputs
 from segjax.results.schema import Row
-from segjax.runs.experiment import Experiment, load_variables, open_run
+from segjax.runs.experiment import load_variables, open_run
 
 PathLike = str | os.PathLike[str]
 
@@ -69,7 +67,7 @@ class TrainedRun:
 
         They are the softmax of the logits at the size of the image, whose greatest is `predict`.
         """
-        return self._run(_build_probabilities, image, native)
+        return self._run(outputs.build_probabilities, image, native)
 
     def evaluate(self, split: str = "test", **options: Any) -> Row:
         """Return the row of the network on a split, without writing it.
@@ -99,15 +97,4 @@ class TrainedRun:
         size = predict.network_size(self._experiment, pixels.shape[:2], native)
         if (build, size) not in self._compiled:
             self._compiled[build, size] = build(self._experiment, size)
-        return np.asarray(self._compiled[build, size](self._variables, pixels[None]))[0]
-
-
-def _build_probabilities(experiment: Experiment, size: tuple[int, int] | None) -> Any:
-    output = outputs.resized(outputs.logits(experiment), size)
-
-    @jax.jit
-    def probabilities(variables, raw):
-        places = jnp.arange(raw.shape[0], dtype=jnp.int32)
-        return jax.nn.softmax(output(variables, raw.astype(jnp.float32) / 255, places))
-
-    return probabilities
+        return self._compiled[build, size](self._variables, pixels[None])[0]

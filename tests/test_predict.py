@@ -10,21 +10,13 @@ from PIL import Image
 from segjax import predict
 from segjax.cli.main import main
 from segjax.errors import UserError
+from support.runs import train_smoke
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory, scenes_data_dir):
     """Return the workdir of a run of two steps on one device."""
-    folder = tmp_path_factory.mktemp("predict") / "run"
-    status = main(
-        [
-            *("train", "--config", "experiments/quickstart.py:smoke", "--workdir", str(folder)),
-            f"--config.data.data_dir={scenes_data_dir}",
-            "--config.num_devices=1",
-        ]
-    )
-    assert status == 0
-    return folder
+    return train_smoke(tmp_path_factory.mktemp("smoke") / "run", scenes_data_dir)
 
 
 def save(path, height, width, mode="RGB"):

@@ -41,7 +41,7 @@ PEERS = Path(__file__).with_name("torch_peers.py")
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What to measure: networks, sizes, and the implementations to compare with."""
+    """Networks and sizes to measure, and the implementations to compare with."""
 
     models: tuple[str, ...]
     # {"width": 16} for every model that has the option, {"deconvnet.fc_width": 1024} for one.

@@ -15,7 +15,7 @@ DETAILS = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("name", help="camvid, isbi2012, or streetscenes, which is drawn by a program; or check")
+    add("name", help="camvid, isbi2012, streetscenes, which is drawn, or folder; or check")
     add(
         "folder",
         nargs="?",
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder of the published dataset (default: download it)",
     )
     add("--data-dir", type=path, metavar="DIR", help="folder for prepared datasets")
-    add("--resolution", type=size, metavar="HxW", help="image size of streetscenes")
+    add("--resolution", type=size, metavar="HxW", help="image size of streetscenes and folder")
     add("--sheet", type=path, metavar="FILE", help="also draw a contact sheet of its images")
 
 
@@ -55,6 +55,7 @@ def run(options: argparse.Namespace) -> int:
     sizes = ", ".join(f"{split} {counts.num_images}" for split, counts in info.splits.items())
     print(f"{info.name} is ready: {sizes} images of {info.resolution[0]}x{info.resolution[1]}")
     if options.sheet:
-        sheet = predict.contact_sheet(options.name, options.resolution, options.data_dir)
+        folder = options.source if options.name == "folder" else None
+        sheet = predict.contact_sheet(options.name, options.resolution, options.data_dir, folder)
         pictures.save(options.sheet, sheet)
     return 0

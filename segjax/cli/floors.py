@@ -3,6 +3,7 @@
 import argparse
 
 from segjax.cli.arguments import path, size
+from segjax.errors import UserError
 
 SUMMARY = "Evaluate baselines that see no image, and the best scores that coarse labels allow"
 DETAILS = (
@@ -13,10 +14,11 @@ DETAILS = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--dataset", default="camvid", help="camvid, isbi2012 or streetscenes")
+    add("--dataset", default="camvid", help="camvid, isbi2012, streetscenes or folder")
+    add("--folder", type=path, metavar="DIR", help="images and masks of dataset folder")
     add("--split", default="test", help="train, val or test (default: test)")
     add("--data-dir", type=path, metavar="DIR", help="folder of the prepared datasets")
-    add("--resolution", type=size, metavar="HxW", help="image size of streetscenes")
+    add("--resolution", type=size, metavar="HxW", help="image size of streetscenes and folder")
     add("--output", type=path, metavar="FILE.jsonl", help="append the rows to this file")
 
 
@@ -26,8 +28,15 @@ def run(options: argparse.Namespace) -> None:
     from segjax.report import tables
     from segjax.results.summary import summarize
 
+    if (options.dataset == "folder") != (options.folder is not None):
+        raise UserError("--dataset folder and --folder DIR belong together")
     rows = baselines.rows(
-        options.dataset, options.split, options.data_dir, options.resolution, options.shell
+        options.dataset,
+        options.split,
+        options.data_dir,
+        options.resolution,
+        options.shell,
+        folder=options.folder,
     )
     print(tables.render(summarize(rows)))
     if options.output:

@@ -1,4 +1,4 @@
-"""What the TFDS builders share: features of an example, PNG files, and a progress bar."""
+"""Features of an example, PNG files and a progress bar, for all TFDS builders."""
 
 import contextlib
 import io

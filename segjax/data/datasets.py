@@ -63,7 +63,8 @@ def prepare(
     Args:
         name: a key of `DATASETS`.
         data_dir: folder of prepared datasets; None is $TFDS_DATA_DIR or ~/tensorflow_datasets.
-        source: the published folder of camvid or isbi2012; None downloads camvid.
+        source: the published folder of camvid or isbi2012 (None downloads camvid), or the images
+            and masks of folder.
         resolution: (height, width) at which streetscenes are drawn, 96x128 by default; the others
             are stored at their own size and ignore it.
 
@@ -72,6 +73,7 @@ def prepare(
             written, or the dataset exists but is damaged.
     """
     builder = _builder(name, data_dir, source, resolution)
+    _size(builder, resolution)  # raises before the work, not after it
     _build(builder)
     return _info(builder, resolution)
 
@@ -232,8 +234,6 @@ def _build(builder: tfds.core.DatasetBuilder) -> None:
 
 def _info(builder: tfds.core.DatasetBuilder, resolution: tuple[int, int] | None) -> DatasetInfo:
     splits = {split: split_info(builder.info.metadata[split]) for split in builder.info.splits}
-    stored_height, stored_width, _ = builder.info.features["image"].shape
-    height, width = resolution or (stored_height, stored_width)
     class_names, palette = _classes(builder)
     return DatasetInfo(
         name=builder.name,
@@ -242,8 +242,16 @@ def _info(builder: tfds.core.DatasetBuilder, resolution: tuple[int, int] | None)
         mean=splits["train"].mean,
         std=splits["train"].std,
         splits=splits,
-        resolution=(height, width),
+        resolution=_size(builder, resolution),
     )
+
+
+def _size(builder: tfds.core.DatasetBuilder, resolution: tuple[int, int] | None) -> tuple[int, int]:
+    """Return the size of the examples: the resolution, or that of the stored images."""
+    height, width = resolution or builder.info.features["image"].shape[:2]
+    if height is None:
+        raise UserError(f"images of {builder.name} have their own sizes, expected a resolution")
+    return height, width
 
 
 def _classes(builder: tfds.core.DatasetBuilder) -> tuple[Any, Any]:

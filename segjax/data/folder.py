@@ -58,7 +58,7 @@ Value = int | tuple[int, int, int]
 
 @dataclasses.dataclass(frozen=True)
 class Classes:
-    """What `classes.json` says."""
+    """Classes and settings of a folder, from its `classes.json`."""
 
     values: dict[str, Value]  # name -> value in the masks, in the order of the labels
     void: tuple[Value, ...]
@@ -73,7 +73,7 @@ class Classes:
 
     @property
     def colored(self) -> bool:
-        """Whether the values are RGB triples."""
+        """Return whether the values are RGB triples."""
         return isinstance(next(iter(self.values.values())), tuple)
 
 
@@ -93,6 +93,8 @@ def read_classes(folder: Path) -> Classes:
       UserError: it is missing, cannot be read, or says something impossible.
     """
     path = folder / "classes.json"
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder, expected one of images, masks and classes.json")
     try:
         content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_twins)
     except FileNotFoundError:
@@ -376,10 +378,13 @@ class Folder(tfds.core.GeneratorBasedBuilder):
                 stats = (pair.image.stat(), pair.mask.stat())
                 seen = [[split, pair.name], *([stat.st_size, stat.st_mtime_ns] for stat in stats)]
                 digest.update(json.dumps(seen).encode())
-        name = f"{digest.hexdigest()[:16]}"
-        super().__init__(
-            config=tfds.core.BuilderConfig(name=name, description=folder.name), **kwargs
-        )
+        super().__init__(config=digest.hexdigest()[:16], **kwargs)
+
+    @classmethod
+    def get_builder_config(cls, name: str, version: Any = None) -> tfds.core.BuilderConfig:
+        """Return the config of a digest; TFDS would look it up in a fixed list."""
+        del version  # there is one version
+        return tfds.core.BuilderConfig(name=name)
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
@@ -426,5 +431,8 @@ def builder(
     """
     del resolution
     if source is None:
-        raise UserError("dataset folder needs a folder: --config.data.folder=DIR")
+        raise UserError(
+            "dataset folder needs a folder: --config.data.folder=DIR, or segjax data folder "
+            "--source DIR"
+        )
     return Folder(folder=source, data_dir=data_dir, file_format="array_record")

@@ -5,7 +5,8 @@ perfect network that predicts one class per block of its output stride.
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -45,8 +46,18 @@ def pixel_mode(
     return counts.argmax(0).astype(np.uint8)
 
 
-def _count(labels, guesses, num_classes):
-    """Return the confusion matrix of each guess over all label maps."""
+def oracles(num_classes: int) -> dict[int, Callable[[np.ndarray], jax.Array]]:
+    """Return {stride: function that reduces a label map by `majority_vote`}."""
+    return {
+        stride: functools.partial(majority_vote, stride=stride, num_classes=num_classes)
+        for stride in STRIDES
+    }
+
+
+def count_guesses(
+    labels: Iterable[np.ndarray], guesses: Mapping[Any, Callable[..., Any]], num_classes: int
+) -> dict[Any, np.ndarray]:
+    """Return the confusion matrix, int64 (K, K), of each guess over all label maps."""
     count = jax.jit(metrics.confusion_matrix, static_argnums=2)
     totals = {name: np.zeros((num_classes, num_classes), np.int64) for name in guesses}
     for label in labels:
@@ -65,6 +76,7 @@ def rows(
     data_dir: str | None,
     resolution: tuple[int, int] | None,
     command: str,
+    folder: Path | None = None,
 ) -> list[dict[str, Any]]:
     """Return the result rows of the baselines and upper bounds of a split.
 
@@ -73,14 +85,15 @@ def rows(
     - oracle stride s: the truth reduced by `majority_vote`.
 
     Args:
-      dataset, split, data_dir, resolution: of the label maps, as in a config.
+      dataset, split, data_dir, resolution, folder: of the label maps, as in a config.
       command: stored in the rows.
     """
-    info = datasets.info(dataset, data_dir=data_dir, resolution=resolution)
+    place: dict[str, Any] = {"data_dir": data_dir, "folder": folder, "resolution": resolution}
+    info = datasets.info(dataset, **place)
     num_classes = len(info.class_names)
 
     def source(name):
-        return datasets.open_split(dataset, name, data_dir=data_dir, resolution=resolution)
+        return datasets.open_split(dataset, name, **place)
 
     common = int(np.argmax(info.splits["train"].pixel_counts))
     mode = pixel_mode(_labels(source("train")), info.resolution, num_classes)
@@ -88,12 +101,9 @@ def rows(
         f"all {info.class_names[common]}": lambda label: np.full_like(label, common),
         "per-pixel mode": lambda _: mode,
     }
-    for stride in STRIDES:
-        guesses[f"oracle stride {stride}"] = functools.partial(
-            majority_vote, stride=stride, num_classes=num_classes
-        )
+    guesses |= {f"oracle stride {s}": guess for s, guess in oracles(num_classes).items()}
     test = source(split)
-    totals = _count(_labels(test), guesses, num_classes)
+    totals = count_guesses(_labels(test), guesses, num_classes)
     return [
         {
             "schema": results.SCHEMA,

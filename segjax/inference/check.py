@@ -6,8 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 from scipy import ndimage
@@ -19,7 +17,7 @@ from segjax.data.builders import progress
 from segjax.data.folder import Classes, Pair
 from segjax.data.statistics import VOID
 from segjax.errors import UserError, listing
-from segjax.inference.baselines import STRIDES, majority_vote
+from segjax.inference.baselines import count_guesses, oracles
 
 _ALIKE = 2  # bits of 64 in which the hashes of near-duplicates differ at most
 _NAMED = 5  # files that a line names
@@ -28,7 +26,7 @@ _CEILING_IMAGES = 50  # labels that the ceilings are computed from
 
 @dataclasses.dataclass
 class _Seen:
-    """What is found in the files of a folder."""
+    """Counts and faults of the files of a folder."""
 
     sizes: Counter[tuple[int, int]] = dataclasses.field(default_factory=Counter)  # height, width
     modes: Counter[str] = dataclasses.field(default_factory=Counter)  # of images
@@ -148,12 +146,7 @@ def ceilings(labels: Iterable[np.ndarray], num_classes: int) -> dict[int, np.nda
     That is about the most that a network reaches which predicts one class for each block of its
     output stride. A class that is nowhere has NaN.
     """
-    totals = {stride: np.zeros((num_classes, num_classes), np.int64) for stride in STRIDES}
-    count = jax.jit(metrics.confusion_matrix, static_argnums=2)
-    for label in map(jnp.asarray, labels):
-        for stride in STRIDES:
-            guess = majority_vote(label, stride, num_classes)
-            totals[stride] += np.asarray(count(label, guess, num_classes))
+    totals = count_guesses(labels, oracles(num_classes), num_classes)
     found = {}
     for stride, total in totals.items():
         scores = metrics.scores(total)

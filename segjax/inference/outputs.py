@@ -125,3 +125,25 @@ def build_predictor(
         return np.stack([values.argmax(-1).astype(np.uint8) for values in refined])
 
     return predict
+
+
+def build_probabilities(
+    experiment: Experiment, size: tuple[int, int] | None = None
+) -> Callable[[dict[str, Any], np.ndarray], np.ndarray]:
+    """Return a function that gives the softmax whose greatest class `build_predictor` predicts.
+
+    f(variables, images uint8 (B, H, W, C)) -> float32 (B, H, W, K); `size` and the images it
+    refuses are those of `build_predictor`.
+    """
+    sized = resized(logits(experiment), size)
+
+    @jax.jit
+    def values(variables, raw):
+        places = jnp.arange(raw.shape[0], dtype=jnp.int32)
+        return jax.nn.softmax(sized(variables, raw.astype(jnp.float32) / 255, places))
+
+    def predict(variables, images):
+        check_images(images, len(experiment.info.mean))
+        return np.asarray(values(variables, images))
+
+    return predict

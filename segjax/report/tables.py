@@ -144,16 +144,9 @@ def _columns(
 
 def _published(summary: Summary) -> Record | None:
     """Return the published result of a whole network, if the row is scored on the same images."""
-    row, protocol = summary.row, published.shipped().protocol
-    comparable = (
-        row["dataset"] == "camvid"
-        and row["split"] == "test"
-        and row["num_images"] == protocol.test_images
-        and tuple(row["resolution"]) == protocol.resolution
-        and "width" not in row["model_options"]
-        and "inference" not in row
-    )
-    return published.closest(row["model"]) if comparable else None
+    row = summary.row
+    whole = "width" not in row["model_options"] and "inference" not in row
+    return published.closest(row["model"]) if whole and published.follows_protocol(row) else None
 
 
 def _published_columns(summaries: Sequence[Summary]) -> list[Column]:

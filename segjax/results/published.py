@@ -23,7 +23,7 @@ from pydantic import (
 
 from segjax.errors import UserError
 from segjax.results import schema
-from segjax.results.schema import Positive, Text
+from segjax.results.schema import Positive, Row, Text
 
 CLASSES = (
     *("Building", "Tree", "Sky", "Car", "SignSymbol", "Road"),
@@ -186,6 +186,17 @@ def shipped() -> Published:
 def records(group: str, split: str | None) -> list[Record]:
     """Return the records of a group and split (None for costs), in the order of the file."""
     return [r for r in shipped().records if r.group == group and r.split == split]
+
+
+def follows_protocol(row: Row) -> bool:
+    """Return whether a row is scored on CamVid's test images, all of them, at their own size."""
+    protocol = shipped().protocol
+    return (
+        row["dataset"] == "camvid"
+        and row["split"] == "test"
+        and row["num_images"] == protocol.test_images
+        and tuple(row["resolution"]) == protocol.resolution
+    )
 
 
 def closest(model: str) -> Record | None:

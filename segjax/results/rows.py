@@ -213,11 +213,13 @@ def read_files(paths: Iterable[str | os.PathLike[str]]) -> dict[Path, list[Row]]
     """
     rows: dict[Path, list[Row]] = {}
     seen: set[Path] = set()
-    for path in map(Path, paths):
+    given = [Path(path) for path in paths]
+    named = {path.resolve() for path in given}
+    for path in given:
         files: list[Path] = [path]
         left_out: list[str] = []
         if path.is_dir():
-            files, left_out = _find(path)
+            files, left_out = _find(path, named)
             if not files:
                 why = f" ({'; '.join(left_out)})" if left_out else ""
                 raise UserError(
@@ -238,8 +240,8 @@ def read_files(paths: Iterable[str | os.PathLike[str]]) -> dict[Path, list[Row]]
     return rows
 
 
-def _find(folder: Path) -> tuple[list[Path], list[str]]:
-    """Return the files of rows in a directory, and what is left out of it."""
+def _find(folder: Path, read: set[Path]) -> tuple[list[Path], list[str]]:
+    """Return the files of rows in a directory, and what is left out of it and is not in `read`."""
     finished: list[Path] = []
     unfinished: list[Path] = []
     others: list[Path] = []
@@ -263,7 +265,7 @@ def _find(folder: Path) -> tuple[list[Path], list[str]]:
         named = [path.relative_to(folder) if path != folder else path.name for path in unfinished]
         runs = "1 run" if len(named) == 1 else f"{len(named)} runs"
         left_out.append(f"{runs} unfinished: {listing(sorted(map(str, named)))}")
-    if unread := sorted(set(others) - set(files)):
+    if unread := sorted(x for x in set(others) - set(files) if x.resolve() not in read):
         named = [path.relative_to(folder) for path in unread]
         left_out.append(f"not read unless named: {listing(named)}")
     return files, left_out

@@ -10,7 +10,7 @@ from PIL import Image
 
 from segjax.cli.main import main
 from segjax.data import datasets, folder
-from segjax.errors import UserError
+from support.errors import refusal
 from support.folders import make_folder
 
 # CamVid's own colors (label_colors.txt); Void is black.
@@ -62,14 +62,6 @@ def write_pair(path, name, label=LABEL, image_suffix=".jpg", mask_name=None):
     image = np.full((*label.shape, 3), 128, np.uint8)
     Image.fromarray(image).save(path / "images" / f"{name}{image_suffix}")
     Image.fromarray(255 * label).save(path / "masks" / f"{mask_name or name}.png")
-
-
-def refusal(call, *arguments):
-    with pytest.raises(UserError) as caught:
-        call(*arguments)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
 
 
 def test_masks_of_0_and_255_are_two_classes(tmp_path):
@@ -374,3 +366,23 @@ def test_a_folder_and_its_dataset_belong_together(tmp_path, capsys):
     arguments += ["--config.data.folder=photos"]
     assert main(["train", "--config", "experiments/quickstart.py:smoke", *arguments]) == 2
     assert "data.folder=DIR" in capsys.readouterr().err
+
+
+def test_a_folder_is_prepared_drawn_and_has_baselines_by_command(photos, tmp_path, capsys):
+    sheet = tmp_path / "sheet.png"
+    command = ["data", "folder", "--source", str(photos)]
+    assert main(command) == 2
+    assert "images of folder have their own sizes" in capsys.readouterr().err
+    assert not (tmp_path / "prepared").exists()
+    assert main([*command, "--resolution", "24x32", "--sheet", str(sheet)]) == 0
+    assert "train 8, val 4, test 4 images of 24x32" in capsys.readouterr().out
+    assert sheet.is_file()
+    floors = ["floors", "--dataset", "folder", "--resolution", "24x32"]
+    assert main([*floors, "--folder", str(photos)]) == 0
+    assert "all Ground" in capsys.readouterr().out
+    assert main(floors) == 2
+    assert "belong together" in capsys.readouterr().err
+
+
+def test_a_folder_that_does_not_exist_is_named(tmp_path):
+    assert f"{tmp_path / 'none'} is not a folder" in refusal(folder.read_classes, tmp_path / "none")

@@ -7,16 +7,8 @@ import subprocess
 import pytest
 
 from segjax import results
-from segjax.errors import UserError
+from support.errors import refusal
 from support.rows import make_baseline, make_row
-
-
-def refusal(call, *args):
-    with pytest.raises(UserError) as caught:
-        call(*args)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
 
 
 def test_written_rows_are_read_back_from_every_kind_of_place(tmp_path):
@@ -274,3 +266,12 @@ def test_the_revision_is_the_commit_and_says_if_files_were_changed(tmp_path, mon
         assert revision() == f"{commit}-modified"
     finally:
         results.revision.cache_clear()
+
+
+def test_a_file_that_is_named_is_not_said_to_be_left_out(tmp_path, capsys):
+    results.write_row(tmp_path / "run" / "result.json", make_row(0))
+    results.append(tmp_path / "floors.jsonl", make_baseline())
+    assert len(results.read([tmp_path, tmp_path / "floors.jsonl"])) == 2
+    assert capsys.readouterr().err == ""
+    assert len(results.read([tmp_path])) == 1
+    assert "not read unless named: floors.jsonl" in capsys.readouterr().err

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from segjax import results
+from segjax.cli.main import main
 from segjax.config import default
 from segjax.models.layers import ConvBlock
 from segjax.runs.experiment import Description
@@ -151,3 +152,11 @@ def assert_same_run(ours, theirs):
         np.testing.assert_array_equal(
             np.asarray(Image.open(picture)), np.asarray(Image.open(theirs / picture.name))
         )
+
+
+def train_smoke(folder: Path, data_dir: Path) -> Path:
+    """Train two steps of the demo's network on one device by the command; return the folder."""
+    command = ["train", "--config", "experiments/quickstart.py:smoke", "--workdir", str(folder)]
+    command += [f"--config.data.data_dir={data_dir}", "--config.num_devices=1"]
+    assert main(command) == 0
+    return folder

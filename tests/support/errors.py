@@ -1,0 +1,14 @@
+"""What a user is told of a mistake."""
+
+import pytest
+
+from segjax.errors import UserError
+
+
+def refusal(call, *arguments):
+    """Return the one line of the UserError that a call raises."""
+    with pytest.raises(UserError) as caught:
+        call(*arguments)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
