@@ -113,6 +113,7 @@ def train(config: ConfigDict, workdir: Path, description: Description) -> dict[s
             return results.read([workdir / "result.json"])[0]
         results.revision()  # of the code that runs: its files may change before the row is written
         run = processes.run_on_all(lambda: experiment.create(config))
+        processes.run_on_all(lambda: experiment.refuse_other_data(run, workdir))
         stop = stack.enter_context(processes.StopSignal())
         writes = processes.is_first()
         phases = Phases(workdir if writes else None, run.device_name)

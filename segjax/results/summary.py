@@ -98,7 +98,7 @@ def summarize(rows: Iterable[Row]) -> list[Summary]:
     inference). Duplicates of a row count once.
 
     Raises:
-      UserError: a group has two different results of one seed, or was scored on different labels.
+      UserError: a group has two different results of one seed, or was scored on different data.
     """
     groups: dict[str, dict[int | None, Row]] = {}
     for row in rows:
@@ -110,9 +110,11 @@ def summarize(rows: Iterable[Row]) -> list[Summary]:
                 f"{row['finished']}), expected one per seed"
             )
         first = next(iter(group.values()))
-        if list(map(sum, first["confusion"])) != list(map(sum, row["confusion"])):
+        digests = {each["data_digest"] for each in (first, row) if each.get("data_digest")}
+        truths = [list(map(sum, each["confusion"])) for each in (first, row)]
+        if truths[0] != truths[1] or len(digests) > 1:
             raise UserError(
-                f"{results.title(row)}: scored on different labels than {results.title(first)}"
+                f"{results.title(row)}: scored on different data than {results.title(first)}"
             )
     summaries = [_summary(list(group.values())) for group in groups.values()]
 

@@ -53,14 +53,21 @@ class Experiment:
         return f"{self.devices[0].device_kind} x{len(self.devices)}"
 
     def open_split(self, split: str) -> datasets.Source:
+        """Open a split of the dataset.
+
+        Raises:
+          UserError: its data are not those of the run.
+        """
         data = self.config.data
-        return datasets.open_split(
+        source = datasets.open_split(
             data.dataset,
             split,
             data_dir=data.data_dir or None,
             folder=data.folder or None,
             resolution=tuple(data.resolution),
         )
+        _require_digest(data.dataset, split, source.digest, self.info)
+        return source
 
     def open_training(self) -> tuple[loader.Source, np.ndarray]:
         """Open the training split; return it and the class weights of the loss, float32 (K,).
@@ -219,6 +226,28 @@ def refuse_other_config(config: ConfigDict, workdir: Path) -> None:
         difference = configs.difference(config, stored)
         if difference:
             raise UserError(f"workdir {workdir} holds a run of another config: {difference}")
+
+
+def refuse_other_data(run: Experiment, workdir: Path) -> None:
+    """Check that a workdir does not hold a run on other data than there are now.
+
+    Raises:
+      UserError: it does; names the split.
+    """
+    if (workdir / "config.json").exists():
+        _, _, stored = read_description(workdir)
+        for split, found in run.info.splits.items():
+            _require_digest(run.config.data.dataset, split, found.digest, stored)
+
+
+def _require_digest(dataset: str, split: str, found: str, info: datasets.DatasetInfo) -> None:
+    """Raise if a split has another digest than in `info`; data prepared long ago have none."""
+    expected = info.splits[split].digest if split in info.splits else ""
+    if found and expected and found != expected:
+        raise UserError(
+            f"the {split} split of {dataset} has changed since the run began: its digest is "
+            f"{found[:16]}, was {expected[:16]}"
+        )
 
 
 def open_run(workdir: Path, data_dir: Path | str | None) -> tuple[Experiment, Description]:

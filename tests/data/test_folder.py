@@ -386,3 +386,21 @@ def test_a_folder_is_prepared_drawn_and_has_baselines_by_command(photos, tmp_pat
 
 def test_a_folder_that_does_not_exist_is_named(tmp_path):
     assert f"{tmp_path / 'none'} is not a folder" in refusal(folder.read_classes, tmp_path / "none")
+
+
+@pytest.mark.slow
+def test_data_that_change_under_a_run_are_refused(photos, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    assert train(photos, workdir) == 0
+    path = photos / "test" / "masks" / "test 0.png"
+    mask = np.array(Image.open(path))
+    mask[0, 0] = 255 - mask[0, 0]
+    Image.fromarray(mask).save(path)
+    said = "the test split of folder has changed since the run began: its digest is"
+    assert main(["evaluate", "--workdir", str(workdir)]) == 2
+    assert said in capsys.readouterr().err
+    assert main(["evaluate", "--workdir", str(workdir), "--split", "val"]) == 0
+    (workdir / "result.json").unlink()
+    capsys.readouterr()
+    assert train(photos, workdir) == 2
+    assert said in capsys.readouterr().err

@@ -145,7 +145,7 @@ def test_two_results_of_one_seed_are_refused():
 
 def test_runs_scored_on_other_labels_are_refused():
     other = ((81, 15, 5), (10, 180, 10), (6, 6, 8))
-    with pytest.raises(UserError, match="scored on different labels"):
+    with pytest.raises(UserError, match="scored on different data"):
         summarize([make_row(0), make_row(1, confusion=other)])
 
 
@@ -283,3 +283,10 @@ def test_more_scores_are_columns_when_they_are_asked_for():
     # Hits 80, 180, 8 of 100, 200, 20; predicted 96, 201, 23.
     dice = 100 * (160 / 196 + 360 / 401 + 16 / 43) / 3
     assert dict(zip(heading, line, strict=True))["Dice"] == f"{dice:.1f}"
+
+
+def test_a_mean_over_seeds_is_of_one_dataset():
+    rows = [make_row(0, data_digest="1" * 64), make_row(1, data_digest="2" * 64)]
+    with pytest.raises(UserError, match="scored on different data"):
+        summarize(rows)
+    assert len(summarize([rows[0], make_row(1)])) == 1  # a row from before digests
