@@ -1,5 +1,6 @@
-"""UserError, the exception for mistakes of the user, warnings, and one-line forms of both."""
+"""The exceptions that end a command, warnings, and one-line forms of both."""
 
+import signal
 import sys
 from collections.abc import Collection
 
@@ -9,6 +10,22 @@ class UserError(Exception):
 
     The command line prints the message and exits with status 2.
     """
+
+
+class Stopped(Exception):
+    """A signal asked the training to stop, and everything is saved.
+
+    Attributes:
+      status: exit status of the command, 128 plus the number of the signal.
+    """
+
+    def __init__(self, number: int, step: int):
+        super().__init__(f"stopped by {signal.Signals(number).name} at step {step}, all is saved")
+        self.status = 128 + number
+
+
+class Diverged(Exception):
+    """The loss or its gradient is not finite; the command exits with status 1."""
 
 
 def line(error: Exception) -> str:

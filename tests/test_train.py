@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segjax import models, results, train
+from segjax import errors, models, results, train
 from segjax.cli import main
 from segjax.errors import UserError
 from segjax.results.counts import Counts
@@ -257,7 +257,7 @@ def fake_evaluator(values, stop_at=None):
 def test_the_best_survives_a_restart(scenes_data_dir, tmp_path, one_layer, monkeypatch):
     config = small_config(scenes_data_dir, steps=8)
     monkeypatch.setattr(train, "build_evaluator", fake_evaluator([0.2, 0.6, 0.4], stop_at=2))
-    with pytest.raises(train.Stopped, match="stopped by SIGTERM at step 6") as stopped:
+    with pytest.raises(errors.Stopped, match="stopped by SIGTERM at step 6") as stopped:
         train.train(config, tmp_path, DESCRIPTION)
     assert stopped.value.status == 143
     best = arrays(tmp_path, "best", 4)
@@ -315,7 +315,7 @@ def test_a_streaming_run_goes_on_where_it_stopped(
     train.train(config, tmp_path / "whole", DESCRIPTION)
     with monkeypatch.context() as patch:
         patch.setattr(train, "build_evaluator", fake_evaluator([0.0], stop_at=0))
-        with pytest.raises(train.Stopped, match="at step 3,"):
+        with pytest.raises(errors.Stopped, match="at step 3,"):
             train.train(config, tmp_path / "parts", DESCRIPTION)
     train.train(config, tmp_path / "parts", DESCRIPTION)
     assert_same_bits(arrays(tmp_path / "whole", "latest"), arrays(tmp_path / "parts", "latest"))
@@ -343,7 +343,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_last_good_checkpoint(
     command, tmp_path, monkeypatch
 ):
     few = {"checkpoint_every": 1, "steps": 8, "log_every": 1}
-    monkeypatch.setattr(train.configs, "digest", lambda _: "the same for any config")
+    monkeypatch.setattr("segjax.config.digest", lambda _: "the same for any config")
     monkeypatch.setattr(train, "build_evaluator", fake_evaluator([0.1], stop_at=0))
     assert command(**few)[0] == 143
     assert saved_steps(tmp_path / "run", "latest") == [1, 2]

@@ -2,11 +2,10 @@
 
 import argparse
 import os
-import sys
 from collections.abc import Iterator, Mapping
 
 from segjax.cli.arguments import OVERRIDES, add_config, path
-from segjax.errors import UserError, warn
+from segjax.errors import Diverged, Stopped, UserError, say, warn
 
 SUMMARY = "Train and test one run, or resume it"
 DETAILS = OVERRIDES
@@ -44,12 +43,12 @@ def run(options: argparse.Namespace) -> int:
 
     try:
         row = train.train(loaded, options.workdir, description)
-    except train.Stopped as stopped:
+    except Stopped as stopped:
         if processes.is_first():
-            print(f"segjax: {stopped}", file=sys.stderr)
+            say(str(stopped))
         return stopped.status
-    except train.Diverged as diverged:
-        print(f"segjax: {diverged}", file=sys.stderr)
+    except Diverged as diverged:
+        say(str(diverged))
         return 1
     except (UserError, OSError) as error:
         processes.exit_with_error(error)

@@ -5,7 +5,7 @@ import functools
 import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from segjax import models
 from segjax.data import datasets, loader
 from segjax.errors import UserError
 from segjax.runs.checkpoint import Checkpoints
+from segjax.system import locks
 from segjax.system.files import write_whole
 from segjax.training import losses, optimizers, parallel, steps
 
@@ -213,6 +214,33 @@ def read_description(workdir: Path) -> tuple[ConfigDict, Description, datasets.D
 @functools.cache
 def _warn_once(message: str) -> None:
     _log.warning(message)
+
+
+def identity(config: ConfigDict) -> str:
+    """Return the identity that a checkpoint must have for this config to resume it."""
+    return f"{configs.digest(config)}, seed {config.seed}"
+
+
+def claim(workdir: Path, config: ConfigDict) -> IO[str]:
+    """Lock a run directory, created if missing, until the returned file is closed.
+
+    Raises:
+      UserError: another process has it, it holds a run of another config, or it cannot be written.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        # A process that only looks whether it is held holds it for an instant.
+        held = locks.acquire(workdir / ".lock", wait=0.1)
+    except OSError as error:
+        raise UserError(f"workdir {workdir} cannot be written: {error.strerror}") from error
+    if held is None:
+        raise UserError(f"workdir {workdir} is in use by another process")
+    try:
+        refuse_other_config(config, workdir)
+    except BaseException:
+        held.close()
+        raise
+    return held
 
 
 def refuse_other_config(config: ConfigDict, workdir: Path) -> None:

@@ -12,10 +12,12 @@ import time
 import pytest
 from rich.console import Console
 
-from segjax import results, train
+from segjax import config as configs
+from segjax import results
 from segjax.cli.main import main
 from segjax.errors import UserError
 from segjax.results.summary import summarize
+from segjax.runs import experiment
 from segjax.sweep import grids, local, slurm_script
 from support import toy_grid
 from support.kill_a_sweep import kill_and_finish
@@ -167,8 +169,9 @@ def test_a_run_in_use_by_another_process_is_waited_for(stand_in, name):
 
 
 def test_the_refusal_of_a_run_in_use_is_recognized(tmp_path):
-    with train._lock(tmp_path), pytest.raises(UserError) as refused:
-        train._lock(tmp_path)
+    config = configs.default()
+    with experiment.claim(tmp_path, config), pytest.raises(UserError) as refused:
+        experiment.claim(tmp_path, config)
     said = f"segjax: {refused.value}\n"
     assert local.refused_as_in_use(2, said)
     script = slurm_script.render("tiny", tmp_path, slurm_script.Options(), [1])
