@@ -20,7 +20,7 @@ from segjax import errors, models, results, train
 from segjax.cli import main
 from segjax.errors import UserError
 from segjax.results.counts import Counts
-from segjax.runs.tracking import read_metrics
+from segjax.runs.metrics_log import read_metrics
 from segjax.system.files import write_whole
 from support.runs import (
     DESCRIPTION,

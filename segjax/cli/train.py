@@ -69,6 +69,6 @@ def _ignored(mode: str, overrides: Mapping[str, str]) -> Iterator[str]:
             f"WANDB_MODE={asked} has no effect, wandb.mode of the config is {mode}; use "
             f"--config.wandb.mode={asked}"
         )
-    for name in ("wandb.project", "wandb.group"):
+    for name in ("wandb.project", "wandb.group", "wandb.artifact"):
         if name in overrides and mode == "disabled":
             yield f"--config.{name} has no effect while wandb.mode is disabled"

@@ -13,7 +13,7 @@ from segjax.errors import UserError
 
 # Fields that do not define the experiment: excluded from the digest, free to differ on resume. (The
 # number of devices changes rounding and, with micro-batches, the batch-normalization groups.)
-INCIDENTAL = ("data.data_dir", "wandb", "log_every", "num_devices")
+INCIDENTAL = ("data.data_dir", "wandb", "tensorboard", "log_every", "num_devices")
 
 # Fields added after the first results: excluded from the digest at their default values, so that
 # the digests of those results stay valid. Every new field goes here.
@@ -137,6 +137,8 @@ def default() -> ConfigDict:
     config.wandb.mode = "disabled"  # disabled, offline, online
     config.wandb.project = "segjax"
     config.wandb.group = ""
+    config.wandb.artifact = False  # upload the tested model
+    config.tensorboard = False  # event files in the workdir
     config.lock()  # a config file that misspells a field is an error
     config.model.options.unlock()
     return config

@@ -15,7 +15,7 @@ from segjax.errors import UserError
 from segjax.report import tables
 from segjax.results.schema import Row
 from segjax.results.summary import Summary, summarize
-from segjax.runs import tracking
+from segjax.runs import metrics_log
 
 Curve = dict[int, float]  # step -> value
 
@@ -177,7 +177,7 @@ def curves(run: Run) -> tuple[Curve, Curve] | None:
     score: Curve = {}
     loss: Curve = {}
     since: list[float] = []
-    for line in tracking.read_metrics(path):
+    for line in metrics_log.read_metrics(path):
         step = int(line["step"])
         for name in ("train/loss", "val/mean_iou"):
             if type(line.get(name, 0.0)) not in (int, float):

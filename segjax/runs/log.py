@@ -1,4 +1,4 @@
-"""Log one start of a training: metrics.jsonl, samples, Weights & Biases, and a progress bar."""
+"""Log one start of a training: metrics.jsonl, samples, trackers, and a progress bar."""
 
 import contextlib
 import math
@@ -10,35 +10,30 @@ from typing import Any, Self
 
 import numpy as np
 
-from segjax import config as configs
 from segjax import metrics
 from segjax.results.schema import Row
 from segjax.runs import processes, samples, tracking
 from segjax.runs.experiment import Description, Experiment
+from segjax.runs.metrics_log import MetricsLog
 from segjax.system.progress import Bar
 
 
 class TrainingLog:
     """Log of one start of a training; only process 0 writes and prints.
 
-    A context manager: leaving it by an exception marks the W&B run as failed.
+    A context manager: leaving it by an exception marks the run as failed in W&B.
     """
 
     def __init__(self, run: Experiment, workdir: Path, description: Description, step: int):
         """Open the logs of a run that has done `step` steps."""
-        config, fields = run.config, configs.flat(run.config)
-        writes = processes.is_first()
+        config, writes = run.config, processes.is_first()
         self._run, self._workdir, self._name = run, workdir, description.name
-        self._metrics = tracking.MetricsLog(workdir / "metrics.jsonl", step) if writes else None
-        self._wandb = tracking.start_wandb(
-            workdir,
-            mode=config.wandb.mode if writes else "disabled",
-            project=config.wandb.project,
-            group=config.wandb.group,
-            name=description.name,
-            config=fields,
-            tags=tracking.tags(fields, description.overrides),
-        )
+        self._metrics = MetricsLog(workdir / "metrics.jsonl", step) if writes else None
+        self._trackers = tracking.Trackers()
+        if writes:
+            self._trackers = tracking.start(
+                workdir, config, description.name, description.overrides, step
+            )
         self._bar = Bar(description.name, config.steps, step, config.batch_size, not writes)
         self._step = step
         self._seen = time.monotonic(), step  # when a rate was logged last
@@ -53,7 +48,7 @@ class TrainingLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._wandb.finish(0 if kind is None else 1)
+        self._trackers.finish(0 if kind is None else 1)
         if self._metrics:
             self._metrics.close()
 
@@ -124,16 +119,30 @@ class TrainingLog:
         if self._metrics:
             info = self._run.info
             drawn = samples.draw(self._workdir, step, info, examples, predict)
-            self._wandb.log_masks(step, "val/examples", *drawn, info.class_names)
+            self._trackers.each(lambda tracker: tracker.examples(step, drawn, info.class_names))
 
     def test(self, row: Row) -> None:
-        """Send the scores of the result row to W&B; they are in result.json already."""
+        """Show the result row, which is in result.json already, and keep the tested model."""
+        step = self._run.config.steps
         prefix = "test" if row["split"] == "test" else f"test_on_{row['split']}"
         scores = {name: row[name] for name in (*metrics.SCORES, "boundary_f")}
         found = {f"{prefix}/{name}": value for name, value in scores.items() if value is not None}
-        self._wandb.log_scalars(self._run.config.steps, found)
+        columns = {
+            "class": row["class_names"],
+            "IoU": row["per_class_iou"],
+            "accuracy": row["per_class_accuracy"],
+            "boundary F": row["per_class_boundary_f"],
+        }
+        classes = list(zip(*columns.values(), strict=True))
 
-    def _write(self, step, values):
+        def show(tracker: tracking.Tracker) -> None:
+            tracker.scalars(step, found)
+            tracker.table(step, f"{prefix}/classes", list(columns), classes)
+            tracker.keep_model(self._workdir)
+
+        self._trackers.each(show)
+
+    def _write(self, step: int, values: Mapping[str, float]) -> None:
         if self._metrics:
             self._metrics.write(step, values)
-        self._wandb.log_scalars(step, values)
+        self._trackers.each(lambda tracker: tracker.scalars(step, values))

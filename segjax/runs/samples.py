@@ -2,13 +2,24 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from segjax.data import pictures
 from segjax.data.datasets import DatasetInfo
 
 COUNT = 4
+
+
+class Samples(NamedTuple):
+    """Drawn images of a split."""
+
+    images: np.ndarray  # uint8 (N, H, W, C)
+    predictions: np.ndarray  # uint8 (N, H, W)
+    truths: np.ndarray  # uint8 (N, H, W)
+    picture: Image.Image  # a row for each image: image, truth, prediction
 
 
 def draw(
@@ -17,7 +28,7 @@ def draw(
     info: DatasetInfo,
     examples: dict[str, np.ndarray],
     predict: Callable[[np.ndarray], np.ndarray],
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> Samples:
     """Draw `COUNT` images, evenly spaced in a split, into workdir/samples/STEP.png.
 
     Args:
@@ -26,9 +37,6 @@ def draw(
       info: the dataset.
       examples: the split in memory: image (N, H, W, C) and label (N, H, W), uint8.
       predict: f(images) -> labels.
-
-    Returns:
-      The images, their predictions and their labels.
     """
     count = len(examples["label"])
     places = np.linspace(0, count - 1, min(COUNT, count)).round().astype(int)
@@ -44,4 +52,4 @@ def draw(
     ]
     picture = pictures.grid(rows, ["image", "truth", f"step {step}"])
     pictures.save(workdir / "samples" / f"{step:07d}.png", picture)
-    return images, predictions, truths
+    return Samples(images, predictions, truths, picture)

@@ -1,22 +1,23 @@
-"""Log the metrics of a run to `metrics.jsonl` and, optionally, Weights & Biases."""
+"""Follow a run from outside: Weights & Biases, TensorBoard.
 
-import json
+All that they show is on disk as well, and none of them stops a run.
+"""
+
 import logging
-import math
-import numbers
-import os
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, SupportsFloat, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
+from ml_collections import ConfigDict
 
+from segjax import config as configs
+from segjax import metrics
 from segjax.data.datasets import VOID
-from segjax.errors import UserError
+from segjax.runs.samples import Samples
 from segjax.system import waiting
-from segjax.system.files import naming, write_whole
+from segjax.system.files import write_whole
 
 _log = logging.getLogger(__name__)
 
@@ -25,167 +26,196 @@ START_TIMEOUT = 30.0  # seconds to reach the W&B server before logging offline
 FINISH_TIMEOUT = 300.0  # seconds to upload at the end; the rest is left to `wandb sync`
 
 
-class MetricsLog:
-    """Write `metrics.jsonl`: one JSON object per line, `{"step": 20, "train/loss": 0.71}`.
+class Tracker(Protocol):
+    """A service or a file format that shows a run; any method may raise."""
 
-    NaN and infinities, which JSON lacks, are written as null. Each line is flushed, so a killed
-    process loses at most the line it was writing. A step may have several rows.
-    """
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Show numbers under their names: `train/loss`, `val/mean_iou`, `val/iou/Road`."""
 
-    def __init__(self, path: str | os.PathLike[str], step: int) -> None:
-        """Open the log of a run that resumes after `step` finished steps.
+    def examples(self, step: int, drawn: Samples, class_names: Sequence[str]) -> None:
+        """Show validation images with their predictions, as `val/examples`."""
 
-        Drop the rows of later steps and a truncated last line, which the run writes again; at step
-        0 drop all rows. Rows of a step must be written before its checkpoint, so that none is lost
-        or duplicated.
-        """
-        self._path = path = Path(path)
-        lines = _whole_lines(path) if path.exists() and step > 0 else []
-        kept = [line for line, row in _rows(path, lines) if row["step"] <= step]
-        write_whole(path, "".join(line + "\n" for line in kept))
-        self._file = path.open("a", encoding="utf-8")
-
-    def write(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
-        """Append one row; integers stay integers, everything else becomes a float.
-
-        Raises:
-          OSError: for example a full disk; names the file.
-        """
-        row: dict[str, int | float | None] = {"step": step}
-        for name, value in values.items():
-            if isinstance(value, numbers.Integral):
-                row[name] = int(value)
-            else:
-                number = float(value)
-                row[name] = number if math.isfinite(number) else None
-        with naming(self._path):
-            self._file.write(json.dumps(row, allow_nan=False) + "\n")
-            self._file.flush()
-
-    def close(self) -> None:
-        with naming(self._path):
-            self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
+    def table(
+        self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
     ) -> None:
-        self.close()
+        """Show a table."""
 
-
-def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, float]]:
-    """Read the rows of a `metrics.jsonl`, also while its run is active; null becomes NaN.
-
-    Raises:
-      UserError: the file is missing, or a complete line is damaged.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file, expected the metrics.jsonl of a run")
-    return [
-        {name: math.nan if value is None else value for name, value in row.items()}
-        for _, row in _rows(path, _whole_lines(path))
-    ]
-
-
-def _whole_lines(path: Path) -> list[str]:
-    # Text after the last newline is incomplete: being written, or left by a killed process.
-    return path.read_bytes().decode(errors="replace").split("\n")[:-1]
-
-
-def _rows(path: Path, lines: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
-    rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-            raise UserError(f"{path}:{number}: damaged, expected a row of metrics with its step")
-        rows.append((line, row))
-    return rows
-
-
-class WandbRun:
-    """A run in Weights & Biases, created by `start_wandb`.
-
-    W&B never stops a training: the first exception is logged as a one-line warning and turns this
-    object off. Steps that the W&B run already has, because a resumed run repeats some, are kept.
-    """
-
-    def __init__(self, start: Callable[[], Any] | None) -> None:
-        self._run: Any = None
-        if start is not None:
-            with waiting.reported("waiting for W&B to start the run"):
-                self._run = self._guarded(start)
-
-    def log_scalars(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
-        """Log numbers under their names: `train/loss`, `val/mean_iou`, `val/iou/Road`."""
-        self._send(step, lambda: {name: float(value) for name, value in values.items()})
-
-    def log_masks(
-        self,
-        step: int,
-        name: str,
-        images: Iterable[np.ndarray],
-        predictions: Iterable[np.ndarray],
-        truths: Iterable[np.ndarray],
-        class_names: Sequence[str],
-    ) -> None:
-        """Log images overlaid with two masks, `prediction` and `truth`.
-
-        Args:
-          step: training step.
-          name: of the panel, such as `val/examples`; use the same name and images at every step.
-          images: each uint8 (H, W, 3), RGB.
-          predictions, truths: each integer (H, W), in [0, K) or VOID.
-          class_names: K names.
-        """
-        labels = {**dict(enumerate(class_names)), VOID: "void"}
-
-        def panel() -> dict[str, Any]:
-            import wandb
-
-            pictures = []
-            for image, prediction, truth in zip(images, predictions, truths, strict=True):
-                masks = {
-                    kind: {"mask_data": np.asarray(mask, np.uint8), "class_labels": labels}
-                    for kind, mask in (("prediction", prediction), ("truth", truth))
-                }
-                pictures.append(wandb.Image(np.asarray(image), masks=masks))
-            return {name: pictures}
-
-        self._send(step, panel)
+    def keep_model(self, workdir: Path) -> None:
+        """Keep the tested model of a finished run, where the tracker can and is asked to."""
 
     def finish(self, exit_code: int) -> None:
-        """End the W&B run; wait for uploads for at most FINISH_TIMEOUT seconds."""
-        run, self._run = self._run, None
-        if run is not None:
-            with waiting.reported("waiting for W&B to upload the run"):
-                self._guarded(lambda: run.finish(exit_code=exit_code))
+        """End the run; 0: it is finished."""
 
-    def _send(self, step: int, content: Callable[[], dict[str, Any]]) -> None:
-        run = self._run
-        if run is not None:
-            # W&B rejects steps below its own, with a warning for each.
-            self._guarded(lambda: run.log(content(), step=step) if step >= run.step else None)
 
-    def _guarded(self, call: Callable[[], Any]) -> Any:
+class Trackers:
+    """The trackers of a run; the first exception of one is a warning and switches it off."""
+
+    def __init__(self) -> None:
+        self._active: dict[str, Tracker] = {}
+
+    def start(self, name: str, create: Callable[[], Tracker]) -> None:
+        """Add a tracker; name: for warnings."""
         try:
-            return call()
+            with waiting.reported(f"waiting for {name} to start the run"):
+                self._active[name] = create()
         except Exception as error:
-            self._run = None
-            _log.warning("W&B is switched off for this run: %s", _one_line(error))
-            return None
+            self._warn(name, error)
+
+    def each(self, call: Callable[[Tracker], None]) -> None:
+        """Call a function with each tracker that is not switched off."""
+        for name, tracker in list(self._active.items()):
+            try:
+                call(tracker)
+            except Exception as error:
+                del self._active[name]
+                self._warn(name, error)
+
+    def finish(self, exit_code: int) -> None:
+        with waiting.reported(f"waiting for {' and '.join(self._active)} to end the run"):
+            self.each(lambda tracker: tracker.finish(exit_code))
+        self._active.clear()
+
+    def _warn(self, name: str, error: Exception) -> None:
+        _log.warning("%s is switched off for this run: %s", name, _one_line(error))
 
 
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split()) or 'no message'}"
+def start(
+    workdir: Path, config: ConfigDict, name: str, overrides: Mapping[str, Any], step: int
+) -> Trackers:
+    """Start the trackers that a config asks for, importing no others.
+
+    Args:
+      workdir: the run directory.
+      config: of the run.
+      name: of the run in its sweep.
+      overrides: {"a.b": value} of the fields that the run sets.
+      step: training steps done before this start.
+    """
+    found, fields = Trackers(), configs.flat(config)
+    if config.wandb.mode != "disabled":
+        found.start("W&B", lambda: Wandb(workdir, config.wandb, name, fields, overrides))
+    if config.tensorboard:
+        found.start("TensorBoard", lambda: TensorBoard(workdir / "tensorboard", step))
+    return found
+
+
+class Wandb:
+    """A run in Weights & Biases.
+
+    Its id is stored in `workdir/wandb_id.txt`, so that a resumed training continues it, and its
+    files are in `workdir/wandb`. In mode "offline" each start has its own folder there, all with
+    the same id, for `wandb sync`; mode "online" does the same if the server cannot be reached.
+    """
+
+    def __init__(
+        self,
+        workdir: Path,
+        options: ConfigDict,
+        name: str,
+        config: Mapping[str, Any],
+        overrides: Mapping[str, Any],
+    ) -> None:
+        """Start or resume the run.
+
+        Args:
+          workdir: the run directory.
+          options: the config's group `wandb`.
+          name: shown in W&B.
+          config: {"a.b": value} of every field.
+          overrides: {"a.b": value} of the fields that the run sets.
+        """
+        import wandb
+
+        self._keeps_model = options.artifact
+
+        def begin(mode: str) -> Any:
+            return wandb.init(
+                project=options.project,
+                group=options.group or None,
+                name=name,
+                config=dict(config),
+                tags=tags(config, overrides),
+                dir=workdir,
+                mode=cast(Any, mode),
+                id=_wandb_id(workdir),
+                resume="allow",
+                settings=wandb.Settings(
+                    # The terminal belongs to the progress bar, which W&B would wrap and record.
+                    console="off",
+                    init_timeout=START_TIMEOUT,
+                    finish_timeout=FINISH_TIMEOUT,
+                ),
+            )
+
+        try:
+            self._run = begin(options.mode)
+        except Exception as error:
+            if options.mode != "online":
+                raise
+            wandb.teardown()  # its service still holds the id of the run
+            self._run = begin("offline")
+            _log.warning(
+                "W&B cannot be reached; logging to %s for `wandb sync`: %s",
+                workdir / "wandb",
+                _one_line(error),
+            )
+        # The overview of runs shows the best value of each validation score, not the last.
+        for score in (*metrics.SCORES, "iou/*"):
+            self._run.define_metric(f"val/{score}", summary="max")
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        self._send(step, {name: float(value) for name, value in values.items()})
+
+    def examples(self, step: int, drawn: Samples, class_names: Sequence[str]) -> None:
+        """Show images overlaid with two masks, `prediction` and `truth`, in W&B's own colors."""
+        import wandb
+
+        labels = {**dict(enumerate(class_names)), VOID: "void"}
+        panel = []
+        for image, prediction, truth in zip(
+            drawn.images, drawn.predictions, drawn.truths, strict=True
+        ):
+            masks = {
+                kind: {"mask_data": np.asarray(mask, np.uint8), "class_labels": labels}
+                for kind, mask in (("prediction", prediction), ("truth", truth))
+            }
+            panel.append(wandb.Image(np.asarray(image), masks=masks))
+        self._send(step, {"val/examples": panel})
+
+    def table(
+        self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
+    ) -> None:
+        import wandb
+
+        self._send(step, {name: wandb.Table(columns=list(columns), data=[list(r) for r in rows])})
+
+    def keep_model(self, workdir: Path) -> None:
+        """With `wandb.artifact`, upload what `segjax.load` needs of the run directory."""
+        import wandb
+
+        if not self._keeps_model:
+            return
+        artifact = wandb.Artifact(f"model-{_wandb_id(workdir)}", type="model")
+        for file in ("config.json", "result.json"):
+            artifact.add_file(str(workdir / file))
+        artifact.add_dir(str(workdir / "checkpoints" / "final"), name="checkpoints/final")
+        self._run.log_artifact(artifact)
+
+    def finish(self, exit_code: int) -> None:
+        """End the run; wait for uploads for at most FINISH_TIMEOUT seconds."""
+        self._run.finish(exit_code=exit_code)
+
+    def _send(self, step: int, content: dict[str, Any]) -> None:
+        # A resumed run repeats steps: W&B rejects those below its own, with a warning for each.
+        if step >= self._run.step:
+            self._run.log(content, step=step)
+
+
+def _wandb_id(workdir: Path) -> str:
+    path = workdir / "wandb_id.txt"
+    if not path.exists():
+        write_whole(path, uuid.uuid4().hex[:16] + "\n")
+    return path.read_text().strip()
 
 
 def tags(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> list[str]:
@@ -200,61 +230,36 @@ def tags(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> list[str]:
     return [tag[:MAX_TAG_LENGTH] for tag in dict.fromkeys(found)]
 
 
-def start_wandb(
-    workdir: str | os.PathLike[str],
-    *,
-    mode: str,
-    project: str,
-    group: str,
-    name: str,
-    config: Mapping[str, Any],
-    tags: Sequence[str] = (),
-) -> WandbRun:
-    """Start or resume the W&B run of a workdir.
+class TensorBoard:
+    """Event files for TensorBoard, which hides what a resumed run repeats."""
 
-    Mode "disabled" returns an object that does nothing, without importing W&B. The id of the run is
-    stored in `workdir/wandb_id.txt`, so that a resumed training continues the same W&B run, and its
-    files are in `workdir/wandb`. In mode "offline" each start has its own folder there, all with
-    the same id, for `wandb sync`; mode "online" does the same if the server cannot be reached.
-    """
+    def __init__(self, folder: Path, step: int) -> None:
+        """Write to a folder, after `step` steps of earlier starts."""
+        from tensorboardX import SummaryWriter
 
-    def start() -> Any:
-        try:
-            return begin(mode)
-        except Exception as error:
-            if mode != "online":
-                raise
-            fault = _one_line(error)
-        import wandb
+        self._writer = SummaryWriter(str(folder), purge_step=step + 1, filename_suffix=f".{step}")
 
-        wandb.teardown()  # its service still holds the id of the run
-        run = begin("offline")
-        folder = Path(workdir) / "wandb"
-        _log.warning("W&B cannot be reached; logging to %s for `wandb sync`: %s", folder, fault)
-        return run
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, float(value), step)
 
-    def begin(mode: str) -> Any:
-        import wandb
+    def examples(self, step: int, drawn: Samples, class_names: Sequence[str]) -> None:
+        """Show the picture of `samples/`."""
+        self._writer.add_image("val/examples", np.asarray(drawn.picture), step, dataformats="HWC")
 
-        id_file = Path(workdir) / "wandb_id.txt"
-        if not id_file.exists():
-            write_whole(id_file, uuid.uuid4().hex[:16] + "\n")
-        return wandb.init(
-            project=project,
-            group=group or None,
-            name=name,
-            config=dict(config),
-            tags=list(tags),
-            dir=workdir,
-            mode=cast(Any, mode),
-            id=id_file.read_text().strip(),
-            resume="allow",
-            settings=wandb.Settings(
-                # The terminal belongs to the progress bar, which W&B would wrap and record.
-                console="off",
-                init_timeout=START_TIMEOUT,
-                finish_timeout=FINISH_TIMEOUT,
-            ),
-        )
+    def table(
+        self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
+    ) -> None:
+        lines = [columns, ["---"] * len(columns), *rows]
+        text = "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+        self._writer.add_text(name, text, step)
 
-    return WandbRun(None if mode == "disabled" else start)
+    def keep_model(self, workdir: Path) -> None:
+        """Do nothing: TensorBoard keeps no models."""
+
+    def finish(self, exit_code: int) -> None:
+        self._writer.close()
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split()) or 'no message'}"

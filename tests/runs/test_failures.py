@@ -41,7 +41,7 @@ from segjax.errors import UserError
 from segjax.results import bootstrap
 from segjax.runs import tracking
 from segjax.runs.checkpoint import Checkpoints
-from segjax.runs.tracking import MetricsLog, read_metrics
+from segjax.runs.metrics_log import MetricsLog, read_metrics
 from support.runs import (
     OneLayer,
     arrays,
@@ -197,7 +197,7 @@ def test_full_disk_is_named_and_nothing_is_lost(command, disk, undisturbed, tmp_
             fill(disk)
 
     with monkeypatch.context() as patch:
-        patch.setattr(tracking, "MetricsLog", FullLog)
+        patch.setattr("segjax.runs.log.MetricsLog", FullLog)
         assert command(workdir) == (2, f"segjax: {workdir}/phases.jsonl: {full}")
     assert not list(workdir.glob("checkpoints/*/*"))
     (disk / "ballast").unlink()

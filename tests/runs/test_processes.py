@@ -17,7 +17,7 @@ import pytest
 
 from segjax.errors import UserError
 from segjax.runs import processes
-from segjax.runs.tracking import read_metrics
+from segjax.runs.metrics_log import read_metrics
 from segjax.sweep.status import failure_cause
 from segjax.system.files import write_whole
 from support.runs import arrays, assert_same_bits, saved_steps, start
@@ -209,13 +209,13 @@ def test_full_disk_of_one_process_is_one_line(training, tmp_path):
         CONFIG
         + """
 import errno, jax
-from segjax.runs import tracking
+from segjax.runs import metrics_log
 
 def write(self, step, values):
     raise OSError(errno.ENOSPC, "No space left on device", str(self._path))
 
 if jax.process_index() == 0:
-    tracking.MetricsLog.write = write
+    metrics_log.MetricsLog.write = write
 """,
     )
     own = Training(training.folder, training.data_dir)

@@ -1,8 +1,8 @@
-"""Test `metrics.jsonl` and the logging to Weights & Biases."""
+"""Test the trackers: Weights & Biases and TensorBoard."""
 
 import json
 import logging
-import math
+import struct
 import subprocess
 import sys
 
@@ -10,86 +10,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segjax.errors import UserError
-from segjax.runs.tracking import MetricsLog, read_metrics, start_wandb, tags
+from segjax import config as configs
+from segjax.runs.samples import Samples
+from segjax.runs.tracking import TensorBoard, Trackers, start, tags
 from support.wandb_file import history, records
 
-OPTIONS = {
-    "project": "roads",
-    "group": "sweep",
-    "name": "a=1,seed=0",
-    "config": {"a": {"b": 1}},
-    "tags": ["segnet_basic", "camvid", "a=1"],
-}
+NAME, OVERRIDES = "a=1,seed=0", {"model.name": "segnet_basic"}
 
 
-def test_rows_are_read_back(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    with MetricsLog(path, 0) as log:
-        log.write(10, {"train/loss": np.float32(0.1), "images": np.int64(2**40)})
-        log.write(10, {"val/iou/Road": 0.25})
-        assert read_metrics(path)[-1] == {"step": 10, "val/iou/Road": 0.25}  # while the log is open
-    assert read_metrics(path)[0] == {
-        "step": 10,
-        "train/loss": float(np.float32(0.1)),
-        "images": 2**40,
-    }
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_non_finite_value_is_null_on_disk_and_nan_when_read(tmp_path, value):
-    path = tmp_path / "metrics.jsonl"
-    with MetricsLog(path, 0) as log:
-        log.write(1, {"loss": np.float32(value)})
-    assert path.read_text() == '{"step": 1, "loss": null}\n'
-    assert math.isnan(read_metrics(path)[0]["loss"])
-
-
-def test_resumed_log_equals_uninterrupted_log(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-
-    def go_on(start, stop):
-        with MetricsLog(path, start) as log:
-            for step in range(start, stop):
-                if step == 0:
-                    log.write(0, {"val/mean_iou": 0.0})
-                log.write(step + 1, {"loss": 1 / (step + 1)})
-                if step % 2:
-                    log.write(step + 1, {"val/mean_iou": step / 10})
-
-    go_on(0, 6)
-    whole = path.read_bytes()
-    for killed_after in range(len(whole) + 1):
-        for start in (0, 3):
-            if whole[:killed_after].count(b"\n") < 5 and start == 3:
-                continue  # the checkpoint of step 3 is written after these rows
-            path.write_bytes(whole[:killed_after])
-            go_on(start, 6)
-            assert path.read_bytes() == whole
-    assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
-
-
-def test_incomplete_last_line_is_ignored(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1, "loss": 0.5}\n{"step": 2}')
-    assert read_metrics(path) == [{"step": 1, "loss": 0.5}]
-
-
-@pytest.mark.parametrize(
-    "line",
-    ['{"step": 1, "lo', "[1]", '{"loss": 1}', '{"step": "1"}', "", "9" * 5000, "[" * 100_000],
-)
-def test_damaged_line_is_named_with_its_file(tmp_path, line):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n' + line + '\n{"step": 3}\n')
-    for call in (read_metrics, lambda path: MetricsLog(path, 3)):
-        with pytest.raises(UserError, match=r"metrics\.jsonl:2: damaged, expected a row"):
-            call(path)
-
-
-def test_missing_file_is_a_user_error(tmp_path):
-    with pytest.raises(UserError, match=r"missing\.jsonl: no such file"):
-        read_metrics(tmp_path / "missing.jsonl")
+def config(**changed):
+    found = configs.default()
+    found.wandb.update({"project": "roads", "group": "sweep", "mode": "offline", **changed})
+    return found
 
 
 @pytest.fixture
@@ -101,6 +33,15 @@ def quiet_wandb(tmp_path, monkeypatch):
     wandb.teardown()
 
 
+@pytest.fixture
+def drawn():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (2, 24, 32, 3), np.uint8)
+    predictions = rng.integers(0, 3, (2, 24, 32), np.uint8)
+    truths = np.where(rng.random((2, 24, 32)) < 0.2, 255, predictions).astype(np.uint8)
+    return Samples(images, predictions, truths, Image.fromarray(images[0]))
+
+
 def test_tags_are_model_dataset_and_overrides_truncated():
     config = {"model.name": "unet", "data.dataset": "camvid", "steps": 5}
     overrides = {"loss.name": "dice", "seed": 0, "data.path": "x" * 100}
@@ -108,51 +49,96 @@ def test_tags_are_model_dataset_and_overrides_truncated():
     assert found == ["unet", "camvid", "loss.name=dice", "seed=0", "data.path=" + "x" * 54]
 
 
-def test_offline_run_can_be_read_back(tmp_path, quiet_wandb):
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (2, 24, 32, 3), np.uint8)
-    predictions = rng.integers(0, 3, (2, 24, 32), np.uint8)
-    truths = np.where(rng.random((2, 24, 32)) < 0.2, 255, predictions).astype(np.uint8)
+def show(tracker, drawn):
+    """Show one thing of each kind."""
+    tracker.scalars(20, {"train/loss": np.float32(0.5), "val/mean_iou": 0.25})
+    tracker.examples(20, drawn, ["Sky", "Road", "Pole"])
+    tracker.scalars(40, {"train/loss": 0.4, "val/mean_iou": 0.125})
+    tracker.table(40, "test/classes", ["class", "IoU"], [("Sky", 0.75), ("Pole", None)])
+
+
+def test_offline_run_can_be_read_back(tmp_path, quiet_wandb, drawn):
     workdir = tmp_path / "run"
-    run = start_wandb(workdir, mode="offline", **OPTIONS)
-    run.log_scalars(20, {"train/loss": np.float32(0.5)})
-    run.log_scalars(20, {"val/iou/Road": 0.25})
-    run.log_masks(20, "val/examples", images, predictions, truths, ["Sky", "Road", "Pole"])
-    run.log_scalars(10, {"train/loss": 9.0})  # repeated by a resumed run: below the step of W&B, 20
-    run.log_scalars(40, {"train/loss": 0.4})
-    run.finish(3)
+    workdir.mkdir()
+    trackers = start(workdir, config(), NAME, OVERRIDES, 0)
+    trackers.each(lambda tracker: show(tracker, drawn))
+    # Repeated by a resumed run: below the step of W&B.
+    trackers.each(lambda tracker: tracker.scalars(10, {"train/loss": 9.0}))
+    trackers.finish(3)
 
     (path,) = (workdir / "wandb").glob("offline-run-*/run-*.wandb")
     first, second = history(path)
-    assert (first["_step"], first["train/loss"], first["val/iou/Road"]) == (20, 0.5, 0.25)
+    assert (first["_step"], first["train/loss"], first["val/mean_iou"]) == (20, 0.5, 0.25)
     assert (second["_step"], second["train/loss"]) == (40, 0.4)
 
     panel = first["val/examples"]
     assert (panel["_type"], panel["count"]) == ("images/separated", 2)
     media = path.parent / "files"
     for k in range(2):
-        drawn = np.asarray(Image.open(media / panel["filenames"][k]))
-        np.testing.assert_array_equal(drawn, images[k])
-        for kind, masks in (("prediction", predictions), ("truth", truths)):
+        image = np.asarray(Image.open(media / panel["filenames"][k]))
+        np.testing.assert_array_equal(image, drawn.images[k])
+        for kind, masks in (("prediction", drawn.predictions), ("truth", drawn.truths)):
             mask = np.asarray(Image.open(media / panel["all_masks"][k][kind]["path"]))
             np.testing.assert_array_equal(mask, masks[k])
+    table = json.loads((media / second["test/classes"]["path"]).read_text())
+    assert table["columns"] == ["class", "IoU"]
+    assert table["data"] == [["Sky", 0.75], ["Pole", None]]
 
     by_kind = {record.WhichOneof("record_type"): record for record in records(path)}
     assert by_kind["run"].run.project == "roads"
     assert by_kind["run"].run.run_group == "sweep"
-    assert by_kind["run"].run.display_name == "a=1,seed=0"
-    assert list(by_kind["run"].run.tags) == OPTIONS["tags"]
+    assert by_kind["run"].run.display_name == NAME
+    assert list(by_kind["run"].run.tags) == ["segnet_basic", "streetscenes", *map(tag, OVERRIDES)]
     assert by_kind["exit"].exit.exit_code == 3
-    config = json.dumps([str(record) for record in records(path)])
-    assert "void" in config
-    assert "Pole" in config
+    text = json.dumps([str(record) for record in records(path)])
+    assert "void" in text
+    assert "Pole" in text
+
+
+def tag(field):
+    return f"{field}={OVERRIDES[field]}"
+
+
+def test_wandb_shows_the_best_value_of_each_validation_score(tmp_path, quiet_wandb):
+    trackers = start(tmp_path, config(), NAME, OVERRIDES, 0)
+    for step, value in enumerate((0.25, 0.5, 0.125)):
+        values = {"val/mean_iou": value, "val/iou/Road": value, "train/loss": value}
+        trackers.each(lambda tracker, step=step, values=values: tracker.scalars(step, values))
+    trackers.finish(0)
+    (path,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    history(path)  # waits for the end
+    shown = {}
+    for record in records(path):
+        for item in record.summary.update:
+            shown["".join(item.nested_key)] = json.loads(item.value_json)
+    assert shown["val/mean_iou"] == shown["val/iou/Road"] == {"max": 0.5}
+    assert shown["train/loss"] == 0.125
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_the_model_is_an_artifact_on_request(tmp_path, quiet_wandb, monkeypatch, asked):
+    workdir = tmp_path / "run"
+    (workdir / "checkpoints/final/7/state").mkdir(parents=True)
+    for name in ("config.json", "result.json", "checkpoints/final/7/state/array", "log.txt"):
+        (workdir / name).write_text(name)
+    trackers = start(workdir, config(artifact=asked), NAME, OVERRIDES, 0)
+    kept = []
+    run = trackers._active["W&B"]._run
+    monkeypatch.setattr(run, "log_artifact", kept.append)
+    trackers.each(lambda tracker: tracker.keep_model(workdir))
+    trackers.finish(0)
+    assert len(kept) == asked
+    for artifact in kept:
+        assert artifact.type == "model"
+        expected = {"config.json", "result.json", "checkpoints/final/7/state/array"}
+        assert set(artifact.manifest.entries) == expected
 
 
 def test_second_start_continues_the_same_run(tmp_path, quiet_wandb):
     ids = []
     for workdir in (tmp_path / "a", tmp_path / "a", tmp_path / "b"):
-        run = start_wandb(workdir, mode="offline", **OPTIONS)
-        run.finish(0)
+        workdir.mkdir(exist_ok=True)
+        start(workdir, config(), NAME, OVERRIDES, 0).finish(0)
         ids.append((workdir / "wandb_id.txt").read_text().strip())
         runs = sorted((workdir / "wandb").glob(f"offline-run-*-{ids[-1]}/run-{ids[-1]}.wandb"))
         assert runs
@@ -160,65 +146,104 @@ def test_second_start_continues_the_same_run(tmp_path, quiet_wandb):
 
 
 class Broken:
-    """Stand-in for a W&B run whose service has died."""
+    """Stand-in for a tracker whose service has died."""
 
-    step = 0
     calls = 0
 
-    def log(self, *_, **__):
+    def fail(self, *_):
         self.calls += 1
         raise OSError("the service\nhas died")
 
-    def finish(self, **_):
-        self.calls += 1
-        raise OSError("the service has died")
+    scalars = examples = finish = fail
 
 
-def test_failing_log_is_one_warning_and_turns_wandb_off(tmp_path, monkeypatch, caplog, quiet_wandb):
-    broken = Broken()
-    monkeypatch.setattr(quiet_wandb, "init", lambda **_: broken)
-    run = start_wandb(tmp_path, mode="offline", **OPTIONS)
+def test_failing_tracker_is_one_warning_and_switched_off(caplog, drawn):
+    broken, whole, seen = Broken(), Broken(), []
+    whole.scalars = lambda *given: seen.append(given)
+    trackers = Trackers()
+    trackers.start("W&B", lambda: broken)
+    trackers.start("TensorBoard", lambda: whole)
     with caplog.at_level(logging.WARNING):
         for step in range(3):
-            run.log_scalars(step, {"loss": 1.0})
-        run.log_masks(3, "val/examples", [], [], [], [])
-        run.finish(0)
+            trackers.each(lambda tracker, step=step: tracker.scalars(step, {"loss": 1.0}))
     assert broken.calls == 1
-    assert caplog.messages == [
-        "W&B is switched off for this run: OSError: the service has died",
-    ]
+    assert len(seen) == 3
+    assert caplog.messages == ["W&B is switched off for this run: OSError: the service has died"]
+    trackers.finish(0)
+    assert (broken.calls, whole.calls) == (1, 1)
+    assert len(caplog.messages) == 2
 
 
-def test_failing_start_or_finish_is_one_warning(tmp_path, monkeypatch, caplog, quiet_wandb):
+def test_failing_start_is_one_warning(tmp_path, monkeypatch, caplog, quiet_wandb):
     def fail(**_):
         raise quiet_wandb.errors.UsageError("no API key")
 
     monkeypatch.setattr(quiet_wandb, "init", fail)
-    run = start_wandb(tmp_path, mode="online", **OPTIONS)
-    run.log_scalars(1, {"loss": 1.0})
-    run.finish(0)
+    trackers = start(tmp_path, config(), NAME, OVERRIDES, 0)
+    trackers.each(lambda tracker: tracker.scalars(1, {"loss": 1.0}))
+    trackers.finish(0)
     assert caplog.messages == ["W&B is switched off for this run: UsageError: no API key"]
-    caplog.clear()
-    monkeypatch.setattr(quiet_wandb, "init", lambda **_: Broken())
-    start_wandb(tmp_path, mode="online", **OPTIONS).finish(0)
-    assert len(caplog.messages) == 1
 
 
-def test_disabled_mode_imports_and_writes_nothing(tmp_path):
+def test_trackers_that_are_not_asked_for_are_not_imported(tmp_path):
     script = (
-        "import sys\n"
-        "from segjax.runs.tracking import start_wandb\n"
-        "options = dict.fromkeys(('project', 'group', 'name'), '') | {'config': {}}\n"
-        "run = start_wandb(sys.argv[1], mode='disabled', **options)\n"
-        "run.log_scalars(1, {'loss': 1.0}); run.finish(0)\n"
-        "assert 'wandb' not in sys.modules\n"
+        "import pathlib, sys\n"
+        "from segjax import config\n"
+        "from segjax.runs import tracking\n"
+        "run = tracking.start(pathlib.Path(sys.argv[1]), config.default(), '', {}, 0)\n"
+        "run.each(lambda tracker: tracker.scalars(1, {'loss': 1.0})); run.finish(0)\n"
+        "assert not {'wandb', 'tensorboardX'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_missing_wandb_is_one_warning(tmp_path, monkeypatch, caplog):
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    start_wandb(tmp_path, mode="offline", **OPTIONS).log_scalars(1, {"loss": 1.0})
-    assert len(caplog.messages) == 1
-    assert "wandb" in caplog.messages[0]
+@pytest.mark.parametrize(("name", "module"), [("W&B", "wandb"), ("TensorBoard", "tensorboardX")])
+def test_missing_package_is_one_warning(tmp_path, monkeypatch, caplog, name, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    asked = config()
+    asked.tensorboard = True
+    asked.wandb.mode = "offline" if module == "wandb" else "disabled"
+    trackers = start(tmp_path, asked, NAME, OVERRIDES, 0)
+    trackers.each(lambda tracker: tracker.scalars(1, {"loss": 1.0}))
+    trackers.finish(0)
+    (message,) = [message for message in caplog.messages if module in message]
+    assert message.startswith(f"{name} is switched off for this run: ModuleNotFoundError")
+
+
+def events(folder):
+    """The events of all TensorBoard files of a folder, in order of their starts."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found = []
+    for path in sorted(folder.iterdir()):
+        data, place = path.read_bytes(), 0
+        while place < len(data):  # records: length, its checksum, content, its checksum
+            (length,) = struct.unpack_from("<Q", data, place)
+            found.append(Event.FromString(data[place + 12 : place + 12 + length]))
+            place += length + 16
+    return found
+
+
+def test_tensorboard_files_can_be_read_back(tmp_path, drawn):
+    for start_step in (0, 40):
+        board = TensorBoard(tmp_path, start_step)
+        show(board, drawn) if start_step == 0 else board.scalars(50, {"train/loss": 0.25})
+        board.finish(0)
+    found = events(tmp_path)
+    scalars = [
+        (event.step, value.tag, value.simple_value)
+        for event in found
+        for value in event.summary.value
+        if value.HasField("simple_value")
+    ]
+    assert (20, "train/loss", 0.5) in scalars
+    assert (40, "val/mean_iou", 0.125) in scalars
+    assert (50, "train/loss", 0.25) in scalars
+    panels = {value.tag: value for event in found for value in event.summary.value}
+    image = panels["val/examples"].image
+    assert (image.height, image.width, image.colorspace) == (24, 32, 3)
+    (table,) = [value for name, value in panels.items() if name.startswith("test/classes")]
+    assert b"| Sky | 0.75 |" in table.tensor.string_val[0]
+    # TensorBoard hides what a killed start logged after the step at which the next resumes.
+    assert [event.step for event in found if event.HasField("session_log")] == [1, 41]

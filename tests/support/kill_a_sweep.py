@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from segjax import results
-from segjax.runs.tracking import read_metrics
+from segjax.runs.metrics_log import read_metrics
 from segjax.sweep import status
 from segjax.system import locks
 from support import toy_grid

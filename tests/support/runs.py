@@ -17,7 +17,7 @@ from segjax.cli.main import main
 from segjax.config import default
 from segjax.models.layers import ConvBlock
 from segjax.runs.experiment import Description
-from segjax.runs.tracking import read_metrics
+from segjax.runs.metrics_log import read_metrics
 
 DESCRIPTION = Description("tiny", "tiny", {}, "segjax train")
 

@@ -24,17 +24,17 @@ CONFIG = """
 import pathlib, time
 from support.runs import OneLayer, small_config
 from segjax import models
-from segjax.runs import tracking
+from segjax.runs import metrics_log
 
 models.MODELS["one_layer"] = OneLayer
-write = tracking.MetricsLog.write
+write = metrics_log.MetricsLog.write
 
 def slow(self, step, values):
     if step > 12 and pathlib.Path("{slow}").exists():
         time.sleep(2)
     write(self, step, values)
 
-tracking.MetricsLog.write = slow
+metrics_log.MetricsLog.write = slow
 
 def get_config():
     config = small_config("{data_dir}", steps=100, eval_every=50, checkpoint_every=10)

@@ -11,7 +11,7 @@ from segjax.data import builders
 from segjax.models import pretrained
 from segjax.ops.onednn import build
 from segjax.runs.checkpoint import Checkpoints
-from segjax.runs.tracking import WandbRun
+from segjax.runs.tracking import Trackers
 from segjax.sweep import slurm
 from segjax.system import waiting
 
@@ -35,14 +35,16 @@ def checkpoint(folder, patch):
 
 
 def wandb_start(folder, patch):
-    WandbRun(slow)
+    Trackers().start("W&B", slow)
 
 
 def wandb_finish(folder, patch):
     class Run:
         finish = slow
 
-    WandbRun(Run).finish(0)
+    trackers = Trackers()
+    trackers.start("W&B", Run)
+    trackers.finish(0)
 
 
 def hub(folder, patch):
@@ -74,7 +76,7 @@ def slurm_submission(folder, patch):
     [
         (checkpoint, "waiting for a checkpoint in {folder}/checkpoints/latest to be written"),
         (wandb_start, "waiting for W&B to start the run"),
-        (wandb_finish, "waiting for W&B to upload the run"),
+        (wandb_finish, "waiting for W&B to end the run"),
         (hub, "waiting for model.safetensors of timm/vgg16 on the Hugging Face hub"),
         (dataset, "drawing train"),
         (slurm_program, "waiting for Slurm's squeue"),
