@@ -5,10 +5,14 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ml_collections import ConfigDict
+
     from segjax.trained import TrainedRun
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "create_model", "load"]
+__all__ = ["__version__", "create_model", "fit", "load"]
 
 
 def create_model(name: str, num_classes: int, **options: Any) -> Any:
@@ -25,6 +29,27 @@ def create_model(name: str, num_classes: int, **options: Any) -> Any:
     from segjax import models  # JAX is imported here, not by `import segjax`
 
     return models.create(name, num_classes, **options)
+
+
+def fit(
+    config: "str | ConfigDict",
+    workdir: str | os.PathLike[str],
+    overrides: "Mapping[str, Any] | None" = None,
+) -> "TrainedRun":
+    """Train a config in a run directory, or resume it, and load it: `segjax train` in Python.
+
+    Args:
+      config: `FILE[:ARG]`, as for `--config`, or a config made from `segjax.config.default()`.
+      workdir: the run directory; a finished run is only loaded.
+      overrides: values of fields, such as {"optimizer.learning_rate": 0.01}.
+
+    Raises:
+      UserError: the config, the data or the run directory cannot be used.
+      Diverged: the loss or its gradient is not finite.
+    """
+    from segjax import trained
+
+    return trained.fit(config, workdir, overrides or {})
 
 
 def load(

@@ -1,19 +1,22 @@
-"""A trained run in Python: predict images and evaluate splits, with the bits of the commands."""
+"""Train and use runs in Python, with the bits of the commands."""
 
 import os
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from segjax import evaluate, predict, results
+from segjax import config as configs
+from segjax import evaluate, predict, results, train
 from segjax.data import images
 from segjax.errors import UserError
 from segjax.inference import outputs
 from segjax.results.schema import Row
-from segjax.runs.experiment import load_variables, open_run
+from segjax.runs import compilation_cache
+from segjax.runs.experiment import Description, load_variables, open_run
 
 PathLike = str | os.PathLike[str]
 
@@ -98,3 +101,20 @@ class TrainedRun:
         if (build, size) not in self._compiled:
             self._compiled[build, size] = build(self._experiment, size)
         return self._compiled[build, size](self._variables, pixels[None])[0]
+
+
+def fit(config: str | ConfigDict, workdir: PathLike, overrides: Mapping[str, Any]) -> TrainedRun:
+    """Train and load a run; arguments and errors are those of `segjax.fit`."""
+    folder = Path(workdir).expanduser()
+    loaded = configs.load(config, overrides)
+    if isinstance(config, ConfigDict):
+        experiment, source = "config", str(folder / "config.json")
+    else:
+        experiment, source = configs.experiment_name(config), config
+    command = ["segjax", "train", "--config", source, "--workdir", str(folder)]
+    command += [f"--config.{name}={value}" for name, value in overrides.items()]
+    fields = configs.flat(loaded)
+    kept = {name: fields[name] for name in overrides if not configs.incidental(name)}
+    compilation_cache.enable()
+    train.train(loaded, folder, Description(experiment, experiment, kept, shlex.join(command)))
+    return TrainedRun(folder, data_dir=loaded.data.data_dir or None)

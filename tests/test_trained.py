@@ -1,12 +1,14 @@
 """A trained run in Python gives the bits of the commands."""
 
 import json
+import shlex
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import segjax
+import segjax.config
 from segjax.cli.main import main
 from segjax.errors import UserError
 from support.runs import train_smoke
@@ -71,3 +73,32 @@ def test_what_is_not_there_is_refused(workdir, tmp_path, run):
         segjax.load(tmp_path)
     with pytest.raises(UserError, match="cannot be read"):
         run.predict(tmp_path / "none.png")
+
+
+def test_fit_trains_as_the_command_does(workdir, run, tmp_path, scenes_data_dir):
+    overrides = {"data.data_dir": str(scenes_data_dir), "num_devices": 1}
+    fitted = segjax.fit("experiments/quickstart.py:smoke", tmp_path / "spec", overrides)
+    assert fitted.row["confusion"] == run.row["confusion"]
+    assert fitted.row["config_digest"] == run.row["config_digest"]
+    assert fitted.row["overrides"] == run.row["overrides"]
+    # A finished run is loaded, not trained again.
+    before = (tmp_path / "spec" / "result.json").stat().st_mtime_ns
+    segjax.fit("experiments/quickstart.py:smoke", tmp_path / "spec", overrides)
+    assert (tmp_path / "spec" / "result.json").stat().st_mtime_ns == before
+
+
+def test_the_command_in_the_row_of_a_config_made_in_python_repeats_it(
+    run, tmp_path, scenes_data_dir
+):
+    config = segjax.config.load("experiments/quickstart.py:smoke", {"num_devices": 1})
+    config.data.data_dir = str(scenes_data_dir)
+    fitted = segjax.fit(config, tmp_path / "a", {"seed": 1})
+    assert fitted.row["confusion"] != run.row["confusion"]
+    program, *command = shlex.split(fitted.row["command"])
+    assert program == "segjax"
+    command[command.index("--workdir") + 1] = str(tmp_path / "b")
+    assert main(command) == 0
+    again = segjax.load(tmp_path / "b")
+    assert again.row["confusion"] == fitted.row["confusion"]
+    for name in ("config_digest", "seed", "experiment", "overrides"):
+        assert again.row[name] == fitted.row[name]

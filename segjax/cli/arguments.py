@@ -31,7 +31,8 @@ def add_config(parser: argparse.ArgumentParser) -> None:
         "--config",
         required=True,
         metavar="FILE[:ARG]",
-        help="a config file, such as experiments/segnet.py; ARG is passed to its get_config",
+        help="a config file, such as experiments/segnet.py, whose get_config is called with ARG; "
+        "or the config.json of a run",
     )
 
 

@@ -4,6 +4,7 @@ import ast
 import contextlib
 import difflib
 import importlib.util
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -52,34 +53,34 @@ def _split(spec: str) -> tuple[str, str | None]:
 
 
 def experiment_name(spec: str) -> str:
-    """Return the stem of FILE in `FILE` or `FILE:ARG`."""
-    return Path(_split(spec)[0]).stem
+    """Return the name of an experiment: the stem of its config file, or what config.json says."""
+    path = Path(_split(spec)[0])
+    return path.stem if path.suffix != ".json" else str(_of_run(path)["experiment"])
 
 
-def load(spec: str, overrides: Mapping[str, Any]) -> ConfigDict:
+def load(spec: str | ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
     """Load the config of `FILE[:ARG]`, apply the overrides and check it; return it locked.
+
+    Args:
+      spec: a Python file, whose `get_config` is called with ARG, the config.json of a run, or a
+        config made in Python from `default()`, which is not changed.
+      overrides: {"a.b": value}.
 
     Raises:
       UserError: the file is missing or broken, a field is unknown or invalid, or an override has no
         effect beside the other fields.
     """
-    module, argument = load_module(spec)
-    try:
-        config = module.get_config(argument) if argument else module.get_config()
-    except Exception as error:
-        message = " ".join(str(error).split())
-        raise UserError(f"config file {spec}: {type(error).__name__}: {message}") from error
-    if not isinstance(config, ConfigDict):
-        raise UserError(
-            f"config file {spec}: get_config returns a {type(config).__name__}, not a ConfigDict"
-        )
-
-    if isinstance(config, FrozenConfigDict):
-        config = ConfigDict(config)
+    if isinstance(spec, ConfigDict):
+        config = ConfigDict(spec)
+    elif (path := Path(_split(spec)[0])).suffix == ".json":
+        config = restore(_of_run(path)["config"])
+    else:
+        config = _from_python(spec)
     override(config, overrides)
     fields = dict(_leaves(config))
+    source = "" if isinstance(spec, ConfigDict) else f" file {spec}"
     if missing := [name for name in flat_default() if name not in fields]:
-        raise UserError(f"config file {spec} lacks field {missing[0]!r} of segjax.config.default()")
+        raise UserError(f"config{source} lacks field {missing[0]!r} of segjax.config.default()")
     derived = fields["model.pretrained"] and "data.normalization" not in overrides
     if derived and fields["data.normalization"] == "mean_std":
         fields["data.normalization"] = "imagenet"  # the input that the weights were trained on
@@ -100,6 +101,32 @@ def load(spec: str, overrides: Mapping[str, Any]) -> ConfigDict:
             value = flat(config)[name]
             raise UserError(f"config field {name!r} is set to {value!r}, but only used {condition}")
     return config
+
+
+def _of_run(path: Path) -> dict[str, Any]:
+    """Read a config.json, as `segjax.runs.experiment.write_description` writes it."""
+    path = local_path(str(path))
+    try:
+        content = json.loads(path.read_text())
+        return {"experiment": content["experiment"], "config": dict(content["config"])}
+    except FileNotFoundError:
+        raise UserError(f"config file {path} does not exist") from None
+    except (ValueError, LookupError, TypeError, OSError, RecursionError) as error:
+        raise UserError(f"config file {path} is not the config.json of a run: {error}") from error
+
+
+def _from_python(spec: str) -> ConfigDict:
+    module, argument = load_module(spec)
+    try:
+        config = module.get_config(argument) if argument else module.get_config()
+    except Exception as error:
+        message = " ".join(str(error).split())
+        raise UserError(f"config file {spec}: {type(error).__name__}: {message}") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(
+            f"config file {spec}: get_config returns a {type(config).__name__}, not a ConfigDict"
+        )
+    return ConfigDict(config) if isinstance(config, FrozenConfigDict) else config
 
 
 def restore(fields: Mapping[str, Any]) -> ConfigDict:

@@ -334,3 +334,28 @@ def test_config_survives_json_and_difference_names_field(path):
     assert configs.difference(config, again) is None
     configs.override(again, {"steps": 3})
     assert configs.difference(config, again) == "steps is 1000, was 3"
+
+
+def test_config_json_of_a_run_is_a_config_file(tmp_path):
+    config = configs.load("experiments/unet.py", {"augment.crop": (48, 64), "seed": 3})
+    path = tmp_path / "config.json"
+    content = {"experiment": "unet", "config": configs.flat(config)}
+    path.write_text(json.dumps(content))
+    again = configs.load(str(path), {"steps": 7})
+    assert configs.experiment_name(str(path)) == "unet"
+    assert again.steps == 7
+    again.unlock()
+    again.steps = config.steps
+    assert configs.flat(again) == configs.flat(config)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"experiment": "a", "config": 1}', "[" * 100_000]
+)
+def test_other_json_is_refused_as_a_config(tmp_path, text):
+    path = tmp_path / "other.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"other\.json is not the config\.json of a run"):
+        configs.load(str(path), {})
+    with pytest.raises(UserError, match=r"none\.json does not exist"):
+        configs.load(str(tmp_path / "none.json"), {})
