@@ -29,6 +29,7 @@ import colorsys
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ from PIL import Image
 from segjax.data import builders, images, statistics
 from segjax.data.statistics import VOID
 from segjax.errors import UserError, listing, warn
+from segjax.system import stored
 
 MADE_ON_FIRST_USE = True
 SPLITS = ("train", "val", "test")
@@ -96,7 +98,7 @@ def read_classes(folder: Path) -> Classes:
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder, expected one of images, masks and classes.json")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_twins)
+        content = stored.parse(path.read_bytes())
     except FileNotFoundError:
         raise UserError(
             f'{path} does not exist; expected such as {{"Background": 0, "Cell": 255}}'
@@ -147,15 +149,6 @@ def read_classes(folder: Path) -> Classes:
     )
 
 
-def _without_twins(pairs):
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twin = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twin!r} is there twice")
-    return found
-
-
 def _value(value: Any, path: Path, name: str) -> Value:
     if type(value) is int and 0 <= value < 2**16:
         return value
@@ -204,19 +197,19 @@ def find_pairs(folder: Path, classes: Classes) -> dict[str, list[Pair]]:
             for split in SPLITS
             if split in ("train", "val") or (folder / split).is_dir()
         }
-    elif (folder / "train.txt").is_file():
+    elif os.path.lexists(folder / "train.txt"):
         pairs = {pair.name: pair for pair in _match(folder, classes)}
         found = {
             split: _listed(folder / f"{split}.txt", pairs)
             for split in SPLITS
-            if split in ("train", "val") or (folder / f"{split}.txt").is_file()
+            if split in ("train", "val") or os.path.lexists(folder / f"{split}.txt")
         }
     else:
         found = _shared_out(_match(folder, classes), classes.share, folder)
-    seen: dict[Path, str] = {}
+    seen: dict[str, str] = {}
     for split, pairs_of in found.items():
         for pair in pairs_of:
-            other = seen.setdefault(pair.image.resolve(), split)
+            other = seen.setdefault(os.path.realpath(pair.image), split)
             if other != split:
                 raise UserError(f"{pair.image} is in {other} and in {split}")
     return found
