@@ -30,7 +30,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +197,7 @@ def find_pairs(folder: Path, classes: Classes) -> dict[str, list[Pair]]:
             for split in SPLITS
             if split in ("train", "val") or (folder / split).is_dir()
         }
-    elif os.path.lexists(folder / "train.txt"):
+    elif any(os.path.lexists(folder / f"{split}.txt") for split in SPLITS):
         pairs = {pair.name: pair for pair in _match(folder, classes)}
         found = {
             split: _listed(folder / f"{split}.txt", pairs)
@@ -213,6 +213,14 @@ def find_pairs(folder: Path, classes: Classes) -> dict[str, list[Pair]]:
             if other != split:
                 raise UserError(f"{pair.image} is in {other} and in {split}")
     return found
+
+
+def find_unused(folder: Path, pairs: Mapping[str, Sequence[Pair]]) -> list[str]:
+    """Return the names of the images that the lists of the splits leave out."""
+    if (folder / "train").is_dir():
+        return []
+    used = {pair.image for split in pairs.values() for pair in split}
+    return [path.name for path in _files(folder / "images", "").values() if path not in used]
 
 
 def _match(folder: Path, classes: Classes) -> list[Pair]:
@@ -365,6 +373,7 @@ class Folder(tfds.core.GeneratorBasedBuilder):
     def __init__(self, *, folder: Path, **kwargs: Any):
         self.classes = read_classes(folder)
         self.pairs = find_pairs(folder, self.classes)
+        self._folder = folder
         digest = hashlib.sha256(json.dumps(dataclasses.asdict(self.classes)).encode())
         for split, pairs in self.pairs.items():
             for pair in pairs:
@@ -391,6 +400,8 @@ class Folder(tfds.core.GeneratorBasedBuilder):
     def _split_generators(
         self, dl_manager: tfds.download.DownloadManager
     ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
+        if unused := find_unused(self._folder, self.pairs):
+            warn(f"{self._folder}: {len(unused)} images are in no list: {listing(unused)}")
         return {split: self._generate_examples(split) for split in self.pairs}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
