@@ -47,5 +47,6 @@ def say(text: str) -> None:
 
 def listing(names: Collection[object], most: int = 5) -> str:
     """Return names as one line that shows at most `most` of them: `a, b and 7 more`."""
-    shown = ", ".join(map(str, list(names)[:most]))
+    texts = map(str, list(names)[:most])
+    shown = ", ".join(text if len(text) <= 200 else f"{text[:197]}..." for text in texts)
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

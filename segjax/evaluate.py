@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ def evaluate_workdirs(
     names += [_agreed([facts["kind"] for _, facts in loaded], "mixed")]
     names += [f"samples_{samples}"] if samples else []
     names += [f"views {transforms}".replace(" ", "_")] if transforms else []
-    names += [f"with_{workdir.resolve().name}" for workdir in workdirs[1:]]
+    names += [f"with_{Path(os.path.realpath(workdir)).name}" for workdir in workdirs[1:]]
     if crf:
         names += ["crf", dense_crf.describe(crf)]
     return workdirs[0] / f"{'_'.join(names)}.json", row, counts
@@ -105,7 +106,7 @@ def _open_alike(workdirs, data_dir):
     """Open the runs of distinct workdirs that share dataset, resolution and classes."""
     runs: list[tuple[Experiment, Description]] = []
     for place, workdir in enumerate(workdirs):
-        if workdir.resolve() in (other.resolve() for other in workdirs[:place]):
+        if os.path.realpath(workdir) in (os.path.realpath(other) for other in workdirs[:place]):
             raise UserError(f"{workdir} is given twice, expected each network once")
         run, description = open_run(workdir, data_dir)
         runs.append((run, description))

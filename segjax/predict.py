@@ -99,12 +99,14 @@ def targets_of(
     Raises:
       UserError: an output would overwrite an input image, or an output of another page.
     """
-    taken: dict[Path, tuple[Path, Page | None]] = {path.resolve(): (path, None) for path in inputs}
+    taken: dict[str, tuple[Path, Page | None]] = {
+        os.path.realpath(path): (path, None) for path in inputs
+    }
     targets = []
     for page in pages:
         own = tuple(folder / f"{page.stem}{ending}.png" for ending in endings)
         for target in own:
-            path, other = taken.setdefault(target.resolve(), (page.path, page))
+            path, other = taken.setdefault(os.path.realpath(target), (page.path, page))
             if other is not page:
                 raise UserError(
                     f"{target}, made from {page.path}, would overwrite {path} or a file made from "

@@ -107,7 +107,7 @@ def test_probabilities_are_averaged_then_refined(runs, counted, names, arguments
     # The summation order may decide a pixel that is almost a tie.
     np.testing.assert_array_equal(made.sum(1), expected.sum(1))
     assert np.abs(made - expected).sum() <= 4
-    alone = json.loads((runs / names[0] / "result.json").read_text())
+    alone = results.read([runs / names[0] / "result.json"])[0]
     assert np.abs(made - alone["confusion"]).sum() > 40
 
 
@@ -138,13 +138,13 @@ def test_augmented_predictions_are_averaged(runs):
     made = np.array(row["confusion"])
     np.testing.assert_array_equal(made.sum(1), counts.sum(1))
     assert np.abs(made - counts).sum() <= 4
-    alone = json.loads((runs / "a" / "result.json").read_text())
+    alone = results.read([runs / "a" / "result.json"])[0]
     assert np.abs(made - alone["confusion"]).sum() > 40
 
 
 def test_ensemble_row_names_all_members(runs):
     row, _ = evaluated(runs, "abc")
-    rows = [json.loads((runs / name / "result.json").read_text()) for name in "abc"]
+    rows = [results.read([runs / name / "result.json"])[0] for name in "abc"]
     assert row["name"] == "tiny + seed=1 + other"
     assert (row["experiment"], row["model"]) == ("tiny + other", "one_layer + two_layers")
     assert row["parameters"] == sum(each["parameters"] for each in rows)
@@ -157,7 +157,7 @@ def test_ensemble_row_names_all_members(runs):
 
 
 def test_rows_of_different_inference_are_not_averaged(runs):
-    before = json.loads((runs / "a" / "result.json").read_text())
+    before = results.read([runs / "a" / "result.json"])[0]
     after, _ = evaluated(runs, "a", "--crf", CRF)
     assert "inference" not in before
     table = tables.render(summarize([before, after, {**before, "seed": 1}]))
@@ -174,7 +174,7 @@ def test_rows_of_different_inference_are_not_averaged(runs):
 
 
 def test_rows_of_different_inference_are_both_stored(runs, tmp_path):
-    before = json.loads((runs / "a" / "result.json").read_text())
+    before = results.read([runs / "a" / "result.json"])[0]
     after, _ = evaluated(runs, "a", "--crf", CRF)
     assert results.append(tmp_path / "rows.jsonl", before)
     assert results.append(tmp_path / "rows.jsonl", after)
@@ -198,6 +198,7 @@ def test_duplicate_network_is_an_error(runs, capsys):
 )
 def test_networks_on_different_data_are_an_error(runs, tmp_path, capsys, field, value, said):
     content = json.loads((runs / "b" / "config.json").read_text())
+    del content["checksum"]
     content["config"][field] = value
     (tmp_path / "config.json").write_text(json.dumps(content))
     assert main.main(["evaluate", "--workdir", str(runs / "a"), "--workdir", str(tmp_path)]) == 2
@@ -208,6 +209,7 @@ def test_networks_on_different_data_are_an_error(runs, tmp_path, capsys, field, 
 
 def test_networks_with_different_classes_are_an_error(runs, tmp_path):
     content = json.loads((runs / "b" / "config.json").read_text())
+    del content["checksum"]
     content["data"]["class_names"][0] = "Heaven"
     (tmp_path / "config.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"has classes Heaven, Building.*, but .* Sky, Building"):

@@ -1,6 +1,5 @@
 """A trained run in Python gives the bits of the commands."""
 
-import json
 import shlex
 
 import numpy as np
@@ -9,6 +8,7 @@ from PIL import Image
 
 import segjax
 import segjax.config
+from segjax import results
 from segjax.cli.main import main
 from segjax.errors import UserError
 from support.runs import train_smoke
@@ -44,7 +44,7 @@ def test_labels_are_those_of_the_command(workdir, run, tmp_path, native):
 
 
 def test_rows_are_those_of_the_commands(workdir, run):
-    row = json.loads((workdir / "result.json").read_text())
+    row = results.read([workdir / "result.json"])[0]
     assert run.row == row
     assert run.evaluate()["confusion"] == row["confusion"]
     assert run.evaluate("val", limit=2)["num_images"] == 2

@@ -12,10 +12,11 @@ OVERRIDES = "--config.FIELD=VALUE overrides any field of the config, such as --c
 
 
 class Parser(argparse.ArgumentParser):
-    """An argparse parser with one-line errors and without abbreviated options."""
+    """An argparse parser with one-line errors, and no abbreviated or repeated options."""
 
     def __init__(self, **settings: Any):
         super().__init__(**{"allow_abbrev": False, **settings})
+        self.register("action", None, _Once)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see {self.prog} --help")
@@ -23,6 +24,35 @@ class Parser(argparse.ArgumentParser):
     def flags(self) -> list[str]:
         """Return the options of the command, such as --workdir."""
         return [flag for action in self._actions for flag in action.option_strings]
+
+
+class _Once(argparse._StoreAction):
+    """Store the value of an option, and its name in `given`; refuse to replace a value."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        super().__call__(parser, namespace, values, option_string)
+        if option_string:
+            given = vars(namespace).setdefault("given", set())
+            if self.dest in given:
+                parser.error(f"{option_string} is given twice, expected once")
+            given.add(self.dest)
+
+
+def refuse_ignored(options: argparse.Namespace, why: str, *names: str) -> None:
+    """Check that options that have no effect were not given.
+
+    Raises:
+      UserError: the first of them that was given, and why it does nothing.
+    """
+    for name in names:
+        if name in getattr(options, "given", ()):
+            raise UserError(f"--{name.replace('_', '-')} does nothing {why}")
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from segjax.cli.arguments import count, path, size
+from segjax.cli.arguments import count, path, refuse_ignored, size
 
 SUMMARY = "Measure speed, memory and size of architectures"
 DETAILS = (
@@ -67,6 +67,8 @@ def run(options: argparse.Namespace) -> None:
     from segjax.benchmark import run, tables
     from segjax.report.table import draw
 
+    if not options.against:
+        refuse_ignored(options, "without --against", "torch_python")
     plan = run.Plan(
         models=tuple(options.models or run.NETWORKS),
         options=run.read_options(options.options),

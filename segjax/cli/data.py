@@ -2,7 +2,7 @@
 
 import argparse
 
-from segjax.cli.arguments import path, size
+from segjax.cli.arguments import path, refuse_ignored, size
 from segjax.errors import UserError
 
 SUMMARY = "Prepare a dataset, or check a folder of your own"
@@ -42,10 +42,15 @@ def run(options: argparse.Namespace) -> int:
     if (options.name == "check") != (options.folder is not None):
         raise UserError("only `segjax data check` takes a folder, and it needs one")
     if options.folder:
+        refuse_ignored(options, "with check", "source", "data_dir", "resolution", "sheet")
         described, problems = check.check(options.folder)
         print("\n".join(described + [f"PROBLEM: {line}" for line in problems]))
         return 1 if problems else 0
 
+    if options.name == "streetscenes":
+        refuse_ignored(options, "for streetscenes, which is drawn", "source")
+    if options.name in ("camvid", "isbi2012") and not options.sheet:
+        refuse_ignored(options, f"for {options.name}, which has a size of its own", "resolution")
     info = datasets.prepare(
         options.name,
         data_dir=options.data_dir,

@@ -2,7 +2,7 @@
 
 import argparse
 
-from segjax.cli.arguments import add_results, path
+from segjax.cli.arguments import add_results, path, refuse_ignored
 
 SUMMARY = "Draw figures of results"
 DETAILS = "Per-class bars, learning curves, cost and confusion matrices; predictions are PNG files."
@@ -24,6 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from segjax.report import groups, predictions
 
+    if options.no_predictions:
+        refuse_ignored(options, "with --no-predictions", "count", "data_dir")
     settings = groups.read_settings(options.results)
     files = predictions.draw(settings, options.output, options.format)
     if not options.no_predictions:

@@ -15,6 +15,7 @@ from segjax.cli.arguments import (
     count,
     number,
     path,
+    refuse_ignored,
     setting,
 )
 from segjax.errors import UserError
@@ -200,6 +201,8 @@ def _slurm(options: argparse.Namespace, points: Sequence[Any], fields: dict[str,
 
     if options.jobs == "gpus":
         raise UserError("--jobs is gpus, expected a number with --launcher slurm")
+    if options.container_mounts and not options.container_image:
+        raise UserError("--container-mounts does nothing without --container-image")
     resources = slurm_script.Options(time=options.time_limit, **fields)
     sweep = options.config, points, options.workdir, resources, options.jobs
     names = [point.name for point in points]
@@ -208,6 +211,8 @@ def _slurm(options: argparse.Namespace, points: Sequence[Any], fields: dict[str,
     if options.cancel:
         return slurm.cancel(options.workdir, names)
     if options.resubmit:
+        why = "with --resubmit, which submits the script as it is"
+        refuse_ignored(options, why, *SLURM, "jobs", "time_limit")
         return slurm.resubmit(options.workdir, names)
     if options.dry_run:
         plan = display.render_plan(points, status.read_statuses(points, options.workdir))

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from segjax.errors import UserError
 
 # Fields that do not define the experiment: excluded from the digest, free to differ on resume. (The
-# number of devices changes rounding and, with micro-batches, the batch-normalization groups.)
+# number of devices changes rounding only.)
 INCIDENTAL = ("data.data_dir", "wandb", "tensorboard", "log_every", "num_devices")
 
 # Fields added after the first results: excluded from the digest at their default values, so that
@@ -120,7 +120,7 @@ def default() -> ConfigDict:
 
     config.steps = 1000  # optimizer steps, also the length of the schedule
     config.steps_per_dispatch = 1  # steps in one call to the device
-    config.micro_batches = 1  # parts of a step's batch, gradients summed
+    config.micro_batches = 1  # M parts of a step's batch, every M-th image each; gradients summed
     # decay d of the averaged weights, which are evaluated, at step k min(d, (1 + k) / (10 + k));
     # 0: no averaging
     config.ema_decay = 0.0

@@ -4,7 +4,6 @@ import ast
 import contextlib
 import difflib
 import importlib.util
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from ml_collections.config_dict import RequiredValueError
 
 from segjax.config.fields import CONDITIONS, GROUPS, check, default, flat, flat_default, require
 from segjax.errors import UserError
+from segjax.system import stored
 from segjax.system.files import local_path
 
 
@@ -107,11 +107,11 @@ def _of_run(path: Path) -> dict[str, Any]:
     """Read a config.json, as `segjax.runs.experiment.write_description` writes it."""
     path = local_path(str(path))
     try:
-        content = json.loads(path.read_text())
+        content = stored.unseal(stored.parse(path.read_bytes()))
         return {"experiment": content["experiment"], "config": dict(content["config"])}
     except FileNotFoundError:
         raise UserError(f"config file {path} does not exist") from None
-    except (ValueError, LookupError, TypeError, OSError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, OSError) as error:
         raise UserError(f"config file {path} is not the config.json of a run: {error}") from error
 
 

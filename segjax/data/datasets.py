@@ -6,7 +6,6 @@ Images are uint8, RGB (H, W, 3) or gray (H, W, 1); labels are uint8 (H, W) in [0
 
 import contextlib
 import io
-import json
 import os
 import shlex
 import shutil
@@ -21,7 +20,7 @@ from segjax.data import folder as folders
 from segjax.data.source import Source, check_shard
 from segjax.data.statistics import VOID, DatasetInfo, SplitInfo, split_info
 from segjax.errors import UserError
-from segjax.system import locks
+from segjax.system import locks, stored
 from segjax.system.files import take_folders_literally
 
 __all__ = [
@@ -141,9 +140,11 @@ def _builder(
     create = DATASETS[name].builder
     try:
         return create(directory, folder, resolution)
-    except (UserError, OSError):
+    except UserError:
         raise
-    except Exception as error:  # of protobuf: a builder reads the file of a prepared dataset
+    except Exception as error:  # of TFDS or protobuf: it reads the file of a prepared dataset
+        if isinstance(error, OSError) and error.filename:
+            raise
         with tempfile.TemporaryDirectory() as empty:
             builder = create(Path(empty), folder, resolution)
         path = directory / builder.data_path.relative_to(empty)
@@ -197,14 +198,17 @@ def _is_built(builder: tfds.core.DatasetBuilder) -> bool:
     file = folder
     try:
         for file in (folder / f"{name}.json" for name in ("dataset_info", "features", "metadata")):
-            json.loads(file.read_bytes())
+            stored.parse(file.read_bytes())
         for split in ("train", *builder.info.splits):
             split_info(builder.info.metadata[split])
         file = folder / "dataset_info.json"
         for split in ("train", *builder.info.splits):
-            stored = builder.info.splits[split]
-            for file, count in zip(stored.filepaths, stored.shard_lengths, strict=True):
+            shards = builder.info.splits[split]
+            for file, count in zip(shards.filepaths, shards.shard_lengths, strict=True):
                 check_shard(file, count)
+            file = folder / "dataset_info.json"
+            if shards.num_examples != split_info(builder.info.metadata[split]).num_images:
+                raise ValueError(f"{shards.num_examples} examples in {split}")
     except (OSError, LookupError, TypeError, ValueError, RuntimeError) as error:
         fault = "missing" if isinstance(error, FileNotFoundError) else "damaged"
         raise UserError(f"{file} is {fault}: {_remedy(builder)}") from error

@@ -29,7 +29,8 @@ import colorsys
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from PIL import Image
 from segjax.data import builders, images, statistics
 from segjax.data.statistics import VOID
 from segjax.errors import UserError, listing, warn
+from segjax.system import stored
 
 MADE_ON_FIRST_USE = True
 SPLITS = ("train", "val", "test")
@@ -96,7 +98,7 @@ def read_classes(folder: Path) -> Classes:
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder, expected one of images, masks and classes.json")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_twins)
+        content = stored.parse(path.read_bytes())
     except FileNotFoundError:
         raise UserError(
             f'{path} does not exist; expected such as {{"Background": 0, "Cell": 255}}'
@@ -147,15 +149,6 @@ def read_classes(folder: Path) -> Classes:
     )
 
 
-def _without_twins(pairs):
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twin = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twin!r} is there twice")
-    return found
-
-
 def _value(value: Any, path: Path, name: str) -> Value:
     if type(value) is int and 0 <= value < 2**16:
         return value
@@ -204,22 +197,30 @@ def find_pairs(folder: Path, classes: Classes) -> dict[str, list[Pair]]:
             for split in SPLITS
             if split in ("train", "val") or (folder / split).is_dir()
         }
-    elif (folder / "train.txt").is_file():
+    elif any(os.path.lexists(folder / f"{split}.txt") for split in SPLITS):
         pairs = {pair.name: pair for pair in _match(folder, classes)}
         found = {
             split: _listed(folder / f"{split}.txt", pairs)
             for split in SPLITS
-            if split in ("train", "val") or (folder / f"{split}.txt").is_file()
+            if split in ("train", "val") or os.path.lexists(folder / f"{split}.txt")
         }
     else:
         found = _shared_out(_match(folder, classes), classes.share, folder)
-    seen: dict[Path, str] = {}
+    seen: dict[str, str] = {}
     for split, pairs_of in found.items():
         for pair in pairs_of:
-            other = seen.setdefault(pair.image.resolve(), split)
+            other = seen.setdefault(os.path.realpath(pair.image), split)
             if other != split:
                 raise UserError(f"{pair.image} is in {other} and in {split}")
     return found
+
+
+def find_unused(folder: Path, pairs: Mapping[str, Sequence[Pair]]) -> list[str]:
+    """Return the names of the images that the lists of the splits leave out."""
+    if (folder / "train").is_dir():
+        return []
+    used = {pair.image for split in pairs.values() for pair in split}
+    return [path.name for path in _files(folder / "images", "").values() if path not in used]
 
 
 def _match(folder: Path, classes: Classes) -> list[Pair]:
@@ -372,6 +373,7 @@ class Folder(tfds.core.GeneratorBasedBuilder):
     def __init__(self, *, folder: Path, **kwargs: Any):
         self.classes = read_classes(folder)
         self.pairs = find_pairs(folder, self.classes)
+        self._folder = folder
         digest = hashlib.sha256(json.dumps(dataclasses.asdict(self.classes)).encode())
         for split, pairs in self.pairs.items():
             for pair in pairs:
@@ -398,6 +400,8 @@ class Folder(tfds.core.GeneratorBasedBuilder):
     def _split_generators(
         self, dl_manager: tfds.download.DownloadManager
     ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
+        if unused := find_unused(self._folder, self.pairs):
+            warn(f"{self._folder}: {len(unused)} images are in no list: {listing(unused)}")
         return {split: self._generate_examples(split) for split in self.pairs}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:

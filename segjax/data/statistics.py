@@ -1,11 +1,16 @@
 """Description of a dataset: class names, palette, and counts taken when it was built."""
 
+import functools
 import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
+
+from segjax.system import stored
 
 VOID = 255
 """Label of a pixel that losses and metrics ignore."""
@@ -94,14 +99,14 @@ class Tally:
         self.digests[name] = digest.digest()
 
     def to_metadata(self, names: Iterable[str] | None = None) -> dict[str, Any]:
-        """Return the fields of `SplitInfo` as JSON types, to be stored beside the records.
+        """Return the fields of `SplitInfo` as JSON types, sealed, to be stored beside the records.
 
         Args:
             names: the ids of the examples in their order; None: as they were added.
         """
         mean = self.channel_sums / self.num_pixels
         variance = self.channel_square_sums / self.num_pixels - mean**2
-        return {
+        content = {
             "num_images": self.num_images,
             "pixel_counts": self.pixel_counts.tolist(),
             "void_pixels": self.void_pixels,
@@ -112,16 +117,16 @@ class Tally:
                 b"".join(self.digests[name] for name in names or self.digests)
             ).hexdigest(),
         }
+        return stored.seal(content)
 
 
 def split_info(metadata: Mapping[str, Any]) -> SplitInfo:
-    """Read the metadata that `Tally.to_metadata` returns."""
-    return SplitInfo(
-        num_images=metadata["num_images"],
-        pixel_counts=tuple(metadata["pixel_counts"]),
-        void_pixels=metadata["void_pixels"],
-        present_pixel_counts=tuple(metadata["present_pixel_counts"]),
-        mean=tuple(metadata["mean"]),
-        std=tuple(metadata["std"]),
-        digest=metadata.get("digest", ""),
-    )
+    """Read the metadata that `Tally.to_metadata` returns.
+
+    Raises:
+        ValueError: a field is missing or of another type, or changed after it was written.
+    """
+    return _adapter().validate_json(json.dumps(stored.unseal(metadata)), strict=True)
+
+
+_adapter = functools.cache(lambda: TypeAdapter(SplitInfo))

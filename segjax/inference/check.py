@@ -57,7 +57,10 @@ def check(path: Path) -> tuple[list[str], list[str]]:
     classes = folders.read_classes(path)
     pairs = folders.find_pairs(path, classes)
     seen = _look(pairs, classes)
-    return list(_description(seen, pairs, classes)), list(_problems(seen, classes))
+    problems = list(_problems(seen, classes))
+    if unused := folders.find_unused(path, pairs):
+        problems.append(f"{len(unused)} images are in no list: {listing(unused)}")
+    return list(_description(seen, pairs, classes)), problems
 
 
 def _look(pairs: Mapping[str, Sequence[Pair]], classes: Classes) -> _Seen:

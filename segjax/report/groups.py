@@ -16,6 +16,7 @@ from segjax.report import tables
 from segjax.results.schema import Row
 from segjax.results.summary import Summary, summarize
 from segjax.runs import metrics_log
+from segjax.system import stored
 
 Curve = dict[int, float]  # step -> value
 
@@ -155,10 +156,8 @@ def config(run: Run) -> Mapping[str, Any]:
         return {"model.name": run.row["model"], **model, **run.row["overrides"]}
     path = run.workdir / "config.json"
     try:
-        fields = json.loads(path.read_text())["config"]
-        json.dumps(fields, ensure_ascii=False).encode()  # fails for what could not be written
-        return dict(fields.items())
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        return dict(stored.unseal(stored.parse(path.read_bytes()))["config"].items())
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{path} cannot be read: {error}, expected a run's config") from error
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import io
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -51,17 +50,18 @@ def load(path: Path) -> tuple[Row, Counts]:
         with np.load(io.BytesIO(beside.read_bytes())) as arrays:
             confusion, boundaries = arrays["confusion"], arrays["boundary"]
             counts = Counts(confusion, boundaries, arrays.get("names"))
+        total = counts.total
     except FileNotFoundError:
         raise UserError(
             f"{beside} is missing: `segjax evaluate` writes the counts of each image"
         ) from None
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # of zip and zlib, of NumPy, or of arrays of another type
         raise UserError(f"{beside} is damaged: {error}") from error
     classes, images = len(row["class_names"]), row["num_images"]
     whole = confusion.shape == (images, classes, classes)
     whole = whole and boundaries.shape == (images, classes, 3)
     whole = whole and (counts.names is None or counts.names.shape == (images,))
-    if not (whole and np.array_equal(counts.total, row["confusion"])):
+    if not (whole and np.array_equal(total, row["confusion"])):
         raise UserError(f"{beside}: its counts do not add up to those of {file}")
     return row, counts
 

@@ -1,7 +1,8 @@
 """Read, validate and write result rows.
 
 A row is one run scored on one split: a ``result.json``, or one line of a ``.jsonl`` file. Its
-scores are fractions in [0, 1] and are checked against its confusion matrix on every read.
+scores are fractions in [0, 1] and are checked against its confusion matrix on every read. Its
+checksum tells whether anything in it was changed.
 """
 
 import datetime
@@ -29,6 +30,7 @@ from segjax.metrics import boundary
 from segjax.ops.onednn import build
 from segjax.results import schema
 from segjax.results.schema import Amount, Count, Fraction, Positive, Row, Size, Text
+from segjax.system import stored
 from segjax.system.files import write_whole
 
 SCHEMA = 1
@@ -212,9 +214,9 @@ def read_files(paths: Iterable[str | os.PathLike[str]]) -> dict[Path, list[Row]]
         names the file and, in a ``.jsonl``, the line.
     """
     rows: dict[Path, list[Row]] = {}
-    seen: set[Path] = set()
+    seen: set[str] = set()
     given = [Path(path) for path in paths]
-    named = {path.resolve() for path in given}
+    named = {os.path.realpath(path) for path in given}
     for path in given:
         files: list[Path] = [path]
         left_out: list[str] = []
@@ -234,25 +236,25 @@ def read_files(paths: Iterable[str | os.PathLike[str]]) -> dict[Path, list[Row]]
         for what in left_out:
             warn(f"{path}: {what}")
         for file, its_rows in found.items():
-            if file.resolve() not in seen:
+            if os.path.realpath(file) not in seen:
                 rows[file] = its_rows
-                seen.add(file.resolve())
+                seen.add(os.path.realpath(file))
     return rows
 
 
-def _find(folder: Path, read: set[Path]) -> tuple[list[Path], list[str]]:
+def _find(folder: Path, read: set[str]) -> tuple[list[Path], list[str]]:
     """Return the files of rows in a directory, and what is left out of it and is not in `read`."""
     finished: list[Path] = []
     unfinished: list[Path] = []
     others: list[Path] = []
     unreadable: list[OSError] = []
-    seen: set[Path] = set()
+    seen: set[str] = set()
     for root, folders, names in os.walk(folder, followlinks=True, onerror=unreadable.append):
         here = Path(root)
-        if here.resolve() in seen:  # a symbolic link leads here, perhaps from below
+        if os.path.realpath(here) in seen:  # a symbolic link leads here, perhaps from below
             folders.clear()
             continue
-        seen.add(here.resolve())
+        seen.add(os.path.realpath(here))
         if "result.json" in names:
             finished.append(here / "result.json")
         elif not _MARKS.isdisjoint(names):
@@ -265,7 +267,7 @@ def _find(folder: Path, read: set[Path]) -> tuple[list[Path], list[str]]:
         named = [path.relative_to(folder) if path != folder else path.name for path in unfinished]
         runs = "1 run" if len(named) == 1 else f"{len(named)} runs"
         left_out.append(f"{runs} unfinished: {listing(sorted(map(str, named)))}")
-    if unread := sorted(x for x in set(others) - set(files) if x.resolve() not in read):
+    if unread := sorted(x for x in set(others) - set(files) if os.path.realpath(x) not in read):
         named = [path.relative_to(folder) for path in unread]
         left_out.append(f"not read unless named: {listing(named)}")
     return files, left_out
@@ -280,7 +282,8 @@ def run_directory(file: Path) -> Path | None:
 def write_row(path: str | os.PathLike[str], row: Row) -> None:
     """Validate a row and write it atomically as ``result.json``, one field per line."""
     _check(row, str(path))
-    fields = [f"  {json.dumps(name)}: {schema.dump(value)}" for name, value in row.items()]
+    sealed = stored.seal(row)
+    fields = [f"  {json.dumps(name)}: {schema.dump(value)}" for name, value in sealed.items()]
     write_whole(path, "{\n" + ",\n".join(fields) + "\n}\n")
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationError
 
 from segjax.errors import UserError
+from segjax.system import stored
 from segjax.system.files import write_whole
 
 Row = dict[str, Any]
@@ -71,8 +72,9 @@ def parse(path: Path, what: str) -> list[tuple[str, Any]]:
       what: what a row should be, for the message.
 
     Raises:
-      UserError: the file is not UTF-8, or a row is cut short, is nested too deeply, or has a number
-        or a character that JSON or UTF-8 does not have, or a name twice.
+      UserError: the file is not UTF-8, or a row is cut short, is nested too deeply, has a number or
+        a character that JSON or UTF-8 does not have, or a name twice, or was changed after it was
+        written.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -88,26 +90,15 @@ def parse(path: Path, what: str) -> list[tuple[str, Any]]:
 
 
 def _parse(text, path, line, what):
-    def refuse(token):
-        raise ValueError(f"found {token}, which is not JSON")
-
-    def unique(pairs):
-        names = [name for name, _ in pairs]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"{name} is there twice")
-        return dict(pairs)
-
     try:
-        row = json.loads(text, parse_constant=refuse, object_pairs_hook=unique)
-        dump(row).encode()  # fails for half a surrogate pair, which could not be printed
-        return row
+        row = stored.parse(text)
+        return stored.unseal(row) if isinstance(row, dict) else row
     except json.JSONDecodeError as error:
         place = f"{path}:{error.lineno if line is None else line}"
         raise UserError(
             f"{place}: damaged at column {error.colno} ({error.msg}), expected {what}"
         ) from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         place = path if line is None else f"{path}:{line}"
         raise UserError(f"{place}: {error}, expected {what}") from None
 
@@ -118,7 +109,7 @@ def dump(value: Any) -> str:
 
 
 def append(path: Path, row: Row) -> None:
-    """Append a row to a `.jsonl` file atomically."""
+    """Append a row, with a checksum, to a `.jsonl` file atomically."""
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     gap = "" if text.endswith("\n") or not text else "\n"
-    write_whole(path, text + gap + dump(row) + "\n")
+    write_whole(path, text + gap + dump(stored.seal(row)) + "\n")

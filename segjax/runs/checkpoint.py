@@ -113,8 +113,16 @@ class Checkpoints:
                         barrier_sync_key_prefix=kind
                     ),
                 )
-            with self._writing(kind):
-                self._managers[kind] = ocp.CheckpointManager(self._root / kind, options=options)
+            folder = self._root / kind
+            try:
+                with self._writing(kind):
+                    self._managers[kind] = ocp.CheckpointManager(folder, options=options)
+            except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
+                # Orbax reads when each checkpoint was made.
+                raise UserError(
+                    f"{folder} cannot be opened, expected to delete the checkpoint in it whose "
+                    f"_CHECKPOINT_METADATA is damaged: {_one_line(error)}"
+                ) from error
         return self._managers[kind]
 
     def save(self, kind: str, step: int, state: Any, facts: dict[str, Any]) -> bool:
@@ -158,10 +166,9 @@ class Checkpoints:
             state = ocp.StandardCheckpointHandler().restore(path / "state", args=arguments)
             checksums = _checksums("state", path, state, shapes) | _checksums("facts", path)
         except Exception as error:
-            line = " ".join(str(error).split())[:300]
             raise UserError(
                 f"checkpoint {self._root / kind / str(step)} was not written whole, and those "
-                f"before it are kept: {line}"
+                f"before it are kept: {_one_line(error)}"
             ) from error
         write_whole(path / _CHECKSUMS, json.dumps(checksums) + "\n")
 
@@ -305,9 +312,8 @@ class Checkpoints:
                 if saved.get(name, checksum) != checksum:
                     raise ValueError(f"{name} has changed since it was saved")
         except Exception as error:  # TensorStore raises no narrower class for a truncated array
-            line = " ".join(str(error).split())[:300]
             raise UserError(
-                f"checkpoint {path} is damaged, or not of this model: {line}"
+                f"checkpoint {path} is damaged, or not of this model: {_one_line(error)}"
             ) from error
         return restored
 
@@ -339,6 +345,10 @@ def _checksums(item, path, restored=None, shapes=None):
             raise ValueError(f"{name} is {x.dtype}{x.shape}, expected {y.dtype}{y.shape}")
         found[name] = zlib.crc32(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data)
     return found
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def restore_template(state: Any) -> Any:

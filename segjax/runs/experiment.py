@@ -12,13 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # pydantic refuses that of Python 3.11
 
 from segjax import config as configs
 from segjax import models
 from segjax.data import datasets, loader
 from segjax.errors import UserError
+from segjax.results import schema
 from segjax.runs.checkpoint import Checkpoints
-from segjax.system import locks
+from segjax.system import locks, stored
 from segjax.system.files import write_whole
 from segjax.training import losses, optimizers, parallel, steps
 
@@ -33,6 +36,20 @@ class Description:
     name: str  # name of the run in its sweep, otherwise the experiment
     overrides: dict[str, Any]  # {"a.b": value}
     command: str  # command line that reproduces it
+
+
+class _Stored(TypedDict):
+    """The fields of `config.json`: those of `Description`, the config and the dataset."""
+
+    experiment: str
+    name: str
+    overrides: dict[str, Any]
+    command: str
+    config: dict[str, Any]
+    data: datasets.DatasetInfo
+
+
+_adapter = functools.cache(lambda: TypeAdapter(_Stored))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +196,8 @@ def write_description(workdir: Path, run: Experiment, description: Description) 
         "config": configs.flat(configs.restore(configs.flat(run.config))),
         "data": dataclasses.asdict(run.info),
     }
-    write_whole(workdir / "config.json", json.dumps(content, indent=1) + "\n")
+    text = json.dumps(stored.seal(content), indent=1)
+    write_whole(workdir / "config.json", f"{text}\n")
 
 
 def read_description(workdir: Path) -> tuple[ConfigDict, Description, datasets.DatasetInfo]:
@@ -192,15 +210,18 @@ def read_description(workdir: Path) -> tuple[ConfigDict, Description, datasets.D
     """
     path = workdir / "config.json"
     try:
-        content = json.loads(path.read_text())
-        fields, data = dict(content.pop("config")), content.pop("data")
-        splits = {name: datasets.SplitInfo(**split) for name, split in data["splits"].items()}
-        info = datasets.DatasetInfo(**{**data, "splits": splits})
-        description = Description(**content)
+        content = stored.unseal(stored.parse(path.read_bytes()))
+        found: Any = _adapter().validate_json(json.dumps(content), strict=True)
     except FileNotFoundError:
         raise UserError(f"{workdir} is not the workdir of a run: it has no config.json") from None
-    except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
+    except ValidationError as error:
+        raise schema.fault(error, f"{path} cannot be read", "a run's config.json") from error
+    except (ValueError, OSError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
+    fields, info = found["config"], found["data"]
+    description = Description(
+        **{field.name: found[field.name] for field in dataclasses.fields(Description)}
+    )
     try:
         config = configs.restore(fields)
     except UserError as error:
@@ -250,8 +271,8 @@ def refuse_other_config(config: ConfigDict, workdir: Path) -> None:
       UserError: it does; names the first field that differs.
     """
     if (workdir / "config.json").exists():
-        stored, _, _ = read_description(workdir)
-        difference = configs.difference(config, stored)
+        theirs, _, _ = read_description(workdir)
+        difference = configs.difference(config, theirs)
         if difference:
             raise UserError(f"workdir {workdir} holds a run of another config: {difference}")
 
@@ -263,9 +284,9 @@ def refuse_other_data(run: Experiment, workdir: Path) -> None:
       UserError: it does; names the split.
     """
     if (workdir / "config.json").exists():
-        _, _, stored = read_description(workdir)
+        _, _, former = read_description(workdir)
         for split, found in run.info.splits.items():
-            _require_digest(run.config.data.dataset, split, found.digest, stored)
+            _require_digest(run.config.data.dataset, split, found.digest, former)
 
 
 def _require_digest(dataset: str, split: str, found: str, info: datasets.DatasetInfo) -> None:

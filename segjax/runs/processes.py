@@ -34,7 +34,7 @@ def join(environment: Mapping[str, str] = os.environ, always: bool = False) -> N
 
     Find them from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, from Slurm (inside
     a step of more than one task), or on a TPU slice from TPU_WORKER_HOSTNAMES. While they do not
-    come, say so; after five minutes exit with status 1.
+    come, say so; after five minutes exit with status 75.
 
     Args:
       environment: environment variables.
@@ -76,7 +76,7 @@ def _initialize(address=None, processes=None, process=None, **options):
             flush=True,
         )
         # Not 2, with which Kubernetes would fail the Job: the others may only be late.
-        os._exit(1)
+        os._exit(os.EX_TEMPFAIL)
 
     timeout = threading.Timer(_JOIN_SECONDS, give_up)
     timeout.daemon = True

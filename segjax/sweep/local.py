@@ -39,7 +39,7 @@ from segjax.cli.main import main
 sys.exit(main())
 """
 
-UNFINISHED = 75  # exit status if the time limit left unfinished runs (EX_TEMPFAIL)
+UNFINISHED = os.EX_TEMPFAIL  # exit status if the time limit left unfinished runs
 
 _POLL_SECONDS = 0.2  # between looks at the runs
 _REFRESH_SECONDS = 1.0  # between updates of the live table

@@ -9,9 +9,10 @@ import contextlib
 import dataclasses
 import datetime
 import json
+import os
 import shlex
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from segjax import config as configs
@@ -19,7 +20,7 @@ from segjax.errors import UserError
 from segjax.runs import experiment
 from segjax.sweep import display, grids, slurm_script, status
 from segjax.sweep.slurm_script import RUNS, SCRIPT, Options
-from segjax.system import locks, waiting
+from segjax.system import locks, stored, waiting
 from segjax.system.files import write_whole
 
 _JOBS = Path("slurm", "jobs.jsonl")  # one line per submission: job and runs
@@ -131,7 +132,7 @@ def resubmit(workdir: Path, names: Sequence[str]) -> str:
         if not missing:
             return f"nothing to submit: {others}"
         lines = [n for n, name in enumerate(read_runs(workdir), start=1) if name in missing]
-        text = (workdir / SCRIPT).read_text()
+        text = _read(workdir / SCRIPT)
         write_whole(workdir / SCRIPT, slurm_script.replace_array(text, lines))
         return f"{_submit_array(workdir, missing)}{others and f'; {others}'}"
 
@@ -171,12 +172,32 @@ def _submitted_runs(workdir, names):
 
 
 def read_runs(workdir: Path) -> dict[str, str]:
-    """Return the names and commands of the runs submitted from a workdir, in order."""
+    """Return the names and commands of the runs submitted from a workdir, in order.
+
+    Raises:
+      UserError: the file that lists them is damaged.
+    """
+    found = {}
+    for number, line in enumerate(_read(workdir / RUNS).splitlines(), start=1):
+        name, tab, command = line.partition("\t")
+        if not tab or name in found:
+            raise _damaged(workdir / RUNS, number)
+        found[name] = command
+    return found
+
+
+def _read(path):
+    """Return the text of a file, "" if it does not exist."""
     try:
-        lines = (workdir / RUNS).read_text().splitlines()
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        return {}
-    return dict(line.split("\t", 1) for line in lines)
+        return ""
+    except ValueError as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def _damaged(path, number):
+    return UserError(f"{path}:{number}: damaged, expected a line as a submission wrote it")
 
 
 def read_queue(workdir: Path) -> dict[str, Job]:
@@ -185,14 +206,14 @@ def read_queue(workdir: Path) -> dict[str, Job]:
     Raises:
       UserError: Slurm is missing or refuses.
     """
-    names, own = list(read_runs(workdir)), (workdir / SCRIPT).resolve()
+    names, own = list(read_runs(workdir)), os.path.realpath(workdir / SCRIPT)
     found: dict[str, Job] = {}
     columns = "%F|%K|%T|%r|%o"
     output = _run_program("squeue", "--me", "--array", "--states=all", "--noheader", "-o", columns)
     for line in output.splitlines():
         job, task, state, reason, command = line.split("|", 4)
         # A task beyond the lines of runs.txt was submitted by hand; its script exits with an error.
-        if Path(command).resolve() != own or not (task.isdigit() and 0 < int(task) <= len(names)):
+        if os.path.realpath(command) != own or not (task.isdigit() and 0 < int(task) <= len(names)):
             continue
         name, new = names[int(task) - 1], Job(f"{job}_{task}", state, reason)
         if name not in found or new.sort_key > found[name].sort_key:
@@ -232,13 +253,15 @@ def _is_finished(workdir, name):
 
 def _last_jobs(workdir: Path) -> dict[str, str]:
     """Return the id of the last job submitted for each run."""
-    try:
-        lines = (workdir / _JOBS).read_text().splitlines()
-    except FileNotFoundError:
-        return {}
     numbers = {name: line for line, name in enumerate(read_runs(workdir), start=1)}
-    entries: list[Mapping] = [json.loads(line) for line in lines]
-    return {name: f"{entry['job']}_{numbers[name]}" for entry in entries for name in entry["runs"]}
+    found: dict[str, str] = {}
+    for number, line in enumerate(_read(workdir / _JOBS).splitlines(), start=1):
+        try:
+            entry = stored.parse(line)
+            found |= {name: f"{entry['job']}_{numbers[name]}" for name in entry["runs"]}
+        except (ValueError, LookupError, TypeError) as error:
+            raise _damaged(workdir / _JOBS, number) from error
+    return found
 
 
 def _submit_array(workdir, names):

@@ -202,14 +202,16 @@ def render(
 
 
 def replace_array(script: str, lines: Sequence[int]) -> str:
-    """Return a script, edited by hand or not, with its array set to these lines of runs.txt."""
-    return re.sub(
-        r"^(#SBATCH --array=)[^%\s]*",
-        rf"\g<1>{format_array(lines)}",
-        script,
-        count=1,
-        flags=re.MULTILINE,
-    )
+    """Return a script, edited by hand or not, with its array set to these lines of runs.txt.
+
+    Raises:
+      UserError: it has no array.
+    """
+    array, found = r"^(#SBATCH --array=)[^%\s]*", rf"\g<1>{format_array(lines)}"
+    edited, count = re.subn(array, found, script, count=1, flags=re.MULTILINE)
+    if not count:
+        raise UserError(f"{SCRIPT} has no line that starts with #SBATCH --array=, expected one")
+    return edited
 
 
 def format_array(lines: Sequence[int]) -> str:

@@ -3,8 +3,8 @@
 The processes that train them are not asked, and nothing is written.
 """
 
+import contextlib
 import dataclasses
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from segjax.errors import UserError
 from segjax.runs import experiment
 from segjax.sweep.grids import Point
-from segjax.system import locks
+from segjax.system import locks, stored
 
 STATES = ("finished", "running", "failed", "resumable", "new", "another config")
 
@@ -114,11 +114,13 @@ def saved_step(folder: Path) -> int:
 
 def _read_progress(folder, batch_size):
     """Return the last logged step, and the recent seconds per step or None."""
-    step, rates = 0, []
+    step = 0
+    rates: list[float] = []
     for row in _read_last_rows(folder / "metrics.jsonl"):
-        step = max(step, row.get("step", 0))
-        if row.get("train/images_per_second"):
-            rates.append(row["train/images_per_second"])
+        if isinstance(row, dict) and type(row.get("step")) is int:
+            step, rate = max(step, row["step"]), row.get("train/images_per_second")
+            if isinstance(rate, int | float) and rate > 0:
+                rates.append(rate)
     # The first rate includes compilation.
     recent = rates[1:][-_RATES:]
     return step, sum(batch_size / rate for rate in recent) / len(recent) if recent else None
@@ -134,10 +136,8 @@ def _read_last_rows(path: Path) -> list[dict[str, Any]]:
         return []
     rows = []
     for line in lines[bool(skipped) : -1]:  # the last line is empty or being written
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
+        with contextlib.suppress(ValueError):
+            rows.append(stored.parse(line))
     return rows
 
 

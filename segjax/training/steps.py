@@ -143,8 +143,9 @@ def train_step(
     """Take one optimizer step on a device's share of the batch.
 
     The loss is the sum over all devices and micro-batches divided by their `losses.num_terms`, so
-    it does not depend on their number; batch normalization sees one micro-batch of all devices at a
-    time.
+    it does not depend on their number. Of M micro-batches, number m has the images whose index in
+    the batch of all devices is m modulo M. Batch normalization sees one of them, of all devices, at
+    a time. So neither its statistics nor the masks of dropout depend on the number of devices.
     """
     num_classes, parts, labels = class_weights.shape[0], config.micro_batches, batch["label"]
     # At least one of the whole batch, where a device's own share may have none. Divided by the
@@ -189,7 +190,7 @@ def train_step(
         return (batch_stats, jax.tree.map(jnp.add, sums, (gradients, loss, hits))), None
 
     zeros = (jax.tree.map(jnp.zeros_like, params), jnp.zeros(()), jnp.zeros(()))
-    micro = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
+    micro = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
     keys = jax.random.split(dropout, parts)
     (batch_stats, sums), _ = scan(
         accumulate, (state.variables.get("batch_stats", {}), zeros), (micro, keys), parts

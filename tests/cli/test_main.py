@@ -169,6 +169,54 @@ def test_a_mistake_gives_a_one_line_error_and_status_2(
     assert captured.out == ""
 
 
+IGNORED = (
+    ("figures --results x --output y --no-predictions --count 4", "--count", "--no-predictions"),
+    ("report --results x --output y --no-predictions --data-dir z", "--data-dir", "--no-pred"),
+    ("benchmark --torch-python python3", "--torch-python", "without --against"),
+    ("data check x --source y", "--source", "with check"),
+    ("data check x --sheet y.png", "--sheet", "with check"),
+    ("data streetscenes --source x", "--source", "for streetscenes"),
+    ("data camvid --resolution 96x128", "--resolution", "for camvid"),
+    (
+        "sweep --config experiments/quickstart.py --workdir x --launcher slurm "
+        "--resubmit --partition gpu",
+        *("--partition", "with --resubmit"),
+    ),
+    (
+        "sweep --config experiments/quickstart.py --workdir x --launcher slurm "
+        "--container-mounts /a:/a",
+        *("--container-mounts", "without --container-image"),
+    ),
+)
+
+
+@pytest.mark.parametrize(("command", "flag", "why"), IGNORED)
+def test_an_option_that_would_be_ignored_is_refused(command, flag, why, capsys):
+    assert main(command.split()) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"segjax: {flag} does nothing ")
+    assert why in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "flag"),
+    [
+        ("train --config a.py --workdir x --config b.py", "--config"),
+        ("predict a.png --workdir x --output y --workdir z", "--workdir"),
+        ("table --results x --results y", "--results"),
+        ("sweep --config a.py --workdir x --seeds 1 --nodes 2 --nodes 3", "--nodes"),
+        ("reproduce camvid --size small --size small", "--size"),
+    ],
+)
+def test_an_option_given_twice_is_refused(command, flag, capsys):
+    assert main(command.split()) == 2
+    error = capsys.readouterr().err
+    assert error == (
+        f"segjax: {flag} is given twice, expected once; see segjax {command.split()[0]} --help\n"
+    )
+
+
 PATHS = (
     *("data camvid --source PATH", "data camvid --data-dir PATH", "data camvid --sheet PATH"),
     *("train --config x.py --workdir PATH", "evaluate --workdir PATH"),

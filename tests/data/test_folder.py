@@ -3,6 +3,7 @@
 import itertools
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 
 from segjax.cli.main import main
 from segjax.data import datasets, folder
+from segjax.inference import check
 from support.errors import refusal
 from support.folders import make_folder
 
@@ -227,6 +229,36 @@ def test_splits_by_lists(tmp_path):
     ):
         (tmp_path / "val.txt").write_text(text)
         assert said in refusal(folder.find_pairs, tmp_path, classes)
+    lists = {"train.txt": "a\n", "val.txt": "c\n", "test.txt": "d\n"}
+    for name in lists:
+        for other, text in lists.items():
+            (tmp_path / other).write_text(text)
+        (tmp_path / name).unlink()
+        (tmp_path / name).mkdir()
+        assert f"{name} cannot be read" in refusal(folder.find_pairs, tmp_path, classes)
+        (tmp_path / name).rmdir()
+    for other in ("train.txt", "val.txt"):  # not a folder whose images are shared out
+        (tmp_path / other).unlink(missing_ok=True)
+    (tmp_path / "test.txt").write_text("d\n")
+    assert "train.txt cannot be read" in refusal(folder.find_pairs, tmp_path, classes)
+
+
+def test_images_in_no_list_are_named(tmp_path, capsys):
+    classes = write_classes(tmp_path, BINARY)
+    for name in "abcd":
+        write_pair(tmp_path, name)
+    (tmp_path / "train.txt").write_text("a\n")
+    (tmp_path / "val.txt").write_text("c\n")
+    unused = folder.find_unused(tmp_path, folder.find_pairs(tmp_path, classes))
+    said = f"2 images are in no list: {', '.join(unused)}"
+    assert [Path(name).stem for name in unused] == ["b", "d"]
+    assert said in check.check(tmp_path)[1]
+    capsys.readouterr()
+    place = {"data_dir": tmp_path / "data", "folder": tmp_path, "resolution": (4, 4)}
+    for _ in range(2):
+        datasets.info("folder", **place)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "in no list" in line]
+    assert line == f"segjax: warning: {tmp_path}: {said}"
 
 
 def test_splits_by_a_seeded_share(tmp_path):

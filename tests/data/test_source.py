@@ -14,6 +14,7 @@ import pytest
 from segjax.cli import main
 from segjax.data import datasets, loader
 from segjax.errors import UserError
+from support.errors import refusal
 
 
 @pytest.fixture
@@ -133,6 +134,36 @@ def test_metadata_of_another_kind_is_named(data_dir, content):
     path.write_text(content)
     with pytest.raises(UserError, match=r"metadata\.json is damaged: delete"):
         datasets.info("camvid", data_dir=data_dir)
+
+
+@pytest.mark.parametrize("name", ["num_images", "pixel_counts", "mean", "digest"])
+def test_a_number_changed_in_metadata_is_noticed(data_dir, name):
+    path = data_dir / "camvid" / "1.0.0" / "metadata.json"
+    metadata = json.loads(path.read_text())
+    value = metadata["val"][name]
+    metadata["val"][name] = {
+        "num_images": 2,
+        "pixel_counts": [value[0] - 1, *value[1:]] if name == "pixel_counts" else None,
+        "mean": [0.1, *value[1:]] if name == "mean" else None,
+        "digest": "0" * 64,
+    }[name]
+    path.write_text(json.dumps(metadata))
+    for call in (datasets.info, datasets.prepare, partial(datasets.open_split, split="train")):
+        assert f"{path} is damaged: delete" in refusal(partial(call, data_dir=data_dir), "camvid")
+
+
+def test_a_count_that_is_not_that_of_the_metadata_is_noticed(data_dir):
+    """In a dataset prepared before there were checksums."""
+    folder = data_dir / "camvid" / "1.0.0"
+    metadata = json.loads((folder / "metadata.json").read_text())
+    for split in metadata.values():
+        del split["checksum"]
+    (folder / "metadata.json").write_text(json.dumps(metadata))
+    assert datasets.info("camvid", data_dir=data_dir).splits["val"].num_images == 1
+    for wrong in (2, "1", None, [1]):
+        metadata["val"]["num_images"] = wrong
+        (folder / "metadata.json").write_text(json.dumps(metadata))
+        assert "is damaged" in refusal(partial(datasets.info, data_dir=data_dir), "camvid")
 
 
 def test_a_dataset_without_splits_is_named(data_dir):

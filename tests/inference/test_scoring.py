@@ -1,7 +1,5 @@
 """Test evaluation: counts of pixels, and recomputed batch-normalization statistics."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -143,7 +141,7 @@ def test_evaluating_final_reproduces_result(finished):
     workdir, row = finished
     again = evaluated(workdir)
     assert again | {name: row[name] for name in ("finished", "device")} == row
-    assert json.loads((workdir / "result.json").read_text()) == row
+    assert results.read([workdir / "result.json"]) == [row]
 
 
 def test_evaluating_best_recomputes_statistics(finished):

@@ -201,11 +201,11 @@ def test_invalid_json_is_refused(tmp_path):
     path.write_text(text.replace('"seconds": 1201.5', '"seconds": NaN'))
     assert refusal(results.read, [path]).startswith(f"{path}:1: found NaN")
     path.write_text(text[:-1] + ', "seed": 5}')
-    assert refusal(results.read, [path]).startswith(f"{path}:1: seed is there twice")
+    assert refusal(results.read, [path]).startswith(f"{path}:1: 'seed' is there twice")
     path.write_text(text.replace("camvid", r"\ud800"))
     assert "surrogates not allowed, expected a result row" in refusal(results.read, [path])
     path.write_text("[" * 100_000)
-    assert "recursion depth" in refusal(results.read, [path])
+    assert "nested too deeply" in refusal(results.read, [path])
     path.write_bytes(b"\xff\xfe\n")
     assert "not UTF-8" in refusal(results.read, [path])
 

@@ -16,6 +16,7 @@ from segjax.data.datasets import DatasetInfo
 from segjax.errors import UserError
 from segjax.runs import experiment
 from segjax.runs.experiment import Description, Experiment
+from support.errors import refusal
 
 INFO = DatasetInfo("tiny", ("a", "b"), (), (0.5,), (0.5,), {}, (24, 32))
 DESCRIPTION = Description("tiny", "tiny", {}, "segjax train")
@@ -113,6 +114,7 @@ def stored(folder, **changed):
         content["config"][name] = value
         if value is None:
             del content["config"][name]
+    del content["checksum"]  # as a run of long ago has it
     path.write_text(json.dumps(content))
     return path
 
@@ -141,6 +143,32 @@ def test_wrong_config_json_is_named(tmp_path, changed, said):
     (tmp_path / "config.json").write_text('{"config": 3, "data": {"splits": {}}}')
     with pytest.raises(UserError, match="cannot be read"):
         experiment.read_description(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"batch_size": 8', '"batch_size": 9'),
+        ('"seed": 0', '"seed": 1'),
+        ("0.5", "0.4"),
+        ('"segjax train"', '"segjax trail"'),
+    ],
+)
+def test_a_config_json_that_was_changed_is_refused(tmp_path, old, new):
+    experiment.write_description(
+        tmp_path, Experiment(configs.default(), INFO, [], None), DESCRIPTION
+    )
+    path = tmp_path / "config.json"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    assert refusal(experiment.read_description, tmp_path) == (
+        f"{path} cannot be read: it was changed after it was written; undo that, or delete its "
+        "checksum to accept the change"
+    )
+    # Another layout, as jq or an editor writes it, is no change.
+    path.write_text(json.dumps(json.loads(text), indent=8).replace("0.0,", "0,"))
+    assert experiment.read_description(tmp_path)[2] == INFO
 
 
 def test_config_made_without_load_is_checked_before_it_is_written(tmp_path):

@@ -1,5 +1,6 @@
 """Progress of runs, read from their run directories, and its printed tables."""
 
+import dataclasses
 import fcntl
 import io
 import json
@@ -8,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from segjax import config as configs
+from segjax.data.datasets import DatasetInfo
 from segjax.errors import UserError
 from segjax.sweep import display, grids, status
 from segjax.sweep.status import Status
@@ -106,10 +108,9 @@ def grid(tmp_path, monkeypatch):
 def test_a_dry_run_prints_parameters_macs_and_status(grid, tmp_path):
     save(tmp_path / grid[1].name, 2)
     (tmp_path / grid[2].name).mkdir()
-    names = ("name", "class_names", "palette", "mean", "std", "resolution")
     stored = {
         "config": {**configs.flat(grid[2].config), "batch_size": 2},
-        "data": {**{name: [] for name in names}, "splits": {}},
+        "data": dataclasses.asdict(DatasetInfo("toy", ("a",), (), (0.5,), (0.5,), {}, (24, 32))),
         "experiment": "grid",
         "name": grid[2].name,
         "overrides": {},

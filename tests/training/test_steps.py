@@ -295,12 +295,28 @@ def test_micro_batches_sum_their_gradients_and_normalize_one_after_the_other(sce
     gradient_of = jax.jit(jax.grad(loss_of, has_aux=True), static_argnums=2)
     params, batch_stats = state.variables["params"], state.variables["batch_stats"]
     expected = params
-    for part in (range(2), range(2, 4)):
+    for part in ((0, 2), (1, 3)):
         gradient, batch_stats = gradient_of(params, batch_stats, part)
         expected = jax.tree.map(jnp.subtract, expected, gradient)
 
     after, _ = setup.step(state, {"image": image, "label": label})
     assert_close(after.variables, {"params": expected, "batch_stats": batch_stats}, 1e-6)
+
+
+def test_micro_batches_are_of_the_same_images_on_any_number_of_devices(scenes_data_dir):
+    """Batch normalization would show it: each image has a brightness of its own."""
+    rng = np.random.default_rng(2)
+    image = rng.normal(size=(4, 6, 8, 3)) * np.array([1, 2, 4, 8]).reshape(4, 1, 1, 1)
+    label = rng.integers(0, 11, (4, 6, 8)).astype(np.uint8)
+    found = []
+    for count in (1, 2):
+        config = tiny_config(scenes_data_dir, num_devices=count, micro_batches=2, ema_decay=0.0)
+        setup = Setup(config)
+        setup.model = OneLayer(11, axis_name=setup.run.axis_name)
+        batch = {"image": image.astype(np.float32), "label": label}
+        after, metrics = setup.step(setup.state(), parallel.split(batch, setup.devices))
+        found.append({**after.variables, **metrics})
+    assert_close(*found, 1e-6)
 
 
 def test_averaged_variables_by_hand(scenes_data_dir):
@@ -391,13 +407,17 @@ def test_another_step_or_seed_has_another_batch(scenes_data_dir):
     assert len(set(seen)) == 4
 
 
-def test_dropout_follows_the_step_and_the_image_on_any_number_of_devices(scenes_data_dir):
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_dropout_follows_the_step_and_the_image_on_any_number_of_devices(
+    scenes_data_dir, micro_batches
+):
     rng = np.random.default_rng(0)
     image = np.broadcast_to(rng.normal(size=(1, 6, 8, 3)), (4, 6, 8, 3)).astype(np.float32)
     label = np.ones((4, 6, 8), np.uint8)
     found = {}
     for count in (1, 2):
-        setup = Setup(tiny_config(scenes_data_dir, num_devices=count))
+        changed = {"num_devices": count, "micro_batches": micro_batches}
+        setup = Setup(tiny_config(scenes_data_dir, **changed))
         setup.model = Dropped(11, axis_name=setup.run.axis_name)
         for step in (0, 1):
             state = setup.state().replace(step=jnp.int32(step))
