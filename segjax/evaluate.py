@@ -12,8 +12,13 @@ import jax
 
 from segjax.errors import UserError
 from segjax.inference import crf as dense_crf
-from segjax.inference import dropout, outputs, tta
-from segjax.inference.scoring import build_evaluator, recompute_batch_norm, result_row
+from segjax.inference import dropout, outputs, tta, windows
+from segjax.inference.scoring import (
+    build_evaluator,
+    build_image_evaluator,
+    recompute_batch_norm,
+    result_row,
+)
 from segjax.results.counts import Counts
 from segjax.runs.experiment import Description, Experiment, load_variables, open_run
 from segjax.training import parallel
@@ -29,6 +34,9 @@ def evaluate_workdirs(
     crf: dense_crf.Parameters | None = None,
     samples: int | None = None,
     transforms: tta.Transforms | None = None,
+    native: bool = False,
+    window: windows.Windows | None = None,
+    calibration: bool = False,
 ) -> tuple[Path, dict[str, Any], Counts]:
     """Evaluate a checkpoint of a workdir, or the mean probabilities of several, on a split.
 
@@ -42,6 +50,10 @@ def evaluate_workdirs(
       crf: parameters of the dense CRF that refines the probabilities; None: no CRF.
       samples: number of Monte Carlo dropout samples to average; None: no dropout.
       transforms: test-time augmentation; None: no augmentation.
+      native: score on the labels as they are stored, not resized: the output at the resolution of
+        training is resized to the size of each label.
+      window: score on the labels as they are stored, by windows over the images at their own sizes.
+      calibration: also measure the expected calibration error.
 
     Returns:
       The path for the row, in the first workdir; the row; and the counts it is computed from.
@@ -52,29 +64,44 @@ def evaluate_workdirs(
     """
     runs = _open_alike(workdirs, data_dir)
     first = runs[0][0]
-    source = first.open_split(split)
+    native = native or window is not None
+    source = first.open_split(split, native)
     examples = [source[i] for i in range(min(limit, len(source)))] if limit else source
     loaded = [_load(run, workdir, kind) for (run, _), workdir in zip(runs, workdirs, strict=True)]
-    variables = tuple(parallel.place(each, first.devices) for each, _ in loaded)
+    by_image = native or crf or calibration
+    devices = first.devices[:1] if by_image else first.devices
+    variables = tuple(parallel.place(each, devices) for each, _ in loaded)
+
+    plain = not (samples or transforms or crf or len(runs) > 1)
     networks = [
-        dropout.probabilities(run, samples) if samples else outputs.probabilities(run)
+        dropout.probabilities(run, samples)
+        if samples
+        else outputs.logits(run)
+        if plain
+        else outputs.probabilities(run)
         for run, _ in runs
     ]
     if transforms:
         networks = [tta.average(network, transforms) for network in networks]
-    done = [f"mean of {samples} samples"] if samples else []
-    done += [f"views {transforms}"] if transforms else []
+    output, shared = networks[0], variables[0]
     if len(runs) > 1:
         output, shared = outputs.mean(networks), variables
-        done.append(f"mean of {len(runs)} networks")
+
+    if by_image:
+        fit = window or ("resolution" if native else "native")
+        strips = windows.build_strips(first, output, fit)
+        evaluator = build_image_evaluator(
+            first,
+            windows.softmax(strips) if plain and calibration else strips,
+            functools.partial(dense_crf.refine, crf) if crf else None,
+            native=native,
+            calibrated=calibration,
+        )
+        counts = evaluator(shared, examples, f"evaluate {split}")
     else:
-        output, shared = networks[0], variables[0]
-    if crf:
-        done.append(f"crf {dense_crf.describe(crf)}")
-    evaluator = build_evaluator(
-        first, output if done else None, functools.partial(dense_crf.refine, crf) if crf else None
-    )
-    counts = evaluator(shared, examples, f"evaluate {split}", boundaries=True)
+        evaluator = build_evaluator(first, output)
+        counts = evaluator(shared, examples, f"evaluate {split}", boundaries=True)
+
     rows = [
         result_row(
             run,
@@ -90,15 +117,23 @@ def evaluate_workdirs(
         for (run, description), (own, facts) in zip(runs, loaded, strict=True)
     ]
     row = rows[0] if len(rows) == 1 else _joint_row(rows)
+
+    scale = str(window or "native") if native else ""
+    done = [scale] if scale else []
+    done += [f"mean of {samples} samples"] if samples else []
+    done += [f"views {transforms}"] if transforms else []
+    done += [f"mean of {len(runs)} networks"] if len(runs) > 1 else []
+    done += [f"crf {dense_crf.describe(crf)}"] if crf else []
     if done:
         row["inference"] = ", ".join(done)
+
     names = [f"evaluation_{split}" + (f"_first{limit}" if limit else "")]
     names += [_agreed([facts["kind"] for _, facts in loaded], "mixed")]
+    names += [scale.replace(" ", "_")] if scale else []
     names += [f"samples_{samples}"] if samples else []
     names += [f"views {transforms}".replace(" ", "_")] if transforms else []
     names += [f"with_{Path(os.path.realpath(workdir)).name}" for workdir in workdirs[1:]]
-    if crf:
-        names += ["crf", dense_crf.describe(crf)]
+    names += [f"crf_{dense_crf.describe(crf)}"] if crf else []
     return workdirs[0] / f"{'_'.join(names)}.json", row, counts
 
 

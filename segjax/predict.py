@@ -15,8 +15,9 @@ from PIL import Image
 from segjax.data import datasets, images, pictures
 from segjax.errors import UserError, listing, say, warn
 from segjax.inference import crf as dense_crf
-from segjax.inference import dropout, outputs, tta
+from segjax.inference import dropout, outputs, tta, windows
 from segjax.runs.experiment import Experiment, load_variables, open_run
+from segjax.training import parallel
 
 _LONGEST_NAME = 255 - len(".tmp")  # bytes; of a file while it is written
 
@@ -116,26 +117,13 @@ def targets_of(
     return targets
 
 
-def network_size(
-    experiment: Experiment, shape: tuple[int, ...], native: bool
-) -> tuple[int, int] | None:
-    """Return the size to resize an image of (height, width) to for the network; None: its own.
-
-    It is the height of training with the aspect of the image, unless `native`.
-    """
-    if native:
-        return None
-    (height, width), trained_height = shape, experiment.config.data.resolution[0]
-    return trained_height, max(1, round(width * trained_height / height))
-
-
 def predict_files(
     experiment: Experiment,
     variables: dict[str, Any],
     paths: list[Path],
     output: Path,
     *,
-    native: bool,
+    fit: windows.Fit,
     crf: dense_crf.Parameters | None,
     samples: int | None,
     transforms: tta.Transforms | None,
@@ -158,8 +146,8 @@ def predict_files(
       variables: of the network.
       paths: of the images.
       output: folder of the results, created if missing.
-      native: predict at the size of the image; otherwise resize it to the training height, keeping
-        its aspect ratio, and resize the logits (with a CRF, the probabilities) back.
+      fit: how an image is shown to the network; the logits (with a CRF, the probabilities) are
+        resized back to its size.
       crf: parameters of the dense CRF, applied at the size of the image; None: no CRF.
       samples: number of Monte Carlo dropout samples to average; None: no dropout.
       transforms: test-time augmentation; None: no augmentation.
@@ -171,7 +159,8 @@ def predict_files(
     Raises:
       UserError: an output would overwrite a file of another image.
     """
-    predictors: dict[tuple[int, int] | None, Callable[..., Any]] = {}
+    predictor = _predictor(experiment, fit, crf, samples, transforms)
+    variables = parallel.place(variables, experiment.devices[:1])
 
     def predict(page: Page, target: tuple[Path, ...]) -> None:
         length = max(len(os.fsencode(place.name)) for place in target)
@@ -181,15 +170,11 @@ def predict_files(
                 f"at most {_LONGEST_NAME}; rename it"
             )
         image = images.read_image(page.path, len(experiment.info.mean), page.number)
-        size = network_size(experiment, image.shape[:2], native)
-        if size not in predictors:
-            predictors[size] = _predictor(experiment, size, crf, samples, transforms)
-        with _naming_memory(page.path, image.shape):
-            label, *maps = (x[0] for x in predictors[size](variables, image[None]))
         palette = experiment.info.palette
-        pictures.save_label(target[0], label, palette)
-        overlay = pictures.overlay(image, label, palette)
-        pictures.save(target[1], Image.fromarray(overlay))
+        with _naming_memory(page.path, image.shape):
+            label, *maps = predictor(variables, image)
+            pictures.save_label(target[0], label, palette)
+            pictures.save(target[1], Image.fromarray(pictures.overlay(image, label, palette)))
         for place, values, white in zip(target[2:], maps, (1.0, 0.5), strict=False):
             pictures.save(place, Image.fromarray(np.rint(values / white * 255).astype(np.uint8)))
 
@@ -226,17 +211,29 @@ def _naming_memory(path: Path, shape: tuple[int, ...]) -> Iterator[None]:
             raise
         raise images.ImageError(
             f"image {path} of {shape[0]}x{shape[1]} pixels does not fit into memory; scale it "
-            "down or cut it"
+            "down or cut it, or use --window"
         ) from error
 
 
-def _predictor(experiment, size, crf, samples, transforms):
-    """Return f(variables, images) -> (labels,), with samples (labels, confidence, deviation)."""
+def _predictor(experiment, fit, crf, samples, transforms):
+    """Return f(variables, image) -> [label], with samples [label, confidence, deviation]."""
     output, refine = _inference(experiment, crf, transforms)
-    if samples:
-        return dropout.build_predictor(experiment, samples, size, refine)
-    labels = outputs.build_predictor(experiment, size, output, refine)
-    return lambda variables, raw: (labels(variables, raw),)
+    output = dropout.moments(experiment, samples) if samples else output
+    strips = windows.build_strips(experiment, output or outputs.logits(experiment), fit)
+
+    def predict(variables, image):
+        found = []
+        for strip in strips(variables, image, 0):
+            maps = []
+            if samples:
+                moments = dropout.Moments(*np.split(strip, 2, -1))
+                maps = [dropout.confidence(moments), dropout.deviation(moments)]
+                strip = np.asarray(moments.mean)
+            found.append([strip if refine else windows.classes(strip), *maps])
+        values, *maps = map(np.concatenate, zip(*found, strict=True))
+        return [windows.classes(refine(image, values)) if refine else values, *maps]
+
+    return predict
 
 
 def _inference(experiment, crf, transforms=None):
@@ -289,7 +286,7 @@ def predict_test_images(
         stacked = np.stack([e["image"] for e in examples])
         for refined in (None, crf) if crf else (None,):
             by = f", crf {dense_crf.describe(refined)}" if refined else ""
-            predictor = outputs.build_predictor(run, None, *_inference(run, refined))
+            predictor = outputs.build_predictor(run, *_inference(run, refined))
             labels.append((description.name + by, predictor(variables, stacked)))
     return Predictions(info, examples, labels)
 

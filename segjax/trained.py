@@ -2,7 +2,7 @@
 
 import os
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from segjax import config as configs
-from segjax import evaluate, predict, results, train
+from segjax import evaluate, results, train
 from segjax.data import images
 from segjax.errors import UserError
-from segjax.inference import outputs
+from segjax.inference import outputs, windows
 from segjax.results.schema import Row
 from segjax.runs import compilation_cache
 from segjax.runs.experiment import Description, load_variables, open_run
+from segjax.training import parallel
 
 PathLike = str | os.PathLike[str]
 
@@ -37,11 +38,12 @@ class TrainedRun:
         self.workdir = Path(workdir).expanduser()
         self._checkpoint, self._data_dir = checkpoint, data_dir
         self._experiment, _ = open_run(self.workdir, data_dir)
-        self._variables, _ = load_variables(self._experiment, self.workdir, checkpoint)
+        variables, _ = load_variables(self._experiment, self.workdir, checkpoint)
+        self._variables = parallel.place(variables, self._experiment.devices[:1])
         self.config: ConfigDict = self._experiment.config
         self.classes: tuple[str, ...] = tuple(self._experiment.info.class_names)
         self.palette = self._experiment.info.palette
-        self._compiled: dict[Any, Callable[..., Any]] = {}
+        self._compiled: dict[windows.Fit, windows.Strips] = {}
 
     @property
     def row(self) -> Row:
@@ -52,35 +54,58 @@ class TrainedRun:
         """
         return results.read([self.workdir / "result.json"])[0]
 
-    def predict(self, image: PathLike | np.ndarray, *, native: bool = False) -> np.ndarray:
+    def predict(self, image: PathLike | np.ndarray, **fit: Any) -> np.ndarray:
         """Return the labels of an image as `segjax predict` writes them: uint8 (H, W).
 
         Args:
           image: path of an image, or uint8 (H, W, 3) RGB, or (H, W, 1) if the run is of gray
             images.
-          native: run the network at the size of the image instead of the height of training.
+          **fit: how the image is shown to the network, by default at the height of training with
+            its own aspect ratio. `native=True`: at its own size; `squash=True`: at the resolution
+            of training; `window=(height, width)`, and `overlap`, by default 0.5: by windows over it
+            (`segjax.inference.windows.sliding`).
 
         Raises:
-          UserError: the image cannot be read, or has another shape or dtype.
+          UserError: the image cannot be read, or has another shape or dtype, or the window is
+            impossible.
         """
-        return self._run(outputs.build_predictor, image, native)
+        strips = self._strips(**fit)
+        values = strips(self._variables, self._pixels(image), 0)
+        return np.concatenate([windows.classes(strip) for strip in values])
 
-    def predict_proba(self, image: PathLike | np.ndarray, *, native: bool = False) -> np.ndarray:
+    def predict_proba(self, image: PathLike | np.ndarray, **fit: Any) -> np.ndarray:
         """Return the probability of each class at each pixel: float32 (H, W, K).
 
         They are the softmax of the logits at the size of the image, whose greatest is `predict`.
         """
-        return self._run(outputs.build_probabilities, image, native)
+        strips = windows.softmax(self._strips(**fit))
+        return np.concatenate([*strips(self._variables, self._pixels(image), 0)])
 
-    def evaluate(self, split: str = "test", **options: Any) -> Row:
+    def evaluate(
+        self,
+        split: str = "test",
+        *,
+        window: tuple[int, int] | None = None,
+        overlap: float | None = None,
+        **options: Any,
+    ) -> Row:
         """Return the row of the network on a split, without writing it.
 
         Args:
           split: train, val or test.
-          **options: limit, crf, samples and transforms of `segjax.evaluate.evaluate_workdirs`.
+          window: height and width of windows over the images at their own sizes; None: none.
+          overlap: least share of a side that neighboring windows have in common; None: 0.5.
+          **options: native, calibration, limit, crf, samples and transforms of
+            `segjax.evaluate.evaluate_workdirs`.
         """
+        fit = windows.choose_fit(window=window, overlap=overlap)
         return evaluate.evaluate_workdirs(
-            [self.workdir], split, kind=self._checkpoint, data_dir=self._data_dir, **options
+            [self.workdir],
+            split,
+            kind=self._checkpoint,
+            data_dir=self._data_dir,
+            window=fit if isinstance(fit, windows.Windows) else None,
+            **options,
         )[1]
 
     def _pixels(self, image: PathLike | np.ndarray) -> np.ndarray:
@@ -94,13 +119,13 @@ class TrainedRun:
             )
         return image
 
-    def _run(self, build: Callable[..., Any], image: PathLike | np.ndarray, native: bool) -> Any:
-        """Call what `build` compiles for an image of this size, once for each size."""
-        pixels = self._pixels(image)
-        size = predict.network_size(self._experiment, pixels.shape[:2], native)
-        if (build, size) not in self._compiled:
-            self._compiled[build, size] = build(self._experiment, size)
-        return self._compiled[build, size](self._variables, pixels[None])[0]
+    def _strips(self, **options: Any) -> windows.Strips:
+        """Return the function that gives the logits of an image, compiled once for each fit."""
+        fit = windows.choose_fit(**options)
+        if fit not in self._compiled:
+            logits = outputs.logits(self._experiment)
+            self._compiled[fit] = windows.build_strips(self._experiment, logits, fit)
+        return self._compiled[fit]
 
 
 def fit(config: str | ConfigDict, workdir: PathLike, overrides: Mapping[str, Any]) -> TrainedRun:

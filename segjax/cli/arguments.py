@@ -163,6 +163,23 @@ def add_inference(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_window(parser: argparse.ArgumentParser) -> None:
+    """Add --window and --overlap, for `windows.choose_fit`."""
+    parser.add_argument(
+        "--window",
+        type=size,
+        metavar="HxW",
+        help="run the network on windows over an image at its own size, and average them by a "
+        "Gaussian; memory is bounded, and one compilation serves images of all larger sizes",
+    )
+    parser.add_argument(
+        "--overlap",
+        type=float,
+        metavar="F",
+        help="least share of a side that neighboring windows have in common (default: 0.5)",
+    )
+
+
 def crf(options: argparse.Namespace) -> Any:
     """Return the dense CRF parameters of --crf, or None without it."""
     if options.crf is None:

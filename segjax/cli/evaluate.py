@@ -31,17 +31,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder of the prepared datasets (default: as in training)",
     )
+    add(
+        "--native",
+        action="store_true",
+        help="score on the labels at their own sizes, not resized: the output of the network at "
+        "the training resolution is resized to each label",
+    )
+    arguments.add_window(parser)
+    add(
+        "--calibration",
+        action="store_true",
+        help="also measure the expected calibration error, in 15 bins of confidence",
+    )
     arguments.add_inference(parser)
 
 
 def run(options: argparse.Namespace) -> None:
     from segjax import evaluate, results
+    from segjax.inference import windows
     from segjax.report import tables
     from segjax.results.counts import write_counts
     from segjax.results.summary import summarize
     from segjax.runs import compilation_cache
 
     compilation_cache.enable()
+    fit = windows.choose_fit(window=options.window, overlap=options.overlap)
     path, row, counts = evaluate.evaluate_workdirs(
         options.workdir,
         options.split,
@@ -51,6 +65,9 @@ def run(options: argparse.Namespace) -> None:
         crf=arguments.crf(options),
         samples=options.samples,
         transforms=arguments.augmentation(options),
+        native=options.native,
+        window=fit if isinstance(fit, windows.Windows) else None,
+        calibration=options.calibration,
     )
     write_counts(path, counts)
     results.write_row(path, row)

@@ -31,15 +31,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="run the network at the image's own size instead of the height of training images",
     )
+    add(
+        "--squash",
+        action="store_true",
+        help="run the network at the training resolution, as training and `segjax evaluate` do, "
+        "whatever the aspect ratio; one compilation serves images of all sizes",
+    )
+    arguments.add_window(parser)
     arguments.add_inference(parser)
 
 
 def run(options: argparse.Namespace) -> None:
     from segjax import predict
+    from segjax.inference import windows
     from segjax.runs import compilation_cache, experiment
     from segjax.system.progress import Bar
 
     compilation_cache.enable()
+    fit = windows.choose_fit(
+        native=options.native,
+        squash=options.squash,
+        window=options.window,
+        overlap=options.overlap,
+    )
     crf, transforms = arguments.crf(options), arguments.augmentation(options)
     if transforms and options.samples:
         raise UserError("--samples cannot be combined with --flip or --scales")
@@ -53,7 +67,7 @@ def run(options: argparse.Namespace) -> None:
             variables,
             paths,
             options.output,
-            native=options.native,
+            fit=fit,
             crf=crf,
             samples=options.samples,
             transforms=transforms,

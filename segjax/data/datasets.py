@@ -101,6 +101,7 @@ def open_split(
     data_dir: PathLike | None = None,
     folder: PathLike | None = None,
     resolution: tuple[int, int] | None = None,
+    native: bool = False,
 ) -> Source:
     """Open one split of a prepared dataset; folder and streetscenes are prepared on first use.
 
@@ -111,6 +112,7 @@ def open_split(
         folder: the images and masks of dataset `folder`.
         resolution: (height, width) of the examples. streetscenes are drawn at this size (None:
             96x128), the others are resized when they are read (None: their own size).
+        native: read the examples at their own sizes all the same.
 
     Raises:
         UserError: the name or split is unknown, or the dataset has not been prepared or is damaged.
@@ -118,7 +120,7 @@ def open_split(
     builder = _prepared(name, data_dir, folder, resolution)
     if split not in builder.info.splits:
         raise UserError(f"{name} has no split {split!r}, only {', '.join(builder.info.splits)}")
-    return Source(builder, split, resolution, _remedy(builder))
+    return Source(builder, split, None if native else resolution, _remedy(builder))
 
 
 def _builder(

@@ -120,6 +120,15 @@ def read_image(path: Path, channels: int, page: int = 0) -> np.ndarray:
         return pixels.reshape(*pixels.shape[:2], channels)
 
 
+def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize uint8 (H, W, C) to (height, width) as datasets do, bilinearly with antialiasing."""
+    if image.shape[:2] == size:
+        return image
+    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    resized = np.array(picture.resize(size[::-1], Image.Resampling.BILINEAR))
+    return resized.reshape(*size, image.shape[-1])
+
+
 def _check_size(image: Image.Image) -> None:
     if not 0 < image.width * image.height <= MOST_PIXELS:
         raise ValueError(

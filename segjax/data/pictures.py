@@ -139,9 +139,11 @@ def overlay(
     """
     _check_image(image)
     _check_size(label, image.shape[:2])
-    weight = np.where(label == VOID, 0.0, opacity)[..., None]
-    mixed = (1 - weight) * image + weight * colorize(label, palette)
-    return np.rint(mixed).astype(np.uint8)
+    mixed = colorize(label, palette)
+    for row, shown, classes in zip(mixed, image, label, strict=True):  # float64 of all is large
+        weight = np.where(classes == VOID, 0.0, opacity)[:, None]
+        row[:] = np.rint((1 - weight) * shown + weight * row)
+    return mixed
 
 
 def save_label(path: str | os.PathLike[str], label: np.ndarray, palette: Palette) -> None:

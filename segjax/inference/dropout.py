@@ -5,7 +5,6 @@ from the approximate posterior; the mean of the samples is the prediction, their
 uncertainty. Any network with dropout can be sampled. Batch normalization uses running statistics.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -24,8 +23,8 @@ from segjax.training import steps
 class Moments(NamedTuple):
     """Mean and variance of the sampled probabilities of each class: float32 (B, H, W, K) both."""
 
-    mean: jax.Array
-    variance: jax.Array  # of the samples, divided by T, not T - 1
+    mean: jax.Array | np.ndarray
+    variance: jax.Array | np.ndarray  # of the samples, divided by T, not T - 1
 
 
 def sample(
@@ -77,15 +76,15 @@ def sample(
     return moments
 
 
-def confidence(moments: Moments) -> jax.Array:
-    """Return the mean probability of the most likely class: (B, H, W), from 1 / K to 1."""
-    return jnp.max(moments.mean, -1)
+def confidence(moments: Moments) -> np.ndarray:
+    """Return the mean probability of the most likely class: (..., H, W), from 1 / K to 1."""
+    return np.asarray(moments.mean).max(-1)
 
 
-def deviation(moments: Moments) -> jax.Array:
-    """Return the deviation of the most likely class's probability: (B, H, W), from 0 to 1 / 2."""
-    likely = jnp.argmax(moments.mean, -1)[..., None]
-    return jnp.sqrt(jnp.take_along_axis(moments.variance, likely, -1)[..., 0])
+def deviation(moments: Moments) -> np.ndarray:
+    """Return the deviation of the most likely class's probability: (..., H, W), 0 to 1 / 2."""
+    likely = np.asarray(moments.mean).argmax(-1)[..., None]
+    return np.sqrt(np.take_along_axis(np.asarray(moments.variance), likely, -1)[..., 0])
 
 
 def moments(experiment: Experiment, samples: int) -> outputs.Output:
@@ -101,43 +100,6 @@ def moments(experiment: Experiment, samples: int) -> outputs.Output:
         return jnp.concatenate(sample(experiment.model, variables, image, keys, samples), -1)
 
     return output
-
-
-def build_predictor(
-    experiment: Experiment,
-    samples: int,
-    size: tuple[int, int] | None = None,
-    refine: outputs.Refine | None = None,
-) -> Callable[[Any, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Return f(variables, images uint8 (B, H, W, C)) -> labels, confidence, deviation.
-
-    Labels are uint8 (B, H, W); the confidence in them and its deviation are float32 (B, H, W).
-
-    Args:
-      experiment: owner of the network.
-      samples: number of samples.
-      size: height and width in pixels to resize images to; None: they keep their size.
-      refine: applied to the mean probabilities before the labels are decided.
-
-    The function raises a UserError for images that `outputs.check_images` refuses.
-    """
-    output = outputs.resized(moments(experiment, samples), size)
-
-    @jax.jit
-    def estimate(variables, raw):
-        places = jnp.arange(raw.shape[0], dtype=jnp.int32)
-        both = output(variables, raw.astype(jnp.float32) / 255, places)
-        found = Moments(*jnp.split(both, 2, -1))
-        return found.mean, confidence(found), deviation(found)
-
-    def predict(variables, images):
-        outputs.check_images(images, len(experiment.info.mean))
-        mean, *maps = map(np.asarray, estimate(variables, images))
-        if refine:
-            mean = np.stack([refine(*each) for each in zip(images, mean, strict=True)])
-        return mean.argmax(-1).astype(np.uint8), *maps
-
-    return predict
 
 
 def probabilities(experiment: Experiment, samples: int) -> outputs.Output:

@@ -92,28 +92,23 @@ def check_images(images: Any, channels: int) -> None:
 
 
 def build_predictor(
-    experiment: Experiment,
-    size: tuple[int, int] | None = None,
-    output: Output | None = None,
-    refine: Refine | None = None,
+    experiment: Experiment, output: Output | None = None, refine: Refine | None = None
 ) -> Predictor:
-    """Return a function that predicts the most likely class of each pixel.
+    """Return a function that predicts the most likely class of each pixel of images of one size.
 
     Args:
       experiment: owner of the network.
-      size: height and width in pixels to resize images to; the output is resized back before the
-        classes are decided, both bilinear. None: the images keep their size.
       output: values whose greatest is the class; None: the logits of the network.
       refine: applied to the output, which then must be probabilities.
 
     The function raises a UserError for images that `check_images` refuses.
     """
-    sized = resized(output or logits(experiment), size)
+    output = output or logits(experiment)
 
     @jax.jit
     def values(variables, raw):
         places = jnp.arange(raw.shape[0], dtype=jnp.int32)
-        values = sized(variables, raw.astype(jnp.float32) / 255, places)
+        values = output(variables, raw.astype(jnp.float32) / 255, places)
         return values if refine else jnp.argmax(values, -1).astype(jnp.uint8)
 
     def predict(variables, images):
@@ -123,27 +118,5 @@ def build_predictor(
             return result
         refined = [refine(*each) for each in zip(images, result, strict=True)]
         return np.stack([values.argmax(-1).astype(np.uint8) for values in refined])
-
-    return predict
-
-
-def build_probabilities(
-    experiment: Experiment, size: tuple[int, int] | None = None
-) -> Callable[[dict[str, Any], np.ndarray], np.ndarray]:
-    """Return a function that gives the softmax whose greatest class `build_predictor` predicts.
-
-    f(variables, images uint8 (B, H, W, C)) -> float32 (B, H, W, K); `size` and the images it
-    refuses are those of `build_predictor`.
-    """
-    sized = resized(logits(experiment), size)
-
-    @jax.jit
-    def values(variables, raw):
-        places = jnp.arange(raw.shape[0], dtype=jnp.int32)
-        return jax.nn.softmax(sized(variables, raw.astype(jnp.float32) / 255, places))
-
-    def predict(variables, images):
-        check_images(images, len(experiment.info.mean))
-        return np.asarray(values(variables, images))
 
     return predict

@@ -1,6 +1,6 @@
 """Evaluate a network on a split, and recompute batch-normalization statistics before that."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -10,8 +10,8 @@ import numpy as np
 from segjax import config as configs
 from segjax import results
 from segjax.data import loader
-from segjax.inference import outputs
-from segjax.metrics import boundary, confusion_matrix
+from segjax.inference import outputs, windows
+from segjax.metrics import boundary, boundary_iou, calibration, count_pixels
 from segjax.models.layers import BATCH_NORM_MOMENTUM, BatchNorm
 from segjax.results.counts import Counts
 from segjax.runs import processes
@@ -24,34 +24,30 @@ Examples = loader.Raw | loader.Source
 
 
 def build_evaluator(
-    experiment: Experiment,
-    output: outputs.Output | None = None,
-    refine: outputs.Refine | None = None,
+    experiment: Experiment, output: outputs.Output | None = None
 ) -> Callable[..., Counts]:
-    """Return f(variables, examples, title, between, boundaries) -> Counts.
+    """Return f(variables, examples, title, between, boundaries) -> Counts, for images of one size.
 
     With a title, f shows a progress bar; it calls `between`, which may raise, after each batch;
-    with `boundaries` it also matches boundary pixels, on the host.
+    with `boundaries` it also counts boundary pixels, on the host.
 
     Args:
       experiment: network, classes and devices.
       output: values whose greatest is the class; None: the logits of the network.
-      refine: applied to the output, which then must be probabilities.
     """
     config, devices = experiment.config, experiment.devices
     num_classes, axis_name = len(experiment.info.class_names), experiment.axis_name
-    output = output or outputs.logits(experiment)
     size = config.eval_batch_size
     own = parallel.own(size, devices)
     step = parallel.parallelize(
-        steps.build_output_step(output, axis_name=axis_name)
-        if refine
-        else steps.build_eval_step(output, num_classes, axis_name=axis_name),
+        steps.build_eval_step(
+            output or outputs.logits(experiment), num_classes, axis_name=axis_name
+        ),
         devices,
     )
 
     def evaluate(variables, examples, title=None, between=lambda: None, boundaries=False):
-        confusion, matched = [], []
+        confusion, found = [], []
         count = loader.num_examples(examples)
         quiet = not (title and processes.is_first())
         with Bar(title or "", count, quiet=quiet) as bar:
@@ -60,24 +56,23 @@ def build_evaluator(
                 labels = raw["label"][: done - number * size]
                 raw["place"] = np.arange(number * size, (number + 1) * size, dtype=np.int32)
                 part = {name: x[own] for name, x in raw.items()}
-                result = step(variables, parallel.split(part, devices))
-                if refine:
-                    result = _refined(refine, raw["image"], labels, result)
-                counts, classes = result
+                counts, classes = step(variables, parallel.split(part, devices))
                 confusion.append(np.asarray(counts)[: len(labels)])
                 if boundaries:
-                    found = np.zeros((own.stop - own.start, num_classes, 3), np.int64)
+                    ours = np.zeros((own.stop - own.start, num_classes, 5), np.int64)
                     pairs = zip(labels[own], np.asarray(classes)[own], strict=False)
                     for place, pair in enumerate(pairs):
-                        found[place] = boundary.counts(*pair, num_classes)
-                    matched.append(found)
+                        ours[place, :, :3] = boundary.counts(*pair, num_classes)
+                        ours[place, :, 3:] = boundary_iou.counts(*pair, num_classes)
+                    found.append(ours)
                 bar.advance(done)
                 between()
         if not boundaries:
             return Counts(np.concatenate(confusion))
-        # Each process matched its part of every batch; the last batch is padded.
-        edges = processes.gather(np.stack(matched)).swapaxes(0, 1).reshape(-1, num_classes, 3)
-        return Counts(np.concatenate(confusion), edges[:count], _names(examples))
+        # Each process counted in its part of every batch; the last batch is padded.
+        edges = processes.gather(np.stack(found)).swapaxes(0, 1).reshape(-1, num_classes, 5)
+        edges = edges[:count]
+        return Counts(np.concatenate(confusion), edges[..., :3], _names(examples), edges[..., 3:])
 
     return evaluate
 
@@ -90,18 +85,66 @@ def _names(examples):
     return np.array(getattr(examples, "names", None) or [each["id"] for each in examples])
 
 
-def _refined(refine, images, labels, probabilities):
-    """Return confusion matrices and classes of the images of a batch, refined one by one."""
-    real = slice(len(labels))  # the rest is padding
-    pairs = zip(images[real], np.asarray(probabilities)[real], strict=True)
-    refined = [refine(*pair) for pair in pairs]
-    classes = np.stack([each.argmax(-1).astype(np.uint8) for each in refined])
-    num_classes = refined[0].shape[-1]
-    counts = [
-        confusion_matrix(jnp.asarray(label), jnp.asarray(guess), num_classes)
-        for label, guess in zip(labels, classes, strict=True)
-    ]
-    return np.stack(counts), classes
+def build_image_evaluator(
+    experiment: Experiment,
+    strips: windows.Strips,
+    refine: outputs.Refine | None = None,
+    *,
+    native: bool = False,
+    calibrated: bool = False,
+) -> Callable[..., Counts]:
+    """Return f(variables, examples, title) -> Counts, for images of any sizes, one at a time.
+
+    Labels are counted as they are, against an output of their own size, on the host.
+
+    Args:
+      experiment: whose classes are counted.
+      strips: gives the values whose greatest is the class.
+      refine: applied to the output of an image, which then must be probabilities.
+      native: the images have their own sizes; BF is not measured, as its matching takes time and
+        memory by the cube of an image's side.
+      calibrated: count pixels by their confidence; the values must be probabilities.
+    """
+    num_classes = len(experiment.info.class_names)
+
+    def count(values, label):
+        classes = np.zeros(label.shape, np.uint8)
+        confusion = np.zeros((num_classes, num_classes), np.int64)
+        confidences = np.zeros((calibration.BINS, 3))
+        top = 0
+        for strip in values:
+            rows = slice(top, top + len(strip))
+            classes[rows] = windows.classes(strip)
+            confusion += count_pixels(label[rows], classes[rows], num_classes)
+            if calibrated:
+                confidences += calibration.counts(label[rows], strip)
+            top = rows.stop
+        return classes, confusion, confidences
+
+    def evaluate(variables, examples, title):
+        found = []
+        with Bar(title, len(examples), quiet=not processes.is_first()) as bar:
+            for place in range(len(examples)):
+                image, label = examples[place]["image"], examples[place]["label"]
+                values: Iterable[np.ndarray] = strips(variables, image, place)
+                if refine:
+                    values = [refine(image, np.concatenate([*values]))]
+                classes, *counts = count(values, label)
+                counts.append(boundary_iou.counts(label, classes, num_classes))
+                if not native:
+                    counts.append(boundary.counts(label, classes, num_classes))
+                found.append(counts)
+                bar.advance(place + 1)
+        confusion, confidences, bands, *edges = zip(*found, strict=True)
+        return Counts(
+            confusion=np.stack(confusion).astype(np.int32),
+            boundary=None if native else np.stack(edges[0]),
+            names=_names(examples),
+            boundary_iou=np.stack(bands),
+            calibration=np.stack(confidences) if calibrated else None,
+        )
+
+    return evaluate
 
 
 def recompute_batch_norm(
@@ -205,6 +248,7 @@ def result_row(
         "num_images": num_images,
         "resolution": list(config.data.resolution),
         **results.scored(counts.total, info.class_names, counts.boundary),
+        **results.measured(counts),
         "steps": facts["steps"],
         "best_step": facts["best_step"],
         "seconds": round(facts["seconds"], 1),

@@ -3,7 +3,8 @@
 The protocol is that of the SegNet authors' ``compute_test_results.m``: one confusion matrix over
 all images of a split, without void pixels; G = trace / total; C = mean over all K classes of the
 recall; mIoU = mean over all K classes of intersection over union. An absent class counts 0 in the
-means and is reported as absent. No score is a mean of per-image scores.
+means and is reported as absent. No score is a mean of per-image scores, except the one that is
+named so.
 """
 
 import dataclasses
@@ -31,6 +32,16 @@ def confusion_matrix(labels: jax.Array, predictions: jax.Array, num_classes: int
     cell = jnp.where(counted, labels * num_classes + predictions, num_classes**2)
     counts = jnp.bincount(cell, length=num_classes**2 + 1)[:-1]
     return counts.astype(jnp.int32).reshape(num_classes, num_classes)
+
+
+def count_pixels(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:
+    """Return `confusion_matrix` of arrays on the host, of any sizes: int64 (K, K).
+
+    There each new size costs no compilation.
+    """
+    counted = labels < num_classes
+    cell = labels[counted].astype(np.int64) * num_classes + predictions[counted]
+    return np.bincount(cell, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
 SCORES = ("global_accuracy", "class_accuracy", "mean_iou")  # scalar fields of Scores
@@ -84,3 +95,17 @@ def scores(confusion: np.ndarray) -> Scores:
         per_class_iou=iou,
         present=truth > 0,
     )
+
+
+def per_image_mean_iou(confusion: np.ndarray) -> float | None:
+    """Return the mean over images of the mean IoU over the classes in the image's truth.
+
+    Small objects and hard images weigh more than in mIoU, whose counts are those of all images
+    (Csurka et al., BMVC 2013). Images without a labeled pixel do not count; None if none counts.
+
+    Args:
+      confusion: (N, K, K), the counts of each image.
+    """
+    each = [scores(counts) for counts in confusion]
+    found = [own.per_class_iou[own.present].mean() for own in each if own.present.any()]
+    return float(np.mean(found)) if found else None

@@ -11,7 +11,7 @@ from segjax.report.table import Cell, Column, Table, draw
 from segjax.results import published
 from segjax.results.published import Record
 from segjax.results.schema import Row
-from segjax.results.summary import MEAN_SCORES, PER_CLASS, SCORES, Estimate, Summary
+from segjax.results.summary import MEAN_SCORES, MEASURED, PER_CLASS, SCORES, Estimate, Summary
 
 
 def render(summaries: Sequence[Summary], format: str = "markdown", per_class: str = "iou") -> str:
@@ -132,9 +132,10 @@ def _columns(
     for name, heading in SCORES.items():
         estimates = [s.scores[name] for s in summaries]
         columns.append(_scores(heading, name, estimates, interval, printed=any(estimates)))
-    for name, heading in MEAN_SCORES.items():
+    for name, heading in (MEAN_SCORES | MEASURED).items():
         estimates = [s.scores[name] for s in summaries]
-        columns.append(_scores(heading, name, estimates, interval, printed=False))
+        least = name == "expected_calibration_error"
+        columns.append(_scores(heading, name, estimates, interval, printed=False, least=least))
     columns += _published_columns(summaries)
     for k, name in enumerate(summaries[0].row["class_names"]):
         estimates = [s.per_class[per_class][k] for s in summaries]
@@ -198,10 +199,14 @@ def _scores(
     *,
     rotated: bool = False,
     printed: bool = True,
+    least: bool = False,
 ) -> Column:
-    """Return a column of scores; if there are several lines, the best printed mean is bold."""
+    """Return a column of scores; if there are several lines, the best printed mean is bold.
+
+    The best is the greatest, or with `least` the smallest.
+    """
     means = [None if e is None else round(100 * e.mean, 1) for e in estimates]
-    best = max((mean for mean in means if mean is not None), default=None)
+    best = (min if least else max)((mean for mean in means if mean is not None), default=None)
     cells = [
         Cell("-")
         if estimate is None

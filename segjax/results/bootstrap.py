@@ -48,7 +48,7 @@ def load(path: Path) -> tuple[Row, Counts]:
     beside = file.with_suffix(".npz")
     try:
         with np.load(io.BytesIO(beside.read_bytes())) as arrays:
-            confusion, boundaries = arrays["confusion"], arrays["boundary"]
+            confusion, boundaries = arrays["confusion"], arrays.get("boundary")
             counts = Counts(confusion, boundaries, arrays.get("names"))
         total = counts.total
     except FileNotFoundError:
@@ -59,7 +59,7 @@ def load(path: Path) -> tuple[Row, Counts]:
         raise UserError(f"{beside} is damaged: {error}") from error
     classes, images = len(row["class_names"]), row["num_images"]
     whole = confusion.shape == (images, classes, classes)
-    whole = whole and boundaries.shape == (images, classes, 3)
+    whole = whole and (boundaries is None or boundaries.shape == (images, classes, 3))
     whole = whole and (counts.names is None or counts.names.shape == (images,))
     if not (whole and np.array_equal(total, row["confusion"])):
         raise UserError(f"{beside}: its counts do not add up to those of {file}")
@@ -108,7 +108,11 @@ def compare(
     (a, b), (many_a, many_b) = (
         (_scores(counts, times), _scores(other, times)) for times in (plain, chosen)
     )
-    return [_difference(name, a[name][0], b[name][0], many_b[name] - many_a[name]) for name in a]
+    return [
+        _difference(name, a[name][0], b[name][0], many_b[name] - many_a[name])
+        for name in a
+        if name in b
+    ]
 
 
 def _scores(counts, times):
@@ -116,6 +120,8 @@ def _scores(counts, times):
     confusion = times @ counts.confusion.reshape(len(counts.confusion), -1).astype(np.int64)
     sets = [metrics.scores(each) for each in confusion.reshape(-1, *counts.confusion.shape[1:])]
     found = {name: np.array([getattr(each, name) for each in sets]) for name in metrics.SCORES}
+    if counts.boundary is None:
+        return found
     f = [boundary.mean(each[None]) for each in boundary.f_measure(counts.boundary)]
     measured = np.array([value is not None for value in f])
     if measured.any():

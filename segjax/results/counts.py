@@ -1,4 +1,4 @@
-"""Confusion and boundary counts of each image of a split, for paired comparisons of runs."""
+"""Counts of pixels of each image of a split, from which its scores are computed."""
 
 import dataclasses
 import io
@@ -17,6 +17,8 @@ class Counts:
     confusion: np.ndarray  # int32 (N, K, K), without void; rows are the truth
     boundary: np.ndarray | None = None  # int64 (N, K, 3) from `boundary.counts`; None: not measured
     names: np.ndarray | None = None  # str (N,), the ids of the images; None: not known
+    boundary_iou: np.ndarray | None = None  # int64 (N, K, 2) from `boundary_iou.counts`
+    calibration: np.ndarray | None = None  # float64 (N, 15, 3) from `calibration.counts`
 
     @property
     def total(self) -> np.ndarray:

@@ -26,9 +26,10 @@ from typing_extensions import TypedDict
 import segjax
 from segjax import metrics
 from segjax.errors import UserError, line, listing, warn
-from segjax.metrics import boundary
+from segjax.metrics import boundary, boundary_iou, calibration
 from segjax.ops.onednn import build
 from segjax.results import schema
+from segjax.results.counts import Counts
 from segjax.results.schema import Amount, Count, Fraction, Positive, Row, Size, Text
 from segjax.system import stored
 from segjax.system.files import write_whole
@@ -82,9 +83,19 @@ class ResultRow(TypedDict):
     # Over the classes with a boundary in the truth or in the prediction.
     boundary_f_either: NotRequired[Fraction | None]
     per_class_boundary_f: NotRequired[list[Fraction | None]]
+    # Mean over images of the mean IoU over the classes in the image's truth.
+    per_image_mean_iou: NotRequired[Fraction | None]
+    boundary_iou: NotRequired[Fraction | None]  # mean over the classes in the truth
+    per_class_boundary_iou: NotRequired[list[Fraction | None]]
+    expected_calibration_error: NotRequired[Fraction | None]
+    # Pixels, right pixels and sum of confidences in each of the bins, for reliability diagrams.
+    calibration: NotRequired[list[list[Amount]]]
 
 
-_PER_CLASS = ("per_class_accuracy", "per_class_iou", "per_class_boundary_f", "present", "confusion")
+_PER_CLASS = (
+    *("per_class_accuracy", "per_class_iou", "per_class_boundary_f", "per_class_boundary_iou"),
+    *("present", "confusion"),
+)
 
 
 def _check(row: Any, where: str) -> Row:
@@ -147,6 +158,21 @@ def scored(
         row["boundary_f"] = boundary.mean(f)
         row["boundary_f_either"] = boundary.mean(boundary.f_measure(boundaries, "either"))
         row["per_class_boundary_f"] = boundary.per_class(f)
+    return row
+
+
+def measured(counts: Counts) -> Row:
+    """Return the fields of a row that need more than the confusion matrix of its split."""
+    row: Row = {"per_image_mean_iou": metrics.per_image_mean_iou(counts.confusion)}
+    if counts.boundary_iou is not None:
+        present = metrics.scores(counts.total).present
+        iou = boundary_iou.iou(counts.boundary_iou, present)
+        row["boundary_iou"] = float(iou[present].mean()) if present.any() else None
+        row["per_class_boundary_iou"] = [None if np.isnan(x) else float(x) for x in iou]
+    if counts.calibration is not None:
+        total = counts.calibration.sum(0)
+        row["expected_calibration_error"] = calibration.expected_error(total)
+        row["calibration"] = total.tolist()
     return row
 
 

@@ -23,6 +23,12 @@ MEAN_SCORES = {
     "frequency_weighted_iou": "fwIoU",
     "mean_iou_present": "mIoU present",
 }
+# Of rows that have them; older ones do not.
+MEASURED = {
+    "per_image_mean_iou": "mIoU per image",
+    "boundary_iou": "boundary IoU",
+    "expected_calibration_error": "calibration error",
+}
 PER_CLASS = {"iou": "IoU", "accuracy": "accuracy"}
 
 
@@ -59,7 +65,7 @@ class Summary:
     row: Row  # the first run's, for the fields that all runs share
     overrides: Row  # without the seed
     seeds: tuple[int, ...]  # ascending; empty for a baseline, such as "all Road"
-    scores: dict[str, Estimate | None]  # by SCORES and MEAN_SCORES; None if not in all runs
+    scores: dict[str, Estimate | None]  # of SCORES, MEAN_SCORES, MEASURED; None: not in all
     # By PER_CLASS, K estimates each; None for an absent class.
     per_class: dict[str, tuple[Estimate | None, ...]]
 
@@ -78,7 +84,7 @@ def _summary(rows: Sequence[Row]) -> Summary:
         row=rows[0],
         overrides=results.overrides(rows[0]),
         seeds=tuple(sorted(row["seed"] for row in rows if row["seed"] is not None)),
-        scores={name: _estimate([row[name] for row in rows]) for name in SCORES}
+        scores={name: _estimate([row.get(name) for row in rows]) for name in (*SCORES, *MEASURED)}
         | {name: _estimate([each[name] for each in more]) for name in MEAN_SCORES},
         per_class={
             kind: tuple(

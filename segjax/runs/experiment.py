@@ -70,8 +70,8 @@ class Experiment:
         """Return the name of the devices in result rows, such as `cpu x2`."""
         return f"{self.devices[0].device_kind} x{len(self.devices)}"
 
-    def open_split(self, split: str) -> datasets.Source:
-        """Open a split of the dataset.
+    def open_split(self, split: str, native: bool = False) -> datasets.Source:
+        """Open a split of the dataset, at the resolution of the config or at its own sizes.
 
         Raises:
           UserError: its data are not those of the run.
@@ -83,6 +83,7 @@ class Experiment:
             data_dir=data.data_dir or None,
             folder=data.folder or None,
             resolution=tuple(data.resolution),
+            native=native,
         )
         _require_digest(data.dataset, split, source.digest, self.info)
         return source

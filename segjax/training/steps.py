@@ -231,18 +231,6 @@ def scan(
     return carry, jax.tree.map(lambda *x: jnp.stack(x), *outputs)
 
 
-def build_output_step(
-    output: Callable[..., jax.Array], *, axis_name: str | None
-) -> Callable[[Any, Any], jax.Array]:
-    """Build f(variables, raw) -> an `inference.Output` of the batch of all devices."""
-
-    def output_step(variables, raw):
-        image = raw["image"].astype(jnp.float32) / 255
-        return parallel.gather(output(variables, image, raw["place"]), axis_name)
-
-    return output_step
-
-
 def build_eval_step(
     output: Callable[..., jax.Array], num_classes: int, *, axis_name: str | None
 ) -> Callable[[Any, Any], tuple[jax.Array, jax.Array]]:

@@ -8,7 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from segjax.metrics import confusion_matrix, mean_scores, scores
+from segjax.metrics import (
+    confusion_matrix,
+    count_pixels,
+    mean_scores,
+    per_image_mean_iou,
+    scores,
+)
 
 VOID = 255
 count = jax.jit(confusion_matrix, static_argnums=2)
@@ -53,6 +59,8 @@ def test_confusion_equals_a_loop(labels, predictions):
         if 0 <= truth < 5:
             expected[truth, prediction] += 1
     np.testing.assert_array_equal(count(labels, predictions, 5), expected)
+    known = np.where(labels < 0, VOID, labels)
+    np.testing.assert_array_equal(count_pixels(known, predictions, 5), expected, strict=True)
 
 
 def test_counts_are_exact_where_float32_is_not():
@@ -92,6 +100,15 @@ def test_more_scores_of_absent_classes():
     assert found["precision"] == pytest.approx(1 / 3, abs=1e-15)
     assert found["frequency_weighted_iou"] == found["mean_iou_present"] == 5 / 8
     assert set(mean_scores(np.zeros((3, 3), int)).values()) == {0.0}
+
+
+def test_the_mean_over_images_by_hand():
+    # IoU 3/4 and 2/3 of the classes in the first; 1/5 of the one in the second, whose class 0 is
+    # only predicted; no labeled pixel in the third.
+    images = np.array([[[3, 0], [1, 2]], [[0, 0], [4, 1]], [[0, 0], [0, 0]]])
+    expected = ((3 / 4 + 2 / 3) / 2 + 1 / 5) / 2
+    assert per_image_mean_iou(images) == pytest.approx(expected, abs=1e-15)
+    assert per_image_mean_iou(images[2:]) is None
 
 
 def test_rows_are_the_truth():
