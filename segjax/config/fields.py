@@ -23,6 +23,7 @@ OMITTED_AT_DEFAULT = (
     "data.folder",
     *("augment.elastic", "augment.rotation", "augment.shift", "augment.outside"),
     *("loss.name", "loss.border_weight", "loss.border_sigma"),
+    *("optimizer.step_every", "optimizer.step_factor"),
     "test_split",
 )
 
@@ -62,6 +63,13 @@ CONDITIONS: dict[str, tuple[str, Callable[[ConfigDict], bool]]] = {
         "where optimizer.schedule is poly",
         lambda c: c.optimizer.schedule == "poly",
     ),
+    **{
+        f"optimizer.{name}": (
+            "where optimizer.schedule is step",
+            lambda c: c.optimizer.schedule == "step",
+        )
+        for name in ("step_every", "step_factor")
+    },
 }
 GROUPS = ("model", "model.options", "data", "augment", "loss", "optimizer", "wandb")
 
@@ -75,8 +83,8 @@ def default() -> ConfigDict:
     config.model = ConfigDict()
     config.model.name = "segnet_basic"  # key of segjax.models.MODELS
     config.model.options = ConfigDict()  # fields of the model, such as width
-    # path or hub name of VGG-16 weights (segjax.models.pretrained), which set the normalization to
-    # imagenet; "": none
+    # path or hub name of the weights of the network's trunk (segjax.models.pretrained), which set
+    # the normalization to imagenet; "": none
     config.model.pretrained = ""
     config.precision = "float32"  # computation: float32 or bfloat16; parameters are float32
 
@@ -109,12 +117,14 @@ def default() -> ConfigDict:
     config.loss.border_sigma = 5.0  # pixels, sigma of the weight map
 
     config.optimizer = ConfigDict()
-    config.optimizer.name = "sgd"  # sgd, adam, adamw
+    config.optimizer.name = "sgd"  # sgd, rmsprop, adam, adamw
     config.optimizer.learning_rate = 0.1  # peak of the schedule
     config.optimizer.momentum = 0.9  # sgd only
     config.optimizer.weight_decay = 0.0  # kernels only: not biases, not batch normalization
     config.optimizer.clip_norm = 0.0  # maximum global norm of the gradient; 0: no clipping
-    config.optimizer.schedule = "constant"  # constant, poly, cosine; the last two end at 0
+    config.optimizer.schedule = "constant"  # constant, step, poly, cosine; the last two end at 0
+    config.optimizer.step_every = 1000  # steps between two changes of the rate by step
+    config.optimizer.step_factor = 0.1  # of the rate at each change
     config.optimizer.power = 0.9  # of poly: (1 - t / T)^power, t of the T steps after warmup
     config.optimizer.warmup_steps = 0  # W: step k of them has (k + 1) / (W + 1) of the rate
 
@@ -219,6 +229,9 @@ def check(config: ConfigDict) -> None:
     for name in ("brightness", "contrast", "saturation"):
         require(config, f"augment.{name}", 0 <= config.augment[name] <= 1, "in [0, 1]")
     require(config, "augment.rotation", 0 <= config.augment.rotation <= 180, "in [0, 180]")
+    require(config, "optimizer.step_every", config.optimizer.step_every >= 1, "at least 1")
+    factor = config.optimizer.step_factor
+    require(config, "optimizer.step_factor", 0 < factor < math.inf, "positive")
     require(config, "loss.border_sigma", 0 < config.loss.border_sigma < math.inf, "positive")
     fields = flat(config)
     for name in NON_NEGATIVE:

@@ -19,6 +19,8 @@ from segjax.models.decoder_variants import (
 )
 from segjax.models.deconvnet import DeconvNet
 from segjax.models.deeplab import DeepLabASPP, DeepLabLargeFOV
+from segjax.models.deeplab_v2 import DeepLabV2
+from segjax.models.deeplab_v3 import DeepLabV3
 from segjax.models.densenet import FCDenseNet56, FCDenseNet67, FCDenseNet103
 from segjax.models.dilation import Dilation8
 from segjax.models.fcn import FCN4s, FCN8s, FCN16s, FCN32s
@@ -26,6 +28,7 @@ from segjax.models.options import allows, describe
 from segjax.models.patches import PatchCNN
 from segjax.models.segnet import BayesianSegNet, BayesianSegNetBasic, SegNet, SegNetBasic
 from segjax.models.unet import UNet
+from segjax.models.unet_resnet import UNetResNet
 
 MODELS: dict[str, type[nn.Module]] = {
     "segnet": SegNet,
@@ -45,8 +48,11 @@ MODELS: dict[str, type[nn.Module]] = {
     "fcn4s": FCN4s,
     "deconvnet": DeconvNet,
     "unet": UNet,
+    "unet_resnet": UNetResNet,
     "deeplab_aspp": DeepLabASPP,
     "deeplab_largefov": DeepLabLargeFOV,
+    "deeplab_v2": DeepLabV2,
+    "deeplab_v3": DeepLabV3,
     "dilation8": Dilation8,
     "fc_densenet56": FCDenseNet56,
     "fc_densenet67": FCDenseNet67,

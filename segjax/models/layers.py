@@ -24,15 +24,16 @@ BATCH_NORM_EPSILON = 1e-5
 
 
 class Conv(nn.Module):
-    """Convolution of stride 1: (..., H, W, C) to (..., h, w, features) of the compute dtype.
+    """Convolution: (..., H, W, C) to (..., h, w, features) of the compute dtype.
 
     Parameters: kernel (k, k, C / groups, features) and bias, those of `flax.linen.Conv`.
     """
 
     features: int
     kernel_size: int  # pixels
+    stride: int = 1  # pixels between outputs
     dilation: int = 1  # pixels between the taps of the kernel
-    padding: int | None = None  # zeros on each side; None keeps the size
+    padding: int | None = None  # zeros on each side; None keeps the size at stride 1
     groups: int = 1  # of channels, convolved separately; divides the channels
     use_bias: bool = True
     relu: bool = False  # after the convolution
@@ -51,6 +52,7 @@ class Conv(nn.Module):
             x.astype(self.dtype).reshape(-1, height, width, channels),
             kernel,
             bias,
+            stride=self.stride,
             padding="SAME" if self.padding is None else self.padding,
             rate=self.dilation,
             groups=self.groups,
@@ -126,6 +128,7 @@ class ConvBlock(nn.Module):
     dilation: int = 1  # pixels between the taps of the kernel
     padding: int | None = None  # zeros on each side; None keeps the size
     groups: int = 1  # of channels, convolved separately; divides the channels
+    use_bias: bool = True  # of the convolution
     dtype: Any = jnp.float32  # of the computation; parameters are float32
     axis_name: str | None = None  # the mapped axis over devices
 
@@ -137,6 +140,7 @@ class ConvBlock(nn.Module):
             dilation=self.dilation,
             padding=self.padding,
             groups=self.groups,
+            use_bias=self.use_bias,
             relu=self.relu and not self.batch_norm,
             dtype=self.dtype,
             name="conv",

@@ -23,7 +23,7 @@ from segjax.errors import UserError
 NUM_CLASSES = 11
 SIZES = ((360, 480), (361, 481), (97, 131))  # CamVid's, one more, and two odd primes
 # Options that are numbers of features and do not change the receptive field.
-WIDTHS = ("width", "fc_width", "growth")
+WIDTHS = ("width", "fc_width", "aspp_width", "growth")
 # Sides of the squares on which receptive fields are measured, in pixels; the next is used if the
 # field fills one.
 FIELD_SIDES = (512, 1024)
@@ -66,8 +66,13 @@ FIGURES = {
         251_771_595, "kernels and biases", f"252 M {_TIRAMISU}; 877 MB (SegNet paper, Table 6)"
     ),
     "unet": Figure(31_032_395, "all", "31.03 M (reimplementations)"),
+    "unet_resnet": Figure(24_437_819, "all", "24.4 M (segmentation_models.pytorch)"),
     "deeplab_largefov": Figure(20_495_179, "all", "20.5 M; 83 MB (SegNet paper, Table 6)"),
     "deeplab_aspp": Figure(37_836_652, "all", ""),
+    "deeplab_v2": Figure(43_311_212, "all", ""),
+    "deeplab_v3": Figure(
+        58_038_091, "all", "61.0 M (torchvision, with an auxiliary head and a 3x3 more)"
+    ),
     "dilation8": Figure(134_313_443, "all", f"140.8 M {_TIRAMISU}"),
     "fc_densenet56": Figure(1_376_795, "all", f"1.5 M {_TIRAMISU}"),
     "fc_densenet67": Figure(3_463_243, "all", f"3.5 M {_TIRAMISU}"),

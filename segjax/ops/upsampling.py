@@ -1,5 +1,7 @@
 """Upsampling, except unpooling, which is in `pooling`."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -175,6 +177,23 @@ def bilinear_conv_transpose(x: jax.Array, *, size: int, stride: int, padding: in
         jnp.asarray(_tent_matrix(length, size, stride, padding), x.dtype) for length in x.shape[1:3]
     )
     return jnp.einsum("Hh,bhwc,Ww->bHWc", rows, x, columns)
+
+
+def bilinear_from_grid(x: jax.Array, stride: int, shape: Sequence[int]) -> jax.Array:
+    """Interpolate between values at the pixels 0, stride, 2 stride and so on; repeat the last.
+
+    Args:
+      x: (B, h, w, C).
+      stride: pixels between two values.
+      shape: the size of the result, (H, W) or the whole (B, H, W, ...), at most h stride, w stride.
+
+    Returns:
+      (B, H, W, C), dtype of x.
+    """
+    x = jnp.pad(x, [(0, 0), (0, 1), (0, 1), (0, 0)], mode="edge")
+    full = bilinear_conv_transpose(x, size=2 * stride - 1, stride=stride, padding=stride - 1)
+    height, width = shape if len(shape) == 2 else shape[1:3]
+    return full[:, :height, :width]
 
 
 def _tent_matrix(length, size, stride, padding):

@@ -6,16 +6,16 @@ from ml_collections import ConfigDict
 
 from segjax.errors import UserError
 
-OPTIMIZERS = ("sgd", "adam", "adamw")
-SCHEDULES = ("constant", "poly", "cosine")
+OPTIMIZERS = ("sgd", "rmsprop", "adam", "adamw")
+SCHEDULES = ("constant", "step", "poly", "cosine")
 
 
 def create_schedule(config: ConfigDict, steps: int) -> optax.Schedule:
     """Return the learning rate as a function of the step, from the `optimizer` part of a config.
 
-    The rate is multiplied by 1 (constant), (1 - t / T)^power (poly) or (1 + cos(pi t / T)) / 2
-    (cosine), where t counts the T steps after the warm-up. In a warm-up of W steps, step
-    k = 0, 1, ... has the rate times (k + 1) / (W + 1).
+    The rate is multiplied by 1 (constant), step_factor^floor(t / step_every) (step),
+    (1 - t / T)^power (poly) or (1 + cos(pi t / T)) / 2 (cosine), where t counts the T steps after
+    the warm-up. In a warm-up of W steps, step k = 0, 1, ... has the rate times (k + 1) / (W + 1).
 
     Raises:
       UserError: the schedule is unknown.
@@ -24,6 +24,8 @@ def create_schedule(config: ConfigDict, steps: int) -> optax.Schedule:
     rest = max(steps - warmup, 1)
     if config.schedule == "constant":
         main = optax.constant_schedule(rate)
+    elif config.schedule == "step":
+        main = optax.exponential_decay(rate, config.step_every, config.step_factor, staircase=True)
     elif config.schedule == "poly":
         main = optax.polynomial_schedule(rate, 0.0, config.power, rest)
     elif config.schedule == "cosine":
@@ -38,21 +40,25 @@ def create_schedule(config: ConfigDict, steps: int) -> optax.Schedule:
 
 
 def create_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Return the optimizer of the `optimizer` part of a config: sgd with momentum, adam or adamw.
+    """Return the optimizer of a config's `optimizer` part: sgd with momentum, rmsprop, adam, adamw.
 
-    Weight decay w applies to kernels, not to biases and batch normalization. For sgd and adam it is
-    the L2 penalty w / 2 * |kernel|^2, whose gradient is added before the momentum, as in Caffe; for
-    adamw it is decoupled. The gradient is clipped first.
+    RMSprop is Lasagne's: g / sqrt(v + 1e-6), where v averages g^2 with decay 0.9 from zero.
+
+    Weight decay w applies to kernels, not to biases and batch normalization. It is the L2 penalty
+    w / 2 * |kernel|^2, whose gradient is added before the momentum, as in Caffe, except for adamw,
+    where it is decoupled. The gradient is clipped first.
 
     Raises:
       UserError: the optimizer is unknown.
     """
     decay = config.weight_decay
     parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-    if decay and config.name in ("sgd", "adam"):
+    if decay and config.name != "adamw":
         parts.append(optax.add_decayed_weights(decay, mask=decayed))
     if config.name == "sgd":
         parts.append(optax.sgd(schedule, momentum=config.momentum or None))
+    elif config.name == "rmsprop":
+        parts.append(optax.rmsprop(schedule, decay=0.9, eps=1e-6))
     elif config.name == "adam":
         parts.append(optax.adam(schedule))
     elif config.name == "adamw":

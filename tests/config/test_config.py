@@ -99,6 +99,8 @@ def test_text_is_parsed_to_the_type_of_the_field(path):
         ("--config.data.placement=ram", "auto or device or stream"),
         ("--config.data.normalization=zca", "mean_std or local_response or none"),
         ("--config.optimizer.weight_decay=-1.0", "not negative"),
+        ("--config.optimizer.step_every=0", "'optimizer.step_every' must be at least 1, found 0"),
+        ("--config.optimizer.step_factor=0.0", "'optimizer.step_factor' must be positive"),
         ("--config.best_metric=loss", "mean_iou or"),
         ("--config.wandb.mode=on", "disabled or offline"),
     ],
@@ -215,6 +217,16 @@ def test_override_fills_a_placeholder_and_a_reference_follows_it(tmp_path):
             "is sgd",
         ),
         ({"optimizer.power": 2.0}, {"optimizer.schedule": "poly"}, "optimizer.schedule is poly"),
+        (
+            {"optimizer.step_every": 50},
+            {"optimizer.schedule": "step"},
+            "optimizer.schedule is step",
+        ),
+        (
+            {"optimizer.step_factor": 0.5},
+            {"optimizer.schedule": "step"},
+            "optimizer.schedule is step",
+        ),
         (
             {"data.normalization": "mean_std", "model.pretrained": "a/b"},
             {"model.pretrained": ""},

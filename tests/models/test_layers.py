@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from segjax.models.layers import ConvBlock
+from segjax.models.layers import Conv, ConvBlock
 
 SHAPE, FEATURES = (4, 5, 7, 3), 6
 
@@ -84,3 +84,12 @@ def test_statistics_are_those_of_the_batch_on_all_devices():
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), part, stats)
     apart, _ = on_two(ConvBlock(FEATURES, 3))
     assert np.abs(apart.reshape(whole.shape) - whole).max() > 0.1
+
+
+@pytest.mark.parametrize("size", [(8, 6), (5, 7)])
+def test_a_stride_keeps_every_second_value_from_the_first(size):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, *size, 3)).astype(np.float32)
+    variables = {"params": {"kernel": rng.normal(size=(3, 3, 3, 4)).astype(np.float32)}}
+    every, second = (Conv(4, 3, stride=n, use_bias=False).apply(variables, x) for n in (1, 2))
+    np.testing.assert_allclose(second, every[:, ::2, ::2], rtol=1e-4, atol=1e-4)

@@ -1,4 +1,4 @@
-"""VGG-16's weights: read from files of several forms, put into networks, and trained from."""
+"""Weights of VGG-16 and ResNets: read from several forms, put into networks, and trained from."""
 
 import functools
 import http.server
@@ -22,7 +22,7 @@ from segjax import models, train
 from segjax.data import loader
 from segjax.data.datasets import DatasetInfo
 from segjax.errors import UserError
-from segjax.models import pretrained, vgg
+from segjax.models import pretrained, resnet, vgg
 from segjax.models.layers import ConvBlock
 from support.runs import DESCRIPTION, arrays, small_config
 
@@ -195,6 +195,120 @@ def test_a_network_that_is_not_on_vgg16_is_refused(tmp_path):
     path = write(tmp_path / "vgg.safetensors", weights())
     with pytest.raises(UserError, match="conv1_1/kernel is 3x3x3x2, but the network lacks it"):
         pretrained.fill(zeros("segnet_basic", width=2), path)
+
+
+def torchvision_resnet(trunk, width=2):
+    """Draw the state dict of torchvision's narrow ResNet, classifier and counters included."""
+    rng, tensors = np.random.default_rng(1), {}
+
+    def conv(name, inner, outer, kernel_size):
+        tensors[f"{name}.weight"] = rng.normal(size=(outer, inner, kernel_size, kernel_size))
+
+    def norm(name, features):
+        for leaf in ("weight", "bias", "running_mean", "running_var"):
+            tensors[f"{name}.{leaf}"] = rng.uniform(size=features)
+        tensors[f"{name}.num_batches_tracked"] = np.array(7)
+
+    conv("conv1", 3, width, 7)
+    norm("bn1", width)
+    inner = width
+    for layer, units in enumerate(resnet.UNITS[trunk]):
+        planes = 2**layer * width
+        for unit in range(units):
+            name = f"layer{layer + 1}.{unit}"
+            basic = [(inner, planes, 3), (planes, planes, 3)]
+            bottleneck = [(inner, planes, 1), (planes, planes, 3), (planes, 4 * planes, 1)]
+            layers = basic if trunk in ("resnet18", "resnet34") else bottleneck
+            for n, sizes in enumerate(layers, start=1):
+                conv(f"{name}.conv{n}", *sizes)
+                norm(f"{name}.bn{n}", sizes[1])
+            outer = layers[-1][1]
+            if inner != outer:
+                conv(f"{name}.downsample.0", inner, outer, 1)
+                norm(f"{name}.downsample.1", outer)
+            inner = outer
+    tensors |= {"fc.weight": np.ones((9, inner)), "fc.bias": np.ones(9)}
+    return {k: v if v.dtype == np.int64 else v.astype(np.float32) for k, v in tensors.items()}
+
+
+OF_RESNET = [
+    ("deeplab_v2", "resnet18", {}),
+    ("deeplab_v3", "resnet50", {"aspp_width": 2}),
+    ("deeplab_v3", "resnet101", {"blocks": 7, "head": "none"}),
+    ("unet_resnet", "resnet34", {}),
+]
+
+
+@pytest.mark.parametrize(("name", "trunk", "options"), OF_RESNET)
+def test_every_network_on_a_resnet_is_filled(name, trunk, options, tmp_path):
+    tensors = torchvision_resnet(trunk)
+    path = str(tmp_path / "resnet.safetensors")
+    save_file(tensors, path)
+    filled = pretrained.fill(zeros(name, trunk=trunk, width=2, **options), path)
+    trunks = {kind: filled[kind].pop("trunk") for kind in ("params", "batch_stats")}
+    assert not any(np.any(x) for x in jax.tree.leaves(filled))  # nothing but the trunk
+    for kind, tree in trunks.items():
+        for layer in [layer for layer in tree if layer[:6] in ("layer5", "layer6", "layer7")]:
+            assert not any(np.any(x) for x in jax.tree.leaves(tree.pop(layer))), (kind, layer)
+
+    def of(kind, place, leaf):
+        for part in place.split("/"):
+            kind = kind[part]
+        return np.asarray(kind[leaf])
+
+    params, stats = trunks["params"], trunks["batch_stats"]
+    deepest = f"layer3_{resnet.UNITS[trunk][2] - 1}"
+    for place, key in (
+        ("conv1", "conv1"),
+        ("layer2_0/downsample_0", "layer2.0.downsample.0"),
+        (f"{deepest}/conv2", f"{deepest.replace('_', '.')}.conv2"),
+    ):
+        kernel = of(params, place, "kernel")
+        np.testing.assert_array_equal(kernel, tensors[f"{key}.weight"].transpose(2, 3, 1, 0))
+    for place, key in (
+        ("bn1", "bn1"),
+        ("layer2_0/downsample_1", "layer2.0.downsample.1"),
+        ("layer4_1/bn2", "layer4.1.bn2"),
+    ):
+        np.testing.assert_array_equal(of(params, place, "scale"), tensors[f"{key}.weight"])
+        np.testing.assert_array_equal(of(params, place, "bias"), tensors[f"{key}.bias"])
+        np.testing.assert_array_equal(of(stats, place, "mean"), tensors[f"{key}.running_mean"])
+        np.testing.assert_array_equal(of(stats, place, "var"), tensors[f"{key}.running_var"])
+    # Each of the file's arrays is somewhere: none is left at zero.
+    assert all(np.any(x) for x in jax.tree.leaves(trunks))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"layer3.2.conv1.weight": np.ones((8, 8, 3, 3))}, "has 'layer3.2.conv1.weight', which is"),
+        ({"bn1.weight": np.ones(3)}, "bn1.weight is 3, but the network's bn1/scale is 2"),
+        (
+            {"layer1.0.conv1.weight": np.ones((2, 2, 1, 1))},
+            "layer1.0.conv1.weight is 2x2x1x1, but the network's layer1_0/conv1/kernel is 3x3x2x2",
+        ),
+        (
+            {"layer1.0.bn1.running_var": None, "conv1.weight": None},
+            "lacks 2 arrays of ResNet: conv1/kernel, layer1_0/bn1/var",
+        ),
+        ({"conv1.weight": np.ones(2)}, "has 'conv1.weight', which is not in the network's ResNet"),
+    ],
+)
+def test_arrays_of_another_resnet_are_one_line_that_names_them(change, said, tmp_path):
+    tensors = torchvision_resnet("resnet18") | change
+    path = str(tmp_path / "resnet.safetensors")
+    save_file({key: value for key, value in tensors.items() if value is not None}, path)
+    with pytest.raises(UserError) as error:
+        pretrained.fill(zeros("unet_resnet", trunk="resnet18", width=2), path)
+    assert str(error.value).startswith(path)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_network_on_a_resnet_refuses_vgg16(tmp_path):
+    path = write(tmp_path / "vgg.safetensors", weights())
+    with pytest.raises(UserError, match=r"has 'conv1_1/.*', which is not in the network's ResNet"):
+        pretrained.fill(zeros("unet_resnet", trunk="resnet18", width=2), path)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04" * 50, (2).to_bytes(8, "little") + b"[]"])

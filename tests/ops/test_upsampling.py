@@ -104,6 +104,15 @@ def test_caffes_deconvolution_is_bilinear_inside_and_zero_beyond_the_border():
     np.testing.assert_allclose(fixed[:, 0, 1:-1], smooth[:, 0, 1:-1] * 0.75, atol=1e-5)
 
 
+def test_a_grid_is_interpolated_between_its_own_pixels_and_repeated_beyond():
+    x = jnp.array([[0.0, 4.0, 2.0], [8.0, 0.0, 6.0]]).reshape(1, 2, 3, 1)
+    found = upsampling.bilinear_from_grid(x, 4, (7, 11))[0, ..., 0]
+    np.testing.assert_allclose(found[0], [0, 1, 2, 3, 4, 3.5, 3, 2.5, 2, 2, 2], atol=1e-6)
+    np.testing.assert_allclose(found[:, 0], [0, 2, 4, 6, 8, 8, 8], atol=1e-6)
+    np.testing.assert_allclose(found[2, 2], (0 + 4 + 8 + 0) / 4, atol=1e-6)
+    assert found.shape == (7, 11)
+
+
 def test_caffes_deconvolution_keeps_classes_apart():
     jacobian = jax.jacobian(
         lambda x: jnp.sum(

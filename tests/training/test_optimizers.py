@@ -135,6 +135,18 @@ def test_adam_with_l2_and_adamw_decoupled(name, decay):
     np.testing.assert_allclose(trail[-1]["bn"]["scale"], spared, rtol=1e-5)
 
 
+def test_rmsprop_by_hand():
+    # v <- 0.9 v + 0.1 g^2 from zero, w <- w - 0.1 g / sqrt(v + 1e-6), g with 0.5 w for kernels.
+    trail = steps(options(name="rmsprop", weight_decay=0.5), [constant(2.0), constant(-1.0)])
+    # Biases: v .4, w - .2 / sqrt(.4); v .36 + .1, w + .1 / sqrt(.46). Kernel 1: g 2.5, v .625.
+    bias = 3 - 0.2 / np.sqrt(0.4 + 1e-6)
+    np.testing.assert_allclose(trail[0]["conv"]["bias"][0], bias, rtol=1e-6)
+    bias += 0.1 / np.sqrt(0.46 + 1e-6)
+    np.testing.assert_allclose(trail[1]["conv"]["bias"][0], bias, rtol=1e-6)
+    kernel = 1 - 0.25 / np.sqrt(0.625 + 1e-6)
+    np.testing.assert_allclose(trail[0]["conv"]["kernel"][0, 0], kernel, rtol=1e-6)
+
+
 def test_adam_scales_decay_away_and_adamw_does_not():
     # Without gradient: Adam takes a whole step of the rate whatever the decay; AdamW shrinks by
     # rate * decay.
@@ -149,6 +161,8 @@ def test_adam_scales_decay_away_and_adamw_does_not():
     [
         # Warm-up over 9 steps, then T = 100: half at 59, a quarter of the way at 34.
         ("constant", {9: 0.1, 34: 0.1, 59: 0.1, 108: 0.1, 109: 0.1}),
+        # A half every 40 steps.
+        ("step", {9: 0.1, 48: 0.1, 49: 0.05, 88: 0.05, 89: 0.025, 108: 0.025, 129: 0.0125}),
         # 0.1 * (1 - t / 100)^0.9
         ("poly", {9: 0.1, 34: 0.07718890, 59: 0.05358867, 108: 0.1 * 0.01**0.9, 109: 0.0}),
         # 0.05 * (1 + cos(pi t / 100))
@@ -156,7 +170,8 @@ def test_adam_scales_decay_away_and_adamw_does_not():
     ],
 )
 def test_schedules_by_hand(schedule, values):
-    rate = jax.jit(create_schedule(options(schedule=schedule, power=0.9, warmup_steps=9), 109))
+    part = options(schedule=schedule, power=0.9, step_every=40, step_factor=0.5, warmup_steps=9)
+    rate = jax.jit(create_schedule(part, 109))
     for step, expected in ({0: 0.01, 1: 0.02, 5: 0.06, 8: 0.09} | values).items():
         np.testing.assert_allclose(rate(jnp.int32(step)), expected, rtol=1e-5, atol=1e-7)
 
@@ -165,12 +180,14 @@ def test_schedules_by_hand(schedule, values):
 def test_without_warm_up_the_first_step_has_the_whole_rate(schedule):
     rate = create_schedule(options(schedule=schedule), 50)
     np.testing.assert_allclose(rate(0), 0.1, rtol=1e-6)
-    np.testing.assert_allclose(rate(50), 0.1 if schedule == "constant" else 0.0, atol=1e-7)
+    last = {"constant": 0.1, "step": 0.1}.get(schedule, 0.0)  # a step is after 1000
+    np.testing.assert_allclose(rate(50), last, atol=1e-7)
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(UserError, match=r"unknown optimizer.name 'lion'; known: sgd, adam, adamw$"):
+    known = "sgd, rmsprop, adam, adamw"
+    with pytest.raises(UserError, match=f"unknown optimizer.name 'lion'; known: {known}$"):
         steps(options(name="lion"), [])
-    known = "constant, poly, cosine"
-    with pytest.raises(UserError, match=f"unknown optimizer.schedule 'step'; known: {known}$"):
-        create_schedule(options(schedule="step"), 10)
+    known = "constant, step, poly, cosine"
+    with pytest.raises(UserError, match=f"unknown optimizer.schedule 'linear'; known: {known}$"):
+        create_schedule(options(schedule="linear"), 10)
