@@ -12,6 +12,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # for two test workers, or processes of one
 # differ in the last bits only; test_train.py compares those with the optimizations of users.
 os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 
+import hypothesis
 import jax
 import pytest
 
@@ -20,6 +21,15 @@ from segjax.data import datasets, streetscenes
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# A slow machine must not fail a property test, nor must chance.
+hypothesis.settings.register_profile(
+    "segjax",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("segjax")
 
 
 # The longest tests start first, so that no worker ends long after the others.

@@ -63,7 +63,7 @@ def weighted_mean(image, size, tops, lefts):
     return values / sums
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25)
 @given(sides, sides, st.integers(4, 16), st.integers(4, 16), st.sampled_from([0, 0.25, 0.5, 0.9]))
 def test_windows_equal_a_float64_reference(height, width, tall, wide, overlap):
     image = draw_image(height, width)
@@ -77,7 +77,7 @@ def test_windows_equal_a_float64_reference(height, width, tall, wide, overlap):
     np.testing.assert_allclose(made, weighted_mean(image, size, *places), rtol=1e-5, atol=1e-5)
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200)
 @given(st.integers(1, 3000), st.integers(1, 700), st.floats(0, 0.99))
 def test_windows_reach_from_border_to_border_and_overlap_enough(length, side, overlap):
     side = min(side, length)
@@ -90,7 +90,7 @@ def test_windows_reach_from_border_to_border_and_overlap_enough(length, side, ov
         assert length - side > (len(found) - 2) * int(side * (1 - overlap))
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100)
 @given(st.integers(1, 300), st.integers(1, 90), st.floats(0, 0.9))
 def test_weights_are_positive_and_sum_to_one_at_each_pixel(length, side, overlap):
     side = min(side, length)
@@ -105,7 +105,7 @@ def test_weights_are_positive_and_sum_to_one_at_each_pixel(length, side, overlap
     np.testing.assert_array_equal(total[alone == 1], 1)
 
 
-@settings(max_examples=10, deadline=None, derandomize=True)
+@settings(max_examples=10)
 @given(sides, sides, st.integers(0, 9), st.integers(0, 9))
 def test_a_window_as_large_as_the_image_gives_the_output_of_the_whole(height, width, more, wider):
     image = draw_image(height, width)
@@ -164,7 +164,7 @@ def test_images_are_shown_as_the_fit_says():
     assert shown == [(20, 30), (20, 24), (40, 60), (30, 60)]
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50)
 @given(sides, sides, st.integers(1, 600), sides)
 def test_outputs_are_resized_as_on_the_device(height, width, tall, wide):
     values = np.random.default_rng(height).normal(size=(height, width, 2)).astype(np.float32)

@@ -44,7 +44,7 @@ def two_boundaries(draw):
     return maps
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150)
 @given(two_boundaries(), st.sampled_from([0.0, 1.0, 1.5, 2.3, 3.0]))
 def test_the_matching_is_as_large_as_by_brute_force(maps, distance):
     assert boundary.num_matched(*maps, distance) == brute_force(*maps, distance)
@@ -78,7 +78,7 @@ def test_boundary_by_hand():
     assert not boundary.boundary(np.ones((5, 6), bool)).any()
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50)
 @given(hnp.arrays(bool, (6, 7)))
 def test_boundary_equals_a_loop(mask):
     for y, x in np.ndindex(mask.shape):

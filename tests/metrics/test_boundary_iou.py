@@ -46,7 +46,7 @@ def test_the_band_is_two_percent_of_the_diagonal_wide(size, distance):
     np.testing.assert_array_equal(found[0], [size[0] * (size[1] // 2) - inner] * 2)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(
     hnp.arrays(np.uint8, (9, 70), elements=st.sampled_from([0, 1, 2, VOID])),
     hnp.arrays(np.uint8, (9, 70), elements=st.integers(0, 2)),

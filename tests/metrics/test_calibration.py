@@ -44,7 +44,7 @@ def test_the_extremes_are_in_the_first_and_the_last_bin():
     np.testing.assert_array_equal(found[[0, -1]], [[1, 0, 0], [1, 1, 1]])
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50)
 @given(
     hnp.arrays(np.float32, (4, 5, 3), elements=st.floats(0, 1, width=32)),
     hnp.arrays(np.uint8, (4, 5), elements=st.sampled_from([0, 1, 2, VOID])),

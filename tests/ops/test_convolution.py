@@ -99,7 +99,7 @@ def convolutions(draw):
     return rng.normal(size=sides), tuple(size), stride, padding, rate, left
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25)
 @given(case=convolutions())
 def test_convolution_is_a_matrix_and_its_transpose_the_transposed_one(case):
     kernel, size, stride, padding, rate, left = case
@@ -120,7 +120,7 @@ def test_convolution_is_a_matrix_and_its_transpose_the_transposed_one(case):
     np.testing.assert_allclose(x.ravel(), matrix.T @ values, atol=1e-4)
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30)
 @given(
     kernel=st.lists(st.integers(-9, 9), min_size=1, max_size=4),
     signal=st.lists(st.integers(-9, 9), min_size=10, max_size=12),

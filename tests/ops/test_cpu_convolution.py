@@ -32,7 +32,7 @@ def arrays(seed, *shapes):
 sides = st.tuples(st.integers(-1, 5), st.integers(-1, 5))  # fewer than none are taken away
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(
     size=st.tuples(st.integers(9, 11), st.integers(9, 11)),
     taps=st.tuples(st.integers(1, 4), st.integers(1, 4)),

@@ -125,7 +125,7 @@ SHAPES = st.tuples(
 )  # (B, H, W, C)
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30)
 @given(data=st.data(), shape=SHAPES, window=st.integers(1, 4))
 def test_any_map_is_pooled_and_unpooled_as_by_the_loop(data, shape, window):
     check_against_loop(data.draw(hnp.arrays(np.float32, shape, elements=FLOATS)), window)

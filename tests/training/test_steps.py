@@ -233,7 +233,7 @@ def test_no_loss_changes_with_devices_or_micro_batches(scenes_data_dir, name):
     np.testing.assert_allclose(found[0][1]["loss"], whole, rtol=1e-5)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     name=st.sampled_from(losses.LOSSES),
     valid=st.lists(st.integers(0, 4), min_size=4, max_size=4),  # valid pixels of each image

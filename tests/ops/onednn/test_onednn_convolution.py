@@ -67,7 +67,7 @@ def arrays(seed, *shapes, dtype=jnp.float32):
 sides_of = st.tuples(st.integers(-1, 6), st.integers(-1, 6))  # fewer than none are taken away
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     size=st.tuples(st.integers(7, 12), st.integers(7, 12)),
     taps=st.tuples(st.integers(1, 4), st.integers(1, 4)),
@@ -131,7 +131,7 @@ def test_a_relu_zeroes_values_and_gradients(dtype):
         )
 
 
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 @given(
     size=st.tuples(st.integers(1, 6), st.integers(1, 6)),
     side=st.integers(1, 5),

@@ -40,7 +40,7 @@ def values(shape, dtype, seed=0, levels=5):
     return jnp.asarray(rng.integers(-levels, levels + 1, shape) / 2, dtype)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     size=st.tuples(st.integers(3, 9), st.integers(3, 9)),
     window=st.integers(1, 3),
