@@ -4,6 +4,7 @@ A seed fixes the damage. What has a checksum is never read with another value.
 """
 
 import contextlib
+import itertools
 import json
 import random
 import shutil
@@ -12,13 +13,15 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from segjax import config as configs
 from segjax import results
 from segjax.benchmark import measurements
 from segjax.benchmark import tables as cost_tables
-from segjax.data import datasets, folder
+from segjax.data import datasets, folder, images
 from segjax.errors import UserError, line
+from segjax.inference import check
 from segjax.report import groups, table, tables
 from segjax.results import bootstrap, schema
 from segjax.results.counts import Counts, write_counts
@@ -137,6 +140,26 @@ def classes(path, scenes):
     return lambda: folder.find_pairs(path, folder.read_classes(path)), list(path.glob("*.*"))
 
 
+def pictures(path, scenes):
+    """Images and masks of a folder, of several formats."""
+    mask = np.kron([[0, 255], [255, 0]], np.ones((6, 8))).astype(np.uint8)
+    for kind in ("images", "masks"):
+        (path / kind).mkdir()
+        for name, suffix in zip("abcd", ("png", "ppm", "tif", "bmp"), strict=True):
+            Image.fromarray(mask).save(path / kind / f"{name}.{suffix}")
+    (path / "classes.json").write_text('{"Ground": 0, "Disk": 255}')
+
+    def read():
+        check.check(path)  # which lists what is damaged
+        own = folder.read_classes(path)
+        return [
+            (images.read_image(pair.image, 3).shape, folder.read_label(pair.mask, own).shape)
+            for pair in itertools.chain(*folder.find_pairs(path, own).values())
+        ]
+
+    return read, list(path.glob("*/*"))
+
+
 def sweep(path, scenes):
     """What `--status` reads, on Slurm as well."""
     own = path / "run"
@@ -181,7 +204,9 @@ FEW, MANY = range(25), range(25, 400)
 
 
 @pytest.mark.parametrize("seeds", [FEW, pytest.param(MANY, marks=pytest.mark.slow)], ids=len)
-@pytest.mark.parametrize("make", [*SEALED, classes, sweep], ids=lambda make: make.__name__)
+@pytest.mark.parametrize(
+    "make", [*SEALED, classes, pictures, sweep], ids=lambda make: make.__name__
+)
 def test_damaged_files_are_read_right_or_refused_in_one_line(
     make, seeds, scenes_data_dir, tmp_path, monkeypatch
 ):
