@@ -19,6 +19,7 @@ from segjax.inference import dropout, outputs, tta, windows
 from segjax.runs.experiment import Experiment, load_variables, open_run
 from segjax.training import parallel
 
+_ASPECTS = 1.25  # largest ratio of the aspect ratios of an image and of training without a warning
 _LONGEST_NAME = 255 - len(".tmp")  # bytes; of a file while it is written
 
 
@@ -139,7 +140,7 @@ def predict_files(
     standard deviation of its probability, black 0 to white 1/2.
 
     Warned of are images that cannot be read, that do not fit into memory or whose names are too
-    long; the others are predicted.
+    long; the others are predicted. So are images of another aspect ratio than those of training.
 
     Args:
       experiment: owner of the network.
@@ -177,7 +178,12 @@ def predict_files(
             pictures.save(target[1], Image.fromarray(pictures.overlay(image, label, palette)))
         for place, values, white in zip(target[2:], maps, (1.0, 0.5), strict=False):
             pictures.save(place, Image.fromarray(np.rint(values / white * 255).astype(np.uint8)))
+        stretch = image.shape[1] * trained[0] / (image.shape[0] * trained[1])
+        if max(stretch, 1 / stretch) > _ASPECTS:
+            other_aspects.append(page.path)
 
+    trained = experiment.config.data.resolution  # height, width
+    other_aspects: list[Path] = []
     failed = 0
     pages: list[Page] = []
     for path in paths:
@@ -198,6 +204,12 @@ def predict_files(
             say(str(error))
             failed += 1
         progress(places[page.path])
+    if other_aspects:
+        warn(
+            f"{len(other_aspects)} images have an aspect ratio that differs by more than "
+            f"{_ASPECTS} times from {trained[0]}x{trained[1]} in training; if that squashed its "
+            f"images, squash these likewise: {listing(other_aspects)}"
+        )
     return predicted, failed
 
 

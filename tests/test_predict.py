@@ -44,6 +44,20 @@ def test_label_maps_have_image_size_and_palette(tmp_path, workdir, native):
     assert len(list(output.iterdir())) == 2 * len(sizes)
 
 
+def test_images_of_another_aspect_ratio_than_in_training_are_named(tmp_path, workdir, capsys):
+    sizes = {"same.png": (48, 64), "near.png": (24, 39), "tall.png": (30, 30), "wide.png": (24, 41)}
+    for name, size in sizes.items():
+        save(tmp_path / name, *size)
+    arguments = ["predict", *(str(tmp_path / name) for name in sizes), "--workdir", str(workdir)]
+    assert main([*arguments, "--output", str(tmp_path / "out")]) == 0
+    (line,) = [each for each in capsys.readouterr().err.splitlines() if "aspect" in each]
+    assert line == (
+        "segjax: warning: 2 images have an aspect ratio that differs by more than 1.25 times from "
+        "24x32 in training; if that squashed its images, squash these likewise: "
+        f"{tmp_path / 'tall.png'}, {tmp_path / 'wide.png'}"
+    )
+
+
 def test_native_changes_nothing_at_the_training_size(tmp_path, workdir):
     save(tmp_path / "image.png", 24, 32)
     labels = []

@@ -73,6 +73,9 @@ def run(options: argparse.Namespace) -> None:
                 f"{flag} does nothing for {f'table {name}' if name else 'results alone'}"
             )
 
+    if interval and not options.results:
+        raise UserError("--interval does nothing without --results")
+
     measured = measurements.read(options.results or []) if timed else []
     rows = [] if timed else results.read(options.results or [])
     split = options.split or "test"

@@ -68,8 +68,9 @@ def read_png(path: Path | zipfile.Path, mode: str, height: int, width: int) -> n
             pixels = np.asarray(image)
     except UnidentifiedImageError as error:
         raise UserError(f"{path}: cannot be read as an image (not a PNG)") from error
-    except (OSError, SyntaxError, ValueError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: cannot be read as an image ({error})") from error
+    except Exception as error:  # a damaged file makes Pillow raise almost any
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: cannot be read as an image ({reason})") from error
     if found_size != (width, height):
         raise UserError(
             f"{path}: {found_size[0]}x{found_size[1]} pixels, expected {width}x{height}"

@@ -326,8 +326,10 @@ def read_values(path: Path, classes: Classes) -> np.ndarray:
                 f"{path} is of mode {mask.mode} in colors, but classes.json has integers; expected "
                 "gray values, the indices of a palette, or RGB triples in classes.json"
             )
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"mask {path} cannot be read: {error}") from error
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file makes Pillow raise almost any
+        raise UserError(f"mask {path} cannot be read: {' '.join(str(error).split())}") from error
 
 
 def encode(value: Value) -> int:

@@ -16,7 +16,7 @@ from segjax.data import images
 from segjax.data.builders import progress
 from segjax.data.folder import Classes, Pair
 from segjax.data.statistics import VOID
-from segjax.errors import UserError, listing
+from segjax.errors import listing
 from segjax.inference.baselines import count_guesses, oracles
 
 _ALIKE = 2  # bits of 64 in which the hashes of near-duplicates differ at most
@@ -83,8 +83,8 @@ def _look(pairs: Mapping[str, Sequence[Pair]], classes: Classes) -> _Seen:
                     if mask.format == "JPEG":
                         seen.lossy.append(pair.mask)
                 values = folders.read_values(pair.mask, classes)
-            except (UserError, OSError, ValueError) as error:
-                seen.unreadable.append(str(error))
+            except Exception as error:  # a damaged file makes Pillow raise almost any
+                seen.unreadable.append(_one_line(pair.mask, error))
                 continue
             if size and values.shape != size:
                 seen.uneven.append(
@@ -112,14 +112,19 @@ def _look_at_image(path: Path, channels: int, split: str, seen: _Seen) -> tuple[
         with Image.open(path) as image:
             seen.modes[image.mode] += 1
         pixels = images.read_image(path, channels)
-    except (UserError, OSError) as error:
-        seen.unreadable.append(str(error))
+    except Exception as error:  # a damaged file makes Pillow raise almost any
+        seen.unreadable.append(_one_line(path, error))
         return None
     gray = Image.fromarray(pixels.squeeze(-1) if channels == 1 else pixels)
     seen.hashes[split].append((difference_hash(gray), path))
     height, width = pixels.shape[:2]
     seen.sizes[height, width] += 1
     return height, width
+
+
+def _one_line(path: Path, error: Exception) -> str:
+    said = " ".join(str(error).split())
+    return said if str(path) in said else f"{path} cannot be read: {said}"
 
 
 def difference_hash(image: Image.Image) -> int:

@@ -2,8 +2,11 @@
 
 SegNet (arXiv 1511.00561, section 3) upsamples by putting each value back where its maximum was. The
 index is the row-major position in the pooling window, of the first of equal maxima: one byte for a
-map of any size. Windows do not overlap, so both directions and their gradients are a reshape
-and a comparison, without a scatter.
+map of any size. Windows do not overlap, so both directions and their gradients are a reshape and a
+comparison, without a scatter.
+
+Where maxima that are equal in exact arithmetic differ by rounding, as in areas of one color, the
+index follows from the rounding, and so from the device and the batch size.
 
 All functions take (..., H, W, C) and work under jit, vmap, grad and in bfloat16.
 """

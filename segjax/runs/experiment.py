@@ -321,7 +321,7 @@ def load_variables(
         final if it exists, otherwise best.
 
     Raises:
-      UserError: the workdir has no such checkpoint.
+      UserError: the workdir has no such checkpoint, or it belongs to another config.
     """
     config = experiment.config
     with Checkpoints(workdir, read_only=True) as checkpoints:
@@ -339,5 +339,10 @@ def load_variables(
         )
         restored = checkpoints.restore(kind, state.evaluated() if kind == "final" else state)
         facts = {"kind": kind, **checkpoints.facts(kind)}
+    identity = f"{configs.digest(config)}, seed {config.seed}"
+    if facts.get("config", identity) != identity:
+        raise UserError(
+            f"checkpoint {kind} in {workdir} belongs to another config than its config.json"
+        )
     variables = restored if kind == "final" else restored.evaluated()
     return parallel.place(variables, experiment.devices), facts

@@ -174,6 +174,7 @@ IGNORED = (
     ("report --results x --output y --no-predictions --data-dir z", "--data-dir", "--no-pred"),
     ("benchmark --torch-python python3", "--torch-python", "without --against"),
     ("data check x --source y", "--source", "with check"),
+    ("table camvid --interval", "--interval", "without --results"),
     ("data check x --sheet y.png", "--sheet", "with check"),
     ("data streetscenes --source x", "--source", "for streetscenes"),
     ("data camvid --resolution 96x128", "--resolution", "for camvid"),

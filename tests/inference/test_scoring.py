@@ -1,5 +1,8 @@
 """Test evaluation: counts of pixels, and recomputed batch-normalization statistics."""
 
+import json
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +16,7 @@ from segjax.metrics import boundary
 from segjax.models.layers import Conv
 from segjax.runs import experiment
 from segjax.training import parallel
+from support.errors import refusal
 from support.runs import DESCRIPTION, OneLayer, arrays, small_config, tiny_config
 
 
@@ -209,6 +213,22 @@ def test_folder_without_run_is_an_error(tmp_path, capsys):
     assert main.main(["evaluate", "--workdir", str(tmp_path)]) == 2
     expected = f"segjax: {tmp_path} is not the workdir of a run: it has no config.json\n"
     assert capsys.readouterr().err == expected
+
+
+@pytest.mark.parametrize(("field", "value"), [("seed", 1), ("loss.class_weights", "none")])
+def test_a_checkpoint_of_another_config_is_an_error(finished, tmp_path, field, value):
+    """As if config.json had no checksum, or were copied from another run."""
+    workdir, _ = finished
+    shutil.copytree(workdir / "checkpoints", tmp_path / "checkpoints")
+    content = json.loads((workdir / "config.json").read_text())
+    content["config"][field] = value
+    del content["checksum"]
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    run, _ = experiment.open_run(tmp_path, None)
+    for kind in ("best", "latest"):
+        assert refusal(experiment.load_variables, run, tmp_path, kind) == (
+            f"checkpoint {kind} in {tmp_path} belongs to another config than its config.json"
+        )
 
 
 def test_missing_checkpoint_is_an_error(finished, tmp_path, capsys):

@@ -210,6 +210,23 @@ def test_invalid_json_is_refused(tmp_path):
     assert "not UTF-8" in refusal(results.read, [path])
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [('"parameters": 357123', '"parameters": 357124'), ('"seed": 0', '"seed": 1'), ("cpu", "gpu")],
+)
+def test_a_changed_row_is_refused(tmp_path, old, new):
+    paths = tmp_path / "result.json", tmp_path / "rows.jsonl"
+    results.write_row(paths[0], make_row())
+    results.append(paths[1], make_row())
+    for path, place in zip(paths, (paths[0], f"{paths[1]}:1"), strict=True):
+        text = path.read_text()
+        assert results.read([path]) == [make_row()]
+        assert old in text
+        path.write_text(text.replace(old, new, 1))
+        said = f"{place}: it was changed after it was written; undo that, or delete its checksum"
+        assert refusal(results.read, [path]).startswith(said)
+
+
 def test_append_adds_a_run_once(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(make_row(0)))  # no newline at its end, as some editors leave it
