@@ -1,6 +1,8 @@
 """Test `segjax predict`, `picture`, `figures` and `report` on a run of two steps."""
 
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -221,6 +223,27 @@ def test_workdir_without_run_is_one_line(tmp_path, capsys):
     said = capsys.readouterr().err
     assert "is not the workdir of a run" in said
     assert said.count("\n") == 1
+
+
+PREDICT = """
+import resource, sys
+from segjax.cli.main import main
+assert main(["predict", *sys.argv[1:]]) == 0
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_windows_over_a_large_image_take_little_memory(tmp_path, workdir):
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(pixels.repeat(64, 0).repeat(64, 1)).save(tmp_path / "large.jpg")
+    command = [sys.executable, "-c", PREDICT, str(tmp_path / "large.jpg"), "--window", "512x512"]
+    command += ["--overlap", "0.25", "--workdir", str(workdir), "--output", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "large.png") as label:
+        assert label.size == (4096, 4096)
+    assert int(done.stdout.split()[-1]) * 1024 < 1.5e9  # bytes, the largest resident set
 
 
 @pytest.mark.slow
