@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from segjax.data import datasets, images, pictures
+from segjax.data import datasets, fitting, images, pictures
 from segjax.errors import UserError, listing, say, warn
 from segjax.inference import crf as dense_crf
 from segjax.inference import dropout, outputs, tta
@@ -119,11 +119,15 @@ def network_size(
 ) -> tuple[int, int] | None:
     """Return the size to resize an image of (height, width) to for the network; None: its own.
 
-    It is the height of training with the aspect of the image, unless `native`.
+    It is the height of training with the aspect of the image, unless `native`; with `data.fit`
+    letterbox or crop, the size that the image would have had in training.
     """
     if native:
         return None
-    (height, width), trained_height = shape, experiment.config.data.resolution[0]
+    data = experiment.config.data
+    if data.fit != "resize":
+        return fitting.scaled_size(shape, data.resolution, data.fit)
+    (height, width), trained_height = shape, data.resolution[0]
     return trained_height, max(1, round(width * trained_height / height))
 
 

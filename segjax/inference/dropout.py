@@ -121,7 +121,7 @@ def build_predictor(
 
     The function raises a UserError for images that `outputs.check_images` refuses.
     """
-    output = outputs.resized(moments(experiment, samples), size)
+    output = outputs.sized(experiment, moments(experiment, samples), size)
 
     @jax.jit
     def estimate(variables, raw):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from segjax.data import loader
+from segjax.data.source import fill_color
 from segjax.errors import UserError
 from segjax.runs.experiment import Experiment
 
@@ -61,6 +62,35 @@ def resized(output: Output, size: tuple[int, int] | None) -> Output:
     return resize
 
 
+def letterboxed(output: Output, resolution: tuple[int, int], color: Sequence[int]) -> Output:
+    """Return the output for images laid in the middle of a resolution, cut out of it again.
+
+    The rest has a color, C values up to 255, as in training (`segjax.data.fitting`).
+    """
+
+    def lay(variables, image, places):
+        batch, height, width, channels = image.shape
+        top, left = (resolution[0] - height) // 2, (resolution[1] - width) // 2
+        part = (slice(None), slice(top, top + height), slice(left, left + width))
+        whole = jnp.broadcast_to(
+            jnp.asarray(color, image.dtype) / 255, (batch, *resolution, channels)
+        )
+        return output(variables, whole.at[part].set(image), places)[part]
+
+    return lay
+
+
+def sized(experiment: Experiment, output: Output, size: tuple[int, int] | None) -> Output:
+    """Return the output for images resized to (h, w), then letterboxed if those of training are.
+
+    None: images keep their size.
+    """
+    if size and experiment.config.data.fit == "letterbox":
+        resolution = tuple(experiment.config.data.resolution)
+        output = letterboxed(output, resolution, fill_color(experiment.info.mean))
+    return resized(output, size)
+
+
 def mean(members: Sequence[Output]) -> Output:
     """Return the mean of an ensemble.
 
@@ -108,12 +138,12 @@ def build_predictor(
 
     The function raises a UserError for images that `check_images` refuses.
     """
-    sized = resized(output or logits(experiment), size)
+    at_size = sized(experiment, output or logits(experiment), size)
 
     @jax.jit
     def values(variables, raw):
         places = jnp.arange(raw.shape[0], dtype=jnp.int32)
-        values = sized(variables, raw.astype(jnp.float32) / 255, places)
+        values = at_size(variables, raw.astype(jnp.float32) / 255, places)
         return values if refine else jnp.argmax(values, -1).astype(jnp.uint8)
 
     def predict(variables, images):
@@ -135,12 +165,12 @@ def build_probabilities(
     f(variables, images uint8 (B, H, W, C)) -> float32 (B, H, W, K); `size` and the images it
     refuses are those of `build_predictor`.
     """
-    sized = resized(logits(experiment), size)
+    at_size = sized(experiment, logits(experiment), size)
 
     @jax.jit
     def values(variables, raw):
         places = jnp.arange(raw.shape[0], dtype=jnp.int32)
-        return jax.nn.softmax(sized(variables, raw.astype(jnp.float32) / 255, places))
+        return jax.nn.softmax(at_size(variables, raw.astype(jnp.float32) / 255, places))
 
     def predict(variables, images):
         check_images(images, len(experiment.info.mean))

@@ -28,7 +28,7 @@ def draw(
       predict: f(images) -> labels.
 
     Returns:
-      The images, their predictions and their labels.
+      The images as they are shown, their predictions and their labels.
     """
     count = len(examples["label"])
     places = np.linspace(0, count - 1, min(COUNT, count)).round().astype(int)
@@ -44,4 +44,4 @@ def draw(
     ]
     picture = pictures.grid(rows, ["image", "truth", f"step {step}"])
     pictures.save(workdir / "samples" / f"{step:07d}.png", picture)
-    return images, predictions, truths
+    return np.stack([pictures.shown(image) for image in images]), predictions, truths
