@@ -159,6 +159,7 @@ def _task(run):
     return {
         "dataset": run.config.data.dataset,
         "resolution": "x".join(map(str, run.config.data.resolution)),
+        "fit": run.config.data.fit,
         "classes": ", ".join(run.info.class_names),
     }
 

@@ -140,7 +140,8 @@ def predict_files(
     standard deviation of its probability, black 0 to white 1/2.
 
     Warned of are images that cannot be read, that do not fit into memory or whose names are too
-    long; the others are predicted. So are images of another aspect ratio than those of training.
+    long; the others are predicted. Warned of are also images of another aspect ratio than those of
+    training, if they are shown with it although training may have squashed its own.
 
     Args:
       experiment: owner of the network.
@@ -179,10 +180,11 @@ def predict_files(
         for place, values, white in zip(target[2:], maps, (1.0, 0.5), strict=False):
             pictures.save(place, Image.fromarray(np.rint(values / white * 255).astype(np.uint8)))
         stretch = image.shape[1] * trained[0] / (image.shape[0] * trained[1])
-        if max(stretch, 1 / stretch) > _ASPECTS:
+        if squashes and max(stretch, 1 / stretch) > _ASPECTS:
             other_aspects.append(page.path)
 
     trained = experiment.config.data.resolution  # height, width
+    squashes = fit == "aspect" and experiment.config.data.fit == "resize"
     other_aspects: list[Path] = []
     failed = 0
     pages: list[Page] = []
@@ -208,7 +210,7 @@ def predict_files(
         warn(
             f"{len(other_aspects)} images have an aspect ratio that differs by more than "
             f"{_ASPECTS} times from {trained[0]}x{trained[1]} in training; if that squashed its "
-            f"images, squash these likewise: {listing(other_aspects)}"
+            f"images, use --squash: {listing(other_aspects)}"
         )
     return predicted, failed
 

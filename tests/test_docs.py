@@ -11,7 +11,6 @@ import runpy
 import shlex
 import shutil
 import subprocess
-import types
 import typing
 from pathlib import Path
 
@@ -54,7 +53,7 @@ ALL = "\n".join(PAGES.values())
 
 # Pages whose commands need a cluster: they are parsed, and run as far as nothing is reached.
 CLUSTERS = "docs/clusters.md"
-FOREIGN = ("make", "git", "source", "export", "pip", "docker", "kubectl", "gcloud", "wandb")
+FOREIGN = ("make", "git", "source", "export", "pip", "docker", "kubectl", "gcloud", "wandb", "tfds")
 
 
 def blocks(page, language):
@@ -77,8 +76,9 @@ OURS = [(page, words[1:]) for page, words in EVERY if words[0] == "segjax"]
 
 
 def is_only_parsed(page, words):
-    """Whether a command needs a cluster, or hours."""
-    return page == CLUSTERS or "camvid_table" in " ".join(words)
+    """Whether a command needs a cluster, or hours, or a dataset that TFDS downloads."""
+    needs = ("camvid_table", "dataset=tfds:")
+    return page == CLUSTERS or any(need in " ".join(words) for need in needs)
 
 
 def test_every_command_is_known():
@@ -159,6 +159,9 @@ def test_the_commands_run_in_their_order(
     noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "street.jpg")
     make_folder(tmp_path / "photos")
+    (dataset,) = blocks("docs/adding_a_dataset.md", "python")
+    (tmp_path / "halves.py").write_text(dataset)
+    monkeypatch.syspath_prepend(tmp_path)
     ran = []
     for page, given in OURS:
         if is_only_parsed(page, given) or given in ran:
@@ -237,14 +240,18 @@ def test_the_model_to_copy_keeps_what_models_promise():
 
 def test_the_dataset_to_copy_can_be_prepared_and_read(tmp_path, monkeypatch):
     (block,) = blocks("docs/adding_a_dataset.md", "python")
-    halves = types.ModuleType("halves")
-    exec(block, vars(halves))
-    monkeypatch.setitem(datasets.DATASETS, "halves", halves)
-    info = datasets.prepare("halves", data_dir=tmp_path)
+    (tmp_path / "halves_of_the_page.py").write_text(block)
+    monkeypatch.syspath_prepend(tmp_path)
+    name = "module:halves_of_the_page"
+    info = datasets.prepare(name, data_dir=tmp_path, resolution=(24, 32))
     assert info.class_names == ("Above", "Below")
-    split = datasets.open_split("halves", "test", data_dir=tmp_path)
-    assert [example["id"] for example in split] == ["half_10", "half_11"]
-    assert (split[0]["label"][:, 0] == np.repeat([0, 1], [16, 8])).all()
+    split = datasets.open_split(name, "test", data_dir=tmp_path)
+    assert len(split) == 2
+    assert (split[1]["label"][:, 0] == np.repeat([0, 1], [7, 17])).all()
+    # The page says how much of it is code.
+    code = [line for line in block.splitlines() if line.strip() and "import" not in line]
+    assert len(code) - 1 == 8  # the docstring
+    assert "one new file of 8 lines of code" in Path("docs/adding_a_dataset.md").read_text()
 
 
 def test_the_config_to_copy_is_one(tmp_path):

@@ -55,7 +55,7 @@ def test_images_of_another_aspect_ratio_than_in_training_are_named(tmp_path, wor
     (line,) = [each for each in capsys.readouterr().err.splitlines() if "aspect" in each]
     assert line == (
         "segjax: warning: 2 images have an aspect ratio that differs by more than 1.25 times from "
-        "24x32 in training; if that squashed its images, squash these likewise: "
+        "24x32 in training; if that squashed its images, use --squash: "
         f"{tmp_path / 'tall.png'}, {tmp_path / 'wide.png'}"
     )
 

@@ -15,7 +15,11 @@ DETAILS = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("name", help="camvid, isbi2012, streetscenes, which is drawn, or folder; or check")
+    add(
+        "name",
+        help="camvid, isbi2012, streetscenes, which is drawn, folder, tfds:NAME or module:NAME; or "
+        "check",
+    )
     add(
         "folder",
         nargs="?",
@@ -30,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder of the published dataset (default: download it)",
     )
     add("--data-dir", type=path, metavar="DIR", help="folder for prepared datasets")
-    add("--resolution", type=size, metavar="HxW", help="image size of streetscenes and folder")
+    add("--resolution", type=size, metavar="HxW", help="image size; not of camvid, isbi2012")
     add("--sheet", type=path, metavar="FILE", help="also draw a contact sheet of its images")
 
 

@@ -14,11 +14,11 @@ DETAILS = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--dataset", default="camvid", help="camvid, isbi2012, streetscenes or folder")
+    add("--dataset", default="camvid", help="as data.dataset in a config")
     add("--folder", type=path, metavar="DIR", help="images and masks of dataset folder")
     add("--split", default="test", help="train, val or test (default: test)")
     add("--data-dir", type=path, metavar="DIR", help="folder of the prepared datasets")
-    add("--resolution", type=size, metavar="HxW", help="image size of streetscenes and folder")
+    add("--resolution", type=size, metavar="HxW", help="size of the images")
     add("--output", type=path, metavar="FILE.jsonl", help="append the rows to this file")
 
 

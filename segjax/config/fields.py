@@ -21,6 +21,9 @@ OMITTED_AT_DEFAULT = (
     "model.pretrained",
     "data.patches",
     "data.folder",
+    "data.fit",
+    *("data.tfds.image", "data.tfds.mask", "data.tfds.classes", "data.tfds.void"),
+    "data.tfds.splits",
     *("augment.elastic", "augment.rotation", "augment.shift", "augment.outside"),
     *("loss.name", "loss.border_weight", "loss.border_sigma"),
     *("optimizer.step_every", "optimizer.step_factor"),
@@ -31,6 +34,7 @@ OMITTED_AT_DEFAULT = (
 CHOICES = {
     "precision": ("float32", "bfloat16"),
     "data.placement": ("auto", "device", "stream"),
+    "data.fit": ("resize", "letterbox", "crop"),
     "data.normalization": ("mean_std", "local_response", "none", "imagenet"),
     "augment.outside": ("void", "mirror"),
     "best_metric": ("mean_iou", "class_accuracy", "global_accuracy"),
@@ -46,6 +50,10 @@ NON_NEGATIVE = (
 # Fields that have an effect only beside certain values of others. A config file may set them
 # regardless, but an override that does nothing would make an ablation void.
 CONDITIONS: dict[str, tuple[str, Callable[[ConfigDict], bool]]] = {
+    **dict.fromkeys(
+        (f"data.tfds.{name}" for name in ("image", "mask", "classes", "void", "splits")),
+        ("where data.dataset is tfds:NAME", lambda c: c.data.dataset.startswith("tfds:")),
+    ),
     "augment.outside": (
         "where augment.elastic, augment.rotation or augment.shift is above 0",
         lambda c: c.augment.elastic > 0 or c.augment.rotation > 0 or c.augment.shift > 0,
@@ -71,7 +79,7 @@ CONDITIONS: dict[str, tuple[str, Callable[[ConfigDict], bool]]] = {
         for name in ("step_every", "step_factor")
     },
 }
-GROUPS = ("model", "model.options", "data", "augment", "loss", "optimizer", "wandb")
+GROUPS = ("model", "model.options", "data", "data.tfds", "augment", "loss", "optimizer", "wandb")
 
 
 def default() -> ConfigDict:
@@ -89,10 +97,18 @@ def default() -> ConfigDict:
     config.precision = "float32"  # computation: float32 or bfloat16; parameters are float32
 
     config.data = ConfigDict()
-    config.data.dataset = "streetscenes"  # key of segjax.data.datasets.DATASETS
+    # key of segjax.data.datasets.DATASETS, tfds:NAME or module:NAME
+    config.data.dataset = "streetscenes"
     config.data.folder = ""  # of the images and masks of dataset folder (segjax.data.folder)
+    config.data.tfds = ConfigDict()  # of dataset tfds:NAME; empty: as in segjax.data.catalog
+    config.data.tfds.image = ""  # feature
+    config.data.tfds.mask = ""  # feature
+    config.data.tfds.classes = ()  # (name, value in the masks, ...) of each class
+    config.data.tfds.void = ()  # values in the masks
+    config.data.tfds.splits = ()  # expressions of train, val and test
     config.data.data_dir = ""  # folder of prepared datasets; "": TFDS's default
     config.data.resolution = (360, 480)  # height, width in pixels
+    config.data.fit = "resize"  # of images of another aspect: resize, letterbox, crop
     config.data.normalization = "mean_std"  # mean_std, local_response, none, imagenet
     config.data.placement = "auto"  # device: dataset in device memory; stream; auto: by size
     config.data.patches = 0  # patches of each image, for patch_cnn; 0: whole images

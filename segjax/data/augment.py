@@ -191,8 +191,8 @@ def color_jitter(
 
 
 def _gray(image):
-    if image.shape[-1] == 1:
-        return image
+    if image.shape[-1] != 3:
+        return jnp.mean(image, -1, keepdims=True)
     return jnp.sum(image * jnp.asarray(LUMA, jnp.float32)[None, None, :], -1, keepdims=True)
 
 

@@ -1,10 +1,11 @@
-"""Features of an example, PNG files and a progress bar, for all TFDS builders."""
+"""Features of an example, PNG files, checks and a progress bar, for all TFDS builders."""
 
+import colorsys
 import contextlib
 import io
 import sys
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,10 +15,12 @@ from PIL import Image, UnidentifiedImageError
 from rich.console import Console
 from rich.progress import track
 
-from segjax.errors import UserError
+from segjax.data.statistics import Tally
+from segjax.errors import UserError, warn
 from segjax.system import waiting
 
 Item = TypeVar("Item")
+Color = tuple[int, int, int]
 
 
 def features(
@@ -25,8 +28,10 @@ def features(
 ) -> tfds.features.FeaturesDict:
     """Return the features of every dataset's examples: image, label (255 for void) and name.
 
-    A height and width of None stand for any.
+    A height and width of None stand for any. Images of other than 1 or 3 channels are stored as
+    `encode_png` does, gray.
     """
+    channels = channels if channels in (1, 3) else 1
     return tfds.features.FeaturesDict(
         {
             "image": tfds.features.Image(shape=(height, width, channels), encoding_format="png"),
@@ -42,7 +47,12 @@ def record(image_png: bytes, label_png: bytes, name: str) -> dict[str, Any]:
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
-    """Encode uint8 (H, W, 3) RGB or (H, W) gray as PNG."""
+    """Encode uint8 (H, W) gray, (H, W, 1) gray, or (H, W, 3) RGB as PNG.
+
+    N other channels become one gray picture (N H, W), the first channel on top: PNG has no more.
+    """
+    if pixels.ndim == 3 and pixels.shape[-1] != 3:
+        pixels = pixels.transpose(2, 0, 1).reshape(-1, pixels.shape[1])
     content = io.BytesIO()
     Image.fromarray(pixels).save(content, "PNG")
     return content.getvalue()
@@ -80,9 +90,118 @@ def read_png(path: Path | zipfile.Path, mode: str, height: int, width: int) -> n
     return pixels
 
 
-def progress(items: Iterable[Item], description: str) -> Iterator[Item]:
+def progress(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
     """Yield the items, with a progress bar on standard error, or one line if it is no terminal."""
     quiet = not sys.stderr.isatty()
     console = Console(stderr=True)
     with waiting.reported(description) if quiet else contextlib.nullcontext():
-        yield from track(items, description, console=console, disable=quiet, transient=True)
+        yield from track(items, description, total, console=console, disable=quiet, transient=True)
+
+
+def distinct_color(place: int) -> Color:
+    """Return a color for a class without one: hues a golden ratio apart."""
+    red, green, blue = colorsys.hsv_to_rgb(place * 0.618034 % 1, 0.65, 0.95 - 0.25 * (place % 2))
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def map_labels(
+    values: np.ndarray,
+    known: Mapping[int, int],
+    where: object,
+    undeclared: str,
+    show: Callable[[int], object] = int,
+) -> np.ndarray:
+    """Return the labels of a mask's values: uint8 (H, W).
+
+    Args:
+      values: integers (H, W).
+      known: value -> label in [0, K), or VOID.
+      where: the mask, for the error.
+      undeclared: what the error says of a value that is not in `known`.
+      show: how the error shows a value.
+
+    Raises:
+      UserError: a value is not in `known`; names the value, the number of its pixels and the first.
+    """
+    found, places = np.unique(values, return_inverse=True)
+    stray = [value for value in found.tolist() if value not in known]
+    if stray:
+        rows, columns = np.nonzero(values == stray[0])
+        more = f", and {len(stray) - 1} more such values" if len(stray) > 1 else ""
+        raise UserError(
+            f"{where}: {len(rows)} pixels, the first at row {rows[0]}, column {columns[0]}, have "
+            f"the value {show(stray[0])}{more}, {undeclared}"
+        )
+    table = np.array([known[value] for value in found.tolist()], np.uint8)
+    return table[places].reshape(values.shape)
+
+
+class OwnDataset(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """TFDS builder of a dataset that segjax does not ship: its classes are known when it is opened.
+
+    A subclass has a `name` and `examples(split)`, which yields (image uint8 (H, W, channels), label
+    uint8 (H, W) in [0, K) or VOID, name).
+
+    Args:
+      digest: of whatever determines the examples; names the config, so that a change is prepared
+        anew.
+      class_names: K names in the order of the labels.
+      palette: their colors.
+      splits: number of examples of each split, None if it is not known before.
+      channels: of the images.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    url_infos = None  # nothing is downloaded
+
+    def __init__(
+        self,
+        *,
+        digest: str,
+        class_names: Sequence[str],
+        palette: Sequence[Color],
+        splits: Mapping[str, int | None],
+        channels: int,
+        **kwargs: Any,
+    ):
+        self.class_names, self.palette = tuple(class_names), tuple(palette)
+        self.splits, self.channels = splits, channels
+        super().__init__(config=digest, **kwargs)
+
+    @classmethod
+    def get_builder_config(cls, name: str, version: Any = None) -> tfds.core.BuilderConfig:
+        """Return the config of a digest; TFDS would look it up in a fixed list."""
+        del version  # there is one version
+        return tfds.core.BuilderConfig(name=name)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Images and labels.",
+            features=features(None, None, self.channels),
+            metadata=tfds.core.MetadataDict(),
+            disable_shuffling=True,
+        )
+
+    def _split_generators(
+        self, dl_manager: tfds.download.DownloadManager
+    ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
+        return {split: self._generate_examples(split) for split in self.splits}
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        tally = Tally(len(self.class_names), self.channels)
+        examples = progress(self.examples(split), f"writing {split}", self.splits[split])
+        for index, (image, label, name) in enumerate(examples):
+            tally.add(image, label, name)
+            yield index, record(encode_png(image), encode_png(label), name)
+        if not tally.num_images:
+            raise UserError(f"the {split} split is empty, expected at least one example")
+        if split == "train":
+            counts = zip(self.class_names, tally.pixel_counts, strict=True)
+            if absent := [name for name, count in counts if not count]:
+                warn(f"no training pixel of {', '.join(absent)}")
+        self.info.metadata[split] = tally.to_metadata()
+
+    def examples(self, split: str) -> Iterable[tuple[np.ndarray, np.ndarray, str]]:
+        """Yield image, label and name of each example of a split, in a fixed order."""
+        raise NotImplementedError

@@ -1,22 +1,25 @@
 """The datasets, built once by TFDS as array_record files and then read by index.
 
-Images are uint8, RGB (H, W, 3) or gray (H, W, 1); labels are uint8 (H, W) in [0, K) with `VOID` =
-255 for "ignore".
+Images are uint8 (H, W, C), RGB, gray or of N channels; labels are uint8 (H, W) in [0, K) with
+`VOID` = 255 for "ignore".
 """
 
 import contextlib
+import functools
 import io
 import os
 import shlex
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
 
-from segjax.data import camvid, isbi2012, streetscenes
+from segjax.data import camvid, catalog, isbi2012, modules, streetscenes
 from segjax.data import folder as folders
+from segjax.data.builders import OwnDataset
 from segjax.data.source import Source, check_shard
 from segjax.data.statistics import VOID, DatasetInfo, SplitInfo, split_info
 from segjax.errors import UserError
@@ -44,10 +47,27 @@ DATASETS = {
 }
 """Name -> module with CLASS_NAMES, PALETTE, MADE_ON_FIRST_USE and a function `builder`.
 
-The builder of `folder` has `classes` instead of the first two.
+`folder` has the last alone, as its builder is an `OwnDataset`. So have the datasets of `PREFIXES`.
 """
 
+PREFIXES = {"tfds": catalog, "module": modules}
+"""Of the names `tfds:NAME` and `module:NAME` -> module with `check_name` and `builder`."""
+
 PathLike = str | os.PathLike[str]
+
+
+def check_name(name: str, what: str = "dataset") -> None:
+    """Check that a dataset of this name may exist, without looking at any file.
+
+    Raises:
+        UserError: it cannot; `what` is its name in the message.
+    """
+    prefix, colon, rest = name.partition(":")
+    if colon and prefix in PREFIXES:
+        PREFIXES[prefix].check_name(rest)
+    elif name not in DATASETS:
+        known = ", ".join((*DATASETS, *(f"{prefix}:NAME" for prefix in PREFIXES)))
+        raise UserError(f"unknown {what} {name!r}, expected one of {known}")
 
 
 def prepare(
@@ -60,7 +80,7 @@ def prepare(
     """Build a dataset unless it exists, and delete what killed builds of it left behind.
 
     Args:
-        name: a key of `DATASETS`.
+        name: a key of `DATASETS`, tfds:NAME with a preset, or module:NAME.
         data_dir: folder of prepared datasets; None is $TFDS_DATA_DIR or ~/tensorflow_datasets.
         source: the published folder of camvid or isbi2012 (None downloads camvid), or the images
             and masks of folder.
@@ -71,10 +91,10 @@ def prepare(
         UserError: the name is unknown, the source is not as published, the directory cannot be
             written, or the dataset exists but is damaged.
     """
-    builder = _builder(name, data_dir, source, resolution)
-    _size(builder, resolution)  # raises before the work, not after it
+    builder = _builder(name, data_dir, source, None, resolution)
+    _size(name, builder, resolution)  # raises before the work, not after it
     _build(builder)
-    return _info(builder, resolution)
+    return _info(name, builder, resolution)
 
 
 def info(
@@ -82,15 +102,20 @@ def info(
     *,
     data_dir: PathLike | None = None,
     folder: PathLike | None = None,
+    options: catalog.Options | None = None,
     resolution: tuple[int, int] | None = None,
 ) -> DatasetInfo:
     """Describe a prepared dataset; arguments and errors are those of `open_split`."""
-    return _info(_prepared(name, data_dir, folder, resolution), resolution)
+    return _info(name, _prepared(name, data_dir, folder, options, resolution), resolution)
 
 
-def shape(name: str, folder: PathLike | None = None) -> tuple[int, int]:
+def shape(
+    name: str, folder: PathLike | None = None, options: catalog.Options | None = None
+) -> tuple[int, int]:
     """Return the numbers of channels and classes of a dataset, which need not be prepared."""
-    builder = _builder(name, None, folder, None)
+    builder = _builder(name, None, folder, options, None)
+    if isinstance(builder, OwnDataset):
+        return builder.channels, len(builder.class_names)
     return builder.info.features["image"].shape[-1], len(_classes(builder)[0])
 
 
@@ -100,37 +125,41 @@ def open_split(
     *,
     data_dir: PathLike | None = None,
     folder: PathLike | None = None,
+    options: catalog.Options | None = None,
     resolution: tuple[int, int] | None = None,
     native: bool = False,
+    fit: str = "resize",
 ) -> Source:
-    """Open one split of a prepared dataset; folder and streetscenes are prepared on first use.
+    """Open one split of a prepared dataset; all but camvid and isbi2012 are prepared on first use.
 
     Args:
-        name: a key of `DATASETS`.
+        name: a key of `DATASETS`, tfds:NAME or module:NAME.
         split: "train", "val" or "test".
         data_dir: folder of prepared datasets; None is $TFDS_DATA_DIR or ~/tensorflow_datasets.
         folder: the images and masks of dataset `folder`.
+        options: features, classes and splits of tfds:NAME; None: its preset's.
         resolution: (height, width) of the examples. streetscenes are drawn at this size (None:
-            96x128), the others are resized when they are read (None: their own size).
+            96x128), the others are fitted to it when they are read (None: their own size).
+        fit: how, if their aspect is another: resize, letterbox or crop (`segjax.data.fitting`).
         native: read the examples at their own sizes all the same.
 
     Raises:
         UserError: the name or split is unknown, or the dataset has not been prepared or is damaged.
     """
-    builder = _prepared(name, data_dir, folder, resolution)
+    builder = _prepared(name, data_dir, folder, options, resolution)
     if split not in builder.info.splits:
         raise UserError(f"{name} has no split {split!r}, only {', '.join(builder.info.splits)}")
-    return Source(builder, split, None if native else resolution, _remedy(builder))
+    return Source(builder, split, None if native else resolution, fit, _remedy(builder))
 
 
 def _builder(
     name: str,
     data_dir: PathLike | None,
     source: PathLike | None,
+    options: catalog.Options | None,
     resolution: tuple[int, int] | None,
 ) -> tfds.core.DatasetBuilder:
-    if name not in DATASETS:
-        raise UserError(f"unknown dataset {name!r}, expected one of {', '.join(DATASETS)}")
+    check_name(name)
     if resolution is not None and (
         len(resolution) != 2 or any(type(side) is not int or side < 1 for side in resolution)
     ):
@@ -139,7 +168,14 @@ def _builder(
     default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
     directory = Path(default if data_dir is None else data_dir).expanduser()
     folder = None if source is None else Path(source).expanduser()
-    create = DATASETS[name].builder
+    prefix, _, rest = name.partition(":")
+    create: Callable[..., tfds.core.DatasetBuilder]
+    if prefix == "tfds":
+        create = functools.partial(catalog.builder, rest, options or catalog.Options(), directory)
+    elif prefix == "module":
+        create = functools.partial(modules.builder, rest)
+    else:
+        create = DATASETS[name].builder
     try:
         return create(directory, folder, resolution)
     except UserError:
@@ -159,7 +195,7 @@ def _remedy(builder: tfds.core.DatasetBuilder, directory: Path | None = None) ->
     """Return what to do about a damaged dataset, in `directory` if not in that of the builder."""
     root = directory or builder.data_dir_root
     path = root / builder.data_path.relative_to(builder.data_dir_root)
-    if isinstance(builder, folders.Folder):
+    if isinstance(builder, OwnDataset):
         return f"delete {path}, and the next run prepares it again"
     size = builder.builder_config
     options = f"--resolution {size.name}" if size else "--source DIR"
@@ -173,10 +209,11 @@ def _prepared(
     name: str,
     data_dir: PathLike | None,
     folder: PathLike | None,
+    options: catalog.Options | None,
     resolution: tuple[int, int] | None,
 ) -> tfds.core.DatasetBuilder:
-    builder = _builder(name, data_dir, folder, resolution)
-    if DATASETS[name].MADE_ON_FIRST_USE:
+    builder = _builder(name, data_dir, folder, options, resolution)
+    if isinstance(builder, OwnDataset) or DATASETS[name].MADE_ON_FIRST_USE:
         _build(builder)
     elif not _is_built(builder):
         option = "" if data_dir is None else f" --data-dir {os.fspath(data_dir)}"
@@ -238,31 +275,35 @@ def _build(builder: tfds.core.DatasetBuilder) -> None:
         raise UserError(f"cannot write {builder.data_path}: {error.strerror or error}") from error
 
 
-def _info(builder: tfds.core.DatasetBuilder, resolution: tuple[int, int] | None) -> DatasetInfo:
+def _info(
+    name: str, builder: tfds.core.DatasetBuilder, resolution: tuple[int, int] | None
+) -> DatasetInfo:
     splits = {split: split_info(builder.info.metadata[split]) for split in builder.info.splits}
     class_names, palette = _classes(builder)
     return DatasetInfo(
-        name=builder.name,
+        name=name,
         class_names=class_names,
         palette=palette,
         mean=splits["train"].mean,
         std=splits["train"].std,
         splits=splits,
-        resolution=_size(builder, resolution),
+        resolution=_size(name, builder, resolution),
     )
 
 
-def _size(builder: tfds.core.DatasetBuilder, resolution: tuple[int, int] | None) -> tuple[int, int]:
+def _size(
+    name: str, builder: tfds.core.DatasetBuilder, resolution: tuple[int, int] | None
+) -> tuple[int, int]:
     """Return the size of the examples: the resolution, or that of the stored images."""
     height, width = resolution or builder.info.features["image"].shape[:2]
     if height is None:
-        raise UserError(f"images of {builder.name} have their own sizes, expected a resolution")
+        raise UserError(f"images of {name} have their own sizes, expected a resolution")
     return height, width
 
 
 def _classes(builder: tfds.core.DatasetBuilder) -> tuple[Any, Any]:
     """Return the names and the palette of the classes."""
-    if isinstance(builder, folders.Folder):
-        return builder.classes.names, builder.classes.palette
+    if isinstance(builder, OwnDataset):
+        return builder.class_names, builder.palette
     module = DATASETS[builder.name]
     return module.CLASS_NAMES, module.PALETTE

@@ -18,14 +18,14 @@ or, with more fields, of which only "classes" is required:
      "void": [[0, 0, 0]],                  values that are ignored
      "colors": {"Road": [90, 90, 90]},     of the classes in pictures; default: their RGB values
      "mask_suffix": "_L",                  a_L.png is the mask of a.png; default: ""
-     "channels": 3,                        of the images: 3 (default) for RGB, 1 for gray
+     "channels": 3,                        of the images: 3 (default) for RGB, 1 for gray, or N
      "share": {"val": 0.15, "test": 0.15, "seed": 0}}
 
-The images are prepared once, upright and at their own size, and again whenever a file of the folder
-changes.
+Images of N channels are arrays, uint8 (H, W, N) in `.npy` files; a mask may be an array of integers
+(H, W). The images are prepared once, upright and at their own size, and again whenever a file of
+the folder changes.
 """
 
-import colorsys
 import dataclasses
 import hashlib
 import json
@@ -35,15 +35,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
 from PIL import Image
 
-from segjax.data import builders, images, statistics
+from segjax.data import builders, images
 from segjax.data.statistics import VOID
 from segjax.errors import UserError, listing, warn
 from segjax.system import stored
 
-MADE_ON_FIRST_USE = True
 SPLITS = ("train", "val", "test")
 SHARE = {"val": 0.15, "test": 0.15, "seed": 0}
 _FIELDS = {
@@ -104,7 +102,10 @@ def read_classes(folder: Path) -> Classes:
             f'{path} does not exist; expected such as {{"Background": 0, "Cell": 255}}'
         ) from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+        raise UserError(
+            f"{path} cannot be read: {error}; expected JSON such as "
+            '{"Background": 0, "Cell": 255}'
+        ) from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected an object of names and values, found {content!r}")
     if not isinstance(content.get("classes"), dict):
@@ -126,8 +127,11 @@ def read_classes(folder: Path) -> Classes:
         if value in taken:
             raise UserError(f"{path}: {name} and {taken[value]} both have the value {value}")
         taken[value] = name
-    if content.get("channels", 3) not in (1, 3):
-        raise UserError(f"{path}: channels is {content['channels']}, expected 1 or 3")
+    if not (type(content.get("channels", 3)) is int and content.get("channels", 3) >= 1):
+        raise UserError(
+            f"{path}: channels is {content['channels']}, expected 3 for RGB, 1 for gray, or the "
+            "channels of .npy files"
+        )
     colors = content.get("colors", {})
     stray = [name for name in colors if name not in values]
     if stray:
@@ -140,7 +144,7 @@ def read_classes(folder: Path) -> Classes:
             if name in colors
             else value
             if isinstance(value, tuple)
-            else _distinct(place)
+            else builders.distinct_color(place)
             for place, (name, value) in enumerate(values.items())
         ),
         mask_suffix=content.get("mask_suffix", ""),
@@ -167,12 +171,6 @@ def _color(value: Any, path: Path, name: str) -> tuple[int, int, int]:
     ):
         raise UserError(f"{path}: {name} is {value!r}, expected three integers from 0 to 255")
     return value[0], value[1], value[2]
-
-
-def _distinct(place: int) -> tuple[int, int, int]:
-    """Return a color for a class without one: hues a golden ratio apart."""
-    red, green, blue = colorsys.hsv_to_rgb(place * 0.618034 % 1, 0.65, 0.95 - 0.25 * (place % 2))
-    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def _share(given: Mapping[str, Any], path: Path) -> dict[str, float]:
@@ -211,7 +209,9 @@ def find_pairs(folder: Path, classes: Classes) -> dict[str, list[Pair]]:
         for pair in pairs_of:
             other = seen.setdefault(os.path.realpath(pair.image), split)
             if other != split:
-                raise UserError(f"{pair.image} is in {other} and in {split}")
+                raise UserError(
+                    f"{pair.image} is in {other} and in {split}, expected in one of them"
+                )
     return found
 
 
@@ -235,7 +235,7 @@ def _match(folder: Path, classes: Classes) -> list[Pair]:
         if lone:
             raise UserError(
                 f"{len(lone)} of {len(these)} {kind}s in {folder} have no {other_kind} of the same "
-                f"name: {listing(lone)}"
+                f"name: {listing(lone)}; add or rename them, or take the {kind}s out"
             )
     return [Pair(name, shown[name], masks[name]) for name in sorted(shown)]
 
@@ -248,14 +248,16 @@ def _files(folder: Path, suffix: str) -> dict[str, Path]:
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or path.suffix.lower() not in images.suffixes():
             continue
+        if not path.is_file():
+            raise UserError(f"{path} is no file that can be read, expected a picture; remove it")
         if not path.stem.endswith(suffix):
-            raise UserError(f"{path} does not end with the mask_suffix {suffix!r}")
+            raise UserError(f"{path} does not end with the mask_suffix {suffix!r} of classes.json")
         name = path.stem.removesuffix(suffix) if suffix else path.stem
         twin = found.setdefault(name, path)
         if twin != path:
             raise UserError(f"{path} and {twin.name} have the same name, expected one of them")
     if not found:
-        raise UserError(f"{folder} has no pictures")
+        raise UserError(f"{folder} has no pictures, expected files such as a.png or a.jpg")
     return found
 
 
@@ -270,13 +272,14 @@ def _listed(path: Path, pairs: Mapping[str, Pair]) -> list[Pair]:
     missing = [name for name in names if name not in pairs]
     if missing:
         raise UserError(
-            f"{path} names {len(missing)} images that are not there: {listing(missing)}"
+            f"{path} names {len(missing)} images that are not there: {listing(missing)}; expected "
+            "names of files in images, with or without the suffix"
         )
     if not names:
         raise UserError(f"{path} is empty, expected a name a line")
     if len(set(names)) < len(names):
         twin = next(name for name in names if names.count(name) > 1)
-        raise UserError(f"{path} names {twin} twice")
+        raise UserError(f"{path} names {twin} twice, expected each name once")
     return [pairs[name] for name in names]
 
 
@@ -289,7 +292,9 @@ def _shared_out(
     sizes = {split: max(size, 1) if share[split] else 0 for split, size in sizes.items()}
     val, test = sizes["val"], sizes["val"] + sizes["test"]
     if test >= len(pairs):
-        raise UserError(f"{folder} has {len(pairs)} images, too few to share out")
+        raise UserError(
+            f"{folder} has {len(pairs)} images, too few to share out: expected at least 3"
+        )
     places = {"train": order[test:], "val": order[:val], "test": order[val:test]}
     return {
         split: [pairs[place] for place in sorted(chosen)]
@@ -304,11 +309,19 @@ def read_values(path: Path, classes: Classes) -> np.ndarray:
     Raises:
       UserError: the file is damaged, has several pages, or a mode that has no such values.
     """
+    if path.suffix.lower() == images.ARRAY:
+        array = images.read_array(path)
+        if classes.colored or array.ndim != 2 or not np.issubdtype(array.dtype, np.integer):
+            raise UserError(
+                f"mask {path} has shape {array.shape} and dtype {array.dtype}, expected integers "
+                "(H, W), and integers in classes.json"
+            )
+        return array.astype(np.int64)
     try:
         with Image.open(path) as mask:
             pages = getattr(mask, "n_frames", 1)
             if pages > 1:
-                raise UserError(f"{path} has {pages} pages, expected one")
+                raise UserError(f"{path} has {pages} pages, expected one; save each as a file")
             if classes.colored:
                 if mask.mode not in ("P", "RGB", "RGBA"):
                     raise UserError(f"{path} is of mode {mask.mode}, expected RGB or a palette")
@@ -323,13 +336,14 @@ def read_values(path: Path, classes: Classes) -> np.ndarray:
                 if (pixels == pixels[..., :1]).all():  # gray, saved as RGB
                     return pixels[..., 0].astype(np.int64)
             raise UserError(
-                f"{path} is of mode {mask.mode} in colors, but classes.json has integers; expected "
-                "gray values, the indices of a palette, or RGB triples in classes.json"
+                f"{path} is of mode {mask.mode}, but classes.json has integers; expected gray "
+                "values or the indices of a palette in the mask, or RGB triples in classes.json"
             )
     except UserError:
         raise
     except Exception as error:  # a damaged file makes Pillow raise almost any
-        raise UserError(f"mask {path} cannot be read: {' '.join(str(error).split())}") from error
+        said = " ".join(str(error).split())
+        raise UserError(f"mask {path} cannot be read: {said}; make it again") from error
 
 
 def encode(value: Value) -> int:
@@ -349,28 +363,26 @@ def read_label(path: Path, classes: Classes) -> np.ndarray:
       UserError: as `read_values`, or a value is neither a class nor void: it names the value, the
         number of its pixels and the first of them.
     """
-    values = read_values(path, classes)
     known = {encode(value): label for label, value in enumerate(classes.values.values())}
     known |= dict.fromkeys(map(encode, classes.void), VOID)
-    found, places = np.unique(values, return_inverse=True)
-    stray = [code for code in found.tolist() if code not in known]
-    if stray:
-        rows, columns = np.nonzero(values == stray[0])
-        more = f", and {len(stray) - 1} more such values" if len(stray) > 1 else ""
-        raise UserError(
-            f"{path}: {len(rows)} pixels, the first at row {rows[0]}, column {columns[0]}, have "
-            f"the value {decode(stray[0], classes)}{more}, which classes.json does not declare"
-        )
-    table = np.array([known[code] for code in found.tolist()], np.uint8)
-    return table[places].reshape(values.shape)
+    return builders.map_labels(
+        read_values(path, classes),
+        known,
+        path,
+        "which classes.json does not declare: add it to the classes or to void"
+        + (", or save the mask as PNG, as JPEG changes values" if _is_jpeg(path) else ""),
+        lambda code: decode(code, classes),
+    )
 
 
-class Folder(tfds.core.GeneratorBasedBuilder):
-    """TFDS builder of a folder; its config is named by a digest of the files."""
+def _is_jpeg(path: Path) -> bool:
+    return path.suffix.lower() in (".jpg", ".jpeg", ".jpe", ".jfif")
+
+
+class Folder(builders.OwnDataset):
+    """TFDS builder of a folder; a changed file is prepared anew."""
 
     name = "folder"
-    VERSION = tfds.core.Version("1.0.0")
-    url_infos = None  # nothing is downloaded
 
     def __init__(self, *, folder: Path, **kwargs: Any):
         self.classes = read_classes(folder)
@@ -382,49 +394,38 @@ class Folder(tfds.core.GeneratorBasedBuilder):
                 stats = (pair.image.stat(), pair.mask.stat())
                 seen = [[split, pair.name], *([stat.st_size, stat.st_mtime_ns] for stat in stats)]
                 digest.update(json.dumps(seen).encode())
-        super().__init__(config=digest.hexdigest()[:16], **kwargs)
-
-    @classmethod
-    def get_builder_config(cls, name: str, version: Any = None) -> tfds.core.BuilderConfig:
-        """Return the config of a digest; TFDS would look it up in a fixed list."""
-        del version  # there is one version
-        return tfds.core.BuilderConfig(name=name)
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description="Images and masks of a folder.",
-            features=builders.features(None, None, self.classes.channels),
-            metadata=tfds.core.MetadataDict(),
-            disable_shuffling=True,
+        super().__init__(
+            digest=digest.hexdigest()[:16],
+            class_names=self.classes.names,
+            palette=self.classes.palette,
+            splits={split: len(pairs) for split, pairs in self.pairs.items()},
+            channels=self.classes.channels,
+            **kwargs,
         )
 
-    def _split_generators(
-        self, dl_manager: tfds.download.DownloadManager
-    ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         if unused := find_unused(self._folder, self.pairs):
             warn(f"{self._folder}: {len(unused)} images are in no list: {listing(unused)}")
-        return {split: self._generate_examples(split) for split in self.pairs}
+        return super()._split_generators(dl_manager)
 
-    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        classes, pairs = self.classes, self.pairs[split]
-        tally = statistics.Tally(len(classes.names), classes.channels)
-        for index, pair in enumerate(builders.progress(pairs, f"writing {split}")):
+    def examples(self, split: str) -> Iterator[tuple[np.ndarray, np.ndarray, str]]:
+        """Yield the image, label and name of each pair."""
+        for pair in self.pairs[split]:
             pages, _ = images.list_pages(pair.image)
             if len(pages) > 1:
-                raise UserError(f"image {pair.image} has {len(pages)} pages, expected one")
-            image = images.read_image(pair.image, classes.channels, pages[0])
-            label = read_label(pair.mask, classes)
+                raise UserError(
+                    f"image {pair.image} has {len(pages)} pages, expected one; save each page as a "
+                    "file of its own"
+                )
+            image = images.read_image(pair.image, self.classes.channels, pages[0])
+            label = read_label(pair.mask, self.classes)
             if image.shape[:2] != label.shape:
                 sizes = ["x".join(map(str, x.shape[:2])) for x in (image, label)]
-                raise UserError(f"{pair.image} is {sizes[0]}, its mask {sizes[1]} pixels")
-            tally.add(image, label, pair.name)
-            image_png = builders.encode_png(image[..., 0] if classes.channels == 1 else image)
-            yield index, builders.record(image_png, builders.encode_png(label), pair.name)
-        absent = [name for name, n in zip(classes.names, tally.pixel_counts, strict=True) if not n]
-        if absent and split == "train":
-            warn(f"no training pixel of {', '.join(absent)}")
-        self.info.metadata[split] = tally.to_metadata()
+                raise UserError(
+                    f"{pair.image} is {sizes[0]}, its mask {sizes[1]} pixels; expected equal sizes "
+                    "(height x width, the image upright by its EXIF orientation)"
+                )
+            yield image, label, pair.name
 
 
 def builder(

@@ -1,4 +1,4 @@
-"""Read image files of many formats as 8-bit RGB or gray.
+"""Read image files of many formats as 8-bit RGB or gray, and arrays of any number of channels.
 
 What a file holds beyond 8-bit RGB or gray is converted only if its meaning is certain:
 
@@ -15,6 +15,8 @@ What a file holds beyond 8-bit RGB or gray is converted only if its meaning is c
 
 Refused are transparent pixels, 16 bits whose greatest value fits 14 bits (probably the range of a
 sensor), signed, 32-bit and floating-point values, and CMYK and other color spaces.
+
+Images of other than 1 or 3 channels are NumPy arrays, uint8 (H, W, N) in a `.npy` file.
 """
 
 import contextlib
@@ -29,6 +31,8 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from segjax.errors import UserError, warn
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+
+ARRAY = ".npy"  # suffix of a NumPy array
 
 MOST_PIXELS = 5 * 10**8  # in an image; about 2 GB in memory
 
@@ -56,8 +60,9 @@ class ImageError(UserError):
 
 @functools.cache
 def suffixes() -> frozenset[str]:
-    """Return the suffixes of files of FORMATS, in lower case with the dot."""
-    return frozenset(s for s, name in Image.registered_extensions().items() if name in FORMATS)
+    """Return the suffixes of files of FORMATS and arrays, in lower case with the dot."""
+    known = Image.registered_extensions().items()
+    return frozenset((ARRAY, *(suffix for suffix, name in known if name in FORMATS)))
 
 
 def list_pages(path: Path) -> tuple[list[int], int]:
@@ -66,6 +71,8 @@ def list_pages(path: Path) -> tuple[list[int], int]:
     Raises:
       ImageError: the file is not a readable image.
     """
+    if path.suffix.lower() == ARRAY:
+        return [0], 0
     with _opened(path) as image:
         count = getattr(image, "n_frames", 1)
         pages = list(range(count))
@@ -82,11 +89,25 @@ def _is_preview(image: Image.Image, page: int) -> bool:
 
 
 def read_image(path: Path, channels: int, page: int = 0) -> np.ndarray:
-    """Read an image, or a page of it, as uint8 (H, W, 3) RGB or (H, W, 1) gray.
+    """Read an image, or a page of it, as uint8 (H, W, 3) RGB, (H, W, 1) gray, or (H, W, channels).
 
     Raises:
-      ImageError: the file is not a readable image, or its meaning is not certain.
+      ImageError: the file is not a readable image, its meaning is not certain, or it has other
+        channels.
     """
+    if path.suffix.lower() == ARRAY:
+        pixels = read_array(path)
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != channels:
+            raise ImageError(
+                f"image {path} has shape {pixels.shape} and dtype {pixels.dtype}, expected uint8 "
+                f"(H, W, {channels})"
+            )
+        return pixels
+    if channels not in (1, 3):
+        raise ImageError(
+            f"image {path} is not an array, expected uint8 (H, W, {channels}) in a {ARRAY} file, "
+            f"as the images have {channels} channels"
+        )
     with _opened(path, page) as image:
         image.seek(page)
         _check_size(image)  # pages of a TIFF may have different sizes
@@ -124,9 +145,31 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize uint8 (H, W, C) to (height, width) as datasets do, bilinearly with antialiasing."""
     if image.shape[:2] == size:
         return image
-    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-    resized = np.array(picture.resize(size[::-1], Image.Resampling.BILINEAR))
-    return resized.reshape(*size, image.shape[-1])
+    if image.shape[-1] != 3:  # channel by channel
+        parts = [_resized(image[..., k], size) for k in range(image.shape[-1])]
+        return np.stack(parts, -1)
+    return _resized(image, size)
+
+
+def _resized(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return np.array(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BILINEAR))
+
+
+def read_array(path: Path) -> np.ndarray:
+    """Read the array of a `.npy` file.
+
+    Raises:
+      ImageError: it cannot be read, or has no pixels or too many.
+    """
+    try:
+        array: np.ndarray = np.load(path, allow_pickle=False)
+    except Exception as error:  # as in `_opened`
+        raise ImageError(f"image {path} cannot be read: {_reason(error)}") from error
+    if not 0 < array.size <= MOST_PIXELS:
+        raise ImageError(
+            f"image {path} has {array.size:,} values, expected 1 to {MOST_PIXELS:,}; cut it"
+        )
+    return array
 
 
 def _check_size(image: Image.Image) -> None:

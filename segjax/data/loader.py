@@ -7,6 +7,7 @@ give identical batches for any number of devices.
 """
 
 import functools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
@@ -140,7 +141,9 @@ def stream(
 
     numbers = grain.MapDataset.range(first_step * len(mine), (first_step + steps) * len(mine))
     batches = numbers.map(read).batch(len(mine))
-    return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=16)))
+    threads = min(max(4, os.cpu_count() or 4), 16)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=16)
+    return iter(batches.to_iter_dataset(options))
 
 
 def training_batch(
@@ -229,7 +232,8 @@ def patch_batch(
 def normalize(image: jax.Array, method: str, info: DatasetInfo) -> jax.Array:
     """Normalize a network's input, float32 (..., C) in [0, 1], RGB or gray.
 
-    - mean_std: minus the mean of the training split, divided by its standard deviation.
+    - mean_std: minus the mean of the training split, divided by its standard deviation, at least
+      1/255.
     - imagenet: the same with ImageNet's mean and standard deviation, for pretrained weights.
     - local_response: across the channels, of values from 0 to 255, as in SegNet-Basic.
     - none: unchanged.
@@ -241,7 +245,9 @@ def normalize(image: jax.Array, method: str, info: DatasetInfo) -> jax.Array:
         return local_response_normalization(image * 255)
     if method == "none":
         return image
-    statistics = IMAGENET if method == "imagenet" else (info.mean, info.std)
+    least = 1 / 255  # a channel may be constant
+    deviations = tuple(max(deviation, least) for deviation in info.std)
+    statistics = IMAGENET if method == "imagenet" else (info.mean, deviations)
     channels = len(statistics[0])
     if image.shape[-1] != channels:
         raise UserError(

@@ -1,7 +1,6 @@
 """Draw labels: in color, over images, in indexed PNG files, and side by side."""
 
 import io
-import itertools
 import os
 import re
 from collections.abc import Sequence
@@ -33,13 +32,18 @@ def _colors(label: np.ndarray, palette: Palette) -> np.ndarray:
     return colors
 
 
-def _check_image(image: np.ndarray) -> None:
-    """Check a picture: uint8 (H, W, 3) RGB or (H, W, 1) gray, as float [0, 1] would be black."""
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] not in (1, 3):
+def shown(image: np.ndarray) -> np.ndarray:
+    """Return what is shown of an image: RGB or gray, of more channels the first three or one.
+
+    Raises:
+      UserError: it is not uint8 (H, W, C), as float in [0, 1] would be black.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] < 1:
         raise UserError(
-            f"image of shape {image.shape} and type {image.dtype}, expected uint8 (H, W, 3) RGB or "
-            "(H, W, 1) gray"
+            f"image of shape {image.shape} and type {image.dtype}, expected uint8 (H, W, 3) RGB, "
+            "(H, W, 1) gray or (H, W, N)"
         )
+    return image[..., :3] if image.shape[-1] >= 3 else image[..., :1]
 
 
 def _check_label(label: np.ndarray) -> None:
@@ -126,7 +130,7 @@ def overlay(
     """Blend a colored label over its image; void pixels show the image alone.
 
     Args:
-      image: uint8 (H, W, 3) RGB or (H, W, 1) gray.
+      image: uint8 (H, W, 3) RGB, (H, W, 1) gray or (H, W, N), see `shown`.
       label: integers (H, W) in [0, K) or VOID.
       palette: K RGB triples in [0, 255].
       opacity: opacity of the label; 0 gives the image, 1 the colors.
@@ -137,12 +141,12 @@ def overlay(
     Raises:
       UserError: image or label has another type or shape, or the label a value that is no class.
     """
-    _check_image(image)
+    image = shown(image)
     _check_size(label, image.shape[:2])
     mixed = colorize(label, palette)
-    for row, shown, classes in zip(mixed, image, label, strict=True):  # float64 of all is large
+    for row, pixels, classes in zip(mixed, image, label, strict=True):  # float64 of all is large
         weight = np.where(classes == VOID, 0.0, opacity)[:, None]
-        row[:] = np.rint((1 - weight) * shown + weight * row)
+        row[:] = np.rint((1 - weight) * pixels + weight * row)
     return mixed
 
 
@@ -189,7 +193,7 @@ def grid(
     nearest neighbor, so that pixels stay sharp squares.
 
     Args:
-      rows: pictures of any sizes, uint8 (H, W, 3) RGB or (H, W, 1) gray.
+      rows: pictures of any sizes, uint8 (H, W, 3) RGB, (H, W, 1) gray or (H, W, N), see `shown`.
       titles: one above each column; long ones are wrapped.
       class_names: K names, for a legend below that also shows void; () for no legend.
       palette: K RGB triples of the legend.
@@ -200,8 +204,7 @@ def grid(
     """
     if not any(map(len, rows)):
         raise UserError("no pictures to lay out, expected at least one")
-    for picture in itertools.chain.from_iterable(rows):
-        _check_image(picture)
+    rows = [[shown(picture) for picture in row] for row in rows]
     font = ImageFont.load_default(_FONT_SIZE)
     cells = [[_enlarged(picture, cell_width) for picture in row] for row in rows]
     columns = max(len(titles), *map(len, cells))

@@ -4,6 +4,7 @@ import bisect
 import io
 import itertools
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,16 +12,18 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader
 from PIL import Image
 
-from segjax.data.statistics import split_info
+from segjax.data import fitting
+from segjax.data.statistics import VOID, split_info
 from segjax.errors import UserError
 
 
 class Source:
     """The examples of a split, by index, in the order they were stored; safe to read from threads.
 
-    `source[i]` is `{"image": uint8 (H, W, 3) RGB or (H, W, 1) gray, "label": uint8 (H, W),
-    "id": str}`. At a resolution other than the stored one, the image is resized bilinearly with
-    antialiasing and the label by nearest neighbor, so that no new label value arises.
+    `source[i]` is `{"image": uint8 (H, W, C), "label": uint8 (H, W), "id": str}`. At a resolution
+    other than the stored one, both are fitted to it (`segjax.data.fitting`): the image is resized
+    bilinearly with antialiasing and the label by nearest neighbor, so that no new label value
+    arises.
 
     Raises:
         UserError: an example cannot be read; names the file, and ends with `remedy`.
@@ -31,12 +34,14 @@ class Source:
         builder: tfds.core.DatasetBuilder,
         split: str,
         resolution: tuple[int, int] | None = None,
+        fit: str = "resize",
         remedy: str = "prepare it again",
     ):
         # TFDS decodes with OpenCV or Pillow, whichever happens to be installed.
         skip = tfds.decode.SkipDecoding()
         self._records = builder.as_data_source(split, decoders={"image": skip, "label": skip})
-        self._size = None if resolution is None else (resolution[1], resolution[0])
+        self._resolution, self._fit = resolution, fit
+        self._color = fill_color(split_info(builder.info.metadata["train"]).mean)
         self._stored = builder.info.splits[split]
         self._remedy = remedy
         self.digest = split_info(builder.info.metadata[split]).digest
@@ -48,10 +53,9 @@ class Source:
         index = range(len(self))[index]  # negative from the end; IndexError beyond, ending a `for`
         try:
             stored = self._records[index]
-            image = self._decode(stored["image"], Image.Resampling.BILINEAR)
             return {
-                "image": image if image.ndim == 3 else image[..., None],
-                "label": self._decode(stored["label"], Image.Resampling.NEAREST),
+                "image": self._image(stored["image"]),
+                "label": self._fitted(_open(stored["label"]), Image.Resampling.NEAREST, VOID),
                 "id": stored["id"].decode(),
             }
         except Exception as error:  # of the readers of records, of protobufs and of images
@@ -73,11 +77,39 @@ class Source:
         file = self._stored.filepaths[bisect.bisect(ends, index)]
         return UserError(f"{file} is damaged, at example {index}: {self._remedy}")
 
-    def _decode(self, data: bytes, resampling: Image.Resampling) -> np.ndarray:
-        with Image.open(io.BytesIO(data)) as image:
-            if self._size is None or self._size == image.size:
-                return np.array(image)
-            return np.array(image.resize(self._size, resampling))
+    def _image(self, data: bytes) -> np.ndarray:
+        picture, linear = _open(data), Image.Resampling.BILINEAR
+        count = len(self._color)
+        if picture.mode == "RGB":
+            return self._fitted(picture, linear, self._color)
+        height = picture.height // count  # `encode_png` has put the channels below each other
+        channels = [
+            self._fitted(picture.crop((0, k * height, picture.width, (k + 1) * height)), linear, of)
+            for k, of in enumerate(self._color)
+        ]
+        return np.stack(channels, -1)
+
+    def _fitted(self, picture: Image.Image, resampling: Image.Resampling, fill: Any) -> np.ndarray:
+        if self._resolution is None:
+            return np.array(picture)
+        shape = picture.height, picture.width
+        size = fitting.scaled_size(shape, self._resolution, self._fit)
+        if size != shape:
+            picture = picture.resize(size[::-1], resampling)
+        if size == self._resolution:
+            return np.array(picture)
+        return fitting.centered(np.asarray(picture), self._resolution, fill)
+
+
+def _open(data: bytes) -> Image.Image:
+    with Image.open(io.BytesIO(data)) as image:
+        image.load()
+    return image
+
+
+def fill_color(mean: Sequence[float]) -> tuple[int, ...]:
+    """Return the color beyond the border of a letterboxed image, from the mean in [0, 1]."""
+    return tuple(round(255 * value) for value in mean)
 
 
 def check_shard(path: str | os.PathLike[str], count: int) -> None:

@@ -16,11 +16,13 @@ from segjax.data import images
 from segjax.data.builders import progress
 from segjax.data.folder import Classes, Pair
 from segjax.data.statistics import VOID
-from segjax.errors import listing
+from segjax.errors import UserError, listing
 from segjax.inference.baselines import count_guesses, oracles
 
 _ALIKE = 2  # bits of 64 in which the hashes of near-duplicates differ at most
 _NAMED = 5  # files that a line names
+_GHOSTS = 4  # undeclared values in a mask, at least, that look like those of a lossy format
+_SHOWN = 20  # undeclared values that are listed, the most frequent ones
 _CEILING_IMAGES = 50  # labels that the ceilings are computed from
 
 
@@ -32,6 +34,7 @@ class _Seen:
     modes: Counter[str] = dataclasses.field(default_factory=Counter)  # of images
     mask_modes: Counter[str] = dataclasses.field(default_factory=Counter)
     values: Counter[int] = dataclasses.field(default_factory=Counter)  # code -> pixels
+    masks: Counter[int] = dataclasses.field(default_factory=Counter)  # code -> masks that have it
     holders: dict[int, list[Path]] = dataclasses.field(default_factory=lambda: defaultdict(list))
     pixels: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # split -> (K,)
     images: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # that have the class
@@ -40,6 +43,7 @@ class _Seen:
     unreadable: list[str] = dataclasses.field(default_factory=list)
     uneven: list[str] = dataclasses.field(default_factory=list)  # image and mask of other sizes
     lossy: list[Path] = dataclasses.field(default_factory=list)  # masks as JPEG
+    ghosts: list[Path] = dataclasses.field(default_factory=list)  # other masks of `_GHOSTS` values
 
 
 def check(path: Path) -> tuple[list[str], list[str]]:
@@ -67,6 +71,7 @@ def _look(pairs: Mapping[str, Sequence[Pair]], classes: Classes) -> _Seen:
     """Read every image and mask once."""
     seen = _Seen()
     known = {folders.encode(value): k for k, value in enumerate(classes.values.values())}
+    void = {folders.encode(value) for value in classes.void}
     number = sum(map(len, pairs.values()))
     kept = set(np.linspace(0, number - 1, min(number, _CEILING_IMAGES)).astype(int).tolist())
     place = 0
@@ -78,10 +83,10 @@ def _look(pairs: Mapping[str, Sequence[Pair]], classes: Classes) -> _Seen:
             place += 1
             size = _look_at_image(pair.image, classes.channels, split, seen)
             try:
-                with Image.open(pair.mask) as mask:
-                    seen.mask_modes[mask.mode] += 1
-                    if mask.format == "JPEG":
-                        seen.lossy.append(pair.mask)
+                mode, kind = _mode(pair.mask)
+                seen.mask_modes[mode] += 1
+                if kind == "JPEG":
+                    seen.lossy.append(pair.mask)
                 values = folders.read_values(pair.mask, classes)
             except Exception as error:  # a damaged file makes Pillow raise almost any
                 seen.unreadable.append(_one_line(pair.mask, error))
@@ -92,15 +97,20 @@ def _look(pairs: Mapping[str, Sequence[Pair]], classes: Classes) -> _Seen:
                     f"{values.shape[0]}x{values.shape[1]}"
                 )
             label = np.full(values.shape, VOID, np.uint8)
+            strays = 0
             for code, count in zip(*np.unique(values, return_counts=True), strict=True):
                 code, count = int(code), int(count)
                 seen.values[code] += count
+                seen.masks[code] += 1
                 if code in known:
                     seen.pixels[split][known[code]] += count
                     seen.images[split][known[code]] += 1
                     label[values == code] = known[code]
-                else:
+                elif code not in void:
                     seen.holders[code].append(pair.mask)
+                    strays += 1
+            if strays >= _GHOSTS and kind != "JPEG":
+                seen.ghosts.append(pair.mask)
             if place - 1 in kept:
                 seen.labels.append(label)
     return seen
@@ -109,13 +119,15 @@ def _look(pairs: Mapping[str, Sequence[Pair]], classes: Classes) -> _Seen:
 def _look_at_image(path: Path, channels: int, split: str, seen: _Seen) -> tuple[int, int] | None:
     """Note size, mode and hash of an image; return its upright size, None if it is unreadable."""
     try:
-        with Image.open(path) as image:
-            seen.modes[image.mode] += 1
-        pixels = images.read_image(path, channels)
+        seen.modes[_mode(path)[0]] += 1
+        pages, _ = images.list_pages(path)
+        if len(pages) > 1:
+            raise UserError(f"image {path} has {len(pages)} pages, expected one")
+        pixels = images.read_image(path, channels, pages[0])
     except Exception as error:  # a damaged file makes Pillow raise almost any
         seen.unreadable.append(_one_line(path, error))
         return None
-    gray = Image.fromarray(pixels.squeeze(-1) if channels == 1 else pixels)
+    gray = Image.fromarray(pixels if channels == 3 else pixels.mean(-1).astype(np.uint8))
     seen.hashes[split].append((difference_hash(gray), path))
     height, width = pixels.shape[:2]
     seen.sizes[height, width] += 1
@@ -125,6 +137,14 @@ def _look_at_image(path: Path, channels: int, split: str, seen: _Seen) -> tuple[
 def _one_line(path: Path, error: Exception) -> str:
     said = " ".join(str(error).split())
     return said if str(path) in said else f"{path} cannot be read: {said}"
+
+
+def _mode(path: Path) -> tuple[str, str | None]:
+    """Return the mode and the format of a file, such as RGB and PNG."""
+    if path.suffix.lower() == images.ARRAY:
+        return "array", None
+    with Image.open(path) as image:
+        return image.mode, image.format
 
 
 def difference_hash(image: Image.Image) -> int:
@@ -188,11 +208,18 @@ def _description(
         yield f"{kind}: " + ", ".join(f"{mode} ({n})" for mode, n in modes.most_common())
 
     total = max(sum(seen.values.values()), 1)
+    strays = _strays(seen)
     names = {folders.encode(value): name for name, value in classes.values.items()}
     names |= {folders.encode(value): "void" for value in classes.void}
-    for code, count in sorted(seen.values.items(), key=lambda item: -item[1]):
-        value = folders.decode(code, classes)
-        yield f"value {value}: {names.get(code, 'NOT DECLARED')}, {100 * count / total:.3g}%"
+    shown = [code for code, _ in seen.values.most_common() if code in names or code in strays]
+    for code in shown:
+        value, count, masks = folders.decode(code, classes), seen.values[code], seen.masks[code]
+        yield (
+            f"value {value}: {names.get(code, 'NOT DECLARED')}, {count} pixels "
+            f"({100 * count / total:.3g}%) in {masks} masks"
+        )
+    if len(shown) < len(seen.values):
+        yield f"and {len(seen.values) - len(shown)} more values: NOT DECLARED"
 
     pixels = np.sum([*seen.pixels.values()], 0)
     images = np.sum([*seen.images.values()], 0)
@@ -204,6 +231,11 @@ def _description(
         share = 100 * pixels[common] / pixels.sum()
         yield f"baseline: {classes.names[common]} everywhere has {share:.1f}% of the pixels right"
         yield from _limits(seen, classes)
+
+
+def _strays(seen: _Seen) -> list[int]:
+    """Return the undeclared values that are listed, by their pixels."""
+    return sorted(seen.holders, key=lambda code: -seen.values[code])[:_SHOWN]
 
 
 def _rarest(classes: Classes, counts: Any) -> str:
@@ -226,15 +258,22 @@ def _limits(seen: _Seen, classes: Classes) -> Iterator[str]:
 def _problems(seen: _Seen, classes: Classes) -> Iterator[str]:
     yield from seen.unreadable
     yield from seen.uneven
-    void = {folders.encode(value) for value in classes.void}
-    for code, holders in seen.holders.items():
-        if code not in void:
-            yield (
-                f"value {folders.decode(code, classes)} is not declared: {seen.values[code]} "
-                f"pixels in {len(holders)} masks: {listing(holders)}"
-            )
+    for code in _strays(seen):
+        holders = seen.holders[code]
+        yield (
+            f"value {folders.decode(code, classes)} is not declared: {seen.values[code]} "
+            f"pixels in {len(holders)} masks: {listing(holders)}"
+        )
+    if len(seen.holders) > _SHOWN:
+        yield f"{len(seen.holders) - _SHOWN} more values are not declared"
     if seen.lossy:
         yield f"{len(seen.lossy)} masks are JPEG, which changes values: {listing(seen.lossy)}"
+    if seen.ghosts:
+        yield (
+            f"{len(seen.ghosts)} masks have {_GHOSTS} or more undeclared values, as JPEG or a "
+            "smooth resize leaves them (ghosts); make them again from their source, as PNG by "
+            f"nearest neighbor: {listing(seen.ghosts)}"
+        )
     for split, pixels in seen.pixels.items():
         absent = [name for name, count in zip(classes.names, pixels, strict=True) if not count]
         if absent:

@@ -3,8 +3,8 @@
 An output of (H, W, K) may be larger than the memory, so it comes in strips from top to bottom; what
 a strip is used for is done before the next. Every shape of a network's input is compiled once, and
 nothing else is compiled: windows have one shape for all images that are as large, and outputs are
-resized on the host. Images are never padded, which would change what a network says near the
-padding, and with it every score.
+resized on the host. Images are never padded, but for `data.fit=letterbox` as in training: padding
+would change what a network says near it, and with it every score.
 """
 
 import dataclasses
@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import special
 
-from segjax.data import images
+from segjax.data import fitting, images
+from segjax.data.source import fill_color
 from segjax.errors import UserError
 from segjax.inference import outputs
 from segjax.runs.experiment import Experiment
@@ -41,8 +42,9 @@ class Windows:
         return f"window {self.size[0]}x{self.size[1]} overlap {self.overlap:g}"
 
 
-# How an image is shown to a network: `aspect`, at the height of training with the image's aspect
-# ratio; `resolution`, at the resolution of training; `native`, at its own size; or by windows.
+# How an image is shown to a network: `resolution`, as training fits it to its resolution
+# (`data.fit`; with `crop` all of it is shown); `aspect`, the same, but with `resize` it keeps its
+# aspect ratio at the height of training; `native`, at its own size; or by windows.
 Fit = str | Windows
 
 
@@ -76,17 +78,24 @@ def build_strips(experiment: Experiment, output: outputs.Output, fit: Fit) -> St
     """Return the function that gives the output of an image of any size in strips."""
     if isinstance(fit, Windows):
         return sliding(output, fit)
-    height, width = experiment.config.data.resolution
+    data, color = experiment.config.data, fill_color(experiment.info.mean)
+    resolution = tuple(data.resolution)
     network = _compiled(output)
 
     def strips(variables, image, place):
         shape = image.shape[:2]
-        size = {
-            "aspect": (height, max(1, round(shape[1] * height / shape[0]))),
-            "resolution": (height, width),
-            "native": shape,
-        }[fit]
-        return resize(network(variables, images.resize(image, size), place), shape)
+        size = fitting.scaled_size(shape, resolution, data.fit)
+        if fit == "native":
+            size = shape
+        elif fit == "aspect" and data.fit == "resize":
+            size = resolution[0], max(1, round(shape[1] * resolution[0] / shape[0]))
+        shown = images.resize(image, size)
+        if fit != "native" and data.fit == "letterbox":
+            values = network(variables, fitting.centered(shown, resolution, color), place)
+            values = fitting.centered(values, size, 0)
+        else:
+            values = network(variables, shown, place)
+        return resize(values, shape)
 
     return strips
 

@@ -17,7 +17,7 @@ from typing_extensions import TypedDict  # pydantic refuses that of Python 3.11
 
 from segjax import config as configs
 from segjax import models
-from segjax.data import datasets, loader
+from segjax.data import catalog, datasets, loader
 from segjax.errors import UserError
 from segjax.results import schema
 from segjax.runs.checkpoint import Checkpoints
@@ -78,12 +78,7 @@ class Experiment:
         """
         data = self.config.data
         source = datasets.open_split(
-            data.dataset,
-            split,
-            data_dir=data.data_dir or None,
-            folder=data.folder or None,
-            resolution=tuple(data.resolution),
-            native=native,
+            data.dataset, split, **_place(data), fit=data.fit, native=native
         )
         _require_digest(data.dataset, split, source.digest, self.info)
         return source
@@ -121,21 +116,15 @@ def create(config: ConfigDict, info: datasets.DatasetInfo | None = None) -> Expe
       UserError: one of them does not exist, or the batch does not divide among the devices.
     """
     check_names(config)
-    data = config.data
     shares = {
         "batch_size / micro_batches": config.batch_size // config.micro_batches,
         "eval_batch_size": config.eval_batch_size,
     }
     devices = parallel.pick_devices(config.num_devices, shares)
-    info = info or datasets.info(
-        data.dataset,
-        data_dir=data.data_dir or None,
-        folder=data.folder or None,
-        resolution=tuple(data.resolution),
-    )
+    info = info or datasets.info(config.data.dataset, **_place(config.data))
     if config.test_split not in info.splits:
         raise UserError(
-            f"test_split is {config.test_split!r}, but {data.dataset} has only "
+            f"test_split is {config.test_split!r}, but {config.data.dataset} has only "
             f"{', '.join(info.splits)}"
         )
     model = models.create(
@@ -146,6 +135,16 @@ def create(config: ConfigDict, info: datasets.DatasetInfo | None = None) -> Expe
         **config.model.options,
     )
     return Experiment(config, info, devices, model)
+
+
+def _place(data: ConfigDict) -> dict[str, Any]:
+    """Return where and how to open the dataset of `config.data`, as arguments of `datasets`."""
+    return {
+        "data_dir": data.data_dir or None,
+        "folder": data.folder or None,
+        "options": catalog.Options(**data.tfds),
+        "resolution": tuple(data.resolution),
+    }
 
 
 def check_names(config: ConfigDict) -> None:
@@ -168,6 +167,7 @@ def check_names(config: ConfigDict) -> None:
             f"config field 'data.folder' is {config.data.folder!r}, but 'data.dataset' is "
             f"{config.data.dataset!r}; a folder needs data.dataset=folder and data.folder=DIR"
         )
+    datasets.check_name(config.data.dataset, "data.dataset")
     patches = config.data.patches
     if hasattr(model, "patch_size") != (patches > 0):
         expected = "whole images, expected 0" if patches else "patches, expected at least 1"
@@ -176,7 +176,6 @@ def check_names(config: ConfigDict) -> None:
             f"{expected}"
         )
     for field, value, known in (
-        ("data.dataset", config.data.dataset, datasets.DATASETS),
         ("loss.name", config.loss.name, losses.LOSSES),
         ("loss.class_weights", config.loss.class_weights, losses.CLASS_WEIGHTS),
         ("optimizer.name", config.optimizer.name, optimizers.OPTIMIZERS),

@@ -52,4 +52,5 @@ def draw(
     ]
     picture = pictures.grid(rows, ["image", "truth", f"step {step}"])
     pictures.save(workdir / "samples" / f"{step:07d}.png", picture)
-    return Samples(images, predictions, truths, picture)
+    shown = np.stack([pictures.shown(image) for image in images])
+    return Samples(shown, predictions, truths, picture)

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from segjax import config as configs
 from segjax import models
-from segjax.data import datasets
+from segjax.data import catalog, datasets
 from segjax.errors import UserError
 from segjax.models import flops
 from segjax.sweep.grids import Point
@@ -36,7 +36,8 @@ def training_cost(config: ConfigDict) -> Cost:
       UserError: the model does not take the config's options or images.
     """
     data = config.data
-    channels, num_classes = datasets.shape(data.dataset, data.folder or None)
+    options = catalog.Options(**data.tfds)
+    channels, num_classes = datasets.shape(data.dataset, data.folder or None, options)
     cost = _image_cost(
         config.model.name,
         num_classes,

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from segjax.cli.main import main
-from segjax.data import datasets, folder
+from segjax.data import camvid, datasets, folder, isbi2012
 from segjax.inference import check
 from support.errors import refusal
 from support.folders import make_folder
@@ -130,7 +131,7 @@ def test_a_stray_value_is_named_with_its_place(tmp_path):
     said = refusal(folder.read_label, tmp_path / "mask.png", classes)
     assert said == (
         f"{tmp_path / 'mask.png'}: 2 pixels, the first at row 0, column 2, have the value 3, "
-        "which classes.json does not declare"
+        "which classes.json does not declare: add it to the classes or to void"
     )
     classes = write_classes(tmp_path, {"classes": BINARY, "void": [3]})
     found = folder.read_label(tmp_path / "mask.png", classes)
@@ -147,7 +148,7 @@ def test_masks_that_have_no_such_values_are_refused(tmp_path):
     integers = write_classes(tmp_path, BINARY)
     path = tmp_path / "mask.png"
     Image.fromarray(np.array([[[1, 2, 3]]], np.uint8)).save(path)
-    assert "mode RGB in colors" in refusal(folder.read_label, path, integers)
+    assert "mode RGB, but classes.json has integers" in refusal(folder.read_label, path, integers)
     colored = write_classes(tmp_path, {"Road": [0, 0, 0]})
     Image.fromarray(np.zeros((2, 2, 4), np.uint8)).save(path)
     assert "transparent" in refusal(folder.read_label, path, colored)
@@ -383,6 +384,371 @@ def test_a_bad_folder_is_refused_before_step_1(photos, tmp_path, capsys, spoil, 
     assert said in error
     assert "Traceback" not in error
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def image_of(path, pixels, **options):
+    """Replace the image `train 1` by other pixels, in a file of any kind."""
+    (path / "train" / "images" / "train 1.JPG").unlink()
+    target = path / "train" / "images" / options.pop("name", "train 1.tif")
+    picture = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    picture.save(target, **options)
+
+
+def mask_of(path, pixels, suffix=".png", **options):
+    """Replace the mask of the image `train 1`."""
+    (path / "train" / "masks" / "train 1.png").unlink()
+    picture = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    picture.save(path / "train" / "masks" / f"train 1{suffix}", **options)
+
+
+def image_array(path, array):
+    (path / "train" / "images" / "train 1.JPG").unlink()
+    np.save(path / "train" / "images" / "train 1.npy", array)
+
+
+def mask_array(path, array):
+    (path / "train" / "masks" / "train 1.png").unlink()
+    np.save(path / "train" / "masks" / "train 1.npy", array)
+
+
+def as_lists(path, train, val):
+    """Turn the folder into one of lists, with these lines."""
+    for kind in ("images", "masks"):
+        (path / "train" / kind).rename(path / kind)
+    shutil.rmtree(path / "train")
+    (path / "train.txt").write_text(train)
+    (path / "val.txt").write_text(val)
+
+
+def sideways(path):
+    photograph = Image.new("RGB", (56, 40))
+    exif = photograph.getexif()
+    exif[0x0112] = 6
+    image_of(path, photograph, name="train 1.jpg", exif=exif)
+
+
+SHAPE = (40, 56)
+GRAY = np.zeros(SHAPE, np.uint8)
+RGB = np.zeros((*SHAPE, 3), np.uint8)
+RAMP = np.broadcast_to(np.arange(56, dtype=np.uint8), SHAPE)
+
+# What is wrong, and the file, the value and the remedy that the line about it has.
+WRONG = {
+    "no classes.json": (
+        lambda path: (path / "classes.json").unlink(),
+        ("classes.json", "does not exist", 'such as {"Background": 0, "Cell": 255}'),
+    ),
+    "classes.json is no JSON": (
+        lambda path: (path / "classes.json").write_text("{Ground: 0}"),
+        ("classes.json", "line 1 column 2", "expected JSON such as"),
+    ),
+    "a name for a value": (
+        lambda path: (path / "classes.json").write_text('{"Ground": "black"}'),
+        ("classes.json", "Ground is 'black'", "expected an integer from 0 to 65535 or an RGB"),
+    ),
+    "one value twice": (
+        lambda path: (path / "classes.json").write_text('{"Ground": 0, "Disk": 0}'),
+        ("classes.json", "Disk and Ground", "both have the value 0"),
+    ),
+    "a field that there is not": (
+        lambda path: (path / "classes.json").write_text('{"classes": {"A": 0}, "ignore": []}'),
+        ("classes.json", "'ignore'", "it has classes, void, colors"),
+    ),
+    "an image without a mask": (
+        lambda path: (path / "val" / "masks" / "val 1.png").unlink(),
+        ("val 1.JPG", "1 of 4 images", "add or rename them, or take the images out"),
+    ),
+    "a mask without an image": (
+        lambda path: (path / "val" / "images" / "val 1.JPG").unlink(),
+        ("val 1.png", "1 of 4 masks", "add or rename them, or take the masks out"),
+    ),
+    "two images of one name": (
+        lambda path: Image.new("RGB", (56, 40)).save(path / "val" / "images" / "val 1.png"),
+        ("val 1.png", "val 1.JPG have the same name", "expected one of them"),
+    ),
+    "no folder of validation": (
+        lambda path: shutil.rmtree(path / "val"),
+        ("val/images", "is not a folder", "expected pictures in it"),
+    ),
+    "a folder without pictures": (
+        lambda path: [file.unlink() for file in (path / "test" / "images").iterdir()],
+        ("test/images", "has no pictures", "such as a.png or a.jpg"),
+    ),
+    "a folder that is named like a picture": (
+        lambda path: (path / "test" / "images" / "more.png").mkdir(),
+        ("more.png", "is no file", "expected a picture; remove it"),
+    ),
+    "a link to nothing": (
+        lambda path: (path / "test" / "images" / "more.png").symlink_to("gone.png"),
+        ("more.png", "is no file", "expected a picture; remove it"),
+    ),
+    "an empty file": (
+        lambda path: (path / "train" / "images" / "train 1.JPG").write_bytes(b""),
+        ("train 1.JPG", "cannot be read", "it is damaged or none of"),
+    ),
+    "half a JPEG": (
+        lambda path: (path / "train" / "images" / "train 1.JPG").write_bytes(
+            (path / "train" / "images" / "train 2.JPG").read_bytes()[:700]
+        ),
+        ("train 1.JPG", "cannot be read", "truncated"),
+    ),
+    "text with the suffix of a picture": (
+        lambda path: (path / "train" / "images" / "train 1.JPG").write_text("an image"),
+        ("train 1.JPG", "cannot be read", "none of AVIF, BMP"),
+    ),
+    "CMYK": (
+        lambda path: image_of(path, Image.new("CMYK", (56, 40))),
+        ("train 1.tif", "color space CMYK", "expected RGB or gray of 8 bits; convert it first"),
+    ),
+    "floating-point values": (
+        lambda path: image_of(path, GRAY.astype(np.float32)),
+        ("train 1.tif", "floating-point values", "expected RGB or gray of 8 bits; convert it"),
+    ),
+    "12 bits in 16": (
+        lambda path: image_of(path, GRAY.astype(np.uint16) + 4000),
+        ("train 1.tif", "greatest value is 4000", "scale it first"),
+    ),
+    "a transparent image": (
+        lambda path: image_of(path, Image.new("RGBA", (56, 40)), name="train 1.png"),
+        ("train 1.png", "transparent pixels", "lay it on a background color first"),
+    ),
+    "an image of two pages": (
+        lambda path: image_of(path, RGB, save_all=True, append_images=[Image.fromarray(RGB)]),
+        ("train 1.tif", "has 2 pages, expected one", "save each page as a file of its own"),
+    ),
+    "an array of floats": (
+        lambda path: image_array(path, np.zeros((*SHAPE, 3))),
+        ("train 1.npy", "dtype float64", "expected uint8 (H, W, 3)"),
+    ),
+    "an array of other channels": (
+        lambda path: image_array(path, np.zeros((*SHAPE, 5), np.uint8)),
+        ("train 1.npy", "shape (40, 56, 5)", "expected uint8 (H, W, 3)"),
+    ),
+    "an array of objects": (
+        lambda path: image_array(path, np.array([{}])),
+        ("train 1.npy", "cannot be read", "allow_pickle=False"),
+    ),
+    "pictures for five channels": (
+        lambda path: write_classes(path, {"classes": BINARY, "channels": 5}),
+        ("train 0.JPG", "is not an array", "expected uint8 (H, W, 5) in a .npy file"),
+    ),
+    "a photograph that is shown upright, its mask not": (
+        sideways,
+        ("train 1.jpg", "is 56x40, its mask 40x56", "upright by its EXIF orientation"),
+    ),
+    "a mask of another size": (
+        lambda path: mask_of(path, GRAY[:20]),
+        ("train 1.JPG", "is 40x56, its mask 20x56", "expected equal sizes"),
+    ),
+    "an undeclared value": (
+        lambda path: mask_of(path, GRAY + np.uint8(9)),
+        ("train 1.png", "2240 pixels, the first at row 0, column 0, have the value 9", "to void"),
+    ),
+    "soft borders": (
+        lambda path: mask_of(path, RAMP),
+        ("train 1.png", "have the value 1, and 54 more such values", "add it to the classes or"),
+    ),
+    "a mask as JPEG": (
+        lambda path: mask_of(path, 5 * RAMP, ".jpg", quality=30),
+        ("train 1.jpg", "have the value", "save the mask as PNG, as JPEG changes values"),
+    ),
+    "a mask in colors": (
+        lambda path: mask_of(path, RGB + np.array([1, 2, 3], np.uint8)),
+        ("train 1.png", "is of mode RGB", "or RGB triples in classes.json"),
+    ),
+    "a gray mask for classes in colors": (
+        lambda path: write_classes(path, {"Ground": [0, 0, 0], "Disk": [9, 9, 9]}),
+        ("train 0.png", "is of mode L", "expected RGB or a palette"),
+    ),
+    "a mask of floating-point values": (
+        lambda path: mask_of(path, GRAY.astype(np.float32), ".tif"),
+        ("train 1.tif", "is of mode F", "expected gray values or the indices of a palette"),
+    ),
+    "a mask of two pages": (
+        lambda path: mask_of(
+            path, GRAY, ".tif", save_all=True, append_images=[Image.fromarray(GRAY)]
+        ),
+        ("train 1.tif", "has 2 pages", "expected one; save each as a file"),
+    ),
+    "half a mask": (
+        lambda path: (path / "train" / "masks" / "train 1.png").write_bytes(
+            (path / "train" / "masks" / "train 2.png").read_bytes()[:80]
+        ),
+        ("train 1.png", "cannot be read", "make it again"),
+    ),
+    "a mask array of floats": (
+        lambda path: mask_array(path, np.zeros(SHAPE)),
+        ("train 1.npy", "dtype float64", "expected integers (H, W)"),
+    ),
+    "negative values": (
+        lambda path: mask_array(path, np.zeros(SHAPE, int) - 1),
+        ("train 1.npy", "have the value -1", "add it to the classes or to void"),
+    ),
+    "a list that names what is not there": (
+        lambda path: as_lists(path, "train 0\n", "train 9\n"),
+        ("val.txt", "names 1 images that are not there: train 9", "names of files in images"),
+    ),
+    "a list that names an image twice": (
+        lambda path: as_lists(path, "train 0\ntrain 0.JPG\n", "train 1\n"),
+        ("train.txt", "names train 0 twice", "expected each name once"),
+    ),
+    "an empty list": (
+        lambda path: as_lists(path, "train 0\n", "\n"),
+        ("val.txt", "is empty", "expected a name a line"),
+    ),
+    "an image of two splits": (
+        lambda path: as_lists(path, "train 0\n", "train 0\n"),
+        ("train 0.JPG", "is in train and in val", "expected in one of them"),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_what_is_wrong_is_named_with_file_value_and_remedy(photos, kind):
+    spoil, (file, value, remedy) = WRONG[kind]
+    spoil(photos)
+    said = refusal(datasets.info, "folder", folder=photos, resolution=(24, 32))
+    for part in (file, value, remedy):
+        assert part in said, said
+
+
+SIZES = ((48, 64), (75, 50), (61, 93))
+
+
+def coded(label, coding):
+    """Return a label of two classes as a mask of a coding."""
+    if coding == "0 and 255":
+        return Image.fromarray(255 * label)
+    if coding == "RGB":
+        return Image.fromarray(np.array([[128, 64, 128], [64, 0, 128]], np.uint8)[label])
+    mask = Image.fromarray(label + np.uint8(3))
+    mask.putpalette(bytes(range(256)) * 3)
+    return mask
+
+
+@pytest.mark.parametrize(
+    ("coding", "values"),
+    [("0 and 255", (0, 255)), ("RGB", ([128, 64, 128], [64, 0, 128])), ("P", (3, 4))],
+)
+def test_photographs_of_three_sizes_and_every_coding(tmp_path, coding, values):
+    write_classes(tmp_path, dict(zip(("Ground", "Disk"), values, strict=True)))
+    rng = np.random.default_rng(0)
+    expected = {}
+    for split in ("train", "val", "test"):
+        for kind in ("images", "masks"):
+            (tmp_path / split / kind).mkdir(parents=True)
+        expected[split] = [rng.integers(0, 2, size).astype(np.uint8) for size in SIZES]
+        for k, label in enumerate(expected[split]):
+            image = rng.integers(0, 256, (*label.shape, 3), np.uint8)
+            Image.fromarray(image).save(tmp_path / split / "images" / f"{k}.jpeg", quality=90)
+            mask = coded(label, coding)
+            assert mask.mode == {"0 and 255": "L", "RGB": "RGB", "P": "P"}[coding]
+            mask.save(tmp_path / split / "masks" / f"{k}.png")
+    place = {"data_dir": tmp_path / "data", "folder": tmp_path}
+    info = datasets.info("folder", **place, resolution=(24, 32))
+    for split, labels in expected.items():
+        source = datasets.open_split("folder", split, **place)
+        for k, label in enumerate(labels):
+            np.testing.assert_array_equal(source[k]["label"], label, strict=True)
+            with Image.open(tmp_path / split / "images" / f"{k}.jpeg") as image:
+                np.testing.assert_array_equal(source[k]["image"], np.asarray(image), strict=True)
+        counts = np.bincount(np.concatenate([label.ravel() for label in labels]))
+        assert info.splits[split].pixel_counts == tuple(counts.tolist())
+        fitted = datasets.open_split("folder", split, **place, resolution=(24, 32))
+        assert {fitted[k]["image"].shape for k in range(3)} == {(24, 32, 3)}
+
+
+def test_a_folder_of_five_channels(tmp_path):
+    write_classes(tmp_path, {"classes": {"A": 0, "B": 7}, "channels": 5})
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split in ("train", "val"):
+        for kind in ("images", "masks"):
+            (tmp_path / split / kind).mkdir(parents=True)
+        arrays[split] = rng.integers(0, 256, (9, 11, 5), np.uint8)
+        np.save(tmp_path / split / "images" / "a.npy", arrays[split])
+        np.save(tmp_path / split / "masks" / "a.npy", np.where(arrays[split][..., 0] > 99, 7, 0))
+    place = {"data_dir": tmp_path / "data", "folder": tmp_path}
+    for split, array in arrays.items():
+        example = datasets.open_split("folder", split, **place)[0]
+        np.testing.assert_array_equal(example["image"], array, strict=True)
+        np.testing.assert_array_equal(example["label"], array[..., 0] > 99)
+    info = datasets.info("folder", **place, resolution=(4, 4))
+    np.testing.assert_allclose(info.mean, arrays["train"].mean((0, 1)) / 255, rtol=1e-12)
+    assert datasets.shape("folder", tmp_path) == (5, 2)
+
+
+@pytest.mark.slow
+def test_images_of_five_channels_are_trained_and_predicted(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "prepared"))
+    photos = make_folder(tmp_path / "photos")
+    content = {"classes": json.loads((photos / "classes.json").read_text()), "channels": 5}
+    (photos / "classes.json").write_text(json.dumps(content))
+    for path in list(photos.glob("*/images/*.JPG")):
+        with Image.open(path) as image:
+            pixels = np.asarray(image)
+        np.save(path.with_suffix(".npy"), np.concatenate([pixels, pixels[..., :2]], -1))
+        path.unlink()
+    workdir, output = tmp_path / "run", tmp_path / "out"
+    assert train(photos, workdir, "--config.augment.saturation=0.2") == 0
+    images_of = str(photos / "test" / "images")
+    assert main(["predict", images_of, "--workdir", str(workdir), "--output", str(output)]) == 0
+    with Image.open(output / "test 0_overlay.png") as overlay:
+        assert overlay.size == (56, 40)
+    assert main(["data", "check", str(photos)]) == 0
+
+
+def link_camvid(published, folder):
+    """Arrange the published CamVid as a folder with lists; images and masks are linked."""
+    for kind in ("images", "masks"):
+        (folder / kind).mkdir(parents=True)
+    values = {name: label for label, name in enumerate(camvid.CLASS_NAMES)}
+    write_classes(folder, {"classes": values, "void": [camvid.PUBLISHED_VOID]})
+    for split, names in camvid.read_pairs(published).items():
+        (folder / f"{split}.txt").write_text("\n".join(names))
+        for name in names:
+            (folder / "images" / name).symlink_to(published.absolute() / split / name)
+            (folder / "masks" / name).symlink_to(published.absolute() / f"{split}annot" / name)
+
+
+@pytest.mark.slow
+def test_the_published_camvid_as_a_folder_is_the_dataset_camvid(camvid_data_dir, tmp_path):
+    folder = tmp_path / "camvid"
+    link_camvid(Path(os.environ["SEGJAX_CAMVID"]), folder)
+    place = {"data_dir": tmp_path / "data", "folder": folder, "resolution": (24, 32)}
+    ours = datasets.info("folder", **place)
+    theirs = datasets.info("camvid", data_dir=camvid_data_dir, resolution=(24, 32))
+    assert ours.splits == theirs.splits  # counts, mean, deviation, and the digest of all pixels
+    assert ours.class_names == theirs.class_names
+
+    rows = []
+    for name, data_dir in (("folder", tmp_path / "data"), ("camvid", camvid_data_dir)):
+        workdir = tmp_path / name
+        arguments = ["--config", "experiments/quickstart.py:smoke", "--workdir", str(workdir)]
+        arguments += [f"--config.data.dataset={name}", f"--config.data.data_dir={data_dir}"]
+        arguments += [f"--config.data.folder={folder}"] if name == "folder" else []
+        assert main(["train", *arguments]) == 0
+        rows.append(json.loads((workdir / "result.json").read_text()))
+    for field in ("confusion", "mean_iou", "boundary_f", "best_step"):
+        assert rows[0][field] == rows[1][field]
+
+
+def test_the_published_slices_as_a_folder_are_the_dataset_isbi2012(isbi2012_data_dir, tmp_path):
+    published = Path(os.environ["SEGJAX_ISBI2012"]) / "train"
+    values = dict(zip(isbi2012.CLASS_NAMES, (0, 255), strict=True))
+    write_classes(tmp_path, {"classes": values, "channels": 1})
+    for split, numbers in isbi2012.SPLITS.items():
+        for kind, source in (("images", "image"), ("masks", "label")):
+            (tmp_path / split / kind).mkdir(parents=True)
+            for number in numbers:
+                link = tmp_path / split / kind / f"slice_{number:02d}.png"
+                link.symlink_to(published.absolute() / source / f"{number}.png")
+    ours = datasets.info("folder", data_dir=tmp_path / "data", folder=tmp_path, resolution=(9, 9))
+    theirs = datasets.info("isbi2012", data_dir=isbi2012_data_dir)
+    assert ours.splits == theirs.splits
+    described, problems = check.check(tmp_path)
+    assert "image modes: L (30)" in described
+    assert problems == []
 
 
 def test_a_class_without_a_training_pixel_is_said(photos, tmp_path, capsys):

@@ -1,5 +1,7 @@
 """A batch depends only on (seed, step), for any placement of the data and number of devices."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -162,6 +164,9 @@ def test_normalizations():
     image = jnp.array([[[0.0, 0.5, 1.0]]])
     np.testing.assert_allclose(loader.normalize(image, "mean_std", INFO), [[[-2, 0.5, 0.875]]])
     np.testing.assert_array_equal(loader.normalize(image, "none", INFO), image)
+    constant = dataclasses.replace(INFO, std=(0.0, 0.5, 1.0))
+    found = loader.normalize(image, "mean_std", constant)
+    np.testing.assert_allclose(found, [[[-127.5, 0.5, 0.875]]])
     values = np.array([0, 127.5, 255])
     expected = values / (1 + 1e-4 / 5 * np.sum(values**2)) ** 0.75
     found = loader.normalize(image, "local_response", INFO)

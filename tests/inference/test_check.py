@@ -35,7 +35,7 @@ def test_a_good_folder_is_described(folder, capsys):
         "sizes: 32x48 (6)",
         "image modes: RGB (6)",
         "mask modes: L (6)",
-        "value 0: Ground, 93.8%",
+        "value 0: Ground, 8640 pixels (93.8%) in 6 masks",
     ]
     assert "baseline: Ground everywhere has 93.8% of the pixels right" in said
     assert not [line for line in said if "PROBLEM" in line]
@@ -73,6 +73,31 @@ def test_everything_that_needs_a_person_is_named(folder, capsys):
     ):
         assert any(part in line for line in problems), part
     assert "value 7: NOT DECLARED" in said
+
+
+def test_ghosts_of_jpeg_in_a_png_are_told_from_a_stray_value(folder, capsys):
+    masks = folder / "train" / "masks"
+    Image.open(masks / "train0.png").save(masks / "lossy.jpg", quality=40)
+    Image.open(masks / "lossy.jpg").save(masks / "train0.png")
+    (masks / "lossy.jpg").unlink()
+    assert main(["data", "check", str(folder)]) == 1
+    said = capsys.readouterr().out.splitlines()
+    (line,) = [line for line in said if "ghosts" in line]
+    assert line.startswith("PROBLEM: 1 masks have 4 or more undeclared values, as JPEG or a smooth")
+    assert line.endswith(f"as PNG by nearest neighbor: {masks / 'train0.png'}")
+    # Of many values the most frequent are listed.
+    assert len([line for line in said if "NOT DECLARED" in line]) <= 21
+
+
+def test_a_value_that_is_declared_void_is_no_problem(folder, capsys):
+    masks = folder / "train" / "masks"
+    mask = np.array(Image.open(masks / "train0.png"))
+    mask[0, :4] = (3, 4, 5, 6)
+    Image.fromarray(mask).save(masks / "train0.png")
+    content = {"classes": {"Ground": 0, "Pole": 255}, "void": [3, 4, 5, 6]}
+    (folder / "classes.json").write_text(json.dumps(content))
+    assert main(["data", "check", str(folder)]) == 0
+    assert "value 6: void, 1 pixels (0.0109%) in 1 masks" in capsys.readouterr().out
 
 
 def test_the_orientation_of_a_photograph_is_that_which_everyone_sees(folder):

@@ -5,10 +5,10 @@ import pytest
 from segjax.errors import UserError
 
 
-def refusal(call, *arguments):
+def refusal(call, *arguments, **options):
     """Return the one line of the UserError that a call raises."""
     with pytest.raises(UserError) as caught:
-        call(*arguments)
+        call(*arguments, **options)
     message = str(caught.value)
     assert "\n" not in message
     return message

@@ -1,0 +1,195 @@
+"""A dataset of code: a Python module of your own, named `module:NAME` in the config.
+
+The module is found like any other import, and in the current folder. It has
+
+- `CLASS_NAMES`, K names in the order of the labels;
+- `examples(split)`, which yields for each example of "train", "val" and "test", in a fixed order,
+  an image, uint8 (H, W, 3), and a label, integers (H, W) in [0, K) or 255 for void; and optionally
+  a name, as a third item;
+
+and optionally
+
+- `PALETTE`, K RGB triples for pictures;
+- `CHANNELS`, of the images, (H, W, CHANNELS), if they are not 3;
+- `SPLITS`, if they are not ("train", "val", "test"); only the last may be missing;
+- `VERSION`, text or a number, to be changed when the data change but the module does not.
+
+The examples are prepared once, at their own sizes, and again when the module's file changes.
+"""
+
+import hashlib
+import importlib
+import json
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from segjax.data import builders
+from segjax.data.statistics import VOID
+from segjax.errors import UserError
+
+SPLITS = ("train", "val", "test")
+
+
+def check_name(name: str) -> None:
+    """Raise a UserError unless NAME of `module:NAME` may be that of a module."""
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise UserError(
+            f"dataset module:{name}: expected the name of a module as in an import, such as "
+            "module:halves for halves.py"
+        )
+
+
+def load(name: str) -> ModuleType:
+    """Import a module, also from the current folder.
+
+    Raises:
+      UserError: there is none, or it fails.
+    """
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.append(here)  # the `segjax` command lacks it; last, so that it hides nothing
+    importlib.invalidate_caches()
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and name.startswith(error.name or "."):
+            raise UserError(
+                f"dataset module:{name}: there is no module {error.name}, neither in {here} nor on "
+                "PYTHONPATH; start segjax in the folder of the module, or set PYTHONPATH to it"
+            ) from None
+        raise _failed(name, "its import", error) from error
+
+
+def _failed(name: str, what: str, error: Exception) -> UserError:
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    message = " ".join(str(error).split())
+    return UserError(
+        f"dataset module:{name}: {what} fails with {type(error).__name__}: {message} "
+        f"({place.filename}, line {place.lineno})"
+    )
+
+
+class Module(builders.OwnDataset):
+    """TFDS builder of the examples of a module."""
+
+    name = "module"
+
+    def __init__(self, *, module: ModuleType, **kwargs: Any):
+        self.module = module
+        names, palette, channels, splits = read_description(module)
+        file = getattr(module, "__file__", None)
+        source = Path(file).read_bytes() if file else b""
+        described = [module.__name__, names, palette, channels, splits]
+        described.append(str(getattr(module, "VERSION", "")))
+        super().__init__(
+            digest=hashlib.sha256(json.dumps(described).encode() + source).hexdigest()[:16],
+            class_names=names,
+            palette=palette,
+            splits=dict.fromkeys(splits),
+            channels=channels,
+            **kwargs,
+        )
+
+    def examples(self, split: str) -> Iterator[tuple[np.ndarray, np.ndarray, str]]:
+        """Yield what the module's `examples` yields, checked.
+
+        Raises:
+          UserError: the module fails, or an example is not as this file describes; names it.
+        """
+        seen: set[str] = set()
+        for place, example in enumerate(self._raw(split)):
+            where = f"dataset module:{self.module.__name__}, example {place} of {split}"
+            checked = self._checked(example, where, f"{place:06d}")
+            if checked[2] in seen:
+                raise UserError(f"{where}: a second one is named {checked[2]!r}")
+            seen.add(checked[2])
+            yield checked
+
+    def _raw(self, split: str) -> Iterator[Any]:
+        """Yield what the module yields; raise its errors as a UserError, but none of ours."""
+        try:
+            examples = iter(self.module.examples(split))
+            while (example := next(examples, self)) is not self:
+                yield example
+        except Exception as error:
+            what = f"examples({split!r})"
+            raise _failed(self.module.__name__, what, error) from error
+
+    def _checked(
+        self, example: Any, where: str, default: str
+    ) -> tuple[np.ndarray, np.ndarray, str]:
+        if not isinstance(example, tuple | list) or len(example) not in (2, 3):
+            raise UserError(
+                f"{where} is a {type(example).__name__}, expected an image, a label and optionally "
+                "a name"
+            )
+        image, label = (np.asarray(array) for array in example[:2])
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != self.channels:
+            raise UserError(
+                f"{where} has an image of shape {image.shape} and dtype {image.dtype}, expected "
+                f"uint8 (H, W, {self.channels})"
+            )
+        if not np.issubdtype(label.dtype, np.integer) or label.shape != image.shape[:2]:
+            raise UserError(
+                f"{where} has a label of shape {label.shape} and dtype {label.dtype}, expected "
+                f"integers {image.shape[:2]}"
+            )
+        classes = range(len(self.class_names))
+        known = {**dict(zip(classes, classes, strict=True)), VOID: VOID}
+        expected = f"expected 0 to {classes[-1]}, or {VOID} for void"
+        label = builders.map_labels(label, known, where, expected)
+        return image, label, str(example[2]) if len(example) == 3 else default
+
+
+def read_description(module: ModuleType) -> tuple[Any, Any, int, Any]:
+    """Return class names, palette, channels and splits of a module.
+
+    Raises:
+      UserError: one of them, or `examples`, is missing or of another kind.
+    """
+
+    def require(holds: bool, what: str, expected: str) -> None:
+        if not holds:
+            found = getattr(module, what, "nothing")
+            raise UserError(
+                f"dataset module:{module.__name__}: {what} is {found!r}, expected {expected}"
+            )
+
+    names: Any = getattr(module, "CLASS_NAMES", ())
+    texts = isinstance(names, tuple | list) and all(isinstance(name, str) for name in names)
+    known = texts and 1 <= len(set(names)) == len(names) < VOID
+    require(known, "CLASS_NAMES", f"1 to {VOID - 1} different names")
+    require(callable(getattr(module, "examples", None)), "examples", "a function of a split's name")
+    palette = getattr(module, "PALETTE", None) or [
+        builders.distinct_color(place) for place in range(len(names))
+    ]
+    colors = np.asarray(palette)
+    fits = colors.shape == (len(names), 3) and np.issubdtype(colors.dtype, np.integer)
+    require(fits, "PALETTE", f"{len(names)} RGB triples of 0 to 255")
+    require(bool(((colors >= 0) & (colors <= 255)).all()), "PALETTE", "RGB triples of 0 to 255")
+    channels = getattr(module, "CHANNELS", 3)
+    require(type(channels) is int and channels >= 1, "CHANNELS", "an integer from 1")
+    splits = getattr(module, "SPLITS", SPLITS)
+    require(tuple(splits) in (SPLITS, SPLITS[:2]), "SPLITS", f"{SPLITS} or {SPLITS[:2]}")
+    return tuple(names), [tuple(map(int, color)) for color in palette], channels, tuple(splits)
+
+
+def builder(
+    name: str, data_dir: Path | None, source: Path | None, resolution: tuple[int, int] | None
+) -> Module:
+    """Return the builder of `module:NAME`.
+
+    Raises:
+      UserError: there is no such module, it is not as this file describes, or a source is given.
+    """
+    del resolution
+    if source is not None:
+        raise UserError(f"dataset module:{name} takes no source or folder, found {source}")
+    return Module(module=load(name), data_dir=data_dir, file_format="array_record")
