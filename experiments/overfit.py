@@ -77,7 +77,7 @@ SETTINGS = {
         {"width": 16, "fc_width": 256, "fc_kernel": 3}, (24, 32), 4, 2e-3, "median_frequency"
     ),
     "unet": Setting({"width": 8, "dropout": 0.0, "padding": "same", "batch_norm": True}),
-    "unet_resnet": Setting({"trunk": "resnet18", "width": 16}, enlarged=2),
+    "unet_resnet": Setting({"trunk": "resnet18", "width": 32}, (24, 32), 2, 2e-3),
     "fc_densenet56": Setting(_DENSE),
     "fc_densenet67": Setting(_DENSE),
     "fc_densenet103": Setting(_DENSE),
