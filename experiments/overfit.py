@@ -64,6 +64,12 @@ SETTINGS = {
     "fcn4s": Setting(_SAME, (12, 16), 4),
     "deeplab_aspp": Setting(_COARSE, (12, 16), 8),
     "deeplab_largefov": Setting(_COARSE, (12, 16), 8),
+    "deeplab_v2": Setting({"trunk": "resnet18", "width": 16}, (12, 16), 8),
+    "deeplab_v3": Setting(
+        {"trunk": "resnet18", "output_stride": 8, "width": 16, "aspp_width": 32, "dropout": 0.0},
+        (12, 16),
+        8,
+    ),
     "dilation8": Setting(_COARSE | {"width": 4, "fc_width": 32}, (12, 16), 8),
     "bilinear_interpolation": Setting(cells=(12, 16), enlarged=16),
     # Without weights it learns only the large classes for a thousand steps.
@@ -71,6 +77,7 @@ SETTINGS = {
         {"width": 16, "fc_width": 256, "fc_kernel": 3}, (24, 32), 4, 2e-3, "median_frequency"
     ),
     "unet": Setting({"width": 8, "dropout": 0.0, "padding": "same", "batch_norm": True}),
+    "unet_resnet": Setting({"trunk": "resnet18", "width": 32}, (24, 32), 2, 2e-3),
     "fc_densenet56": Setting(_DENSE),
     "fc_densenet67": Setting(_DENSE),
     "fc_densenet103": Setting(_DENSE),

@@ -26,6 +26,8 @@ PARAMETERS = {
     "deconvnet": 81_917_259,
     "deeplab_aspp": 37_836_652,
     "deeplab_largefov": 20_495_179,
+    "deeplab_v2": 43_311_212,
+    "deeplab_v3": 58_038_091,
     "dilation8": 134_313_443,
     "dilation_rates": 20_495_179,
     "fc_densenet103": 9_322_091,
@@ -33,6 +35,7 @@ PARAMETERS = {
     "fcn32s": 134_305_611,
     "fcn8s": 134_314_081,
     "folder": 7_766_315,
+    "going_deeper": 63_693_899,
     "loss_weighting": 1_416_587,
     "patch_cnn": 222_635,
     "pretraining": 134_338_913,
@@ -64,10 +67,15 @@ def test_the_docstring_has_the_command_and_the_full_config_its_parameters(path):
         assert len(grids.load_points(str(path), {})) > 1
 
 
-GRIDS = [path for path in FILES if "\ndef sweep(" in path.read_text()]
+LONG = {"going_deeper"}  # fourteen networks of up to 29 layers
+GRIDS = [
+    pytest.param(path, marks=[pytest.mark.slow] if path.stem in LONG else [], id=path.stem)
+    for path in FILES
+    if "\ndef sweep(" in path.read_text()
+]
 
 
-@pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", GRIDS)
 def test_every_network_of_a_small_grid_accepts_its_images(path):
     size = ":small" if "`small`" in path.read_text() else ""
     seen = set()

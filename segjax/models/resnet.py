@@ -9,15 +9,15 @@ layer1.0.downsample.0.weight is layer1_0/downsample_0/kernel. A weight of four a
 (OIHW there, HWIO here), one of one axis a scale; running_mean and running_var are mean and var of
 the batch statistics.
 
-Where a block's stride would pass `output_stride`, it is 1 and the kernels after it are dilated by 2
-more: at the pixels that both have, the maps are those of the network with the stride.
+Where a block's stride would pass `output_stride`, it is 1 and the kernels after it have twice the
+dilation: where both networks have values, they are those of the network with the stride.
 
 Deviations:
 
 - The stride of a bottleneck is in its 3x3 convolution, as in torchvision (and timm, whose weights
   this fits), where it is called v1.5; the paper has it in the first 1x1 convolution. So the first
-  unit of a block without its stride keeps the dilation of the block before: its 3x3 convolution
-  sees the map before the stride.
+  unit of a block without its stride keeps the dilation of the block before: its first 3x3
+  convolution sees the map before the stride.
 - Blocks 5 to 7 are DeepLab v3's (arXiv 1706.05587): copies of block 4. Their shortcuts are the
   identity, without the values between the strides, as in that paper's code: so the parameters do
   not depend on the output stride.

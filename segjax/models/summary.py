@@ -25,8 +25,8 @@ SIZES = ((360, 480), (361, 481), (97, 131))  # CamVid's, one more, and two odd p
 # Options that are numbers of features and do not change the receptive field.
 WIDTHS = ("width", "fc_width", "aspp_width", "growth")
 # Sides of the squares on which receptive fields are measured, in pixels; the next is used if the
-# field fills one.
-FIELD_SIDES = (512, 1024)
+# field reaches the border of one.
+FIELD_SIDES = (512, 1152)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,9 +139,9 @@ def _by(size):
 
 def _field(name):
     for side in FIELD_SIDES:
-        size = receptive_field(name, side)
-        if max(size) < side:
-            return _by(size)
+        seen = _seen(name, side)
+        if not (seen[[0, -1]].any() or seen[:, [0, -1]].any()):
+            return _by(_box(seen))
     return f"all of {_by((side, side))}"
 
 
@@ -157,13 +157,24 @@ def receptive_field(name: str, side: int) -> tuple[int, int]:
 
     Args:
       name: name of the architecture.
-      side: side of the image, in pixels; a field that fills it may be larger.
+      side: side of the image, in pixels; a field that reaches its border may be larger.
     """
+    return _box(_seen(name, side))
+
+
+def _box(seen):
+    """Return the height and width of the box around what is true."""
+    height, width = (np.ptp(np.flatnonzero(seen.any(axis))) + 1 for axis in (1, 0))
+    return int(height), int(width)
+
+
+def _seen(name, side):
+    """Return the pixels that the middle one sees, bool (side, side)."""
     fields = {field.name: field.default for field in dataclasses.fields(models.find(name))}
     narrow: dict[str, Any] = {width: 2 for width in WIDTHS if width in fields}
     # On a CPU, optimizing the program takes longer than these few calls.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    seen, size = np.zeros((side, side), bool), (0, 0)
+    seen = np.zeros((side, side), bool)
     # Flax's batch normalization mixes float32 with float64.
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         model = models.create(name, 2, dtype=jnp.float64, **narrow)
@@ -176,11 +187,9 @@ def receptive_field(name: str, side: int) -> tuple[int, int]:
         gradient = jax.jit(jax.grad(middle), compiler_options=options)
         for image in _images(side):
             seen |= np.any(np.asarray(gradient(image, variables))[0] != 0, -1)
-            height, width = (np.ptp(np.flatnonzero(seen.any(axis))) + 1 for axis in (1, 0))
-            size = int(height), int(width)
-            if min(size) == side:
+            if min(_box(seen)) == side:
                 break
-    return size
+    return seen
 
 
 def _positive(shapes):

@@ -85,6 +85,11 @@ def test_a_field_is_measured_on_a_larger_image_where_it_fills_one(monkeypatch):
     assert summary._field("network") == "9x9"
     monkeypatch.setattr(summary, "FIELD_SIDES", (6, 8))
     assert summary._field("network") == "all of 8x8"
+    # From pixel 1 to 9 around pixel 5: a side of 10 may have cut it.
+    monkeypatch.setattr(summary, "FIELD_SIDES", (10,))
+    assert summary._field("network") == "all of 10x10"
+    monkeypatch.setattr(summary, "FIELD_SIDES", (11,))
+    assert summary._field("network") == "9x9"
 
 
 def test_segnet_basics_field():

@@ -1,0 +1,52 @@
+"""DeepLab v3 with ResNet-101 on CamVid at 360x480, with the authors' recipe at output stride 16.
+
+segjax train --config experiments/deeplab_v3.py --workdir runs/deeplab_v3
+
+Starts from ImageNet's weights, which are downloaded (180 MB, once) unless
+`--config.model.pretrained` names a file. The authors' crops are 513x513, their batch statistics
+have a decay of 0.9997, and a second training at output stride 8 follows. For an accelerator. Not
+yet run in full.
+"""
+
+from ml_collections import ConfigDict
+
+from segjax.config import default
+
+
+def get_config(size: str = "full") -> ConfigDict:
+    """Return the config of a size: `full`, or `smoke`, the same run cut to seconds."""
+    config = default()
+    config.model.name = "deeplab_v3"
+    config.model.pretrained = "timm/resnet101.a1h_in1k"
+    config.precision = "bfloat16"
+
+    config.data.dataset = "camvid"
+    config.data.resolution = (360, 480)
+    config.batch_size = 16
+
+    config.augment.flip = True
+    config.augment.scale = (0.5, 2.0)
+    config.augment.crop = (321, 321)  # 16k + 1, so that the scores reach the border
+
+    config.optimizer.name = "sgd"
+    config.optimizer.learning_rate = 7e-3
+    config.optimizer.momentum = 0.9
+    config.optimizer.weight_decay = 4e-5  # of the authors' code
+    config.optimizer.schedule = "poly"
+
+    config.steps = 30_000
+    config.eval_every = 1000
+    config.eval_batch_size = 4
+    config.checkpoint_every = 1000
+    config.log_every = 50
+
+    if size == "smoke":
+        config.model.pretrained = ""  # there are no weights of this width
+        config.model.options.update(trunk="resnet18", width=2, aspp_width=4)
+        config.augment.scale, config.augment.crop = (1.0, 1.0), ()
+        config.batch_size = 4
+        config.data.resolution = (24, 32)
+        config.steps, config.eval_every, config.checkpoint_every = 2, 2, 2
+    elif size != "full":
+        raise ValueError(f"unknown size {size!r}, expected full or smoke")
+    return config
