@@ -30,6 +30,7 @@ def get_config(size: str = "full") -> ConfigDict:
     # The authors' solver for SegNet, with 1.5 times as many steps.
     config.optimizer.name = "sgd"
     config.optimizer.learning_rate = 1e-3
+    config.optimizer.rates.update({"*/conv/bias": 2.0, "conv1_1_D/bias": 2.0})
     config.optimizer.momentum = 0.9
     config.optimizer.weight_decay = 5e-4
 

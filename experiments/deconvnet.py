@@ -3,7 +3,9 @@
 segjax train --config experiments/deconvnet.py --workdir runs/deconvnet
 
 Starts from VGG-16's weights, which are downloaded (550 MB, once) unless `--config.model.pretrained`
-names a file. For an accelerator. Not yet run in full.
+names a file. The benchmark tells no rate of the biases; the authors' is doubled, which is
+`--config.optimizer.rates.*conv/bias=2 --config.optimizer.rates.seg-score/bias=2`. For an
+accelerator. Not yet run in full.
 """
 
 from ml_collections import ConfigDict

@@ -30,6 +30,7 @@ def get_config(size: str = "full") -> ConfigDict:
     # 20,000 steps are 545 epochs of 367.
     config.optimizer.name = "sgd"
     config.optimizer.learning_rate = 1e-3
+    config.optimizer.rates.update({"*/bias": 2.0, "fc8*": 10.0})
     config.optimizer.momentum = 0.9
     config.optimizer.weight_decay = 5e-4
     config.optimizer.schedule = "poly"

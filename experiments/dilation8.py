@@ -31,6 +31,7 @@ def get_config(size: str = "full") -> ConfigDict:
     # 20,000 steps are 436 epochs of 367.
     config.optimizer.name = "sgd"
     config.optimizer.learning_rate = 1e-4
+    config.optimizer.rates["*/bias"] = 2.0
     config.optimizer.momentum = 0.99
     config.optimizer.weight_decay = 5e-4
 

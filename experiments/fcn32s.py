@@ -27,6 +27,7 @@ def get_config(size: str = "full") -> ConfigDict:
     pixels = 360 * 480
     config.optimizer.name = "sgd"
     config.optimizer.learning_rate = 1e-10 * pixels
+    config.optimizer.rates["*/bias"] = 2.0
     config.optimizer.momentum = 0.99
     config.optimizer.weight_decay = 5e-4 / pixels
 

@@ -27,6 +27,7 @@ def get_config(size: str = "full") -> ConfigDict:
     # The authors' solver: a constant rate, L2 penalty, 40,000 steps (436 epochs of 367).
     config.optimizer.name = "sgd"
     config.optimizer.learning_rate = 1e-3
+    config.optimizer.rates.update({"*/conv/bias": 2.0, "conv1_1_D/bias": 2.0})
     config.optimizer.momentum = 0.9
     config.optimizer.weight_decay = 5e-4
 

@@ -28,6 +28,7 @@ def get_config(size: str = "full") -> ConfigDict:
     # The authors' solver: a constant rate, L2 penalty, 10,000 steps (109 epochs of 367).
     config.optimizer.name = "sgd"
     config.optimizer.learning_rate = 0.1
+    config.optimizer.rates.update({"*/conv/bias": 2.0, "conv_classifier/bias": 2.0})
     config.optimizer.momentum = 0.9
     config.optimizer.weight_decay = 5e-4
 

@@ -19,6 +19,7 @@ INCIDENTAL = ("data.data_dir", "wandb", "tensorboard", "log_every", "num_devices
 # the digests of those results stay valid. Every new field goes here.
 OMITTED_AT_DEFAULT = (
     "model.pretrained",
+    "model.init_from",
     "data.patches",
     "data.folder",
     "data.fit",
@@ -79,7 +80,12 @@ CONDITIONS: dict[str, tuple[str, Callable[[ConfigDict], bool]]] = {
         for name in ("step_every", "step_factor")
     },
 }
-GROUPS = ("model", "model.options", "data", "data.tfds", "augment", "loss", "optimizer", "wandb")
+GROUPS = (
+    *("model", "model.options", "data", "data.tfds", "augment", "loss"),
+    *("optimizer", "optimizer.rates", "wandb"),
+)
+# Groups whose fields are not known in advance.
+OPEN = ("model.options", "optimizer.rates")
 
 
 def default() -> ConfigDict:
@@ -94,6 +100,9 @@ def default() -> ConfigDict:
     # path or hub name of the weights of the network's trunk (segjax.models.pretrained), which set
     # the normalization to imagenet; "": none
     config.model.pretrained = ""
+    # run directory, exported folder, .safetensors file or hf:user/name to start from
+    # (segjax.runs.weights); "": a random start
+    config.model.init_from = ""
     config.precision = "float32"  # computation: float32 or bfloat16; parameters are float32
 
     config.data = ConfigDict()
@@ -135,6 +144,9 @@ def default() -> ConfigDict:
     config.optimizer = ConfigDict()
     config.optimizer.name = "sgd"  # sgd, rmsprop, adam, adamw
     config.optimizer.learning_rate = 0.1  # peak of the schedule
+    # {pattern: factor} of the rate of the parameters whose path matches, such as {"*/bias": 2.0};
+    # 0 freezes them, and factors of several matches are multiplied
+    config.optimizer.rates = ConfigDict()
     config.optimizer.momentum = 0.9  # sgd only
     config.optimizer.weight_decay = 0.0  # kernels only: not biases, not batch normalization
     config.optimizer.clip_norm = 0.0  # maximum global norm of the gradient; 0: no clipping
@@ -167,6 +179,7 @@ def default() -> ConfigDict:
     config.tensorboard = False  # event files in the workdir
     config.lock()  # a config file that misspells a field is an error
     config.model.options.unlock()
+    config.optimizer.rates.unlock()
     return config
 
 
@@ -257,6 +270,10 @@ def check(config: ConfigDict) -> None:
     if config.model.pretrained:
         known = "imagenet where model.pretrained is set"
         require(config, "data.normalization", config.data.normalization == "imagenet", known)
+        known = "empty where model.pretrained is set"
+        require(config, "model.init_from", not config.model.init_from, known)
+    for pattern, factor in config.optimizer.rates.items():
+        require(config, f"optimizer.rates.{pattern}", 0 <= factor < math.inf, "a factor >= 0")
     if config.loss.name in ("dice", "lovasz"):  # defined on classes, not on pixels
         known = f"0 where loss.name is {config.loss.name}"
         require(config, "loss.border_weight", config.loss.border_weight == 0, known)

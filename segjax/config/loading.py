@@ -14,7 +14,16 @@ import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 from ml_collections.config_dict import RequiredValueError
 
-from segjax.config.fields import CONDITIONS, GROUPS, check, default, flat, flat_default, require
+from segjax.config.fields import (
+    CONDITIONS,
+    GROUPS,
+    OPEN,
+    check,
+    default,
+    flat,
+    flat_default,
+    require,
+)
 from segjax.errors import UserError
 from segjax.system import stored
 from segjax.system.files import local_path
@@ -167,7 +176,8 @@ def override(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
     """Set fields by their dotted names.
 
     Text, as from the command line, is parsed to the type of the field. `model.options` accepts any
-    name: the model itself refuses options that it does not have.
+    name: the model itself refuses options that it does not have, and the optimizer patterns of
+    `optimizer.rates` that match no parameter.
 
     Raises:
       UserError: an unknown name or a wrong type.
@@ -181,7 +191,8 @@ def _assign(config: ConfigDict, name: str, value: Any, parse: bool = False) -> N
     owner: Any = config
     for parent in parents:
         owner = _get(owner, parent) if isinstance(owner, ConfigDict) else None
-    open_ended = parents == ["model", "options"]
+    group = ".".join(parents)
+    open_ended, is_factor = group in OPEN, group == "optimizer.rates"
     if not isinstance(owner, ConfigDict) or not (field in owner or open_ended):
         close = difflib.get_close_matches(name, flat(default()), n=1, cutoff=0.5)
         hint = f"; did you mean {close[0]!r}?" if close else ""
@@ -190,7 +201,7 @@ def _assign(config: ConfigDict, name: str, value: Any, parse: bool = False) -> N
         raise UserError(f"config field {name!r} is a group of fields, not one")
 
     # The default tells the type even where a config file has left a placeholder.
-    example = flat_default().get(name, _get(owner, field))
+    example = flat_default().get(name, 1.0 if is_factor else _get(owner, field))
     if parse:
         value = _parse(name, value, example)
     value = _plain(name, value, example)
@@ -198,6 +209,10 @@ def _assign(config: ConfigDict, name: str, value: Any, parse: bool = False) -> N
         value = (value,)
     if isinstance(example, bool) != isinstance(value, bool) and example is not None:
         raise _wrong_type(name, value, example)
+    if is_factor:  # a new field has no type that ConfigDict could check
+        if not isinstance(value, int | float):
+            raise _wrong_type(name, value, example)
+        value = float(value)
     try:
         with contextlib.nullcontext() if field in owner else owner.unlocked():
             owner[field] = value

@@ -18,7 +18,6 @@ Deviations:
 - Without `model.pretrained` all kernels of the front end but `final` start as He et al.'s.
 - `noise` around the identity is N(0, 0.01) as in the authors' code; in the paper the basic module
   has none. The large module needs it, to tell its copies of a class apart.
-- The doubled rate of biases is left out.
 - `width` and `fc_width` scale the front end; the paper's network has 64 and 4096.
 """
 

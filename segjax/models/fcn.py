@@ -12,10 +12,7 @@ Deviations:
 
 - `fcn4s`, with a skip from pool2, is ours, built like the others: its offsets align the pixels, and
   `at_once` scales pool2 by a hundredth of pool3's scale.
-- The staged networks are trained in stages by the authors, each from the one before. Here each
-  starts from VGG16 alone; `at_once` is their own network for that.
 - Without weights of VGG16, the kernels of the trunk, fc6 and fc7 are He et al.'s.
-- The doubled learning rate of biases is left out.
 - "nearest" and "bed_of_nails" are not the authors' but further choices of how to upsample, and so
   are `batch_norm`, which the SegNet paper's benchmark adds to every network, and the scaling by
   `width` and `fc_width`.

@@ -11,8 +11,8 @@ Deviations:
 - Its shift starts at 0 and not 0.001.
 - The local response normalization that opens SegNet-Basic is an input option of the loader
   (`data.normalization = "local_response"`) and not a layer, and sees RGB and not BGR.
-- Of the authors' solver, the doubled learning rate of biases and the decay of batch-normalization
-  scales are left out: `segjax.training.optimizers` decays kernels alone.
+- The decay of batch-normalization scales is left out: `segjax.training.optimizers` decays kernels
+  alone.
 - Pooling rounds odd sizes up, and unpooling crops to the size before the pool, at every level; the
   files say so only where 360x480 needs it.
 - `width` scales every layer but the last; the papers' networks have 64.

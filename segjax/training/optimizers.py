@@ -1,6 +1,11 @@
 """Optimizers and learning-rate schedules, built from optax."""
 
+import fnmatch
+import math
+from collections.abc import Mapping
+
 import jax
+import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
@@ -46,7 +51,8 @@ def create_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Grad
 
     Weight decay w applies to kernels, not to biases and batch normalization. It is the L2 penalty
     w / 2 * |kernel|^2, whose gradient is added before the momentum, as in Caffe, except for adamw,
-    where it is decoupled. The gradient is clipped first.
+    where it is decoupled. The gradient is clipped first. The rates of parameters are
+    those of `scaled`.
 
     Raises:
       UserError: the optimizer is unknown.
@@ -65,7 +71,58 @@ def create_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Grad
         parts.append(optax.adamw(schedule, weight_decay=decay, mask=decayed))
     else:
         raise UserError(f"unknown optimizer.name {config.name!r}; known: {', '.join(OPTIMIZERS)}")
-    return optax.chain(*parts)
+    return scaled(optax.chain(*parts), dict(config.rates))
+
+
+def scaled(
+    optimizer: optax.GradientTransformation, rates: Mapping[str, float]
+) -> optax.GradientTransformation:
+    """Return an optimizer whose learning rate has a factor for each parameter.
+
+    The factor is the product over the patterns that match the parameter's path, 1 without one. A
+    parameter of factor 0 keeps its bits: it has no weight decay, no share in the norm that is
+    clipped, and no state of the optimizer.
+
+    Args:
+      optimizer: of all parameters.
+      rates: {pattern: factor}; a `*` of a pattern also matches "/".
+
+    Raises:
+      UserError: by `init`; a pattern matches no parameter.
+    """
+    if not rates:
+        return optimizer
+
+    def factors(params):
+        def factor(path, _):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            return math.prod(x for each, x in rates.items() if fnmatch.fnmatchcase(name, each))
+
+        return jax.tree.map_with_path(factor, params)
+
+    trained = optax.masked(optimizer, lambda params: jax.tree.map(bool, factors(params)))
+
+    def init(params):
+        leaves = jax.tree.leaves_with_path(params)
+        names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+        for pattern in rates:
+            if not fnmatch.filter(names, pattern):
+                raise UserError(
+                    f"config field 'optimizer.rates.{pattern}' matches no parameter, expected the "
+                    f"path of one such as {names[0]}"
+                )
+        return trained.init(params)
+
+    def update(updates, state, params=None):
+        updates, state = trained.update(updates, state, params)
+        # Not +0, which would turn a parameter of -0 into +0.
+        return jax.tree.map(
+            lambda factor, x: factor * x if factor else jnp.full_like(x, -0.0),
+            factors(updates),
+            updates,
+        ), state
+
+    return optax.GradientTransformation(init, update)
 
 
 def decayed(params: optax.Params) -> optax.Params:

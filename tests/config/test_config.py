@@ -51,6 +51,7 @@ def test_text_is_parsed_to_the_type_of_the_field(path):
                 "--config.data.data_dir=7",
                 "--config.model.options.width=4",
                 "--config.model.options.dropout=0.5",
+                "--config.optimizer.rates.*/bias=2",
             ]
         ),
     )
@@ -63,6 +64,7 @@ def test_text_is_parsed_to_the_type_of_the_field(path):
     assert config.model.name == "segnet"
     assert config.data.data_dir == str(Path("7").absolute())
     assert config.model.options.to_dict() == {"width": 4, "dropout": 0.5}
+    assert repr(config.optimizer.rates.to_dict()) == "{'*/bias': 2.0}"
 
 
 @pytest.mark.parametrize(
@@ -101,6 +103,9 @@ def test_text_is_parsed_to_the_type_of_the_field(path):
         ("--config.optimizer.weight_decay=-1.0", "not negative"),
         ("--config.optimizer.step_every=0", "'optimizer.step_every' must be at least 1, found 0"),
         ("--config.optimizer.step_factor=0.0", "'optimizer.step_factor' must be positive"),
+        ("--config.optimizer.rates.*/bias=two", "'optimizer.rates.*/bias' is of type float"),
+        ("--config.optimizer.rates.*/bias=-2", "'optimizer.rates.*/bias' must be a factor >= 0"),
+        ("--config.optimizer.rates=2", "group of fields"),
         ("--config.best_metric=loss", "mean_iou or"),
         ("--config.wandb.mode=on", "disabled or offline"),
     ],
@@ -154,8 +159,8 @@ def write(folder, body, returned="config"):
         ("config.steps = 2**31", "'steps' must be below 2^31 / batch_size"),
         ("config.unlock().stepz = 3", "config has no field 'stepz'; did you mean 'steps'?"),
         ("del config.unlock()['seed']", "lacks field 'seed' of segjax.config.default()"),
-        ("config.model = {'name': 'unet'}", "lacks field 'model.pretrained'"),
-        ("config.model = None", "lacks field 'model.name'"),
+        ("config.model = {'name': 'unet'}", "lacks field 'model.init_from'"),
+        ("config.model = None", "lacks field 'model.init_from'"),
         ("config.model.options.foo = {}", "'model.options.foo' is a number, a truth value, text"),
         ("config.model.options.foo = {'a': 1}", "'model.options.foo' is a number"),
         ("config.model.options.foo = float('nan')", "'model.options.foo' must be finite"),
@@ -322,6 +327,8 @@ def test_digest_covers_only_the_experiment(path):
     assert digest(steps=999) != base
     assert digest(**{"loss.name": "dice"}) != base
     assert digest(**{"model.options.width": 9}) != base
+    assert digest(**{"optimizer.rates.*/bias": 2.0}) != base
+    assert digest(**{"model.init_from": "hf:a/b"}) != base
 
 
 def test_later_fields_at_defaults_leave_digest_unchanged(path, monkeypatch):

@@ -191,3 +191,64 @@ def test_unknown_names_are_refused():
     known = "constant, step, poly, cosine"
     with pytest.raises(UserError, match=f"unknown optimizer.schedule 'linear'; known: {known}$"):
         create_schedule(options(schedule="linear"), 10)
+
+
+def by_hand(params, gradients, factor):
+    """Run optax with one factor for all: clipped to 0.5, decay 0.5, momentum 0.9, rate 0.1."""
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(0.5),
+        optax.add_decayed_weights(0.5, mask=decayed),
+        optax.trace(0.9),
+        optax.scale(-0.1 * factor),
+    )
+    state = optimizer.init(params)
+    for gradient in gradients:
+        updates, state = optimizer.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+def test_rates_are_factors_of_groups_and_freeze():
+    gradients = [constant(1.0), constant(-2.0), constant(0.3)]
+    params = PARAMS | {"bn": {"scale": jnp.array([-0.0, 4.0]), "bias": jnp.array([0.0, -1.0])}}
+    part = options(name="sgd", momentum=0.9, weight_decay=0.5, clip_norm=0.5)
+    part.rates.update({"*/bias": 2.0, "conv/*": 5.0, "bn/*": 0.0})
+    moved = steps(part, gradients, params)[-1]
+
+    # What is frozen has no share in the norm. The gradients do not depend on the parameters, so
+    # each leaf can be followed alone.
+    trained = [{"conv": gradient["conv"]} for gradient in gradients]
+    for leaf, factor in (("kernel", 5.0), ("bias", 10.0)):
+        expected = by_hand({"conv": params["conv"]}, trained, factor)["conv"][leaf]
+        np.testing.assert_allclose(moved["conv"][leaf], expected, rtol=1e-6)
+    for leaf, value in params["bn"].items():
+        assert np.asarray(moved["bn"][leaf]).tobytes() == np.asarray(value).tobytes()
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_frozen_parameters_keep_their_bits_and_have_no_state(name):
+    part = options(name=name, weight_decay=0.1)
+    part.rates.update({"*/kernel": 0.0})
+    optimizer = create_optimizer(part, create_schedule(part, 10))
+    state = jax.eval_shape(optimizer.init, PARAMS)
+    assert PARAMS["conv"]["kernel"].shape not in [x.shape for x in jax.tree.leaves(state)]
+    moved = steps(part, [constant(1.0), constant(-3.0)])[-1]
+    assert moved["conv"]["kernel"].tobytes() == PARAMS["conv"]["kernel"].tobytes()
+    assert (moved["conv"]["bias"] != PARAMS["conv"]["bias"]).all()
+
+
+def test_without_rates_the_state_is_that_of_the_optimizer_alone():
+    part = options(name="adam")
+    schedule = create_schedule(part, 10)
+    state = create_optimizer(part, schedule).init(PARAMS)  # that of checkpoints from before
+    assert jax.tree.structure(state) == jax.tree.structure(
+        optax.chain(optax.adam(schedule)).init(PARAMS)
+    )
+
+
+def test_a_pattern_without_a_parameter_is_refused():
+    part = options()
+    part.rates.update({"*/bias": 2.0, "fc8*": 10.0})
+    said = r"^config field 'optimizer\.rates\.fc8\*' matches no parameter, .* such as bn/bias$"
+    with pytest.raises(UserError, match=said):
+        steps(part, [])
