@@ -129,8 +129,9 @@ def test_strips_are_no_higher_than_a_window():
 
 
 def experiment(resolution):
-    data = types.SimpleNamespace(resolution=resolution)
-    return types.SimpleNamespace(config=types.SimpleNamespace(data=data))
+    data = types.SimpleNamespace(resolution=resolution, fit="resize")
+    config, info = types.SimpleNamespace(data=data), types.SimpleNamespace(mean=(0.5,))
+    return types.SimpleNamespace(config=config, info=info)
 
 
 @pytest.mark.parametrize(
