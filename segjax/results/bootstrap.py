@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from segjax import metrics, results
-from segjax.errors import UserError
+from segjax.errors import UserError, listing
 from segjax.metrics import boundary
 from segjax.results.counts import Counts
 from segjax.results.schema import Row
@@ -48,6 +48,8 @@ def load(path: Path) -> tuple[Row, Counts]:
     beside = file.with_suffix(".npz")
     try:
         with np.load(io.BytesIO(beside.read_bytes())) as arrays:
+            if unknown := set(arrays) - {field.name for field in dataclasses.fields(Counts)}:
+                raise ValueError(f"it has {listing(sorted(unknown))}")
             confusion, boundaries = arrays["confusion"], arrays["boundary"]
             counts = Counts(confusion, boundaries, arrays.get("names"))
         total = counts.total
