@@ -48,11 +48,11 @@ def load(path: Path) -> tuple[Row, Counts]:
     beside = file.with_suffix(".npz")
     try:
         with np.load(io.BytesIO(beside.read_bytes())) as arrays:
-            if unknown := set(arrays) - {field.name for field in dataclasses.fields(Counts)}:
-                raise ValueError(f"it has {listing(sorted(unknown))}")
             confusion, boundaries = arrays["confusion"], arrays["boundary"]
             counts = Counts(confusion, boundaries, arrays.get("names"))
         total = counts.total
+        if unknown := set(arrays.files) - {field.name for field in dataclasses.fields(Counts)}:
+            raise ValueError(f"it has {listing(sorted(unknown))}")
     except FileNotFoundError:
         raise UserError(
             f"{beside} is missing: `segjax evaluate` writes the counts of each image"
