@@ -27,7 +27,7 @@ from segjax.results import bootstrap, schema
 from segjax.results.counts import Counts, write_counts
 from segjax.results.rows import write_row
 from segjax.results.summary import summarize
-from segjax.runs import experiment, tracking
+from segjax.runs import experiment
 from segjax.runs.checkpoint import Checkpoints, restore_template
 from segjax.runs.experiment import Description, Experiment
 from segjax.sweep import grids, slurm, slurm_script, status
@@ -86,7 +86,7 @@ def result(path, scenes):
 
     def read():
         row, found = bootstrap.load(path)
-        return row, [x.tolist() for x in vars(found).values()]
+        return row, [x if x is None else x.tolist() for x in vars(found).values()]
 
     return read, [path / "result.json", path / "result.npz"]
 
@@ -165,9 +165,9 @@ def sweep(path, scenes):
     own = path / "run"
     config(own, scenes)
     (path / "slurm").mkdir()
-    with tracking.MetricsLog(own / "metrics.jsonl", 0) as log:
-        for step in (1, 2, 3):
-            log.write(step, {"train/loss": 0.5, "train/images_per_second": 2.0})
+    logged = {"train/loss": 0.5, "train/images_per_second": 2.0, "val/mean_iou": 0.3}
+    lines = [json.dumps({"step": step, **logged}) for step in (1, 2, 3)]
+    (own / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     (own / "error.txt").write_text("segjax: it failed\n")
     (path / slurm_script.RUNS).write_text("run\tsegjax train --config x\n")
     entry = json.dumps({"job": "12", "submitted": "2026-01-01", "runs": ["run"]})
@@ -177,7 +177,7 @@ def sweep(path, scenes):
     def read():
         status.read_statuses([point], path)
         slurm.render_progress([point], path)
-        tracking.read_metrics(own / "metrics.jsonl")
+        groups.curves(groups.Run({}, own))
 
     return read, [path for path in path.rglob("*.*") if path.is_file()]
 

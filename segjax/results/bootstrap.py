@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from segjax import metrics, results
-from segjax.errors import UserError
+from segjax.errors import UserError, listing
 from segjax.metrics import boundary
 from segjax.results.counts import Counts
 from segjax.results.schema import Row
@@ -51,6 +51,8 @@ def load(path: Path) -> tuple[Row, Counts]:
             confusion, boundaries = arrays["confusion"], arrays.get("boundary")
             counts = Counts(confusion, boundaries, arrays.get("names"))
         total = counts.total
+        if unknown := set(arrays.files) - {field.name for field in dataclasses.fields(Counts)}:
+            raise ValueError(f"it has {listing(sorted(unknown))}")
     except FileNotFoundError:
         raise UserError(
             f"{beside} is missing: `segjax evaluate` writes the counts of each image"

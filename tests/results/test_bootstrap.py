@@ -150,7 +150,10 @@ def test_missing_or_damaged_files_are_named(two, tmp_path):
     whole = counts.read_bytes()
     counts.write_bytes(whole[:100])
     assert refusal(first, second).startswith(f"{counts} is damaged: ")
-    counts.write_bytes((first / "result.npz").read_bytes())
+    whole = (first / "result.npz").read_bytes()
+    counts.write_bytes(whole.replace(b"boundary", b"boundasy"))
+    assert refusal(first, second) == f"{counts} is damaged: it has boundasy"
+    counts.write_bytes(whole)
     assert (
         refusal(first, second)
         == f"{counts}: its counts do not add up to those of {second}/result.json"
