@@ -49,6 +49,25 @@ def test_groups_over_seeds_with_mean_and_sample_deviation():
     assert baseline.scores["boundary_f"] is None
 
 
+def test_measured_scores_are_columns_on_request_and_the_least_error_is_bold():
+    rows = [
+        make_row(boundary_iou=0.5, expected_calibration_error=0.1, per_image_mean_iou=0.6),
+        make_row(weights="segnet", confusion=BETTER, boundary_iou=0.4, per_image_mean_iou=None),
+        make_row(weights="enet", boundary_iou=0.6, expected_calibration_error=0.2),
+    ]
+    headings = ["boundary IoU", "mIoU per image", "calibration error"]
+    table = tables.table(summarize(rows))
+    cells = markdown_cells(draw(arrange(table, columns=headings), "markdown"))
+    made = {line[0]: line[-3:] for line in cells if line[0] in ("none", "segnet", "enet")}
+    assert cells[0][-3:] == headings
+    assert made == {
+        "none": ["50.0", "**60.0**", "**10.0**"],
+        "segnet": ["40.0", "-", "-"],
+        "enet": ["**60.0**", "-", "20.0"],
+    }
+    assert "boundary IoU" not in draw(table, "markdown")
+
+
 def test_the_interval_is_students_over_the_seeds():
     # The 97.5th percentiles of Student's t with 1 and 2 degrees of freedom, from printed tables.
     weighted, plain, baseline = summarize(some_rows())

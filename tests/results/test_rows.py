@@ -4,9 +4,11 @@ import os
 import re
 import subprocess
 
+import numpy as np
 import pytest
 
 from segjax import results
+from segjax.results.counts import Counts
 from support.errors import refusal
 from support.rows import make_baseline, make_row
 
@@ -181,6 +183,30 @@ def test_lengths_agree_with_the_class_names(tmp_path, name):
     row[name] = row[name][:2]
     message = refusal(results.write_row, tmp_path / "r.json", row)
     assert f"{name} has 2 entries, expected 3" in message
+
+
+def test_measured_fields_are_read_back_and_checked(tmp_path):
+    confusion = np.array([[[8, 2, 0], [1, 9, 0], [0, 0, 0]], [[3, 1, 0], [0, 4, 0], [0, 0, 0]]])
+    bins = np.zeros((2, 15, 3))
+    bins[0, 12], bins[1, 14] = (20, 17, 17.0), (8, 7, 7.5)
+    bands = np.array([[[3, 4], [0, 2], [0, 5]], [[2, 4], [4, 4], [0, 0]]])
+    counts = Counts(confusion, boundary_iou=bands, calibration=bins)
+    measured = results.measured(counts)
+    assert measured["boundary_iou"] == pytest.approx((5 / 8 + 4 / 6) / 2, abs=1e-15)
+    assert measured["per_class_boundary_iou"] == [5 / 8, 4 / 6, None]
+    assert measured["expected_calibration_error"] == pytest.approx(0.5 / 28, abs=1e-15)
+    assert set(results.measured(Counts(confusion))) == {"per_image_mean_iou"}
+
+    row = make_row(confusion=confusion.sum(0)) | measured
+    results.write_row(tmp_path / "result.json", row)
+    assert results.read([tmp_path]) == [row]
+    for name, wrong in (
+        ("per_class_boundary_iou", [0.5]),
+        ("boundary_iou", 1.5),
+        ("calibration", [[-1.0]]),
+    ):
+        message = refusal(results.write_row, tmp_path / "r.json", row | {name: wrong})
+        assert name in message
 
 
 def test_class_names_differ(tmp_path):
