@@ -148,9 +148,9 @@ def open_stored(name: str, data_dir: Path) -> tfds.core.DatasetBuilder:
     """
     try:
         stored = tfds.builder(name, data_dir=data_dir)
-    except (tfds.core.DatasetNotFoundError, ValueError, RuntimeError) as error:
-        message = str(error).strip().splitlines()[0]
-        raise UserError(f"dataset tfds:{name}: TFDS has none such: {message}") from None
+    except Exception as error:  # of the dataset's own code, or of the files that are there
+        message = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"dataset tfds:{name}: TFDS cannot open it: {message}") from error
     where = f"--data_dir={shlex.quote(str(data_dir))}"
     if not stored.info.splits:
         manual = "download its files by hand, then " if stored.MANUAL_DOWNLOAD_INSTRUCTIONS else ""
@@ -256,7 +256,11 @@ class Tfds(builders.OwnDataset):
         known = {value: k for k, entry in enumerate(options.classes) for value in entry[1:]}
         known |= dict.fromkeys(options.void, VOID)
         for place in range(len(records)):
-            record = records[place]
+            try:
+                record = records[place]
+            except Exception as error:  # of the readers of records and of protobufs
+                where = f"tfds:{self.dataset} {expression}, example {place}"
+                raise UserError(f"{where} cannot be read: {error}") from error
             name = "_".join([f"{place:06d}", *(record[key].decode() for key in texts[:1])])
             where = f"tfds:{self.dataset} {expression}, example {place} ({name})"
             with _decoded(record[options.image], where) as picture:

@@ -1,6 +1,7 @@
 """Datasets of TFDS: tiny ones with the features of the presets; splits, values and traps."""
 
 import io
+import re
 
 import numpy as np
 import pytest
@@ -207,7 +208,7 @@ def test_options_that_do_not_suit_are_refused(pets, options, said):
         ("voc/2012", "it has boxes, no masks; make a folder"),
         ("scene_parse150", "its masks are of instances (annotations_instance.tar)"),
         ("", "has no name"),
-        ("no_such", "TFDS has none such: Dataset no_such not found."),
+        ("no_such", "TFDS cannot open it: Dataset no_such not found."),
         ("oxford_iiit_pet", "--file_format=array_record --data_dir="),
         ("cityscapes", "download its files by hand, then prepare it once with tfds build"),
     ],
@@ -216,6 +217,26 @@ def test_traps_and_what_is_not_prepared_are_named(tmp_path, name, said):
     message = refusal(datasets.info, f"tfds:{name}", data_dir=tmp_path, resolution=(24, 32))
     assert said in message
     assert "\n" not in message
+
+
+def test_a_dataset_that_is_no_array_record_is_refused(pets):
+    path = pets / "oxford_iiit_pet" / "4.0.0" / "dataset_info.json"
+    path.write_text(path.read_text().replace("array_record", "tfrecord"))
+    said = refusal(datasets.info, "tfds:oxford_iiit_pet", resolution=(24, 32))
+    assert "4.0.0 is stored as tfrecord, expected array_record: prepare it again with tfds" in said
+    path.write_text("{")
+    said = refusal(datasets.info, "tfds:oxford_iiit_pet", resolution=(24, 32))
+    assert "TFDS cannot open it" in said
+
+
+def test_a_damaged_record_is_named(pets):
+    (path,) = (pets / "oxford_iiit_pet" / "4.0.0").glob("*-train.array_record*")
+    content = bytearray(path.read_bytes())
+    for place in range(1000, len(content) // 2, 500):
+        content[place] ^= 1
+    path.write_bytes(content)
+    said = refusal(datasets.info, "tfds:oxford_iiit_pet", resolution=(24, 32))
+    assert re.search(r"tfds:oxford_iiit_pet train\[:80%\], example \d cannot be read: ", said)
 
 
 def test_a_dataset_without_a_preset_needs_classes(tmp_path):

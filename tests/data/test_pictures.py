@@ -140,17 +140,27 @@ def test_heat_runs_from_black_by_red_and_yellow_to_white():
         np.zeros((2, 3, 3)),
         np.zeros((2, 3, 3), np.uint16),
         np.zeros((2, 3, 3), np.int64),
-        np.zeros((2, 3, 4), np.uint8),
+        np.zeros((2, 3, 0), np.uint8),
         np.zeros((2, 3), np.uint8),
         np.zeros((1, 2, 3, 3), np.uint8),
     ],
 )
 def test_pictures_of_another_type_or_shape_are_refused(image):
-    message = r"^image of shape .* and type .*, expected uint8 \(H, W, 3\) RGB or \(H, W, 1\) gray$"
+    message = (
+        r"^image of shape .* and type .*, expected uint8 \(H, W, 3\) RGB, \(H, W, 1\) gray or "
+    )
     with pytest.raises(UserError, match=message):
         pictures.grid([[image]])
     with pytest.raises(UserError, match=message):
         pictures.overlay(image, LABEL, PALETTE)
+
+
+@pytest.mark.parametrize(("channels", "visible"), [(1, 1), (2, 1), (3, 3), (5, 3)])
+def test_of_many_channels_the_first_are_shown(channels, visible):
+    image = np.arange(6 * channels, dtype=np.uint8).reshape(2, 3, channels)
+    np.testing.assert_array_equal(pictures.shown(image), image[..., :visible])
+    blended = pictures.overlay(image, LABEL, PALETTE)
+    np.testing.assert_array_equal(blended, pictures.overlay(image[..., :visible], LABEL, PALETTE))
 
 
 def test_shapes_that_would_be_broadcast_are_refused():

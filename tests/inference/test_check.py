@@ -77,12 +77,14 @@ def test_everything_that_needs_a_person_is_named(folder, capsys):
 
 def test_ghosts_of_jpeg_in_a_png_are_told_from_a_stray_value(folder, capsys):
     masks = folder / "train" / "masks"
-    Image.open(masks / "train0.png").save(masks / "lossy.jpg", quality=40)
+    rows, columns = np.mgrid[:32, :48]
+    disk = 255 * ((rows - 16) ** 2 + (columns - 20) ** 2 < 100)
+    Image.fromarray(disk.astype(np.uint8)).save(masks / "lossy.jpg", quality=40)
     Image.open(masks / "lossy.jpg").save(masks / "train0.png")
     (masks / "lossy.jpg").unlink()
     assert main(["data", "check", str(folder)]) == 1
     said = capsys.readouterr().out.splitlines()
-    (line,) = [line for line in said if "ghosts" in line]
+    (line,) = [line for line in said if "(ghosts)" in line]
     assert line.startswith("PROBLEM: 1 masks have 4 or more undeclared values, as JPEG or a smooth")
     assert line.endswith(f"as PNG by nearest neighbor: {masks / 'train0.png'}")
     # Of many values the most frequent are listed.
