@@ -58,7 +58,7 @@ def load(
     """Load a trained run: `.predict(image)`, `.predict_proba(image)`, `.evaluate(split)`, `.row`.
 
     Args:
-      workdir: the run directory.
+      workdir: the run directory, an exported folder, or `hf:user/name` on the Hugging Face hub.
       checkpoint: final, best or latest; None: final if the run is finished, otherwise best.
       data_dir: folder of the prepared datasets, if it differs from training.
 

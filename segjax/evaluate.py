@@ -20,6 +20,7 @@ from segjax.inference.scoring import (
     result_row,
 )
 from segjax.results.counts import Counts
+from segjax.runs import hub
 from segjax.runs.experiment import Description, Experiment, load_variables, open_run
 from segjax.training import parallel
 
@@ -41,7 +42,8 @@ def evaluate_workdirs(
     """Evaluate a checkpoint of a workdir, or the mean probabilities of several, on a split.
 
     Args:
-      workdirs: of trained runs with the same dataset, resolution and classes.
+      workdirs: of trained runs with the same dataset, resolution and classes; `hf:user/name` is one
+        on the hub.
       split: train, val or test.
       kind: final, best or latest checkpoint; None: final if it exists, otherwise best. With
         `recompute_batch_norm` the statistics are recomputed first (in `final` they already are).
@@ -56,12 +58,15 @@ def evaluate_workdirs(
       calibration: also measure the expected calibration error.
 
     Returns:
-      The path for the row, in the first workdir; the row; and the counts it is computed from.
+      The path for the row, in the first workdir (user/name for one on the hub); the row; and the
+      counts it is computed from.
 
     Raises:
       UserError: a workdir holds no run or is given twice, or the runs differ in dataset, resolution
         or classes.
     """
+    target = Path(str(workdirs[0]).removeprefix(hub.PREFIX))
+    workdirs = [hub.locate(workdir) for workdir in workdirs]
     runs = _open_alike(workdirs, data_dir)
     first = runs[0][0]
     native = native or window is not None
@@ -134,7 +139,7 @@ def evaluate_workdirs(
     names += [f"views {transforms}".replace(" ", "_")] if transforms else []
     names += [f"with_{Path(os.path.realpath(workdir)).name}" for workdir in workdirs[1:]]
     names += [f"crf_{dense_crf.describe(crf)}"] if crf else []
-    return workdirs[0] / f"{'_'.join(names)}.json", row, counts
+    return target / f"{'_'.join(names)}.json", row, counts
 
 
 def _open_alike(workdirs, data_dir):

@@ -20,10 +20,9 @@ from segjax.data import loader
 from segjax.errors import Diverged, Stopped, UserError
 from segjax.inference import outputs
 from segjax.inference.scoring import build_evaluator, recompute_batch_norm, result_row
-from segjax.models import pretrained
 from segjax.results.counts import write_counts
 from segjax.results.schema import Row
-from segjax.runs import experiment, processes
+from segjax.runs import experiment, initial, processes
 from segjax.runs.checkpoint import Checkpoints, restore_template
 from segjax.runs.experiment import Description, Experiment
 from segjax.runs.log import TrainingLog
@@ -129,8 +128,8 @@ def train(config: ConfigDict, workdir: Path, description: Description) -> Row:
             state, facts = found
             step, seconds = facts["steps"], facts["seconds"]
         else:
-            if config.model.pretrained:
-                variables = pretrained.fill(state.variables, config.model.pretrained)
+            if config.model.pretrained or config.model.init_from:
+                variables = initial.fill(run, state.variables)
                 ema = jax.tree.map(jnp.copy, variables) if state.ema else {}
                 placed = state.replace(variables=variables, ema=ema)
                 placed = parallel.place(placed, run.devices)

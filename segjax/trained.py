@@ -15,7 +15,7 @@ from segjax.data import images
 from segjax.errors import UserError
 from segjax.inference import outputs, windows
 from segjax.results.schema import Row
-from segjax.runs import compilation_cache
+from segjax.runs import compilation_cache, hub
 from segjax.runs.experiment import Description, load_variables, open_run
 from segjax.training import parallel
 
@@ -26,7 +26,7 @@ class TrainedRun:
     """The network of a run directory, loaded by `segjax.load`.
 
     Attributes:
-      workdir: the run directory.
+      workdir: the run directory, or the folder in the hub's cache.
       config: the run's config, locked.
       classes: the names of the K classes, in the order of the labels.
       palette: their colors, K RGB triples.
@@ -35,7 +35,7 @@ class TrainedRun:
     def __init__(
         self, workdir: PathLike, checkpoint: str | None = None, data_dir: str | None = None
     ):
-        self.workdir = Path(workdir).expanduser()
+        self.workdir = hub.locate(workdir)
         self._checkpoint, self._data_dir = checkpoint, data_dir
         self._experiment, _ = open_run(self.workdir, data_dir)
         variables, _ = load_variables(self._experiment, self.workdir, checkpoint)

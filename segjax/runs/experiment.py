@@ -20,6 +20,7 @@ from segjax import models
 from segjax.data import catalog, datasets, loader
 from segjax.errors import UserError
 from segjax.results import schema
+from segjax.runs import weights
 from segjax.runs.checkpoint import Checkpoints
 from segjax.system import locks, stored
 from segjax.system.files import write_whole
@@ -315,7 +316,7 @@ def load_variables(
 
     Args:
       experiment: of the workdir; the variables are placed on its devices.
-      workdir: the run directory.
+      workdir: the run directory, or an exported folder, which has the weights of one checkpoint.
       kind: final (batch normalization recomputed if `recompute_batch_norm`), best or latest; None:
         final if it exists, otherwise best.
 
@@ -323,18 +324,23 @@ def load_variables(
       UserError: the workdir has no such checkpoint, or it belongs to another config.
     """
     config = experiment.config
+    optimizer = optimizers.create_optimizer(
+        config.optimizer, optimizers.create_schedule(config.optimizer, config.steps)
+    )
+    state = steps.abstract_state(experiment.model, optimizer, config, len(experiment.info.mean))
+    if (workdir / weights.FILE).is_file():
+        variables, facts = weights.restore(workdir / weights.FILE, state.evaluated())
+        if kind not in (None, facts["kind"]):
+            raise UserError(f"{workdir} has the weights of checkpoint {facts['kind']}, not {kind}")
+        return parallel.place(variables, experiment.devices), facts
     with Checkpoints(workdir, read_only=True) as checkpoints:
         kind = kind or ("final" if checkpoints.step("final") is not None else "best")
         step = checkpoints.step(kind)
         if step is None:
             raise UserError(f"{workdir} has no {kind} checkpoint")
-        optimizer = optimizers.create_optimizer(
-            config.optimizer, optimizers.create_schedule(config.optimizer, config.steps)
-        )
         sharding = jax.sharding.SingleDeviceSharding(experiment.devices[0])
         state = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-            steps.abstract_state(experiment.model, optimizer, config, len(experiment.info.mean)),
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state
         )
         restored = checkpoints.restore(kind, state.evaluated() if kind == "final" else state)
         facts = {"kind": kind, **checkpoints.facts(kind)}

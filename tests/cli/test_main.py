@@ -11,7 +11,8 @@ from segjax.cli.main import main, parser
 from segjax.ops.onednn import build
 
 COMMANDS = (
-    *("data", "train", "evaluate", "predict", "sweep", "table", "picture", "preview", "floors"),
+    *("data", "train", "evaluate", "predict", "export", "push", "sweep"),
+    *("table", "picture", "preview", "floors"),
     *("models", "figures", "report", "benchmark", "reproduce"),
 )
 

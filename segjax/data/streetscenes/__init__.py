@@ -13,6 +13,7 @@ from segjax.errors import UserError
 
 CLASS_NAMES = camvid.CLASS_NAMES
 PALETTE = camvid.PALETTE
+LICENSE = "Apache-2.0 (drawn by segjax)"
 MADE_ON_FIRST_USE = True
 
 DEFAULT_RESOLUTION = (96, 128)

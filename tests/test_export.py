@@ -1,0 +1,175 @@
+"""Exported networks give the labels of the run: as weights, from the hub, and as a program."""
+
+import json
+import re
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+
+import segjax
+from segjax import export
+from segjax.cli.main import main
+from segjax.errors import UserError
+from segjax.inference import outputs
+from segjax.predict import network_size
+from segjax.runs import experiment
+from support import hub
+from support.errors import refusal
+from support.runs import arrays, tiny_config, train_smoke
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory, scenes_data_dir):
+    """Return the workdir of a run of two steps on one device."""
+    return train_smoke(tmp_path_factory.mktemp("smoke") / "run", scenes_data_dir)
+
+
+@pytest.fixture(scope="module")
+def exported(workdir, tmp_path_factory):
+    """Return the folder of its exported weights."""
+    folder = tmp_path_factory.mktemp("exported") / "weights"
+    assert main(["export", str(workdir), "--output", str(folder)]) == 0
+    return folder
+
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (37, 61, 3), np.uint8)
+
+
+def predicted(workdir, folder, pixels=PIXELS):
+    """The label map that `segjax predict` writes."""
+    Image.fromarray(pixels).save(folder / "street.png")
+    command = ["predict", str(folder / "street.png"), "--workdir", str(workdir)]
+    assert main([*command, "--output", str(folder / "out")]) == 0
+    with Image.open(folder / "out" / "street.png") as label:
+        return np.asarray(label)
+
+
+def test_the_arrays_are_those_of_the_checkpoint(workdir, exported):
+    found = load_file(exported / "model.safetensors")
+    saved = arrays(workdir, "final")
+    assert {f"['{name}']".replace("/", "']['"): x.tobytes() for name, x in found.items()} == {
+        name: x.tobytes() for name, x in saved.items()
+    }
+    assert any(name.startswith("batch_stats/") for name in found)
+    assert {x.dtype for x in found.values()} == {np.dtype(np.float32)}
+
+
+def test_an_exported_folder_is_opened_like_the_run(workdir, exported, tmp_path, scenes_data_dir):
+    run = segjax.load(exported)
+    np.testing.assert_array_equal(run.predict(PIXELS), predicted(workdir, tmp_path), strict=True)
+    np.testing.assert_array_equal(predicted(exported, tmp_path), run.predict(PIXELS))
+    assert run.row == json.loads((workdir / "result.json").read_text())
+    assert run.config.data.data_dir == ""  # no path of this machine
+    arguments = ["evaluate", "--workdir", str(exported), "--data-dir", str(scenes_data_dir)]
+    assert main(arguments) == 0
+    row = json.loads((exported / "evaluation_test_final.json").read_text())
+    own = {"finished": "", "device": ""}  # it is evaluated on two devices
+    assert {**row, **own} == {**run.row, **own}
+    with pytest.raises(UserError, match="has the weights of checkpoint final, not best"):
+        segjax.load(exported, "best")
+
+
+def test_pushed_to_the_hub_and_loaded_elsewhere(workdir, tmp_path, monkeypatch, capsys):
+    expected = predicted(workdir, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with hub.serve(monkeypatch, tmp_path / "cache") as repositories:
+        assert main(["push", str(workdir), "someone/street"]) == 0
+        assert capsys.readouterr().out.endswith("/someone/street\n")
+        files = repositories["someone/street"]
+        assert set(files) == {"README.md", "config.json", "model.safetensors", "result.json"}
+        assert files["result.json"] == (workdir / "result.json").read_bytes()
+        card = files["README.md"].decode()
+        row = json.loads(files["result.json"])
+        assert f"| mean IoU | {100 * row['mean_iou']:.1f} |" in card
+        assert "| license of the data | Apache-2.0 (drawn by segjax) |" in card
+        assert row["command"] in card
+        np.testing.assert_array_equal(predicted("hf:someone/street", tmp_path), expected)
+        np.testing.assert_array_equal(segjax.load("hf:someone/street").predict(PIXELS), expected)
+        said = refusal(segjax.load, "hf:someone/other")
+        assert said.startswith("hf:someone/other cannot be downloaded: ")
+        monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+        said = refusal(export.push, workdir, "someone/street")
+        assert said.startswith("someone/street cannot be uploaded: ")
+    assert refusal(segjax.load, "hf:street").endswith(
+        "expected hf:user/name or hf:user/name@revision"
+    )
+
+
+BARE = """
+import sys, jax, numpy
+assert not any(name.split(".")[0] == "segjax" for name in sys.modules)
+with open(sys.argv[1], "rb") as file:
+    exported = jax.export.deserialize(bytearray(file.read()))
+assert exported.platforms == ("cpu", "cuda", "tpu")
+numpy.save(sys.argv[3], exported.call(numpy.load(sys.argv[2])))
+"""
+
+
+def run_bare(program, images, folder):
+    """Run an exported program in a process that imports JAX and NumPy alone."""
+    np.save(folder / "images.npy", images)
+    files = [str(x) for x in (program, folder / "images.npy", folder / "labels.npy")]
+    subprocess.run([sys.executable, "-I", "-c", BARE, *files], check=True, cwd=folder)
+    return np.load(folder / "labels.npy")
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "scores"),
+    [
+        ("segnet", {"width": 2}, "conv1_1_D"),  # unpools by indices
+        # Its pools overlap, and it interpolates.
+        ("deeplab_largefov", {"width": 4, "fc_width": 32}, "fc8"),
+    ],
+)
+def test_a_program_gives_the_labels_of_predict(model, options, scores, scenes_data_dir, tmp_path):
+    config = tiny_config(scenes_data_dir, model__name=model, model__options=options, num_devices=2)
+    run = experiment.create(config)
+    image = np.zeros((1, 24, 32, 3), np.float32)
+    variables = jax.jit(lambda key: run.model.init(key, image, train=False))(jax.random.key(0))
+    images = np.stack([PIXELS, PIXELS[::-1], PIXELS])
+    size = network_size(run, PIXELS.shape[:2], False)
+    logits = outputs.resized(outputs.logits(run), size)
+    mean = jax.jit(logits)(variables, images / np.float32(255), None).mean((0, 1, 2))
+    variables["params"][scores]["bias"] -= mean  # or the random network may have one class alone
+    labels = outputs.build_predictor(run, size)
+    expected = labels(variables, images)
+    assert len(np.unique(expected)) > 1
+
+    path = tmp_path / "model.stablehlo"
+    path.write_bytes(export.program(run, variables, PIXELS.shape[:2]))
+    found = run_bare(path, images, tmp_path)
+    np.testing.assert_array_equal(found, expected, strict=True)
+    exported = jax.export.deserialize(
+        bytearray(export.program(run, variables, PIXELS.shape[:2], logits=True))
+    )
+    logits = exported.call(images[:1])
+    assert (logits.dtype, logits.shape) == (np.float32, (1, 37, 61, 11))
+    np.testing.assert_array_equal(logits.argmax(-1), expected[:1])
+    module = exported.mlir_module()
+    assert "stablehlo.convolution" in module
+    assert set(re.findall(r"custom_call @(\w+)", module)) == {"shape_assertion"}  # none of ours
+
+
+def test_the_program_of_a_run_takes_images_of_training(workdir, tmp_path):
+    pixels = PIXELS[:24, :32]
+    expected = predicted(workdir, tmp_path, pixels)
+    command = ["export", str(workdir), "--format", "stablehlo", "--output", str(tmp_path / "new")]
+    assert main(command) == 0
+    labels = run_bare(tmp_path / "new" / "model.stablehlo", pixels[None], tmp_path)
+    np.testing.assert_array_equal(labels, expected[None], strict=True)
+
+
+def test_what_cannot_be_exported_is_refused(workdir, tmp_path, capsys):
+    assert main(["export", str(workdir), "--output", str(workdir)]) == 2
+    assert "is a run directory" in capsys.readouterr().err
+    assert main(["export", str(workdir), "--output", str(tmp_path), "--logits"]) == 2
+    assert "--size and --logits need --format stablehlo" in capsys.readouterr().err
+    assert main(["push", str(tmp_path), "a/b"]) == 2
+    assert "has no result.json, expected a finished run" in capsys.readouterr().err
+    assert main(["push", str(workdir), "a"]) == 2
+    assert "expected user/name" in capsys.readouterr().err
