@@ -13,7 +13,6 @@ from segjax.data import datasets
 from segjax.errors import UserError
 from segjax.inference import outputs
 from segjax.ops.platform import shapes_only
-from segjax.predict import network_size
 from segjax.results.schema import Row
 from segjax.runs import experiment, hub, weights
 from segjax.runs.experiment import Experiment, load_variables, open_run
@@ -76,7 +75,7 @@ def program(
     """Return a network, weights inside, as a serialized `jax.export.Exported` of StableHLO.
 
     It maps images, uint8 (B, H, W, C) with any B, to labels, uint8 (B, H, W), those of
-    `segjax predict` up to rounding, and is lowered for `PLATFORMS` without any kernel of ours:
+    `segjax predict --native` up to rounding, and is lowered for `PLATFORMS` without any kernel of ours:
 
         jax.export.deserialize(bytearray(open("model.stablehlo", "rb").read())).call(images)
 
@@ -87,7 +86,7 @@ def program(
       logits: return float32 (B, H, W, K), whose greatest is the label.
     """
     size = size or tuple(run.config.data.resolution)
-    output = outputs.resized(outputs.logits(run), network_size(run, size, native=False))
+    output = outputs.logits(run)
     constants = jax.device_get(variables)
 
     def network(images):

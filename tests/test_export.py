@@ -16,7 +16,6 @@ from segjax import export
 from segjax.cli.main import main
 from segjax.errors import UserError
 from segjax.inference import outputs
-from segjax.predict import network_size
 from segjax.runs import experiment
 from support import hub
 from support.errors import refusal
@@ -40,11 +39,11 @@ def exported(workdir, tmp_path_factory):
 PIXELS = np.random.default_rng(0).integers(0, 256, (37, 61, 3), np.uint8)
 
 
-def predicted(workdir, folder, pixels=PIXELS):
+def predicted(workdir, folder, *flags, pixels=PIXELS):
     """The label map that `segjax predict` writes."""
     Image.fromarray(pixels).save(folder / "street.png")
     command = ["predict", str(folder / "street.png"), "--workdir", str(workdir)]
-    assert main([*command, "--output", str(folder / "out")]) == 0
+    assert main([*command, "--output", str(folder / "out"), *flags]) == 0
     with Image.open(folder / "out" / "street.png") as label:
         return np.asarray(label)
 
@@ -132,11 +131,9 @@ def test_a_program_gives_the_labels_of_predict(model, options, scores, scenes_da
     image = np.zeros((1, 24, 32, 3), np.float32)
     variables = jax.jit(lambda key: run.model.init(key, image, train=False))(jax.random.key(0))
     images = np.stack([PIXELS, PIXELS[::-1], PIXELS])
-    size = network_size(run, PIXELS.shape[:2], False)
-    logits = outputs.resized(outputs.logits(run), size)
-    mean = jax.jit(logits)(variables, images / np.float32(255), None).mean((0, 1, 2))
+    mean = jax.jit(outputs.logits(run))(variables, images / np.float32(255), None).mean((0, 1, 2))
     variables["params"][scores]["bias"] -= mean  # or the random network may have one class alone
-    labels = outputs.build_predictor(run, size)
+    labels = outputs.build_predictor(run)
     expected = labels(variables, images)
     assert len(np.unique(expected)) > 1
 
@@ -155,10 +152,13 @@ def test_a_program_gives_the_labels_of_predict(model, options, scores, scenes_da
     assert set(re.findall(r"custom_call @(\w+)", module)) == {"shape_assertion"}  # none of ours
 
 
-def test_the_program_of_a_run_takes_images_of_training(workdir, tmp_path):
-    pixels = PIXELS[:24, :32]
-    expected = predicted(workdir, tmp_path, pixels)
+@pytest.mark.parametrize("size", [(24, 32), (37, 61)])
+def test_the_program_of_a_run_gives_the_labels_of_predict_native(workdir, tmp_path, size):
+    pixels = PIXELS[: size[0], : size[1]]
+    expected = predicted(workdir, tmp_path, "--native", pixels=pixels)
     command = ["export", str(workdir), "--format", "stablehlo", "--output", str(tmp_path / "new")]
+    if size != (24, 32):  # that of training
+        command += ["--size", "37x61"]
     assert main(command) == 0
     labels = run_bare(tmp_path / "new" / "model.stablehlo", pixels[None], tmp_path)
     np.testing.assert_array_equal(labels, expected[None], strict=True)

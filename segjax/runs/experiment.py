@@ -344,8 +344,8 @@ def load_variables(
         )
         restored = checkpoints.restore(kind, state.evaluated() if kind == "final" else state)
         facts = {"kind": kind, **checkpoints.facts(kind)}
-    identity = f"{configs.digest(config)}, seed {config.seed}"
-    if facts.get("config", identity) != identity:
+    expected = identity(config)
+    if facts.get("config", expected) != expected:
         raise UserError(
             f"checkpoint {kind} in {workdir} belongs to another config than its config.json"
         )
