@@ -75,7 +75,8 @@ def program(
     """Return a network, weights inside, as a serialized `jax.export.Exported` of StableHLO.
 
     It maps images, uint8 (B, H, W, C) with any B, to labels, uint8 (B, H, W), those of
-    `segjax predict --native` up to rounding, and is lowered for `PLATFORMS` without any kernel of ours:
+    `segjax predict --native` up to rounding, and is lowered for `PLATFORMS` without any kernel of
+    ours:
 
         jax.export.deserialize(bytearray(open("model.stablehlo", "rb").read())).call(images)
 
