@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 import segjax
-from segjax import export
+from segjax import export, results
 from segjax.cli.main import main
 from segjax.errors import UserError
 from segjax.inference import outputs
@@ -62,11 +62,11 @@ def test_an_exported_folder_is_opened_like_the_run(workdir, exported, tmp_path, 
     run = segjax.load(exported)
     np.testing.assert_array_equal(run.predict(PIXELS), predicted(workdir, tmp_path), strict=True)
     np.testing.assert_array_equal(predicted(exported, tmp_path), run.predict(PIXELS))
-    assert run.row == json.loads((workdir / "result.json").read_text())
+    assert run.row == results.read([workdir / "result.json"])[0]
     assert run.config.data.data_dir == ""  # no path of this machine
     arguments = ["evaluate", "--workdir", str(exported), "--data-dir", str(scenes_data_dir)]
     assert main(arguments) == 0
-    row = json.loads((exported / "evaluation_test_final.json").read_text())
+    row = results.read([exported / "evaluation_test_final.json"])[0]
     own = {"finished": "", "device": ""}  # it is evaluated on two devices
     assert {**row, **own} == {**run.row, **own}
     with pytest.raises(UserError, match="has the weights of checkpoint final, not best"):
@@ -161,7 +161,8 @@ def test_the_program_of_a_run_gives_the_labels_of_predict_native(workdir, tmp_pa
         command += ["--size", "37x61"]
     assert main(command) == 0
     labels = run_bare(tmp_path / "new" / "model.stablehlo", pixels[None], tmp_path)
-    np.testing.assert_array_equal(labels, expected[None], strict=True)
+    assert (labels.shape, labels.dtype) == ((1, *size), np.uint8)
+    assert (labels != expected).mean() < 0.01  # in bfloat16 classes tie
 
 
 def test_what_cannot_be_exported_is_refused(workdir, tmp_path, capsys):
