@@ -11,8 +11,9 @@ DETAILS = (
     "Writes PNG files. Label maps have the size of their images and are indexed: the pixels are "
     "class ids, which PIL.Image.open gives; OpenCV gives the colors of the palette. Files with "
     "several pages or frames give NAME_0.png, NAME_1.png and so on. Images keep their aspect "
-    "ratio, even if the training resolution had changed that of its images; with data.fit "
-    "letterbox or crop they have the scale of training. Arrays of N channels are .npy files."
+    "ratio, even if the training resolution had changed that of its images, unless --squash is "
+    "given; with data.fit letterbox or crop they have the scale of training. Arrays of N channels "
+    "are .npy files."
 )
 
 
