@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from segjax import config as configs
 from segjax import models
-from segjax.data import catalog, datasets, loader
+from segjax.data import catalog, datasets, loader, modules
 from segjax.errors import UserError
 from segjax.runs.checkpoint import Checkpoints
 from segjax.system.files import write_whole
@@ -59,6 +59,8 @@ class Experiment:
           UserError: its data are not those of the run.
         """
         data = self.config.data
+        if self.info.origin:
+            modules.search(self.info.origin)
         source = datasets.open_split(data.dataset, split, **_place(data), fit=data.fit)
         _require_digest(data.dataset, split, source.digest, self.info)
         return source
