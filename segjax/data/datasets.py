@@ -288,6 +288,7 @@ def _info(
         std=splits["train"].std,
         splits=splits,
         resolution=_size(name, builder, resolution),
+        origin=builder.origin if isinstance(builder, modules.Module) else "",
     )
 
 

@@ -46,6 +46,12 @@ def check_name(name: str) -> None:
         )
 
 
+def search(folder: str) -> None:
+    """Let modules be found in a folder, after all others, so that it hides none of them."""
+    if folder not in sys.path:
+        sys.path.append(folder)
+
+
 def load(name: str) -> ModuleType:
     """Import a module, also from the current folder.
 
@@ -53,8 +59,7 @@ def load(name: str) -> ModuleType:
       UserError: there is none, or it fails.
     """
     here = os.getcwd()
-    if here not in sys.path:
-        sys.path.append(here)  # the `segjax` command lacks it; last, so that it hides nothing
+    search(here)  # the `segjax` command lacks it
     importlib.invalidate_caches()
     try:
         return importlib.import_module(name)
@@ -83,6 +88,7 @@ class Module(builders.OwnDataset):
 
     def __init__(self, *, module: ModuleType, **kwargs: Any):
         self.module = module
+        self.origin = _origin(module)
         names, palette, channels, splits = read_description(module)
         file = getattr(module, "__file__", None)
         source = Path(file).read_bytes() if file else b""
@@ -146,6 +152,15 @@ class Module(builders.OwnDataset):
         expected = f"expected 0 to {classes[-1]}, or {VOID} for void"
         label = builders.map_labels(label, known, where, expected)
         return image, label, str(example[2]) if len(example) == 3 else default
+
+
+def _origin(module: ModuleType) -> str:
+    """Return the folder in which the import of a module began; "" if it has no file."""
+    if not getattr(module, "__file__", None):
+        return ""
+    path = Path(str(module.__file__)).absolute()
+    depth = module.__name__.count(".") + (path.stem == "__init__")
+    return str(path.parents[depth])
 
 
 def read_description(module: ModuleType) -> tuple[Any, Any, int, Any]:

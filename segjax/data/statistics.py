@@ -56,6 +56,7 @@ class DatasetInfo:
     std: tuple[float, ...]
     splits: dict[str, SplitInfo]
     resolution: tuple[int, int]
+    origin: str = ""  # folder in which the module of module:NAME was found
 
 
 class Tally:

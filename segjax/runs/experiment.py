@@ -17,7 +17,7 @@ from typing_extensions import TypedDict  # pydantic refuses that of Python 3.11
 
 from segjax import config as configs
 from segjax import models
-from segjax.data import catalog, datasets, loader
+from segjax.data import catalog, datasets, loader, modules
 from segjax.errors import UserError
 from segjax.results import schema
 from segjax.runs import weights
@@ -78,6 +78,8 @@ class Experiment:
           UserError: its data are not those of the run.
         """
         data = self.config.data
+        if self.info.origin:
+            modules.search(self.info.origin)
         source = datasets.open_split(
             data.dataset, split, **_place(data), fit=data.fit, native=native
         )

@@ -133,6 +133,16 @@ def test_a_module_that_is_wrong_is_refused_with_the_place(place, old, new, said)
     assert "\n" not in message
 
 
+def test_the_folder_of_a_module_is_kept(place):
+    assert datasets.info("module:halves", resolution=(24, 32)).origin == str(place)
+    (place / "data_of_mine" / "toys").mkdir(parents=True)
+    for name in ("data_of_mine/__init__.py", "data_of_mine/toys/__init__.py"):
+        (place / name).write_text(TOY)
+    for name in ("data_of_mine", "data_of_mine.toys"):
+        assert datasets.info(f"module:{name}", resolution=(24, 32)).origin == str(place)
+        sys.modules.pop(name)
+
+
 def test_a_module_that_is_not_there_is_one_clear_line(place):
     assert refusal(modules.load, "no_such") == (
         "dataset module:no_such: there is no module no_such, neither in "
@@ -164,6 +174,12 @@ def test_a_toy_dataset_is_trained_evaluated_predicted_and_loaded(place, tmp_path
     run = segjax.load(workdir)
     assert run.classes == ("Above", "Below")
     assert run.evaluate("test")["mean_iou"] == row["mean_iou"]
+
+    # From elsewhere it is found where the training had found it.
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    command += ["evaluate", "--workdir", str(workdir)]
+    subprocess.run(command, check=True, capture_output=True, cwd=elsewhere)
 
     (place / "halves.py").rename(place / "gone.py")
     sys.modules.pop("halves")
