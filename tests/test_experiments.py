@@ -121,6 +121,36 @@ def test_the_smoke_size_trains_and_tests(path, tmp_path, request):
     assert (row["experiment"], row["steps"], row["split"]) == (path.stem, 2, split)
 
 
+@pytest.mark.slow
+def test_a_staged_network_starts_from_the_stage_before(scenes_data_dir, tmp_path, capsys):
+    small = [f"--config.data.data_dir={scenes_data_dir}", "--config.data.dataset=streetscenes"]
+    small += ["--config.data.resolution=24,32", "--config.num_devices=1", "--config.steps=2"]
+    small += ["--config.precision=float32", "--config.model.options.width=2"]
+    small += ["--config.model.options.fc_width=4"]
+    for before, name in (
+        ("", "fcn32s:smoke"),
+        ("fcn32s", "fcn16s:staged"),
+        ("fcn16s", "fcn8s:staged"),
+    ):
+        own = tmp_path / name.partition(":")[0]
+        arguments = [
+            "train",
+            "--config",
+            f"{FOLDER}/{name.replace(':', '.py:')}",
+            "--workdir",
+            str(own),
+        ]
+        if before:
+            arguments.append(f"--config.model.init_from={tmp_path / before}")
+        else:
+            arguments.append("--config.data.normalization=imagenet")  # as from VGG-16
+        assert main([*arguments, *small]) == 0
+        said = capsys.readouterr().err
+        pool = {"fcn16s": "score_pool4", "fcn8s": "score_pool3"}.get(own.name)
+        assert pool is None or f"{tmp_path / before}: {pool} keep their initialization\n" in said
+        assert "data.normalization" not in said
+
+
 def test_committed_rows_are_valid_and_belong_to_existing_configs():
     found = sorted((FOLDER / "results").glob("*.jsonl"))
     files = [path for path in found if path.stem not in SCRIPTS]
