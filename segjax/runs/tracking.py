@@ -4,6 +4,7 @@ All that they show is on disk as well, and none of them stops a run.
 """
 
 import logging
+import re
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -215,7 +216,10 @@ def _wandb_id(workdir: Path) -> str:
     path = workdir / "wandb_id.txt"
     if not path.exists():
         write_whole(path, uuid.uuid4().hex[:16] + "\n")
-    return path.read_text().strip()
+    found = path.read_bytes().decode(errors="replace").strip()
+    if not re.fullmatch(r"[\w-]{1,64}", found, re.ASCII):
+        raise ValueError(f"{path} holds {found[:40]!r}, expected the id of a W&B run; delete it")
+    return found
 
 
 def tags(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> list[str]:

@@ -185,6 +185,14 @@ def test_failing_start_is_one_warning(tmp_path, monkeypatch, caplog, quiet_wandb
     assert caplog.messages == ["W&B is switched off for this run: UsageError: no API key"]
 
 
+@pytest.mark.parametrize("content", [b"", b"\xff\x00", b"a/b", b"a" * 65])
+def test_a_damaged_id_is_one_warning_that_names_the_file(tmp_path, caplog, quiet_wandb, content):
+    (tmp_path / "wandb_id.txt").write_bytes(content)
+    start(tmp_path, config(), NAME, OVERRIDES, 0).finish(0)
+    (message,) = caplog.messages
+    assert f"{tmp_path}/wandb_id.txt holds" in message
+
+
 def test_trackers_that_are_not_asked_for_are_not_imported(tmp_path):
     script = (
         "import pathlib, sys\n"
