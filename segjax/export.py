@@ -32,7 +32,7 @@ def export(
     size: tuple[int, int] | None = None,
     logits: bool = False,
 ) -> Path:
-    """Write a network into a folder, beside its config.json and, if it is finished, result.json.
+    """Write a network into a folder, beside its config.json and the result.json of final weights.
 
     The folder of `safetensors` can be opened wherever a run directory can. `data.data_dir`, a path
     on this machine, is left out of its config.
@@ -64,7 +64,7 @@ def export(
     with run.config.unlocked():
         run.config.data.data_dir = ""
     experiment.write_description(output, run, description)
-    if (workdir / "result.json").is_file():
+    if (workdir / "result.json").is_file() and facts["kind"] == "final":
         write_whole(output / "result.json", (workdir / "result.json").read_bytes())
     return path
 
@@ -145,6 +145,7 @@ def model_card(row: Row, name: str) -> str:
         "class accuracy": row["class_accuracy"],
         **dict(zip(row["class_names"], row["per_class_iou"], strict=True)),
     }
+    present = dict(zip(row["class_names"], row["present"], strict=True))
     lines = [
         *("---", "library_name: segjax", "pipeline_tag: image-segmentation", "---", ""),
         *(f"# {name.rpartition('/')[2]}", ""),
@@ -152,7 +153,10 @@ def model_card(row: Row, name: str) -> str:
         *("| | |", "| --- | --- |"),
         *(f"| {what} | {value} |" for what, value in facts.items()),
         *("", "| score, IoU of a class | percent |", "| --- | ---: |"),
-        *(f"| {what} | {100 * value:.1f} |" for what, value in scores.items()),
+        *(
+            f"| {what} | {f'{100 * value:.1f}' if present.get(what, True) else 'absent'} |"
+            for what, value in scores.items()
+        ),
         *("", "Predict with it:", "", "```sh"),
         *(f"segjax predict --workdir hf:{name} IMAGE --output DIR", "```", ""),
         *("Train it again:", "", "```sh", row["command"], "```", ""),
