@@ -53,7 +53,7 @@ def evaluate_workdirs(
       samples: number of Monte Carlo dropout samples to average; None: no dropout.
       transforms: test-time augmentation; None: no augmentation.
       native: score on the labels as they are stored, not resized: the output at the resolution of
-        training is resized to the size of each label.
+        training is resized to the size of each label. Runs of `data.score_at=native` always are.
       window: score on the labels as they are stored, by windows over the images at their own sizes.
       calibration: also measure the expected calibration error.
 
@@ -69,7 +69,7 @@ def evaluate_workdirs(
     workdirs = [hub.locate(workdir) for workdir in workdirs]
     runs = _open_alike(workdirs, data_dir)
     first = runs[0][0]
-    native = native or window is not None
+    native = native or window is not None or first.config.data.score_at == "native"
     source = first.open_split(split, native)
     examples = [source[i] for i in range(min(limit, len(source)))] if limit else source
     loaded = [_load(run, workdir, kind) for (run, _), workdir in zip(runs, workdirs, strict=True)]
@@ -165,6 +165,7 @@ def _task(run):
         "dataset": run.config.data.dataset,
         "resolution": "x".join(map(str, run.config.data.resolution)),
         "fit": run.config.data.fit,
+        "score_at": run.config.data.score_at,
         "classes": ", ".join(run.info.class_names),
     }
 

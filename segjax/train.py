@@ -19,7 +19,12 @@ from segjax import metrics, results
 from segjax.data import loader
 from segjax.errors import Diverged, Stopped, UserError
 from segjax.inference import outputs
-from segjax.inference.scoring import build_evaluator, recompute_batch_norm, result_row
+from segjax.inference.scoring import (
+    build_evaluator,
+    recompute_batch_norm,
+    result_row,
+    score_natively,
+)
 from segjax.results.counts import write_counts
 from segjax.results.schema import Row
 from segjax.runs import experiment, initial, processes
@@ -237,9 +242,12 @@ def train(config: ConfigDict, workdir: Path, description: Description) -> Row:
         del facts["config"]
         checkpoints.save("final", step, best, facts)
 
-        split = config.test_split
-        test_set = run.open_split(split)
-        counts = evaluate(best, test_set, split, stop_if_asked, boundaries=True)
+        split, native = config.test_split, config.data.score_at == "native"
+        test_set = run.open_split(split, native)
+        if native:
+            counts = score_natively(run, best, test_set, split, stop_if_asked)
+        else:
+            counts = evaluate(best, test_set, split, stop_if_asked, boundaries=True)
         row = result_row(
             run,
             description,
@@ -251,6 +259,8 @@ def train(config: ConfigDict, workdir: Path, description: Description) -> Row:
             facts=facts,
             batch_norm=batch_norm,
         )
+        if native:
+            row["inference"] = "native"
 
         def finish() -> None:
             checkpoints.wait()

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 import segjax
+from segjax import config as configs
 from segjax import models, results, train
 from segjax.cli.main import main
 from segjax.inference import outputs
@@ -188,6 +189,18 @@ def test_labels_of_the_resolution_of_training_have_the_scores_of_the_run(folder,
     first = [run.evaluate("val", native=native, limit=1) for native in (True, False)]
     confusions = [np.array(row["confusion"]) for row in (native, first[0], usual, first[1])]
     np.testing.assert_array_equal(confusions[0] - confusions[1], confusions[2] - confusions[3])
+
+
+def test_a_run_may_score_natively_from_the_start(folder, run):
+    config = configs.load(str(folder / "run" / "config.json"), {"data.score_at": "native"})
+    config.unlock()
+    config.num_devices = 2
+    row = train.train(config, folder / "scored", DESCRIPTION)
+    assert (row["inference"], row["boundary_f"]) == ("native", None)
+    assert np.sum(row["confusion"]) == np.sum(run.evaluate(native=True)["confusion"])
+    again = segjax.load(folder / "scored").evaluate()  # by default
+    assert again["inference"] == "native"
+    assert again["confusion"] == row["confusion"]
 
 
 def test_refinements_work_on_images_of_any_size(folder):

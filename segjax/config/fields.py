@@ -22,7 +22,7 @@ OMITTED_AT_DEFAULT = (
     "model.init_from",
     "data.patches",
     "data.folder",
-    "data.fit",
+    *("data.fit", "data.score_at"),
     *("data.tfds.image", "data.tfds.mask", "data.tfds.classes", "data.tfds.void"),
     "data.tfds.splits",
     *("augment.elastic", "augment.rotation", "augment.shift", "augment.outside"),
@@ -38,6 +38,7 @@ CHOICES = {
     "data.fit": ("resize", "letterbox", "crop"),
     "data.normalization": ("mean_std", "local_response", "none", "imagenet"),
     "augment.outside": ("void", "mirror"),
+    "data.score_at": ("resolution", "native"),
     "best_metric": ("mean_iou", "class_accuracy", "global_accuracy"),
     "test_split": ("test", "val"),
     "wandb.mode": ("disabled", "offline", "online"),
@@ -118,6 +119,8 @@ def default() -> ConfigDict:
     config.data.data_dir = ""  # folder of prepared datasets; "": TFDS's default
     config.data.resolution = (360, 480)  # height, width in pixels
     config.data.fit = "resize"  # of images of another aspect: resize, letterbox, crop
+    # labels of the final test and of `segjax evaluate`: at the resolution, or native, as stored
+    config.data.score_at = "resolution"
     config.data.normalization = "mean_std"  # mean_std, local_response, none, imagenet
     config.data.placement = "auto"  # device: dataset in device memory; stream; auto: by size
     config.data.patches = 0  # patches of each image, for patch_cnn; 0: whole images

@@ -93,9 +93,10 @@ def build_image_evaluator(
     native: bool = False,
     calibrated: bool = False,
 ) -> Callable[..., Counts]:
-    """Return f(variables, examples, title) -> Counts, for images of any sizes, one at a time.
+    """Return f(variables, examples, title, between) -> Counts, for images of any sizes, one by one.
 
-    Labels are counted as they are, against an output of their own size, on the host.
+    f calls `between`, which may raise, after each image. Labels are counted as they are, against an
+    output of their own size, on the host.
 
     Args:
       experiment: whose classes are counted.
@@ -121,7 +122,7 @@ def build_image_evaluator(
             top = rows.stop
         return classes, confusion, confidences
 
-    def evaluate(variables, examples, title):
+    def evaluate(variables, examples, title, between=lambda: None):
         found = []
         with Bar(title, len(examples), quiet=not processes.is_first()) as bar:
             for place in range(len(examples)):
@@ -135,6 +136,7 @@ def build_image_evaluator(
                     counts.append(boundary.counts(label, classes, num_classes))
                 found.append(counts)
                 bar.advance(place + 1)
+                between()
         confusion, confidences, bands, *edges = zip(*found, strict=True)
         return Counts(
             confusion=np.stack(confusion).astype(np.int32),
@@ -145,6 +147,24 @@ def build_image_evaluator(
         )
 
     return evaluate
+
+
+def score_natively(
+    experiment: Experiment,
+    variables: Variables,
+    examples: loader.Source,
+    title: str,
+    between: Callable[[], None],
+) -> Counts:
+    """Score a network on labels as they are stored, as `segjax evaluate --native` does.
+
+    Every process scores all examples, on one device. Arguments are those of the function that
+    `build_image_evaluator` returns.
+    """
+    strips = windows.build_strips(experiment, outputs.logits(experiment), "resolution")
+    variables = parallel.place(variables, parallel.local(experiment.devices)[:1])
+    evaluate = build_image_evaluator(experiment, strips, native=True)
+    return evaluate(variables, examples, title, between)
 
 
 def recompute_batch_norm(

@@ -125,8 +125,9 @@ class TrainingLog:
             "class": row["class_names"],
             "IoU": row["per_class_iou"],
             "accuracy": row["per_class_accuracy"],
-            "boundary F": row["per_class_boundary_f"],
         }
+        if "per_class_boundary_f" in row:
+            columns["boundary F"] = row["per_class_boundary_f"]
         classes = list(zip(*columns.values(), strict=True))
 
         def show(tracker: tracking.Tracker) -> None:

@@ -98,20 +98,20 @@ def _mapped(step, devices, donate):
         donate_argnums=(0,) if donate else (),
     )
     # The share may be empty, but pmap needs a mapped argument.
-    return mapped, np.arange(len(_local(devices)))
+    return mapped, np.arange(len(local(devices)))
 
 
 def place(tree: Any, devices: Sequence[jax.Device]) -> Any:
     """Put arrays on every device of this process, so that no later call moves them."""
     if len(devices) == 1:
         return jax.device_put(tree, devices[0])
-    mesh = Mesh(np.asarray(_local(devices)), (AXIS,))
+    mesh = Mesh(np.asarray(local(devices)), (AXIS,))
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
 def own(size: int, devices: Sequence[jax.Device]) -> slice:
     """Return this process's part of a batch of `size`."""
-    part = size * len(_local(devices)) // len(devices)
+    part = size * len(local(devices)) // len(devices)
     first = part * jax.process_index() if len(devices) > 1 else 0
     return slice(first, first + part)
 
@@ -123,7 +123,7 @@ def split(tree: Any, devices: Sequence[jax.Device], axis: int = 0) -> Any:
     """
     if len(devices) == 1:
         return tree
-    count = len(_local(devices))
+    count = len(local(devices))
 
     def shares(x):
         sizes = (*x.shape[:axis], count, x.shape[axis] // count, *x.shape[axis + 1 :])
@@ -132,7 +132,8 @@ def split(tree: Any, devices: Sequence[jax.Device], axis: int = 0) -> Any:
     return jax.tree.map(shares, tree)
 
 
-def _local(devices):
+def local(devices: Sequence[jax.Device]) -> list[jax.Device]:
+    """Return the devices of this process."""
     return [device for device in devices if device.process_index == jax.process_index()]
 
 
