@@ -244,7 +244,7 @@ def measure_throughput(config: ConfigDict, folder: Path, repeats: int) -> dict[s
             parallel.place(state.variables, run.devices[:1]),
             files,
             folder / "predicted",
-            native=False,
+            fit="aspect",
             crf=None,
             samples=None,
             transforms=None,

@@ -92,7 +92,9 @@ def test_each_point_is_measured_once_and_all_are_drawn(measured, tmp_path, capsy
 
     # A loss that depends on the number of devices is an error, and adds no row.
     capsys.readouterr()
-    assert growth.main([*command, "--devices", "4"]) == 2
+    place = command.index("--devices") + 1
+    command[place : place + 2] = ["4"]
+    assert growth.main(command) == 2
     assert "growth.py: segnet_basic: loss 2.5010000 on 4, 2.5000000 on 1" in capsys.readouterr().err
     assert timings.read([tmp_path / growth.OF_DEVICES]) == shown
 

@@ -82,7 +82,7 @@ def test_a_config_without_a_grid_needs_seeds(tmp_path):
         ([0.1], {"model.options.depth": "3"}, "unknown option 'depth'"),
         ([0.1], {"data.dataset": "kitti"}, "unknown data.dataset 'kitti', expected one of camvid"),
         ([0.1], {"optimizer.name": "lion"}, "unknown optimizer.name 'lion'; known: sgd, "),
-        ([0.1], {"optimizer.schedule": "step"}, "unknown optimizer.schedule 'step'"),
+        ([0.1], {"optimizer.schedule": "linear"}, "unknown optimizer.schedule 'linear'"),
         ([0.1], {"loss.class_weights": "inverse"}, "unknown loss.class_weights 'inverse'"),
     ],
 )

@@ -42,19 +42,14 @@ def definition(monkeypatch, capsys):
     [
         ("", "experiments/quickstart.py", {}, ()),
         ("--config.steps=70", "experiments/quickstart.py", {"steps": "70"}, ()),
-        (
-            "--config experiments/segnet.py:smoke --seeds 3",
-            "experiments/segnet.py:smoke",
-            {},
-            range(3),
-        ),
+        ("--seeds 3", "experiments/segnet.py:smoke", {}, range(3)),
     ],
     ids=["grid", "override", "seeds"],
 )
 def test_wandb_accepts_the_definition_and_hands_out_each_run_once(
     definition, more, spec, overrides, seeds
 ):
-    content = definition(f"{QUICKSTART} {more}")
+    content = definition(f"--config {spec} --workdir runs/no_such_sweep {more}")
     assert sweeps.schema_violations_from_proposed_config(content) == []
     runs = []
     while (run := sweeps.next_run(sweeps.SweepConfig(content), runs)) is not None:
