@@ -87,6 +87,7 @@ def test_fit_trains_as_the_command_does(workdir, run, tmp_path, scenes_data_dir)
     assert (tmp_path / "spec" / "result.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_the_command_in_the_row_of_a_config_made_in_python_repeats_it(
     run, tmp_path, scenes_data_dir
 ):

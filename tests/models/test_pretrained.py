@@ -472,6 +472,7 @@ class Trunk(nn.Module):
         return jax.image.resize(x, (*image.shape[:3], self.num_classes), "nearest")
 
 
+@pytest.mark.slow
 def test_training_starts_from_the_weights_once(scenes_data_dir, tmp_path, monkeypatch):
     monkeypatch.setitem(models.MODELS, "trunk", Trunk)
     path = Path(write(tmp_path / "vgg.safetensors", weights()))

@@ -175,6 +175,7 @@ def test_pretrained_and_init_from_together_are_refused():
     assert said.startswith("config field 'model.init_from' must be empty where model.pretrained is")
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_a_run_once(scenes_data_dir, tmp_path, monkeypatch, capsys):
     first = tmp_path / "first"
     train.train(small_config(scenes_data_dir, steps=2), first, DESCRIPTION)
