@@ -98,7 +98,8 @@ class TrainedRun:
           **options: native, calibration, limit, crf, samples and transforms of
             `segjax.evaluate.evaluate_workdirs`.
         """
-        fit = windows.choose_fit(window=window, overlap=overlap)
+        native = options.get("native", False)
+        fit = windows.choose_fit(native=native, window=window, overlap=overlap)
         return evaluate.evaluate_workdirs(
             [self.workdir],
             split,

@@ -11,6 +11,7 @@ import segjax
 from segjax import config as configs
 from segjax import models, results, train
 from segjax.cli.main import main
+from segjax.errors import UserError
 from segjax.inference import outputs
 from segjax.metrics import boundary_iou
 from segjax.results import bootstrap
@@ -189,6 +190,14 @@ def test_labels_of_the_resolution_of_training_have_the_scores_of_the_run(folder,
     first = [run.evaluate("val", native=native, limit=1) for native in (True, False)]
     confusions = [np.array(row["confusion"]) for row in (native, first[0], usual, first[1])]
     np.testing.assert_array_equal(confusions[0] - confusions[1], confusions[2] - confusions[3])
+
+
+def test_native_and_window_exclude_each_other(folder, run, capsys):
+    command = ["evaluate", "--workdir", str(folder / "run"), "--native", "--window", "24x24"]
+    assert main(command) == 2
+    assert "native, squash and window exclude each other" in capsys.readouterr().err
+    with pytest.raises(UserError, match="exclude each other"):
+        run.evaluate(native=True, window=(24, 24))
 
 
 def test_a_run_may_score_natively_from_the_start(folder, run):

@@ -1,6 +1,7 @@
 """Command-line arguments that several commands share, and the readers of their values."""
 
 import argparse
+import difflib
 import re
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,8 +18,18 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **settings: Any):
         super().__init__(**{"allow_abbrev": False, **settings})
         self.register("action", None, _Once)
+        self._arguments: list[str] = []
+
+    def parse_known_args(self, args=None, namespace=None):
+        self._arguments = list(args or ())
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
+        # A mistyped option makes a required one missing.
+        names = (x.partition("=")[0] for x in self._arguments if x.startswith("--"))
+        for name in (x for x in names if x not in self.flags() and x[:9] != "--config."):
+            close = difflib.get_close_matches(name, self.flags(), n=1, cutoff=0.75)
+            message += f"; {name} is unknown, did you mean {close[0]}?" if close else ""
         raise UserError(f"{message}; see {self.prog} --help")
 
     def flags(self) -> list[str]:

@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> None:
     from segjax.runs import compilation_cache
 
     compilation_cache.enable()
-    fit = windows.choose_fit(window=options.window, overlap=options.overlap)
+    fit = windows.choose_fit(native=options.native, window=options.window, overlap=options.overlap)
     path, row, counts = evaluate.evaluate_workdirs(
         options.workdir,
         options.split,

@@ -105,6 +105,10 @@ def load(spec: str | ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
     warmup = config.optimizer.warmup_steps  # not in `check`: older runs must stay readable
     known = f"below steps ({config.steps})"
     require(config, "optimizer.warmup_steps", warmup < config.steps, known)
+    crop, largest = config.augment.crop, max(1.0, config.augment.scale[1])
+    sides = zip(crop, config.data.resolution, strict=False)
+    known = f"at most data.resolution, {config.data.resolution}, times the largest augment.scale"
+    require(config, "augment.crop", all(x <= largest * side for x, side in sides), known)
     for name, (condition, holds) in CONDITIONS.items():
         if name in overrides and not holds(config):
             value = flat(config)[name]
@@ -250,6 +254,8 @@ def _plain(name, value, example):
 
 def _wrong_type(name, value, example):
     expected = f"of type {type(example).__name__}, such as {example!r}"
+    if isinstance(example, tuple) and example:
+        expected += f", given as {','.join(map(str, example))}"
     if example is None:
         expected = "a number, a truth value, text, or a tuple of those"
     found = " ".join(repr(value).split())

@@ -18,12 +18,10 @@ The examples are prepared once, at their own sizes, and again when the module's 
 """
 
 import hashlib
-import importlib
 import json
 import os
-import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -33,6 +31,7 @@ import numpy as np
 from segjax.data import builders
 from segjax.data.statistics import VOID
 from segjax.errors import UserError
+from segjax.system import imports
 
 SPLITS = ("train", "val", "test")
 
@@ -46,28 +45,20 @@ def check_name(name: str) -> None:
         )
 
 
-def search(folder: str) -> None:
-    """Let modules be found in a folder, after all others, so that it hides none of them."""
-    if folder not in sys.path:
-        sys.path.append(folder)
-
-
 def load(name: str) -> ModuleType:
     """Import a module, also from the current folder.
 
     Raises:
       UserError: there is none, or it fails.
     """
-    here = os.getcwd()
-    search(here)  # the `segjax` command lacks it
-    importlib.invalidate_caches()
     try:
-        return importlib.import_module(name)
+        return imports.load(name)
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and name.startswith(error.name or "."):
             raise UserError(
-                f"dataset module:{name}: there is no module {error.name}, neither in {here} nor on "
-                "PYTHONPATH; start segjax in the folder of the module, or set PYTHONPATH to it"
+                f"dataset module:{name}: there is no module {error.name}, neither in "
+                f"{os.getcwd()} nor on PYTHONPATH; start segjax in the folder of the module, or "
+                "set PYTHONPATH to it"
             ) from None
         raise _failed(name, "its import", error) from error
 
@@ -121,7 +112,10 @@ class Module(builders.OwnDataset):
     def _raw(self, split: str) -> Iterator[Any]:
         """Yield what the module yields; raise its errors as a UserError, but none of ours."""
         try:
-            examples = iter(self.module.examples(split))
+            examples = self.module.examples(split)
+            if not isinstance(examples, Iterable):
+                raise TypeError(f"it returns {examples!r}; yield the examples")
+            examples = iter(examples)
             while (example := next(examples, self)) is not self:
                 yield example
         except Exception as error:
@@ -140,7 +134,7 @@ class Module(builders.OwnDataset):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != self.channels:
             raise UserError(
                 f"{where} has an image of shape {image.shape} and dtype {image.dtype}, expected "
-                f"uint8 (H, W, {self.channels})"
+                f"uint8 (H, W, {self.channels}), the last of which the module may set as CHANNELS"
             )
         if not np.issubdtype(label.dtype, np.integer) or label.shape != image.shape[:2]:
             raise UserError(
@@ -172,9 +166,10 @@ def read_description(module: ModuleType) -> tuple[Any, Any, int, Any]:
 
     def require(holds: bool, what: str, expected: str) -> None:
         if not holds:
-            found = getattr(module, what, "nothing")
+            has = f"{what} is {getattr(module, what)!r}" if hasattr(module, what) else f"no {what}"
+            file = getattr(module, "__file__", "built in")
             raise UserError(
-                f"dataset module:{module.__name__}: {what} is {found!r}, expected {expected}"
+                f"dataset module:{module.__name__} ({file}): {has}, expected {expected}"
             )
 
     names: Any = getattr(module, "CLASS_NAMES", ())

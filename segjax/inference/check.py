@@ -227,6 +227,9 @@ def _description(
         yield (
             f"rarest: {_rarest(classes, pixels)} in pixels, {_rarest(classes, images)} in images"
         )
+    if pixels.any() and seen.holders:
+        yield "baseline and ceilings: unknown until every value is declared"
+    elif pixels.any():
         common = int(np.argmax(pixels))
         share = 100 * pixels[common] / pixels.sum()
         yield f"baseline: {classes.names[common]} everywhere has {share:.1f}% of the pixels right"

@@ -1,7 +1,7 @@
 """Architectures by name. Each maps (B, H, W, C) images of any size to (B, H, W, K) logits."""
 
 import dataclasses
-import importlib
+import difflib
 from typing import Any, get_type_hints
 
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ from segjax.models.patches import PatchCNN
 from segjax.models.segnet import BayesianSegNet, BayesianSegNetBasic, SegNet, SegNetBasic
 from segjax.models.unet import UNet
 from segjax.models.unet_resnet import UNetResNet
+from segjax.system import imports
 
 MODELS: dict[str, type[nn.Module]] = {
     "segnet": SegNet,
@@ -77,11 +78,15 @@ def find(name: str) -> type[nn.Module]:
         model = MODELS[name]
     elif colon:
         try:
-            model = getattr(importlib.import_module(module), attribute)
+            model = getattr(imports.load(module), attribute)
         except (ImportError, AttributeError, ValueError) as error:
-            raise UserError(f"model {name!r} cannot be imported: {error}") from error
+            raise UserError(
+                f"model {name!r} cannot be imported, from the current folder or PYTHONPATH: {error}"
+            ) from error
     else:
-        raise UserError(f"unknown model {name!r}; known: {', '.join(sorted(MODELS))}")
+        close = difflib.get_close_matches(name, MODELS, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise UserError(f"unknown model {name!r}{hint}; known: {', '.join(sorted(MODELS))}")
     if not (isinstance(model, type) and issubclass(model, nn.Module)):
         raise UserError(f"model {name} is {model!r}, expected a flax.linen.Module class")
     missing = set(OWN) - {field.name for field in dataclasses.fields(model)}

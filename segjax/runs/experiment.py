@@ -17,12 +17,12 @@ from typing_extensions import TypedDict  # pydantic refuses that of Python 3.11
 
 from segjax import config as configs
 from segjax import models
-from segjax.data import catalog, datasets, loader, modules
+from segjax.data import catalog, datasets, loader
 from segjax.errors import UserError
 from segjax.results import schema
 from segjax.runs import weights
 from segjax.runs.checkpoint import Checkpoints
-from segjax.system import locks, stored
+from segjax.system import imports, locks, stored
 from segjax.system.files import write_whole
 from segjax.training import losses, optimizers, parallel, steps
 
@@ -79,7 +79,7 @@ class Experiment:
         """
         data = self.config.data
         if self.info.origin:
-            modules.search(self.info.origin)
+            imports.search(self.info.origin)
         source = datasets.open_split(
             data.dataset, split, **_place(data), fit=data.fit, native=native
         )
@@ -92,6 +92,11 @@ class Experiment:
         With `loss.border_weight` each example has a `weight` map.
         """
         loss, counts = self.config.loss, self.info.splits["train"]
+        if not any(counts.pixel_counts):
+            raise UserError(
+                f"the train split of {self.config.data.dataset} has no pixel of any class, its "
+                "labels are all void"
+            )
         weights = losses.class_weights(
             loss.class_weights, counts.pixel_counts, counts.present_pixel_counts
         )
@@ -165,12 +170,12 @@ def check_names(config: ConfigDict) -> None:
                 "the devices determine it"
             )
     model = models.create(config.model.name, 1, **config.model.options)
+    datasets.check_name(config.data.dataset, "data.dataset")
     if bool(config.data.folder) != (config.data.dataset == "folder"):
         raise UserError(
             f"config field 'data.folder' is {config.data.folder!r}, but 'data.dataset' is "
             f"{config.data.dataset!r}; a folder needs data.dataset=folder and data.folder=DIR"
         )
-    datasets.check_name(config.data.dataset, "data.dataset")
     patches = config.data.patches
     if hasattr(model, "patch_size") != (patches > 0):
         expected = "whole images, expected 0" if patches else "patches, expected at least 1"
@@ -216,7 +221,8 @@ def read_description(workdir: Path) -> tuple[ConfigDict, Description, datasets.D
         content = stored.unseal(stored.parse(path.read_bytes()))
         found: Any = _adapter().validate_json(json.dumps(content), strict=True)
     except FileNotFoundError:
-        raise UserError(f"{workdir} is not the workdir of a run: it has no config.json") from None
+        why = "it has no config.json" if workdir.is_dir() else "it does not exist"
+        raise UserError(f"{workdir} is not the workdir of a run: {why}") from None
     except ValidationError as error:
         raise schema.fault(error, f"{path} cannot be read", "a run's config.json") from error
     except (ValueError, OSError) as error:

@@ -86,12 +86,14 @@ def test_each_command_has_help(command, capsys):
             "unknown argument '--see'; did you mean --seeds?",
         ),
         (["evaluate", "--workdir", "x", "--limits=3"], "did you mean --limit?"),
+        (["evaluate", "--wrkdir", "x"], "--wrkdir is unknown, did you mean --workdir?"),
+        (["train", "--confg=a.py", "--workdir", "x"], "--confg is unknown, did you mean --config?"),
         (
             [
                 *("train", "--config", "experiments/quickstart.py", "--workdir", "{tmp}/w"),
                 "--config.model.name=segnat",
             ],
-            "unknown model 'segnat'; known: ",
+            "unknown model 'segnat'; did you mean 'segnet'?; known: ",
         ),
         (
             [

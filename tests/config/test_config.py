@@ -90,6 +90,8 @@ def test_text_is_parsed_to_the_type_of_the_field(path):
         ("--config.data.resolution=(96,)", "height and width"),
         ("--config.data.resolution=(0,96)", "height and width"),
         ("--config.augment.crop=(96,)", "height and width"),
+        ("--config.augment.crop=(361,480)", "at most data.resolution, (360, 480), times the"),
+        ("--config.data.resolution=24x32", "such as (360, 480), given as 360,480, found '24x32'"),
         ("--config.augment.scale=(2.0,1.0)", "'augment.scale' must be"),
         ("--config.augment.brightness=2.0", "in [0, 1]"),
         ("--config.augment.elastic=-1.0", "'augment.elastic' must be finite and not negative"),

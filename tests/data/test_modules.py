@@ -98,9 +98,9 @@ def examples(split):
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("CLASS_NAMES =", "NAMES =", "CLASS_NAMES is 'nothing', expected 1 to 254 different"),
+        ("CLASS_NAMES =", "NAMES =", "no CLASS_NAMES, expected 1 to 254 different"),
         ('"Below")', '"Above")', "CLASS_NAMES is ('Above', 'Above')"),
-        ("def examples", "def samples", "examples is 'nothing', expected a function"),
+        ("def examples", "def samples", "no examples, expected a function"),
         ('"Below")', '"Below")\nPALETTE = ((1, 2, 3),)', "PALETTE is ((1, 2, 3),), expected 2 RGB"),
         ('"Below")', '"Below")\nCHANNELS = 0', "CHANNELS is 0, expected an integer from 1"),
         ('"Below")', '"Below")\nCHANNELS = 1', "example 0 of train has an image of shape (24, 32,"),

@@ -75,6 +75,14 @@ def test_everything_that_needs_a_person_is_named(folder, capsys):
     assert "value 7: NOT DECLARED" in said
 
 
+def test_there_is_no_baseline_while_a_value_is_not_declared(folder, capsys):
+    (folder / "classes.json").write_text('{"Ground": 0}')
+    assert main(["data", "check", str(folder)]) == 1
+    said = capsys.readouterr().out.splitlines()
+    assert "baseline and ceilings: unknown until every value is declared" in said
+    assert not [line for line in said if "perfect network" in line or "everywhere" in line]
+
+
 def test_ghosts_of_jpeg_in_a_png_are_told_from_a_stray_value(folder, capsys):
     masks = folder / "train" / "masks"
     rows, columns = np.mgrid[:32, :48]

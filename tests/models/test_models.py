@@ -250,7 +250,8 @@ def test_bfloat16_agrees_with_float32(name):
 
 
 def test_an_unknown_model_is_refused():
-    with pytest.raises(UserError, match=f"^unknown model 'segnett'; known: {', '.join(MODELS)}$"):
+    known = f"; did you mean 'segnet'.; known: {', '.join(MODELS)}$"
+    with pytest.raises(UserError, match=f"^unknown model 'segnett'{known}"):
         models.create("segnett", 11)
 
 

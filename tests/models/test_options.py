@@ -122,9 +122,9 @@ def test_a_model_elsewhere_is_added_by_one_line():
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("no_such_module:Toy", "cannot be imported: No module named 'no_such_module'"),
-        ("flax.linen:Toy", "cannot be imported: module 'flax.linen' has no attribute 'Toy'"),
-        (":Toy", "cannot be imported: Empty module name"),
+        ("no_such_module:Toy", ": No module named 'no_such_module'"),
+        ("flax.linen:Toy", ": module 'flax.linen' has no attribute 'Toy'"),
+        (":Toy", ": Empty module name"),
         ("json:dumps", "is <function dumps"),
         ("flax.linen:Dense", "has no field 'axis_name', expected num_classes, dtype, axis_name"),
     ],
@@ -133,3 +133,11 @@ def test_the_error_for_an_invalid_model_is_one_line(name, said):
     with pytest.raises(UserError, match=said) as refused:
         models.create(name, 11)
     assert "\n" not in str(refused.value)
+
+
+def test_a_model_is_found_in_the_current_folder(tmp_path, monkeypatch):
+    source = "from segjax.models.unet import UNet\nclass Mine(UNet):\n    pass\n"
+    (tmp_path / "net_of_a_user.py").write_text(source)
+    monkeypatch.setattr("sys.path", [path for path in sys.path if path])
+    monkeypatch.chdir(tmp_path)
+    assert type(models.create("net_of_a_user:Mine", 3)).__name__ == "Mine"

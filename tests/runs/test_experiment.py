@@ -1,5 +1,6 @@
 """Test that whatever config a training accepts can be read back from its config.json."""
 
+import dataclasses
 import json
 import types
 from unittest import mock
@@ -12,7 +13,7 @@ from ml_collections import config_dict
 
 from segjax import config as configs
 from segjax.config.fields import GROUPS
-from segjax.data.datasets import DatasetInfo
+from segjax.data.datasets import DatasetInfo, SplitInfo
 from segjax.errors import UserError
 from segjax.runs import experiment
 from segjax.runs.experiment import Description, Experiment
@@ -177,3 +178,9 @@ def test_config_made_without_load_is_checked_before_it_is_written(tmp_path):
     with pytest.raises(UserError, match="'steps' is of type int, such as 1000, found None"):
         experiment.write_description(tmp_path, Experiment(config, INFO, [], None), DESCRIPTION)
     assert not (tmp_path / "config.json").exists()
+
+
+def test_training_labels_that_are_all_void_are_refused():
+    info = dataclasses.replace(INFO, splits={"train": SplitInfo((0, 0), (0, 0), (0.5,), (0.5,))})
+    run = Experiment(configs.default(), info, [], None)
+    assert refusal(run.open_training).endswith("no pixel of any class, its labels are all void")
