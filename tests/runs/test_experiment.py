@@ -181,6 +181,8 @@ def test_config_made_without_load_is_checked_before_it_is_written(tmp_path):
 
 
 def test_training_labels_that_are_all_void_are_refused():
-    info = dataclasses.replace(INFO, splits={"train": SplitInfo((0, 0), (0, 0), (0.5,), (0.5,))})
+    info = dataclasses.replace(
+        INFO, splits={"train": SplitInfo(1, (0, 0), 9, (0, 0), (0.5,), (0.5,))}
+    )
     run = Experiment(configs.default(), info, [], None)
     assert refusal(run.open_training).endswith("no pixel of any class, its labels are all void")
