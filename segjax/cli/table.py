@@ -38,7 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--columns",
         nargs="+",
         metavar="HEADING",
-        help="only these columns, besides those that identify a line",
+        help="only these columns, besides those that identify a line; of those only the given, if "
+        "they suffice",
     )
     add(
         "--groups",

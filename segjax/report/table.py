@@ -85,7 +85,8 @@ def arrange(table: Table, sort: str | None = None, columns: Sequence[str] | None
       table: the table, which is not modified.
       sort: heading of a column. Within each group, numbers are sorted from high to low, texts
         alphabetically; lines without a value come last.
-      columns: headings to keep, in this order, after the columns that name the lines.
+      columns: headings to keep, in this order, after the columns that name the lines: of these all,
+        or only the given ones if their cells differ in all lines.
 
     Raises:
       UserError: the table has no such heading.
@@ -99,7 +100,10 @@ def arrange(table: Table, sort: str | None = None, columns: Sequence[str] | None
     # Columns under one heading stay together.
     chosen = sorted((c for c in found if not c.names), key=lambda column: overs.index(column.over))
     chosen = [dataclasses.replace(column, printed=True) for column in chosen]
-    kept = [column for column in table.columns if column.names] + chosen
+    naming = [column for column in table.columns if column.names]
+    given = [column for column in naming if column in found]
+    lines = {*zip(*([cell.text for cell in column.cells] for column in given), strict=True)}
+    kept = (given if len(lines) == len(table.records) else naming) + chosen
     gone = {key for column in table.columns for key in column.keys}
     gone -= {key for column in kept for key in column.keys}
     records = [

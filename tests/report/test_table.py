@@ -1,6 +1,7 @@
 """Tables of any content in four formats."""
 
 import csv
+import dataclasses
 import io
 import json
 import re
@@ -98,6 +99,19 @@ def test_columns_are_chosen_by_heading_and_by_label():
     chosen = arrange(small(), columns=["difference G", "name"])
     assert [c.label for c in chosen.columns] == ["name", "difference G"]
     assert list(chosen.records[0]) == ["name", "difference_G", "seeds"]
+
+
+def test_of_the_columns_that_name_a_line_the_given_ones_suffice():
+    a, b = Column("rate", [Cell("1"), Cell("1")], names=True), Column("model", [], names=True)
+    scores = Column("C", [Cell("5"), Cell("6")])
+
+    def labels(*models):
+        named = dataclasses.replace(b, cells=[Cell(model) for model in models])
+        table = dataclasses.replace(small(), columns=[a, named, scores], records=[{}, {}])
+        return [c.label for c in arrange(table, columns=["model", "C"]).columns]
+
+    assert labels("unet", "segnet") == ["model", "C"]
+    assert labels("unet", "unet") == ["rate", "model", "C"]
 
 
 @pytest.mark.parametrize("options", [{"sort": "X"}, {"columns": ["G", "X"]}])
