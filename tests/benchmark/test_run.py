@@ -419,7 +419,7 @@ def test_two_rows_for_one_line_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--models", "segnat"], "unknown model 'segnat'; known: "),
+        (["--models", "segnat"], "unknown model 'segnat'; did you mean 'segnet'?; known: "),
         (["--models", "segnet", "--options", "fc_width=3"], "has an option 'fc_width'"),
         (["--models", "segnet", "--options", "width=x"], "option 'width' of model segnet is 'x'"),
         (["--models", "segnet", "--options", "width"], "--options 'width', expected OPTION=VALUE"),
