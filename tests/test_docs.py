@@ -345,6 +345,7 @@ def test_tables_are_those_of_the_committed_rows(monkeypatch, capsys):
         assert table.strip() == capsys.readouterr().out.strip(), (page, command)
 
 
+@pytest.mark.slow
 def test_the_table_of_models_is_that_of_the_committed_rows():
     """The rows are `segjax models --format json`; test_summary checks what is quick to."""
     ((_, _, table),) = drawn("segjax models")

@@ -75,6 +75,7 @@ GRIDS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", GRIDS)
 def test_every_network_of_a_small_grid_accepts_its_images(path):
     size = ":small" if "`small`" in path.read_text() else ""

@@ -21,6 +21,8 @@ from support import hub
 from support.errors import refusal
 from support.runs import arrays, tiny_config, train_smoke
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory, scenes_data_dir):
@@ -73,7 +75,6 @@ def test_an_exported_folder_is_opened_like_the_run(workdir, exported, tmp_path, 
         segjax.load(exported, "best")
 
 
-@pytest.mark.slow
 def test_pushed_to_the_hub_and_loaded_elsewhere(workdir, tmp_path, monkeypatch, capsys):
     expected = predicted(workdir, tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -153,7 +154,6 @@ def test_a_program_gives_the_labels_of_predict(model, options, scores, scenes_da
     assert set(re.findall(r"custom_call @(\w+)", module)) == {"shape_assertion"}  # none of ours
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("size", [(24, 32), (37, 61)])
 def test_the_program_of_a_run_gives_the_labels_of_predict_native(workdir, tmp_path, size):
     pixels = PIXELS[: size[0], : size[1]]

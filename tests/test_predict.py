@@ -103,6 +103,7 @@ def test_picture_shows_image_truth_and_runs(tmp_path, workdir):
         assert len(picture.convert("RGB").getcolors(2**24)) > 20
 
 
+@pytest.mark.slow
 def test_crf_refines_at_image_size(tmp_path, workdir):
     save(tmp_path / "image.png", 24, 32)
     save(tmp_path / "odd.png", 37, 61)

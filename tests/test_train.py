@@ -219,6 +219,7 @@ def test_weights_and_biases_has_the_whole_run(commands):
                 assert (path.parent / "files" / masks[kind]["path"]).is_file()
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_left_alone(commands):
     workdir = commands.left_alone(1)
 
@@ -308,6 +309,7 @@ def test_streamed_batches_train_to_the_same_bits(scenes_data_dir, tmp_path, num_
     assert without_time(tmp_path / "device") == without_time(tmp_path / "stream")
 
 
+@pytest.mark.slow
 def test_a_streaming_run_goes_on_where_it_stopped(
     scenes_data_dir, tmp_path, one_layer, monkeypatch
 ):

@@ -75,6 +75,7 @@ def test_what_is_not_there_is_refused(workdir, tmp_path, run):
         run.predict(tmp_path / "none.png")
 
 
+@pytest.mark.slow
 def test_fit_trains_as_the_command_does(workdir, run, tmp_path, scenes_data_dir):
     overrides = {"data.data_dir": str(scenes_data_dir), "num_devices": 1}
     fitted = segjax.fit("experiments/quickstart.py:smoke", tmp_path / "spec", overrides)

@@ -322,6 +322,7 @@ def test_missing_home_directory_gives_a_one_line_error(monkeypatch, capsys):
     assert capsys.readouterr().err.startswith("segjax: HOME is not set")
 
 
+@pytest.mark.slow
 def test_output_needs_neither_unicode_nor_a_reader_nor_space(tmp_path):
     rows = ["table", "--results", "experiments/results/camvid_small.jsonl"]
     expected = run(*rows, PYTHONIOENCODING="utf-8").stdout

@@ -81,6 +81,7 @@ def test_streamed_and_resident_batches_are_identical(first_step):
     assert count == 5
 
 
+@pytest.mark.slow
 def test_a_share_of_a_batch_is_augmented_as_in_the_whole():
     config = default()
     with config.unlocked():

@@ -60,6 +60,7 @@ def test_parameters_of_the_others():
     assert variables.count(models.create("unet_resnet", 11)) == 24_436_369 + 10 * 145
 
 
+@pytest.mark.slow
 def test_parameters_of_a_cascade_do_not_depend_on_the_output_stride():
     for blocks in (5, 7):
         counts = {
@@ -181,6 +182,7 @@ def test_a_rate_shrinks_with_the_output_stride():
     assert found == {8: [12, 24, 36], 16: [6, 12, 18], 32: [3, 6, 9], 256: [1, 1, 1]}
 
 
+@pytest.mark.slow
 def test_scores_start_small_and_dropout_is_only_in_training():
     model = models.create("deeplab_v3", 3, trunk="resnet18", width=2, aspp_width=32)
     state = variables.seeded(model)

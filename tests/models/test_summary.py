@@ -152,4 +152,6 @@ def test_a_refused_size_is_shown():
 
 def test_an_unknown_model_is_one_line(capsys):
     assert main(["models", "--models", "segnett"]) == 2
-    assert capsys.readouterr().err.startswith("segjax: unknown model 'segnett'; known: ")
+    assert capsys.readouterr().err.startswith(
+        "segjax: unknown model 'segnett'; did you mean 'segnet'?; known: "
+    )

@@ -215,6 +215,7 @@ def test_a_run_starts_from_a_run_once(scenes_data_dir, tmp_path, monkeypatch, ca
         tuned("fifth", str(first))
 
 
+@pytest.mark.slow
 def test_frozen_parameters_keep_their_bits_through_training(scenes_data_dir, tmp_path):
     config = small_config(scenes_data_dir, ema_decay=0.0, optimizer__weight_decay=0.1)
     config.optimizer.rates["layer/*"] = 0.0

@@ -12,6 +12,8 @@ from segjax.benchmark import measurements, run
 from segjax.report import figures
 from support.runs import OneLayer
 
+pytestmark = pytest.mark.slow
+
 NETWORK = {
     "model": "one_layer",
     "model_options": {},

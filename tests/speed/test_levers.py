@@ -9,6 +9,8 @@ import timings
 from segjax import models
 from support.runs import OneLayer
 
+pytestmark = pytest.mark.slow
+
 
 def test_every_way_takes_the_same_step(monkeypatch):
     monkeypatch.setitem(models.MODELS, "one_layer", OneLayer)

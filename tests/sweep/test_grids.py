@@ -78,7 +78,7 @@ def test_a_config_without_a_grid_needs_seeds(tmp_path):
         ([0.1], {"seed": "3"}, "varies it"),
         ([-1.0], {}, "not negative"),
         ([0.1], {"stepz": "3"}, "did you mean 'steps'"),
-        ([0.1], {"model.name": "segnets"}, "unknown model 'segnets'; known: "),
+        ([0.1], {"model.name": "segnets"}, "unknown model 'segnets'; did you mean 'segnet'"),
         ([0.1], {"model.options.depth": "3"}, "unknown option 'depth'"),
         ([0.1], {"data.dataset": "kitti"}, "unknown data.dataset 'kitti', expected one of camvid"),
         ([0.1], {"optimizer.name": "lion"}, "unknown optimizer.name 'lion'; known: sgd, "),

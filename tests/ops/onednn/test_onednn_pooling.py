@@ -40,6 +40,7 @@ def values(shape, dtype, seed=0, levels=5):
     return jnp.asarray(rng.integers(-levels, levels + 1, shape) / 2, dtype)
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(
     size=st.tuples(st.integers(3, 9), st.integers(3, 9)),
