@@ -13,6 +13,8 @@ from segjax.cli.main import main
 from segjax.errors import UserError
 from support.runs import train_smoke
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory, scenes_data_dir):
@@ -75,7 +77,6 @@ def test_what_is_not_there_is_refused(workdir, tmp_path, run):
         run.predict(tmp_path / "none.png")
 
 
-@pytest.mark.slow
 def test_fit_trains_as_the_command_does(workdir, run, tmp_path, scenes_data_dir):
     overrides = {"data.data_dir": str(scenes_data_dir), "num_devices": 1}
     fitted = segjax.fit("experiments/quickstart.py:smoke", tmp_path / "spec", overrides)
@@ -88,7 +89,6 @@ def test_fit_trains_as_the_command_does(workdir, run, tmp_path, scenes_data_dir)
     assert (tmp_path / "spec" / "result.json").stat().st_mtime_ns == before
 
 
-@pytest.mark.slow
 def test_the_command_in_the_row_of_a_config_made_in_python_repeats_it(
     run, tmp_path, scenes_data_dir
 ):
