@@ -36,7 +36,8 @@ hypothesis.settings.load_profile("segjax")
 LONGEST = (
     "test_the_commands_run_in_their_order",
     "test_ten_kills_leave_no_trace",
-    "test_what_ends_a_start_of_two_processes",
+    "test_the_published_camvid_as_a_folder",
+    "test_disturbed_runs_end_with_the_same_bits",
 )
 
 
