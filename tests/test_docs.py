@@ -77,7 +77,7 @@ OURS = [(page, words[1:]) for page, words in EVERY if words[0] == "segjax"]
 
 
 def is_only_parsed(page, words):
-    """Whether a command needs a cluster, or hours, or a dataset that TFDS downloads."""
+    """Return whether a command needs a cluster, or hours, or a dataset that TFDS downloads."""
     needs = ("camvid_table", "dataset=tfds:")
     return page == CLUSTERS or any(need in " ".join(words) for need in needs)
 

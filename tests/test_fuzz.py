@@ -161,7 +161,7 @@ def pictures(path, scenes):
 
 
 def sweep(path, scenes):
-    """What `--status` reads, on Slurm as well."""
+    """Read the status of a sweep as `--status` does, on Slurm as well."""
     own = path / "run"
     config(own, scenes)
     (path / "slurm").mkdir()

@@ -32,7 +32,7 @@ SPLITS = ("train", "val", "test")
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What a TFDS dataset means: the config fields `data.tfds.*`; empty ones are the preset's."""
+    """Say what a TFDS dataset means: the fields `data.tfds.*`; empty ones are the preset's."""
 
     image: str = ""  # name of the feature
     mask: str = ""  # name of the feature

@@ -51,7 +51,7 @@ DATASETS = {
 """
 
 PREFIXES = {"tfds": catalog, "module": modules}
-"""Of the names `tfds:NAME` and `module:NAME` -> module with `check_name` and `builder`."""
+"""Prefix of a name such as `tfds:NAME` -> module with `check_name` and `builder`."""
 
 PathLike = str | os.PathLike[str]
 

@@ -12,14 +12,17 @@ from hypothesis import strategies as st
 from ml_collections import config_dict
 
 from segjax import config as configs
-from segjax.config.fields import GROUPS
+from segjax.config import loading
+from segjax.config.fields import CHOICES, GROUPS
 from segjax.data.datasets import DatasetInfo, SplitInfo
 from segjax.errors import UserError
 from segjax.runs import experiment
 from segjax.runs.experiment import Description, Experiment
 from support.errors import refusal
 
-INFO = DatasetInfo("tiny", ("a", "b"), (), (0.5,), (0.5,), {}, (24, 32))
+SPLIT = SplitInfo(1, (5, 4), 0, (9, 9), (0.5,), (0.5,))
+SPLITS = dict.fromkeys(("train", "val", "test"), SPLIT)
+INFO = DatasetInfo("tiny", ("a", "b"), (), (0.5,), (0.5,), SPLITS, (24, 32))
 DESCRIPTION = Description("tiny", "tiny", {}, "segjax train")
 
 FIELDS = (*configs.flat(configs.default()), *GROUPS)
@@ -62,6 +65,20 @@ def values():
     return scalars() | nested
 
 
+def plausible():
+    """A field and a value of its type, which is often allowed."""
+    kinds = {bool: st.booleans(), int: st.integers(1, 300), float: st.floats(0, 0.9)}
+
+    def value(field):
+        default = configs.flat(configs.default())[field]
+        if field in CHOICES:
+            return st.sampled_from(CHOICES[field])
+        return kinds.get(type(default), st.just(default))
+
+    fields = st.sampled_from(tuple(configs.flat(configs.default())))
+    return fields.flatmap(lambda field: st.tuples(st.just(field), value(field)))
+
+
 def written(changes, frozen):
     """Return a config as a file with these assignments makes it, whether the field allows them."""
     config = configs.default().unlock()
@@ -81,7 +98,8 @@ def folder(tmp_path_factory):
 
 
 @given(
-    changes=st.lists(st.tuples(st.sampled_from(FIELDS + OWN), values()), max_size=3),
+    changes=st.lists(plausible(), max_size=3)
+    | st.lists(st.tuples(st.sampled_from(FIELDS + OWN), values()), max_size=3),
     frozen=st.booleans(),
 )
 @example(changes=[("optimizer.weight_decay", 1)], frozen=True)
@@ -90,7 +108,7 @@ def folder(tmp_path_factory):
 @example(changes=[("steps", config_dict.required_placeholder(int))], frozen=False)
 def test_config_is_refused_in_one_line_or_survives_its_config_json(folder, changes, frozen):
     module = types.SimpleNamespace(get_config=lambda: written(changes, frozen))
-    with mock.patch.object(configs, "load_module", return_value=(module, None)):
+    with mock.patch.object(loading, "load_module", return_value=(module, None)):
         try:
             config = configs.load("mine.py", {})
         except UserError as refused:
@@ -103,6 +121,16 @@ def test_config_is_refused_in_one_line_or_survives_its_config_json(folder, chang
     assert configs.flat(again) == configs.flat(config)
     assert configs.digest(again) == configs.digest(config)
     assert configs.difference(config, again) is None
+    experiment.claim(folder, config).close()  # a restart accepts it
+    try:
+        run = experiment.create(config, INFO)
+    except UserError as refused:  # of a training, before its first step
+        run, said = None, str(refused)
+    if run is None:
+        assert "\n" not in said
+        return
+    opened, _ = experiment.open_run(folder, None)  # by evaluate and predict
+    assert opened.model.clone(axis_name=None) == run.model.clone(axis_name=None)
 
 
 def stored(folder, **changed):

@@ -1,4 +1,4 @@
-"""What a user is told of a mistake."""
+"""Catch the error of a mistake and return its message."""
 
 import pytest
 
