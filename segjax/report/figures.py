@@ -231,6 +231,45 @@ def cost(methods: Sequence[Method]) -> Figure | None:
     return figure
 
 
+def ablation(methods: Sequence[Method]) -> Figure | None:
+    """Draw mIoU against each number that a grid varies, a line for each choice of the others.
+
+    Whiskers are one standard deviation over the seeds. None if no two methods differ in one number
+    alone.
+    """
+    panels = groups.ablations(methods)
+    if not panels:
+        return None
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(_WIDTH, 3.8 * len(panels)))
+        parts = figure.subfigures(len(panels), squeeze=False)[:, 0]
+        for part, (name, shown) in zip(parts, panels.items(), strict=True):
+            axes = part.subplots()
+            for k, (label, points) in enumerate(shown.items()):
+                values, estimates = zip(*points, strict=True)
+                axes.errorbar(
+                    values,
+                    [100 * estimate.mean for estimate in estimates],
+                    yerr=_whiskers(estimates),
+                    color=COLORS[k % len(COLORS)],
+                    linestyle=DASHES[k % len(DASHES)],
+                    marker=MARKERS[k % len(MARKERS)],
+                    markersize=6,
+                    capsize=3,
+                    label=label,
+                )
+            axes.set_xlabel(name)
+            axes.set_ylabel("mIoU, %")
+            ticks = sorted({value for points in shown.values() for value, _ in points})
+            if ticks[0] > 0 and ticks[-1] / ticks[0] > 10:
+                axes.set_xscale("log")
+                axes.xaxis.set_minor_locator(ticker.NullLocator())
+            if len(ticks) <= 12:
+                axes.set_xticks(ticks, [f"{value:g}" for value in ticks])
+            _legend(part, axes)
+    return figure
+
+
 def confusion(method: Method) -> Figure:
     """Draw the confusion matrix, summed over the seeds, in percent of each true class."""
     names = method.summary.row["class_names"]
@@ -274,6 +313,7 @@ def figures(setting: Setting) -> Iterator[tuple[str, str, Figure]]:
     yield "per_class_accuracy", f"Accuracy of each class, {seeds}.", per_class(methods, "accuracy")
     drawn: tuple[tuple[str, str, Callable[[Sequence[Method]], Figure | None]], ...] = (
         ("learning_curves", f"Learning curves, {seeds}.", learning_curves),
+        ("ablation", f"mIoU against each number that the grid varies, {seeds}.", ablation),
         ("cost", f"mIoU of trained networks against parameters and training time, {seeds}.", cost),
     )
     for name, caption, draw in drawn:

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import math
+import operator
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from segjax import results
 from segjax.errors import UserError
 from segjax.report import tables
 from segjax.results.schema import Row
-from segjax.results.summary import Summary, summarize
+from segjax.results.summary import Estimate, Summary, summarize
 from segjax.runs import metrics_log
 from segjax.system import stored
 
@@ -132,6 +133,45 @@ def _varied(each: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the names whose values differ."""
     names = dict.fromkeys(name for one in each for name in one)
     return [name for name in names if len({json.dumps(one.get(name)) for one in each}) > 1]
+
+
+def ablations(methods: Sequence[Method]) -> dict[str, dict[str, list[tuple[float, Estimate]]]]:
+    """Return mIoU by each number that a grid varies: field -> line -> points (value, mIoU).
+
+    The methods of a line differ in that field alone; its name has the model and the other choices.
+    Points ascend; lines of one point, and fields without lines, are left out.
+    """
+    varied = _varied([method.summary.overrides for method in methods])
+    rows = [method.summary.row for method in methods]
+    facts = [
+        name
+        for name in ("model", "experiment", "inference", "batch_norm")
+        if name == "model" or len({row.get(name) for row in rows}) > 1
+    ]
+    found: dict[str, dict[str, list[tuple[float, Estimate]]]] = {}
+    for name in varied:
+        lines: dict[str, list[tuple[float, Estimate]]] = {}
+        for method in methods:
+            overrides, row = method.summary.overrides, method.summary.row
+            value, estimate = overrides.get(name), method.summary.scores["mean_iou"]
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or not estimate:
+                continue
+            others = [other for other in varied if other in overrides]
+            label = [str(row[fact]) for fact in facts if row.get(fact)]
+            label += [
+                _assignment(other, overrides[other])
+                for other in others
+                if other not in (name, "model.name")
+            ]
+            lines.setdefault(", ".join(label), []).append((value, estimate))
+        shown = {
+            label: sorted(points, key=operator.itemgetter(0))
+            for label, points in sorted(lines.items())
+            if len({value for value, _ in points}) > 1
+        }
+        if shown:
+            found[name] = shown
+    return found
 
 
 def _assignment(name: str, value: Any) -> str:

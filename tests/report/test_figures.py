@@ -155,6 +155,50 @@ def test_cost_shows_trained_networks(methods):
     assert figures.cost(baselines) is None
 
 
+def make_point(seed, right, **overrides):
+    confusion = ((right, 100 - right, 0), (0, 100, 0), (0, 0, 100))
+    varied = {f"model.options.{name}": value for name, value in overrides.items()}
+    return make_row(
+        seed,
+        confusion=confusion,
+        overrides=varied | {"seed": seed},
+        config_digest=str(overrides),
+    )
+
+
+def test_ablation_has_a_line_for_each_choice_of_the_other_fields(tmp_path, methods):
+    rows = [
+        make_point(0, 90, depth=4, stride=8),
+        make_point(1, 80, depth=4, stride=8),
+        make_point(0, 70, depth=6, stride=8),
+        make_point(0, 50, depth=6, stride=32),
+        make_point(0, 40, depth=7, stride=256),  # differs from all others in both
+        make_point(0, 30, head="aspp"),  # has neither number
+    ]
+    (setting,) = groups.read_settings([write(tmp_path / "rows.jsonl", rows)])
+    figure = figures.ablation(setting.methods)
+    depth, stride = figure.axes
+
+    def score(*places):
+        return 100 * np.mean([rows[place]["mean_iou"] for place in places])
+
+    for axes, name, label, expected in (
+        (depth, "depth", "segnet_basic, stride=8", [(4, score(0, 1)), (6, score(2))]),
+        (stride, "stride", "segnet_basic, depth=6", [(8, score(2)), (32, score(3))]),
+    ):
+        assert axes.get_xlabel() == f"model.options.{name}"
+        (line,) = axes.containers
+        assert line.get_label() == label
+        np.testing.assert_allclose(line.lines[0].get_xydata(), expected)
+    (whiskers,) = depth.containers[0].lines[2]
+    several, single = whiskers.get_segments()
+    deviation = 100 * np.std([rows[0]["mean_iou"], rows[1]["mean_iou"]], ddof=1)
+    np.testing.assert_allclose(np.ptp(several[:, 1]) / 2, deviation)
+    assert not single.size
+
+    assert figures.ablation(methods) is None  # class weights are no number
+
+
 def test_confusion_is_of_all_seeds_and_each_true_class_sums_to_one(methods):
     (method,) = [m for m in methods if m.label.endswith("none")]
     (axes,) = figures.confusion(method).axes
