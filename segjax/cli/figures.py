@@ -5,7 +5,10 @@ import argparse
 from segjax.cli.arguments import add_results, path, refuse_ignored
 
 SUMMARY = "Draw figures of results"
-DETAILS = "Per-class bars, learning curves, cost and confusion matrices; predictions are PNG files."
+DETAILS = (
+    "Per-class bars, learning curves, mIoU against the numbers that a grid varies, cost and "
+    "confusion matrices; predictions are PNG files."
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

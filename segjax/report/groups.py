@@ -139,7 +139,8 @@ def ablations(methods: Sequence[Method]) -> dict[str, dict[str, list[tuple[float
     """Return mIoU by each number that a grid varies: field -> line -> points (value, mIoU).
 
     The methods of a line differ in that field alone; its name has the model and the other choices.
-    Points ascend; lines of one point, and fields without lines, are left out.
+    Points ascend, the lines start with that of the best method; lines of one point, and fields
+    without lines, are left out.
     """
     varied = _varied([method.summary.overrides for method in methods])
     rows = [method.summary.row for method in methods]
@@ -166,7 +167,7 @@ def ablations(methods: Sequence[Method]) -> dict[str, dict[str, list[tuple[float
             lines.setdefault(", ".join(label), []).append((value, estimate))
         shown = {
             label: sorted(points, key=operator.itemgetter(0))
-            for label, points in sorted(lines.items())
+            for label, points in lines.items()
             if len({value for value, _ in points}) > 1
         }
         if shown:
