@@ -35,6 +35,11 @@ def line(error: Exception) -> str:
     return str(error)
 
 
+def one_line(error: Exception) -> str:
+    """Return the message of an error with its line breaks and runs of spaces made one space."""
+    return " ".join(str(error).split())
+
+
 def warn(text: str) -> None:
     """Print a warning of one line to standard error; `sweep.status` tells it from an error."""
     say(f"warning: {text}")

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import track
 
 from segjax.data.statistics import Tally
-from segjax.errors import UserError, warn
+from segjax.errors import UserError, one_line, warn
 from segjax.system import waiting
 
 Item = TypeVar("Item")
@@ -79,7 +79,7 @@ def read_png(path: Path | zipfile.Path, mode: str, height: int, width: int) -> n
     except UnidentifiedImageError as error:
         raise UserError(f"{path}: cannot be read as an image (not a PNG)") from error
     except Exception as error:  # a damaged file makes Pillow raise almost any
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise UserError(f"{path}: cannot be read as an image ({reason})") from error
     if found_size != (width, height):
         raise UserError(

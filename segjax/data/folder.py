@@ -39,7 +39,7 @@ from PIL import Image
 
 from segjax.data import builders, images
 from segjax.data.statistics import VOID
-from segjax.errors import UserError, listing, warn
+from segjax.errors import UserError, listing, one_line, warn
 from segjax.system import stored
 
 SPLITS = ("train", "val", "test")
@@ -342,7 +342,7 @@ def read_values(path: Path, classes: Classes) -> np.ndarray:
     except UserError:
         raise
     except Exception as error:  # a damaged file makes Pillow raise almost any
-        said = " ".join(str(error).split())
+        said = one_line(error)
         raise UserError(f"mask {path} cannot be read: {said}; make it again") from error
 
 

@@ -30,7 +30,7 @@ import numpy as np
 
 from segjax.data import builders
 from segjax.data.statistics import VOID
-from segjax.errors import UserError
+from segjax.errors import UserError, one_line
 from segjax.system import imports
 
 SPLITS = ("train", "val", "test")
@@ -65,7 +65,7 @@ def load(name: str) -> ModuleType:
 
 def _failed(name: str, what: str, error: Exception) -> UserError:
     place = traceback.extract_tb(error.__traceback__)[-1]
-    message = " ".join(str(error).split())
+    message = one_line(error)
     return UserError(
         f"dataset module:{name}: {what} fails with {type(error).__name__}: {message} "
         f"({place.filename}, line {place.lineno})"

@@ -16,7 +16,7 @@ from segjax.data import images
 from segjax.data.builders import progress
 from segjax.data.folder import Classes, Pair
 from segjax.data.statistics import VOID
-from segjax.errors import UserError, listing
+from segjax.errors import UserError, listing, one_line
 from segjax.inference.baselines import count_guesses, oracles
 
 _ALIKE = 2  # bits of 64 in which the hashes of near-duplicates differ at most
@@ -89,7 +89,7 @@ def _look(pairs: Mapping[str, Sequence[Pair]], classes: Classes) -> _Seen:
                     seen.lossy.append(pair.mask)
                 values = folders.read_values(pair.mask, classes)
             except Exception as error:  # a damaged file makes Pillow raise almost any
-                seen.unreadable.append(_one_line(pair.mask, error))
+                seen.unreadable.append(_unreadable(pair.mask, error))
                 continue
             if size and values.shape != size:
                 seen.uneven.append(
@@ -125,7 +125,7 @@ def _look_at_image(path: Path, channels: int, split: str, seen: _Seen) -> tuple[
             raise UserError(f"image {path} has {len(pages)} pages, expected one")
         pixels = images.read_image(path, channels, pages[0])
     except Exception as error:  # a damaged file makes Pillow raise almost any
-        seen.unreadable.append(_one_line(path, error))
+        seen.unreadable.append(_unreadable(path, error))
         return None
     gray = Image.fromarray(pixels if channels == 3 else pixels.mean(-1).astype(np.uint8))
     seen.hashes[split].append((difference_hash(gray), path))
@@ -134,8 +134,8 @@ def _look_at_image(path: Path, channels: int, split: str, seen: _Seen) -> tuple[
     return height, width
 
 
-def _one_line(path: Path, error: Exception) -> str:
-    said = " ".join(str(error).split())
+def _unreadable(path: Path, error: Exception) -> str:
+    said = one_line(error)
     return said if str(path) in said else f"{path} cannot be read: {said}"
 
 
