@@ -50,6 +50,11 @@ def say(text: str) -> None:
     print(f"segjax: {text}", file=sys.stderr)  # noqa: T201
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: `1 image`, `2 images`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def listing(names: Collection[object], most: int = 5) -> str:
     """Return names as one line that shows at most `most` of them: `a, b and 7 more`."""
     texts = map(str, list(names)[:most])

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import track
 
 from segjax.data.statistics import Tally
-from segjax.errors import UserError, one_line, warn
+from segjax.errors import UserError, counted, one_line, warn
 from segjax.system import waiting
 
 Item = TypeVar("Item")
@@ -127,10 +127,10 @@ def map_labels(
     stray = [value for value in found.tolist() if value not in known]
     if stray:
         rows, columns = np.nonzero(values == stray[0])
-        more = f", and {len(stray) - 1} more such values" if len(stray) > 1 else ""
+        more = f", and {counted(len(stray) - 1, 'more such value')}" if len(stray) > 1 else ""
         raise UserError(
-            f"{where}: {len(rows)} pixels, the first at row {rows[0]}, column {columns[0]}, have "
-            f"the value {show(stray[0])}{more}, {undeclared}"
+            f"{where}: {counted(len(rows), 'pixel')}, the first at row {rows[0]}, column "
+            f"{columns[0]}, with the value {show(stray[0])}{more}, {undeclared}"
         )
     table = np.array([known[value] for value in found.tolist()], np.uint8)
     return table[places].reshape(values.shape)

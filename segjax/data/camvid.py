@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from segjax.data import builders, statistics
-from segjax.errors import UserError
+from segjax.errors import UserError, counted
 
 CLASS_NAMES = (
     "Sky",
@@ -90,7 +90,7 @@ def read_pairs(folder: Folder) -> dict[str, list[str]]:
                 if name.endswith(".png"):
                     raise UserError(f"{directory / name}: {kind} that {listing} does not name")
         if len(names) != num_images:
-            raise UserError(f"{listing}: {len(names)} images, expected {num_images}")
+            raise UserError(f"{listing}: {counted(len(names), 'image')}, expected {num_images}")
         pairs[split] = names
     return pairs
 

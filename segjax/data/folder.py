@@ -39,7 +39,7 @@ from PIL import Image
 
 from segjax.data import builders, images
 from segjax.data.statistics import VOID
-from segjax.errors import UserError, listing, one_line, warn
+from segjax.errors import UserError, counted, listing, one_line, warn
 from segjax.system import stored
 
 SPLITS = ("train", "val", "test")
@@ -234,8 +234,8 @@ def _match(folder: Path, classes: Classes) -> list[Pair]:
         lone = [path for name, path in these.items() if name not in others]
         if lone:
             raise UserError(
-                f"{len(lone)} of {len(these)} {kind}s in {folder} have no {other_kind} of the same "
-                f"name: {listing(lone)}; add or rename them, or take the {kind}s out"
+                f"{len(lone)} of {counted(len(these), kind)} in {folder} without a {other_kind} of "
+                f"the same name: {listing(lone)}; add or rename them, or take the {kind}s out"
             )
     return [Pair(name, shown[name], masks[name]) for name in sorted(shown)]
 
@@ -272,7 +272,7 @@ def _listed(path: Path, pairs: Mapping[str, Pair]) -> list[Pair]:
     missing = [name for name in names if name not in pairs]
     if missing:
         raise UserError(
-            f"{path} names {len(missing)} images that are not there: {listing(missing)}; expected "
+            f"{path} names {counted(len(missing), 'missing image')}: {listing(missing)}; expected "
             "names of files in images, with or without the suffix"
         )
     if not names:
@@ -293,7 +293,8 @@ def _shared_out(
     val, test = sizes["val"], sizes["val"] + sizes["test"]
     if test >= len(pairs):
         raise UserError(
-            f"{folder} has {len(pairs)} images, too few to share out: expected at least 3"
+            f"{folder} has {counted(len(pairs), 'image')}, too few to share out: expected at "
+            "least 3"
         )
     places = {"train": order[test:], "val": order[:val], "test": order[val:test]}
     return {
@@ -405,7 +406,7 @@ class Folder(builders.OwnDataset):
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         if unused := find_unused(self._folder, self.pairs):
-            warn(f"{self._folder}: {len(unused)} images are in no list: {listing(unused)}")
+            warn(f"{self._folder}: {counted(len(unused), 'image')} in no list: {listing(unused)}")
         return super()._split_generators(dl_manager)
 
     def examples(self, split: str) -> Iterator[tuple[np.ndarray, np.ndarray, str]]:

@@ -84,7 +84,7 @@ def test_a_list_that_is_too_short_is_refused(tiny_camvid, tmp_path):
     for part in ("train", "trainannot"):
         (tiny_camvid / part / "a_1.png").unlink()
     message = refusal(data_dir=tmp_path / "data", source=tiny_camvid)
-    assert message == f"{tiny_camvid / 'train.txt'}: 1 images, expected 2"
+    assert message == f"{tiny_camvid / 'train.txt'}: 1 image, expected 2"
 
 
 @pytest.mark.parametrize("file", ["train/a_1.png", "testannot/e_5.png"])

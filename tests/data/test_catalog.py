@@ -169,7 +169,7 @@ def test_a_stray_value_is_named_with_split_example_and_place(tmp_path):
     store(tmp_path, "oxford_iiit_pet", PET, lambda split, k: pet(split, k, 4 if k == 1 else 1))
     said = refusal(datasets.info, "tfds:oxford_iiit_pet", data_dir=tmp_path, resolution=(24, 32))
     assert "tfds:oxford_iiit_pet train[:80%], example " in said
-    assert "_train_1.jpg): 50 pixels, the first at row 5, column 5, have the value 4, " in said
+    assert "_train_1.jpg): 50 pixels, the first at row 5, column 5, with the value 4, " in said
     assert said.endswith("expected a value of data.tfds.classes or data.tfds.void")
 
 

@@ -130,7 +130,7 @@ def test_a_stray_value_is_named_with_its_place(tmp_path):
     Image.fromarray(values).save(tmp_path / "mask.png")
     said = refusal(folder.read_label, tmp_path / "mask.png", classes)
     assert said == (
-        f"{tmp_path / 'mask.png'}: 2 pixels, the first at row 0, column 2, have the value 3, "
+        f"{tmp_path / 'mask.png'}: 2 pixels, the first at row 0, column 2, with the value 3, "
         "which classes.json does not declare: add it to the classes or to void"
     )
     classes = write_classes(tmp_path, {"classes": BINARY, "void": [3]})
@@ -223,7 +223,7 @@ def test_splits_by_lists(tmp_path):
     assert [pair.name for pair in pairs["train"]] == ["c", "a"]
     assert list(pairs) == ["train", "val"]
     for text, said in (
-        ("b\nz\n", "names 1 images that are not there: z"),
+        ("b\nz\n", "names 1 missing image: z"),
         ("\n", "is empty"),
         ("b\nb\n", "names b twice"),
         ("a\n", "is in train and in val"),
@@ -251,7 +251,7 @@ def test_images_in_no_list_are_named(tmp_path, capsys):
     (tmp_path / "train.txt").write_text("a\n")
     (tmp_path / "val.txt").write_text("c\n")
     unused = folder.find_unused(tmp_path, folder.find_pairs(tmp_path, classes))
-    said = f"2 images are in no list: {', '.join(unused)}"
+    said = f"2 images in no list: {', '.join(unused)}"
     assert [Path(name).stem for name in unused] == ["b", "d"]
     assert said in check.check(tmp_path)[1]
     capsys.readouterr()
@@ -364,7 +364,7 @@ def test_a_changed_folder_is_prepared_again(photos, tmp_path):
         (lambda path: (path / "val" / "masks" / "val 1.png").unlink(), "1 of 4 images in"),
         (
             lambda path: Image.new("L", (56, 40), 9).save(path / "val" / "masks" / "val 1.png"),
-            "have the value 9",
+            "with the value 9",
         ),
         (
             lambda path: Image.new("L", (40, 56)).save(path / "train" / "masks" / "train 1.png"),
@@ -542,15 +542,15 @@ WRONG = {
     ),
     "an undeclared value": (
         lambda path: mask_of(path, GRAY + np.uint8(9)),
-        ("train 1.png", "2240 pixels, the first at row 0, column 0, have the value 9", "to void"),
+        ("train 1.png", "2240 pixels, the first at row 0, column 0, with the value 9", "to void"),
     ),
     "soft borders": (
         lambda path: mask_of(path, RAMP),
-        ("train 1.png", "have the value 1, and 54 more such values", "add it to the classes or"),
+        ("train 1.png", "with the value 1, and 54 more such values", "add it to the classes or"),
     ),
     "a mask as JPEG": (
         lambda path: mask_of(path, 5 * RAMP, ".jpg", quality=30),
-        ("train 1.jpg", "have the value", "save the mask as PNG, as JPEG changes values"),
+        ("train 1.jpg", "with the value", "save the mask as PNG, as JPEG changes values"),
     ),
     "a mask in colors": (
         lambda path: mask_of(path, RGB + np.array([1, 2, 3], np.uint8)),
@@ -582,11 +582,11 @@ WRONG = {
     ),
     "negative values": (
         lambda path: mask_array(path, np.zeros(SHAPE, int) - 1),
-        ("train 1.npy", "have the value -1", "add it to the classes or to void"),
+        ("train 1.npy", "with the value -1", "add it to the classes or to void"),
     ),
     "a list that names what is not there": (
         lambda path: as_lists(path, "train 0\n", "train 9\n"),
-        ("val.txt", "names 1 images that are not there: train 9", "names of files in images"),
+        ("val.txt", "names 1 missing image: train 9", "names of files in images"),
     ),
     "a list that names an image twice": (
         lambda path: as_lists(path, "train 0\ntrain 0.JPG\n", "train 1\n"),

@@ -117,7 +117,7 @@ def examples(split):
         (
             "[6 + k :] = 1",
             "[6 + k :] = 2",
-            "example 0 of train: 576 pixels, the first at row 6, column 0, have the value 2, "
+            "example 0 of train: 576 pixels, the first at row 6, column 0, with the value 2, "
             "expected 0 to 1, or 255 for void",
         ),
         ("(24, 32)", "(24, -32)", "examples('train') fails with ValueError: negative dimensions"),
