@@ -192,36 +192,20 @@ def sign_board(p: Painter, rng: np.random.Generator, across: float, ahead: float
         p.stroke([(foot, 0, ahead), (foot, low + high, ahead)], 0.08, pick(rng, METALS), POLE)
     board = pick(rng, BOARDS, 20)
     for inset, tone in ((0.0, WHITE), (0.08, board)):
-        x0, x1, y0, y1 = (
-            across - half + inset,
-            across + half - inset,
-            low + inset,
-            low + high - inset,
-        )
-        p.fill([(x0, y0, ahead), (x1, y0, ahead), (x1, y1, ahead), (x0, y1, ahead)], tone, SIGN)
+        left, right = across - half + inset, across + half - inset
+        p.board(left, low + inset, right, low + high - inset, ahead, tone, SIGN)
     text = scale(board, 0.4) if sum(board) > 450 else WHITE
     for line in np.arange(low + 0.3, low + high - 0.2, 0.35).tolist():
         end = across + half * rng.uniform(-0.2, 0.75)
         start = across - 0.75 * half
-        p.fill(
-            [
-                (start, line, ahead),
-                (end, line, ahead),
-                (end, line + 0.12, ahead),
-                (start, line + 0.12, ahead),
-            ],
-            text,
-            SIGN,
-        )
+        p.board(start, line, end, line + 0.12, ahead, text, SIGN)
 
 
 def traffic_light(p: Painter, rng: np.random.Generator, across: float, ahead: float) -> None:
     """Draw three lamps in a dark case on a post, one of them lit."""
     up = rng.uniform(2.3, 3.0)
     p.stroke([(across, 0, ahead), (across, up + 1.0, ahead)], 0.11, pick(rng, METALS), POLE)
-    case = [(across - 0.24, up, ahead), (across + 0.24, up, ahead)]
-    case += [(across + 0.24, up + 1.05, ahead), (across - 0.24, up + 1.05, ahead)]
-    p.fill(case, (38, 40, 42), SIGN)
+    p.board(across - 0.24, up, across + 0.24, up + 1.05, ahead, (38, 40, 42), SIGN)
     lit = rng.integers(3)
     for lamp, color in enumerate([(60, 240, 130), (255, 180, 40), (255, 50, 40)]):
         glow = scale(color, 1.6 if lamp == lit else 0.3)
@@ -231,6 +215,5 @@ def traffic_light(p: Painter, rng: np.random.Generator, across: float, ahead: fl
 def bin_box(p: Painter, rng: np.random.Generator, across: float, ahead: float) -> None:
     """Draw a bin or a box; street furniture is void."""
     half, height = rng.uniform(0.25, 0.5), rng.uniform(0.8, 1.4)
-    corners = [(across - half, 0.0, ahead), (across + half, 0.0, ahead)]
-    corners += [(across + half, height, ahead), (across - half, height, ahead)]
-    p.fill(corners, pick(rng, BOARDS + METALS, 15), VOID)
+    color = pick(rng, BOARDS + METALS, 15)
+    p.board(across - half, 0, across + half, height, ahead, color, VOID)
