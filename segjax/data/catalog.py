@@ -184,9 +184,11 @@ class Tfds(builders.OwnDataset):
         self.stored_splits = {split: self._split(text) for split, text in expressions.items()}
         self._refuse_leaks()
         names = [entry[0] for entry in options.classes]
-        same = options.classes == PRESETS.get(dataset.partition("/")[0], _DEFAULTS).classes
-        colors = PALETTES.get(dataset.partition("/")[0]) if same else None
-        sizes = {name: [part.num_examples, part.num_bytes] for name, part in _parts(stored)}
+        base = dataset.partition("/")[0]
+        same = base in PRESETS and options.classes == PRESETS[base].classes
+        colors = PALETTES.get(base) if same else None
+        parts = sorted(stored.info.splits.items())
+        sizes = {name: [part.num_examples, part.num_bytes] for name, part in parts}
         described = [stored.info.full_name, sizes, dataclasses.asdict(options)]
         super().__init__(
             digest=hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16],
@@ -276,10 +278,6 @@ class Tfds(builders.OwnDataset):
             yield image.reshape(*image.shape[:2], self.channels), label, name
 
 
-def _parts(stored: tfds.core.DatasetBuilder) -> Any:
-    return sorted(stored.info.splits.items())
-
-
 def _decoded(data: bytes, where: str) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data))
@@ -318,5 +316,4 @@ def builder(
         options=options,
         stored=open_stored(name, stored_in),
         data_dir=data_dir,
-        file_format="array_record",
     )
