@@ -8,6 +8,7 @@ from PIL import Image
 
 from segjax.cli.main import main
 from segjax.inference import check
+from support.folders import save_pair
 
 
 @pytest.fixture
@@ -16,14 +17,11 @@ def folder(tmp_path):
     (tmp_path / "classes.json").write_text(json.dumps({"Ground": 0, "Pole": 255}))
     rng = np.random.default_rng(0)
     for split, number in (("train", 3), ("val", 2), ("test", 1)):
-        for kind in ("images", "masks"):
-            (tmp_path / split / kind).mkdir(parents=True)
         for k in range(number):
             image = rng.integers(0, 256, (32, 48, 3), np.uint8)
             mask = np.zeros((32, 48), np.uint8)
             mask[:, 10:13] = 255
-            Image.fromarray(image).save(tmp_path / split / "images" / f"{split}{k}.png")
-            Image.fromarray(mask).save(tmp_path / split / "masks" / f"{split}{k}.png")
+            save_pair(tmp_path / split, f"{split}{k}", image, mask)
     return tmp_path
 
 
