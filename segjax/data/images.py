@@ -162,7 +162,8 @@ def read_array(path: Path) -> np.ndarray:
       ImageError: it cannot be read, or has no pixels or too many.
     """
     try:
-        array: np.ndarray = np.load(path, allow_pickle=False)
+        with path.open("rb") as file:  # np.load would also open an archive of arrays
+            array: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
     except Exception as error:  # as in `_opened`
         raise ImageError(f"image {path} cannot be read: {_reason(error)}") from error
     if not 0 < array.size <= MOST_PIXELS:

@@ -226,6 +226,13 @@ def test_large_images_are_read_up_to_the_limit(tmp_path, monkeypatch):
     assert "9x6 pixels" in refusal(images.list_pages, path)
 
 
+def test_an_archive_of_arrays_is_refused(tmp_path):
+    path = tmp_path / "image.npy"
+    with path.open("wb") as file:
+        np.savez(file, RGB)
+    assert f"image {path} cannot be read: the magic string is not correct" in reason(path)
+
+
 def test_files_that_are_no_images_are_named(tmp_path):
     path = tmp_path / "image.png"
     path.write_bytes(b"\x89PNG but no more")
