@@ -187,12 +187,16 @@ def test_evaluation_drops_nothing_and_pads_with_void(as_arrays):
 
 
 def test_a_dataset_is_streamed_if_it_does_not_fit():
-    def info(num_images):
+    def info(num_images, channels=3):
         split = SplitInfo(num_images, (), 0, (), (), ())
-        return DatasetInfo("big", (), (), (), (), {"train": split}, (360, 480))
+        mean = (0.5,) * channels
+        return DatasetInfo("big", (), (), mean, (), {"train": split}, (360, 480))
 
-    assert loader.fits(info(367), "train", "auto")
-    assert not loader.fits(info(100_000), "train", "auto")
+    # Of 4 GiB: 6,213 images of 360x480 with 3 bytes of color and 1 of label, half as many if each
+    # pixel has a weight of 4 bytes or 7 channels.
+    for number, channels, weighted in ((6213, 3, False), (3106, 3, True), (3106, 7, False)):
+        assert loader.fits(info(number, channels), "train", "auto", weighted)
+        assert not loader.fits(info(number + 1, channels), "train", "auto", weighted)
     assert loader.fits(info(100_000), "train", "device")
     assert not loader.fits(info(1), "train", "stream")
 
