@@ -35,7 +35,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from segjax.data import builders, images
 from segjax.data.statistics import VOID
@@ -310,7 +309,7 @@ def read_values(path: Path, classes: Classes) -> np.ndarray:
             )
         return array.astype(np.int64)
     try:
-        with Image.open(path) as mask:
+        with images.opened(path) as mask:
             pages = getattr(mask, "n_frames", 1)
             if pages > 1:
                 raise UserError(f"{path} has {pages} pages, expected one; save each as a file")

@@ -234,18 +234,31 @@ def _check_range(greatest: int, kept: int) -> None:
 @contextlib.contextmanager
 def _opened(path: Path, page: int = 0) -> Iterator[Image.Image]:
     """Open an image; raise every error inside as an ImageError that names the file and the page."""
+    try:
+        with opened(path) as image:
+            yield image
+    except Exception as error:  # a damaged file makes Pillow raise almost any
+        where = f"page {page} of image {path}" if page else f"image {path}"
+        raise ImageError(f"{where} cannot be read: {_reason(error)}") from error
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """Open a picture of FORMATS and at most MOST_PIXELS; Pillow's own limit and warnings are off.
+
+    Raises:
+      ValueError: it has too many pixels.
+      Exception: almost any, if the file is damaged.
+    """
     limit = Image.MAX_IMAGE_PIXELS
     try:
         # Pillow warns of damaged metadata, on which no pixel depends.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            Image.MAX_IMAGE_PIXELS = None  # MOST_PIXELS instead
+            Image.MAX_IMAGE_PIXELS = None
             with Image.open(path, formats=_formats()) as image:
                 _check_size(image)
                 yield image
-    except Exception as error:  # a damaged file makes Pillow raise almost any
-        where = f"page {page} of image {path}" if page else f"image {path}"
-        raise ImageError(f"{where} cannot be read: {_reason(error)}") from error
     finally:
         Image.MAX_IMAGE_PIXELS = limit
 

@@ -143,7 +143,7 @@ def _mode(path: Path) -> tuple[str, str | None]:
     """Return the mode and the format of a file, such as RGB and PNG."""
     if path.suffix.lower() == images.ARRAY:
         return "array", None
-    with Image.open(path) as image:
+    with images.opened(path) as image:
         return image.mode, image.format
 
 

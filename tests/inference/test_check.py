@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from segjax.cli.main import main
+from segjax.data import images
 from segjax.inference import check
 from support.folders import save_pair
 
@@ -137,6 +138,13 @@ def test_the_orientation_of_a_photograph_is_that_which_everyone_sees(folder):
     described, problems = check.check(folder)
     assert "sizes: 32x48 (6)" in described
     assert problems == []
+
+
+def test_pictures_above_pillows_limit_are_no_problem(folder, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # a bomb to Pillow
+    assert check.check(folder)[1] == []
+    monkeypatch.setattr(images, "MOST_PIXELS", 10)
+    assert "it has 48x32 pixels, expected at most 10" in check.check(folder)[1][0]
 
 
 def test_a_folder_is_wanted_by_check_alone(folder, capsys):
