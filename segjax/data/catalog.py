@@ -25,7 +25,7 @@ from PIL import Image
 
 from segjax.data import builders
 from segjax.data.statistics import VOID
-from segjax.errors import UserError
+from segjax.errors import UserError, one_line
 
 SPLITS = ("train", "val", "test")
 
@@ -262,7 +262,7 @@ class Tfds(builders.OwnDataset):
                 record = records[place]
             except Exception as error:  # of the readers of records and of protobufs
                 where = f"tfds:{self.dataset} {expression}, example {place}"
-                raise UserError(f"{where} cannot be read: {error}") from error
+                raise UserError(f"{where} cannot be read: {one_line(error)}") from error
             name = "_".join([f"{place:06d}", *(record[key].decode() for key in texts[:1])])
             where = f"tfds:{self.dataset} {expression}, example {place} ({name})"
             with _decoded(record[options.image], where) as picture:
@@ -283,7 +283,7 @@ def _decoded(data: bytes, where: str) -> Image.Image:
         image = Image.open(io.BytesIO(data))
         image.load()
     except Exception as error:  # a damaged file makes Pillow raise almost any
-        raise UserError(f"{where} cannot be read: {error}") from error
+        raise UserError(f"{where} cannot be read: {one_line(error)}") from error
     return image
 
 
