@@ -18,7 +18,7 @@ import tensorflow_datasets as tfds
 
 from segjax.data import camvid, catalog, isbi2012, modules, streetscenes
 from segjax.data import folder as folders
-from segjax.data.builders import Builder, OwnDataset
+from segjax.data.builders import Builder
 from segjax.data.source import Source, check_shard
 from segjax.data.statistics import VOID, DatasetInfo, SplitInfo, split_info
 from segjax.errors import UserError
@@ -189,12 +189,10 @@ def _remedy(builder: Builder, directory: Path | None = None) -> str:
     """Return what to do about a damaged dataset, in `directory` if not in that of the builder."""
     root = directory or builder.data_dir_root
     path = root / builder.data_path.relative_to(builder.data_dir_root)
-    if isinstance(builder, OwnDataset):
+    if builder.made_on_first_use:
         return f"delete {path}, and the next run prepares it again"
-    size = builder.builder_config
-    options = f"--resolution {size.name}" if size else "--source DIR"
     return (
-        f"delete {path} and prepare it again with segjax data {builder.name} {options} "
+        f"delete {path} and prepare it again with segjax data {builder.name} --source DIR "
         f"--data-dir {shlex.quote(str(root))}"
     )
 
