@@ -64,16 +64,12 @@ def test_every_mode_of_integers(tmp_path, mode):
     values = {"A": 0, "B": 1} if mode == "1" else {"A": 7, "B": 12}
     classes = write_classes(tmp_path, values)
     stored = np.array(list(values.values()))[LABEL]
+    dtype = {"1": bool, "I;16": np.uint16, "I": np.int32}.get(mode, np.uint8)
+    mask = Image.fromarray(stored.astype(dtype))
     if mode == "P":
-        mask = Image.fromarray(stored.astype(np.uint8))
         mask.putpalette(bytes(range(256)) * 3)
     elif mode == "RGB":
-        mask = Image.fromarray(stored.astype(np.uint8)).convert("RGB")
-    elif mode == "1":
-        mask = Image.fromarray(stored.astype(bool))
-    else:
-        dtype = {"L": np.uint8, "I;16": np.uint16, "I": np.int32}[mode]
-        mask = Image.fromarray(stored.astype(dtype))
+        mask = mask.convert("RGB")
     assert mask.mode == mode
     path = tmp_path / "mask.tif"
     mask.save(path)
