@@ -35,6 +35,11 @@ def line(error: Exception) -> str:
     return str(error)
 
 
+def one_line(error: Exception) -> str:
+    """Return the message of an error with its line breaks and runs of spaces made one space."""
+    return " ".join(str(error).split())
+
+
 def warn(text: str) -> None:
     """Print a warning of one line to standard error; `sweep.status` tells it from an error."""
     say(f"warning: {text}")
@@ -43,6 +48,11 @@ def warn(text: str) -> None:
 def say(text: str) -> None:
     """Print an error that does not end the command, in one line, to standard error."""
     print(f"segjax: {text}", file=sys.stderr)  # noqa: T201
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: `1 image`, `2 images`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def listing(names: Collection[object], most: int = 5) -> str:

@@ -13,7 +13,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from PIL import Image
 
 from segjax import config as configs
 from segjax import results
@@ -33,6 +32,7 @@ from segjax.runs.experiment import Description, Experiment
 from segjax.sweep import grids, slurm, slurm_script, status
 from segjax.training import parallel
 from support.damage import damage, repair
+from support.folders import save_pair
 from support.rows import make_row
 
 # A failed restore leaves Orbax coroutines behind, whose warnings at garbage collection belong to no
@@ -143,10 +143,8 @@ def classes(path, scenes):
 def pictures(path, scenes):
     """Images and masks of a folder, of several formats."""
     mask = np.kron([[0, 255], [255, 0]], np.ones((6, 8))).astype(np.uint8)
-    for kind in ("images", "masks"):
-        (path / kind).mkdir()
-        for name, suffix in zip("abcd", ("png", "ppm", "tif", "bmp"), strict=True):
-            Image.fromarray(mask).save(path / kind / f"{name}.{suffix}")
+    for suffix in (".png", ".ppm", ".tif", ".bmp"):
+        save_pair(path, suffix[1:], mask, mask, suffix, suffix)
     (path / "classes.json").write_text('{"Ground": 0, "Disk": 255}')
 
     def read():

@@ -24,7 +24,7 @@ from segjax.config.fields import (
     flat_default,
     require,
 )
-from segjax.errors import UserError
+from segjax.errors import UserError, one_line
 from segjax.system import stored
 from segjax.system.files import local_path
 
@@ -42,7 +42,7 @@ def load_module(spec: str) -> tuple[ModuleType, str | None]:
     try:
         module_spec.loader.exec_module(module)
     except Exception as error:
-        message = " ".join(str(error).split())
+        message = one_line(error)
         raise UserError(f"config file {name} fails: {type(error).__name__}: {message}") from error
     if not hasattr(module, "get_config"):
         raise UserError(f"config file {name} has no get_config()")
@@ -133,7 +133,7 @@ def _from_python(spec: str) -> ConfigDict:
     try:
         config = module.get_config(argument) if argument else module.get_config()
     except Exception as error:
-        message = " ".join(str(error).split())
+        message = one_line(error)
         raise UserError(f"config file {spec}: {type(error).__name__}: {message}") from error
     if not isinstance(config, ConfigDict):
         raise UserError(

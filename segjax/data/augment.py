@@ -18,6 +18,8 @@ Example = dict[str, jax.Array]
 
 LUMA = (0.299, 0.587, 0.114)  # Rec. 601
 
+_OUTSIDE = {"label": VOID, "weight": 0}  # values beyond the image
+
 
 def horizontal_flip(key: jax.Array, example: Example) -> Example:
     """Flip left and right with probability 1/2."""
@@ -61,7 +63,7 @@ def scale_and_crop(
         image, (*size, image.shape[-1]), (0, 1), jnp.stack([scale, scale]), shift, method="linear"
     )
     moved = {"image": jnp.where(inside[..., None], resized, fill[None, None, :])}
-    for name, outside in (("label", VOID), ("weight", 0)):
+    for name, outside in _OUTSIDE.items():
         if name in example:
             x = example[name]
             moved[name] = jnp.where(inside, x[row][:, column], jnp.asarray(outside, x.dtype))
@@ -142,7 +144,7 @@ def deform(
         _mirrored(jnp.floor(place + 0.5).astype(jnp.int32), size)
         for place, size in ((row, height), (column, width))
     )
-    for name, outside in (("label", VOID), ("weight", 0)):
+    for name, outside in _OUTSIDE.items():
         if name in example:
             x = example[name]
             new[name] = jnp.where(keep, x[rows, columns], jnp.asarray(outside, x.dtype))

@@ -1,4 +1,4 @@
-"""Features of an example, PNG files, checks and a progress bar, for all TFDS builders."""
+"""What all TFDS builders share: their base class, PNG files, checks and a progress bar."""
 
 import colorsys
 import contextlib
@@ -16,34 +16,24 @@ from rich.console import Console
 from rich.progress import track
 
 from segjax.data.statistics import Tally
-from segjax.errors import UserError, warn
+from segjax.errors import UserError, counted, one_line, warn
 from segjax.system import waiting
 
 Item = TypeVar("Item")
 Color = tuple[int, int, int]
+Records = Iterator[tuple[int, dict[str, Any]]]  # (place, record) of each example of a split
 
 
-def features(
-    height: int | None, width: int | None, channels: int = 3
-) -> tfds.features.FeaturesDict:
-    """Return the features of every dataset's examples: image, label (255 for void) and name.
+def record(image: np.ndarray | bytes, label: np.ndarray, name: str) -> dict[str, Any]:
+    """Return an example as TFDS stores it; to encode the PNGs itself it would need TensorFlow.
 
-    A height and width of None stand for any. Images of other than 1 or 3 channels are stored as
-    `encode_png` does, gray.
+    Args:
+      image: uint8 (H, W, C), or the bytes of a PNG file.
+      label: uint8 (H, W).
+      name: its id.
     """
-    channels = channels if channels in (1, 3) else 1
-    return tfds.features.FeaturesDict(
-        {
-            "image": tfds.features.Image(shape=(height, width, channels), encoding_format="png"),
-            "label": tfds.features.Image(shape=(height, width, 1), encoding_format="png"),
-            "id": tfds.features.Text(),
-        }
-    )
-
-
-def record(image_png: bytes, label_png: bytes, name: str) -> dict[str, Any]:
-    """Return an example of `features`, with encoded PNGs, for which TFDS needs TensorFlow."""
-    return {"image": io.BytesIO(image_png), "label": io.BytesIO(label_png), "id": name}
+    image_png = image if isinstance(image, bytes) else encode_png(image)
+    return {"image": io.BytesIO(image_png), "label": io.BytesIO(encode_png(label)), "id": name}
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
@@ -79,8 +69,7 @@ def read_png(path: Path | zipfile.Path, mode: str, height: int, width: int) -> n
     except UnidentifiedImageError as error:
         raise UserError(f"{path}: cannot be read as an image (not a PNG)") from error
     except Exception as error:  # a damaged file makes Pillow raise almost any
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path}: cannot be read as an image ({reason})") from error
+        raise UserError(f"{path}: cannot be read as an image ({one_line(error)})") from error
     if found_size != (width, height):
         raise UserError(
             f"{path}: {found_size[0]}x{found_size[1]} pixels, expected {width}x{height}"
@@ -127,16 +116,59 @@ def map_labels(
     stray = [value for value in found.tolist() if value not in known]
     if stray:
         rows, columns = np.nonzero(values == stray[0])
-        more = f", and {len(stray) - 1} more such values" if len(stray) > 1 else ""
+        more = f", and {counted(len(stray) - 1, 'more such value')}" if len(stray) > 1 else ""
         raise UserError(
-            f"{where}: {len(rows)} pixels, the first at row {rows[0]}, column {columns[0]}, have "
-            f"the value {show(stray[0])}{more}, {undeclared}"
+            f"{where}: {counted(len(rows), 'pixel')}, the first at row {rows[0]}, column "
+            f"{columns[0]}, with the value {show(stray[0])}{more}, {undeclared}"
         )
     table = np.array([known[value] for value in found.tolist()], np.uint8)
     return table[places].reshape(values.shape)
 
 
-class OwnDataset(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """TFDS builder of images and labels, stored in the order in which they are generated.
+
+    A subclass has a `name`, generates `record`s and adds the counts of each split to
+    `info.metadata`. Images of other than 1 or 3 channels are stored as `encode_png` does, gray.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    url_infos = None  # TFDS downloads nothing
+
+    description = "Images and labels."
+    homepage: str | None = None
+    class_names: tuple[str, ...]  # K names in the order of the labels
+    palette: tuple[Color, ...]  # their colors
+    size: tuple[int | None, int | None] = (None, None)  # height and width; None: any
+    channels = 3
+    made_on_first_use = True  # or else by `segjax data` alone
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(file_format="array_record", **kwargs)
+
+    @classmethod
+    def get_builder_config(cls, name: str, version: Any = None) -> tfds.core.BuilderConfig:
+        """Return the config of a name; TFDS would look it up in a fixed list."""
+        del version  # there is one version
+        return tfds.core.BuilderConfig(name=name)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        channels = self.channels if self.channels in (1, 3) else 1
+        image = tfds.features.Image(shape=(*self.size, channels), encoding_format="png")
+        label = tfds.features.Image(shape=(*self.size, 1), encoding_format="png")
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=self.description,
+            homepage=self.homepage,
+            features=tfds.features.FeaturesDict(
+                {"image": image, "label": label, "id": tfds.features.Text()}
+            ),
+            metadata=tfds.core.MetadataDict(),
+            disable_shuffling=True,
+        )
+
+
+class OwnDataset(Builder, skip_registration=True):  # type: ignore[call-arg]
     """TFDS builder of a dataset that segjax does not ship: its classes are known when it is opened.
 
     A subclass has a `name` and `examples(split)`, which yields (image uint8 (H, W, channels), label
@@ -150,9 +182,6 @@ class OwnDataset(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # ty
       splits: number of examples of each split, None if it is not known before.
       channels: of the images.
     """
-
-    VERSION = tfds.core.Version("1.0.0")
-    url_infos = None  # nothing is downloaded
 
     def __init__(
         self,
@@ -168,32 +197,15 @@ class OwnDataset(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # ty
         self.splits, self.channels = splits, channels
         super().__init__(config=digest, **kwargs)
 
-    @classmethod
-    def get_builder_config(cls, name: str, version: Any = None) -> tfds.core.BuilderConfig:
-        """Return the config of a digest; TFDS would look it up in a fixed list."""
-        del version  # there is one version
-        return tfds.core.BuilderConfig(name=name)
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description="Images and labels.",
-            features=features(None, None, self.channels),
-            metadata=tfds.core.MetadataDict(),
-            disable_shuffling=True,
-        )
-
-    def _split_generators(
-        self, dl_manager: tfds.download.DownloadManager
-    ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Records]:
         return {split: self._generate_examples(split) for split in self.splits}
 
-    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _generate_examples(self, split: str) -> Records:
         tally = Tally(len(self.class_names), self.channels)
         examples = progress(self.examples(split), f"writing {split}", self.splits[split])
         for index, (image, label, name) in enumerate(examples):
             tally.add(image, label, name)
-            yield index, record(encode_png(image), encode_png(label), name)
+            yield index, record(image, label, name)
         if not tally.num_images:
             raise UserError(f"the {split} split is empty, expected at least one example")
         if split == "train":

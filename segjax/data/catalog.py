@@ -25,7 +25,7 @@ from PIL import Image
 
 from segjax.data import builders
 from segjax.data.statistics import VOID
-from segjax.errors import UserError
+from segjax.errors import UserError, one_line
 
 SPLITS = ("train", "val", "test")
 
@@ -184,9 +184,11 @@ class Tfds(builders.OwnDataset):
         self.stored_splits = {split: self._split(text) for split, text in expressions.items()}
         self._refuse_leaks()
         names = [entry[0] for entry in options.classes]
-        same = options.classes == PRESETS.get(dataset.partition("/")[0], _DEFAULTS).classes
-        colors = PALETTES.get(dataset.partition("/")[0]) if same else None
-        sizes = {name: [part.num_examples, part.num_bytes] for name, part in _parts(stored)}
+        base = dataset.partition("/")[0]
+        same = base in PRESETS and options.classes == PRESETS[base].classes
+        colors = PALETTES.get(base) if same else None
+        parts = sorted(stored.info.splits.items())
+        sizes = {name: [part.num_examples, part.num_bytes] for name, part in parts}
         described = [stored.info.full_name, sizes, dataclasses.asdict(options)]
         super().__init__(
             digest=hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16],
@@ -260,7 +262,7 @@ class Tfds(builders.OwnDataset):
                 record = records[place]
             except Exception as error:  # of the readers of records and of protobufs
                 where = f"tfds:{self.dataset} {expression}, example {place}"
-                raise UserError(f"{where} cannot be read: {error}") from error
+                raise UserError(f"{where} cannot be read: {one_line(error)}") from error
             name = "_".join([f"{place:06d}", *(record[key].decode() for key in texts[:1])])
             where = f"tfds:{self.dataset} {expression}, example {place} ({name})"
             with _decoded(record[options.image], where) as picture:
@@ -276,16 +278,12 @@ class Tfds(builders.OwnDataset):
             yield image.reshape(*image.shape[:2], self.channels), label, name
 
 
-def _parts(stored: tfds.core.DatasetBuilder) -> Any:
-    return sorted(stored.info.splits.items())
-
-
 def _decoded(data: bytes, where: str) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data))
         image.load()
     except Exception as error:  # a damaged file makes Pillow raise almost any
-        raise UserError(f"{where} cannot be read: {error}") from error
+        raise UserError(f"{where} cannot be read: {one_line(error)}") from error
     return image
 
 
@@ -318,5 +316,4 @@ def builder(
         options=options,
         stored=open_stored(name, stored_in),
         data_dir=data_dir,
-        file_format="array_record",
     )

@@ -13,13 +13,12 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import tensorflow_datasets as tfds
 
 from segjax.data import camvid, catalog, isbi2012, modules, streetscenes
 from segjax.data import folder as folders
-from segjax.data.builders import OwnDataset
+from segjax.data.builders import Builder
 from segjax.data.source import Source, check_shard
 from segjax.data.statistics import VOID, DatasetInfo, SplitInfo, split_info
 from segjax.errors import UserError
@@ -45,10 +44,7 @@ DATASETS = {
     "isbi2012": isbi2012,
     "streetscenes": streetscenes,
 }
-"""Name -> module with CLASS_NAMES, PALETTE, MADE_ON_FIRST_USE and a function `builder`.
-
-`folder` has the last alone, as its builder is an `OwnDataset`. So have the datasets of `PREFIXES`.
-"""
+"""Name -> module with a function `builder`, and with LICENSE if segjax ships the dataset."""
 
 PREFIXES = {"tfds": catalog, "module": modules}
 """Prefix of a name such as `tfds:NAME` -> module with `check_name` and `builder`."""
@@ -114,9 +110,7 @@ def shape(
 ) -> tuple[int, int]:
     """Return the numbers of channels and classes of a dataset, which need not be prepared."""
     builder = _builder(name, None, folder, options, None)
-    if isinstance(builder, OwnDataset):
-        return builder.channels, len(builder.class_names)
-    return builder.info.features["image"].shape[-1], len(_classes(builder)[0])
+    return builder.channels, len(builder.class_names)
 
 
 def open_split(
@@ -158,7 +152,7 @@ def _builder(
     source: PathLike | None,
     options: catalog.Options | None,
     resolution: tuple[int, int] | None,
-) -> tfds.core.DatasetBuilder:
+) -> Builder:
     check_name(name)
     if resolution is not None and (
         len(resolution) != 2 or any(type(side) is not int or side < 1 for side in resolution)
@@ -169,7 +163,7 @@ def _builder(
     directory = Path(default if data_dir is None else data_dir).expanduser()
     folder = None if source is None else Path(source).expanduser()
     prefix, _, rest = name.partition(":")
-    create: Callable[..., tfds.core.DatasetBuilder]
+    create: Callable[..., Builder]
     if prefix == "tfds":
         create = functools.partial(catalog.builder, rest, options or catalog.Options(), directory)
     elif prefix == "module":
@@ -191,16 +185,14 @@ def _builder(
         ) from error
 
 
-def _remedy(builder: tfds.core.DatasetBuilder, directory: Path | None = None) -> str:
+def _remedy(builder: Builder, directory: Path | None = None) -> str:
     """Return what to do about a damaged dataset, in `directory` if not in that of the builder."""
     root = directory or builder.data_dir_root
     path = root / builder.data_path.relative_to(builder.data_dir_root)
-    if isinstance(builder, OwnDataset):
+    if builder.made_on_first_use:
         return f"delete {path}, and the next run prepares it again"
-    size = builder.builder_config
-    options = f"--resolution {size.name}" if size else "--source DIR"
     return (
-        f"delete {path} and prepare it again with segjax data {builder.name} {options} "
+        f"delete {path} and prepare it again with segjax data {builder.name} --source DIR "
         f"--data-dir {shlex.quote(str(root))}"
     )
 
@@ -211,9 +203,9 @@ def _prepared(
     folder: PathLike | None,
     options: catalog.Options | None,
     resolution: tuple[int, int] | None,
-) -> tfds.core.DatasetBuilder:
+) -> Builder:
     builder = _builder(name, data_dir, folder, options, resolution)
-    if isinstance(builder, OwnDataset) or DATASETS[name].MADE_ON_FIRST_USE:
+    if builder.made_on_first_use:
         _build(builder)
     elif not _is_built(builder):
         option = "" if data_dir is None else f" --data-dir {os.fspath(data_dir)}"
@@ -224,7 +216,7 @@ def _prepared(
     return builder
 
 
-def _is_built(builder: tfds.core.DatasetBuilder) -> bool:
+def _is_built(builder: Builder) -> bool:
     """Return whether a dataset exists.
 
     Raises:
@@ -238,23 +230,22 @@ def _is_built(builder: tfds.core.DatasetBuilder) -> bool:
     try:
         for file in (folder / f"{name}.json" for name in ("dataset_info", "features", "metadata")):
             stored.parse(file.read_bytes())
-        for split in ("train", *builder.info.splits):
-            split_info(builder.info.metadata[split])
-        file = folder / "dataset_info.json"
-        for split in ("train", *builder.info.splits):
+        splits = ("train", *builder.info.splits)
+        infos = {split: split_info(builder.info.metadata[split]) for split in splits}
+        for split in splits:
+            file = folder / "dataset_info.json"
             shards = builder.info.splits[split]
+            if shards.num_examples != infos[split].num_images:
+                raise ValueError(f"{shards.num_examples} examples in {split}")
             for file, count in zip(shards.filepaths, shards.shard_lengths, strict=True):
                 check_shard(file, count)
-            file = folder / "dataset_info.json"
-            if shards.num_examples != split_info(builder.info.metadata[split]).num_images:
-                raise ValueError(f"{shards.num_examples} examples in {split}")
     except (OSError, LookupError, TypeError, ValueError, RuntimeError) as error:
         fault = "missing" if isinstance(error, FileNotFoundError) else "damaged"
         raise UserError(f"{file} is {fault}: {_remedy(builder)}") from error
     return True
 
 
-def _build(builder: tfds.core.DatasetBuilder) -> None:
+def _build(builder: Builder) -> None:
     if _is_built(builder):
         return
     tfds.disable_progress_bar()  # the builders show one of their own
@@ -275,15 +266,12 @@ def _build(builder: tfds.core.DatasetBuilder) -> None:
         raise UserError(f"cannot write {builder.data_path}: {error.strerror or error}") from error
 
 
-def _info(
-    name: str, builder: tfds.core.DatasetBuilder, resolution: tuple[int, int] | None
-) -> DatasetInfo:
+def _info(name: str, builder: Builder, resolution: tuple[int, int] | None) -> DatasetInfo:
     splits = {split: split_info(builder.info.metadata[split]) for split in builder.info.splits}
-    class_names, palette = _classes(builder)
     return DatasetInfo(
         name=name,
-        class_names=class_names,
-        palette=palette,
+        class_names=builder.class_names,
+        palette=builder.palette,
         mean=splits["train"].mean,
         std=splits["train"].std,
         splits=splits,
@@ -292,19 +280,9 @@ def _info(
     )
 
 
-def _size(
-    name: str, builder: tfds.core.DatasetBuilder, resolution: tuple[int, int] | None
-) -> tuple[int, int]:
+def _size(name: str, builder: Builder, resolution: tuple[int, int] | None) -> tuple[int, int]:
     """Return the size of the examples: the resolution, or that of the stored images."""
     height, width = resolution or builder.info.features["image"].shape[:2]
     if height is None:
         raise UserError(f"images of {name} have their own sizes, expected a resolution")
     return height, width
-
-
-def _classes(builder: tfds.core.DatasetBuilder) -> tuple[Any, Any]:
-    """Return the names and the palette of the classes."""
-    if isinstance(builder, OwnDataset):
-        return builder.class_names, builder.palette
-    module = DATASETS[builder.name]
-    return module.CLASS_NAMES, module.PALETTE

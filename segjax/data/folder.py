@@ -35,11 +35,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from segjax.data import builders, images
 from segjax.data.statistics import VOID
-from segjax.errors import UserError, listing, warn
+from segjax.errors import UserError, counted, listing, one_line, warn
 from segjax.system import stored
 
 SPLITS = ("train", "val", "test")
@@ -127,28 +126,26 @@ def read_classes(folder: Path) -> Classes:
         if value in taken:
             raise UserError(f"{path}: {name} and {taken[value]} both have the value {value}")
         taken[value] = name
-    if not (type(content.get("channels", 3)) is int and content.get("channels", 3) >= 1):
+    channels = content.get("channels", 3)
+    if not (type(channels) is int and channels >= 1):
         raise UserError(
-            f"{path}: channels is {content['channels']}, expected 3 for RGB, 1 for gray, or the "
-            "channels of .npy files"
+            f"{path}: channels is {channels}, expected 3 for RGB, 1 for gray, or the channels of "
+            ".npy files"
         )
     colors = content.get("colors", {})
     stray = [name for name in colors if name not in values]
     if stray:
         raise UserError(f"{path}: colors has {stray[0]!r}, which is no class")
+    palette = []
+    for place, (name, value) in enumerate(values.items()):
+        default = value if isinstance(value, tuple) else builders.distinct_color(place)
+        palette.append(_color(colors[name], path, name) if name in colors else default)
     return Classes(
         values=values,
         void=void,
-        palette=tuple(
-            _color(colors[name], path, name)
-            if name in colors
-            else value
-            if isinstance(value, tuple)
-            else builders.distinct_color(place)
-            for place, (name, value) in enumerate(values.items())
-        ),
+        palette=tuple(palette),
         mask_suffix=content.get("mask_suffix", ""),
-        channels=content.get("channels", 3),
+        channels=channels,
         share=_share(content.get("share", {}), path),
     )
 
@@ -190,18 +187,12 @@ def find_pairs(folder: Path, classes: Classes) -> dict[str, list[Pair]]:
         what is not there, or two splits share an image.
     """
     if (folder / "train").is_dir():
-        found = {
-            split: _match(folder / split, classes)
-            for split in SPLITS
-            if split in ("train", "val") or (folder / split).is_dir()
-        }
+        splits = SPLITS if (folder / "test").is_dir() else SPLITS[:2]
+        found = {split: _match(folder / split, classes) for split in splits}
     elif any(os.path.lexists(folder / f"{split}.txt") for split in SPLITS):
+        splits = SPLITS if os.path.lexists(folder / "test.txt") else SPLITS[:2]
         pairs = {pair.name: pair for pair in _match(folder, classes)}
-        found = {
-            split: _listed(folder / f"{split}.txt", pairs)
-            for split in SPLITS
-            if split in ("train", "val") or os.path.lexists(folder / f"{split}.txt")
-        }
+        found = {split: _listed(folder / f"{split}.txt", pairs) for split in splits}
     else:
         found = _shared_out(_match(folder, classes), classes.share, folder)
     seen: dict[str, str] = {}
@@ -234,8 +225,8 @@ def _match(folder: Path, classes: Classes) -> list[Pair]:
         lone = [path for name, path in these.items() if name not in others]
         if lone:
             raise UserError(
-                f"{len(lone)} of {len(these)} {kind}s in {folder} have no {other_kind} of the same "
-                f"name: {listing(lone)}; add or rename them, or take the {kind}s out"
+                f"{len(lone)} of {counted(len(these), kind)} in {folder} without a {other_kind} of "
+                f"the same name: {listing(lone)}; add or rename them, or take the {kind}s out"
             )
     return [Pair(name, shown[name], masks[name]) for name in sorted(shown)]
 
@@ -252,8 +243,7 @@ def _files(folder: Path, suffix: str) -> dict[str, Path]:
             raise UserError(f"{path} is no file that can be read, expected a picture; remove it")
         if not path.stem.endswith(suffix):
             raise UserError(f"{path} does not end with the mask_suffix {suffix!r} of classes.json")
-        name = path.stem.removesuffix(suffix) if suffix else path.stem
-        twin = found.setdefault(name, path)
+        twin = found.setdefault(path.stem.removesuffix(suffix), path)
         if twin != path:
             raise UserError(f"{path} and {twin.name} have the same name, expected one of them")
     if not found:
@@ -272,7 +262,7 @@ def _listed(path: Path, pairs: Mapping[str, Pair]) -> list[Pair]:
     missing = [name for name in names if name not in pairs]
     if missing:
         raise UserError(
-            f"{path} names {len(missing)} images that are not there: {listing(missing)}; expected "
+            f"{path} names {counted(len(missing), 'missing image')}: {listing(missing)}; expected "
             "names of files in images, with or without the suffix"
         )
     if not names:
@@ -293,7 +283,8 @@ def _shared_out(
     val, test = sizes["val"], sizes["val"] + sizes["test"]
     if test >= len(pairs):
         raise UserError(
-            f"{folder} has {len(pairs)} images, too few to share out: expected at least 3"
+            f"{folder} has {counted(len(pairs), 'image')}, too few to share out: expected at "
+            "least 3"
         )
     places = {"train": order[test:], "val": order[:val], "test": order[val:test]}
     return {
@@ -318,7 +309,7 @@ def read_values(path: Path, classes: Classes) -> np.ndarray:
             )
         return array.astype(np.int64)
     try:
-        with Image.open(path) as mask:
+        with images.opened(path) as mask:
             pages = getattr(mask, "n_frames", 1)
             if pages > 1:
                 raise UserError(f"{path} has {pages} pages, expected one; save each as a file")
@@ -342,8 +333,7 @@ def read_values(path: Path, classes: Classes) -> np.ndarray:
     except UserError:
         raise
     except Exception as error:  # a damaged file makes Pillow raise almost any
-        said = " ".join(str(error).split())
-        raise UserError(f"mask {path} cannot be read: {said}; make it again") from error
+        raise UserError(f"mask {path} cannot be read: {one_line(error)}; make it again") from error
 
 
 def encode(value: Value) -> int:
@@ -405,7 +395,7 @@ class Folder(builders.OwnDataset):
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         if unused := find_unused(self._folder, self.pairs):
-            warn(f"{self._folder}: {len(unused)} images are in no list: {listing(unused)}")
+            warn(f"{self._folder}: {counted(len(unused), 'image')} in no list: {listing(unused)}")
         return super()._split_generators(dl_manager)
 
     def examples(self, split: str) -> Iterator[tuple[np.ndarray, np.ndarray, str]]:
@@ -442,4 +432,4 @@ def builder(
             "dataset folder needs a folder: --config.data.folder=DIR, or segjax data folder "
             "--source DIR"
         )
-    return Folder(folder=source, data_dir=data_dir, file_format="array_record")
+    return Folder(folder=source, data_dir=data_dir)

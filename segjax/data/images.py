@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from segjax.errors import UserError, warn
+from segjax.errors import UserError, one_line, warn
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 
@@ -162,7 +162,8 @@ def read_array(path: Path) -> np.ndarray:
       ImageError: it cannot be read, or has no pixels or too many.
     """
     try:
-        array: np.ndarray = np.load(path, allow_pickle=False)
+        with path.open("rb") as file:  # np.load would also open an archive of arrays
+            array: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
     except Exception as error:  # as in `_opened`
         raise ImageError(f"image {path} cannot be read: {_reason(error)}") from error
     if not 0 < array.size <= MOST_PIXELS:
@@ -233,18 +234,31 @@ def _check_range(greatest: int, kept: int) -> None:
 @contextlib.contextmanager
 def _opened(path: Path, page: int = 0) -> Iterator[Image.Image]:
     """Open an image; raise every error inside as an ImageError that names the file and the page."""
+    try:
+        with opened(path) as image:
+            yield image
+    except Exception as error:  # a damaged file makes Pillow raise almost any
+        where = f"page {page} of image {path}" if page else f"image {path}"
+        raise ImageError(f"{where} cannot be read: {_reason(error)}") from error
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """Open a picture of FORMATS and at most MOST_PIXELS; Pillow's own limit and warnings are off.
+
+    Raises:
+      ValueError: it has too many pixels.
+      Exception: almost any, if the file is damaged.
+    """
     limit = Image.MAX_IMAGE_PIXELS
     try:
         # Pillow warns of damaged metadata, on which no pixel depends.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            Image.MAX_IMAGE_PIXELS = None  # MOST_PIXELS instead
+            Image.MAX_IMAGE_PIXELS = None
             with Image.open(path, formats=_formats()) as image:
                 _check_size(image)
                 yield image
-    except Exception as error:  # a damaged file makes Pillow raise almost any
-        where = f"page {page} of image {path}" if page else f"image {path}"
-        raise ImageError(f"{where} cannot be read: {_reason(error)}") from error
     finally:
         Image.MAX_IMAGE_PIXELS = limit
 
@@ -262,4 +276,4 @@ def _reason(error: Exception) -> str:
         return "it does not fit into memory"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error) or type(error).__name__

@@ -8,7 +8,6 @@ blocks of the stack, and the four slices of validation lie between training and 
 """
 
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ CLASS_NAMES = ("Membrane", "Cell")
 PALETTE = ((230, 159, 0), (86, 180, 233))
 
 LICENSE = "non-commercial use that cites Cardona et al., PLoS Biology 2010 (the challenge's terms)"
-MADE_ON_FIRST_USE = False
 
 HEIGHT, WIDTH = 512, 512
 SPLITS = {"train": range(20), "val": range(20, 24), "test": range(24, 30)}  # slices, from the top
@@ -84,30 +82,24 @@ def verify(folder: Path) -> dict[str, statistics.Tally]:
     return tallies
 
 
-class Isbi2012(tfds.core.GeneratorBasedBuilder):
+class Isbi2012(builders.Builder):
     """TFDS builder of the labeled slices, from the published folder."""
 
     name = "isbi2012"
-    VERSION = tfds.core.Version("1.0.0")
-    url_infos = None  # nothing is downloaded
+    description = "ISBI 2012 electron microscopy: membranes and cells, 30 labeled slices."
+    homepage = "https://imagej.net/events/isbi-2012-segmentation-challenge"
+    class_names, palette = CLASS_NAMES, PALETTE
+    size = HEIGHT, WIDTH
+    channels = 1
+    made_on_first_use = False
 
     def __init__(self, *, folder: Path | None, **kwargs: Any):
         self._folder = folder
         super().__init__(**kwargs)
 
-    def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description="ISBI 2012 electron microscopy: membranes and cells, 30 labeled slices.",
-            homepage="https://imagej.net/events/isbi-2012-segmentation-challenge",
-            features=builders.features(HEIGHT, WIDTH, channels=1),
-            metadata=tfds.core.MetadataDict(),
-            disable_shuffling=True,
-        )
-
     def _split_generators(
         self, dl_manager: tfds.download.DownloadManager
-    ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
+    ) -> dict[str, builders.Records]:
         if self._folder is None:
             raise UserError(
                 "isbi2012 is not downloaded: get data/membrane of github.com/zhixuhao/unet, then "
@@ -117,12 +109,10 @@ class Isbi2012(tfds.core.GeneratorBasedBuilder):
             self.info.metadata[split] = tally.to_metadata()
         return {split: self._generate_examples(self._folder, split) for split in SPLITS}
 
-    def _generate_examples(self, folder: Path, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _generate_examples(self, folder: Path, split: str) -> builders.Records:
         for index, number in enumerate(builders.progress(SPLITS[split], f"writing {split}")):
             image, label = read_slice(folder, number)
-            image_png = builders.encode_png(image[..., 0])
-            label_png = builders.encode_png(label)
-            yield index, builders.record(image_png, label_png, _name(number))
+            yield index, builders.record(image, label, _name(number))
 
 
 def builder(
@@ -130,4 +120,4 @@ def builder(
 ) -> Isbi2012:
     """Return the builder that reads `source`; slices are stored at 512x512 at any resolution."""
     del resolution
-    return Isbi2012(folder=source, data_dir=data_dir, file_format="array_record")
+    return Isbi2012(folder=source, data_dir=data_dir)

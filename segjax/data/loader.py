@@ -112,7 +112,8 @@ def pick(examples: Raw | Source, places: Sequence[int]) -> Raw:
 def fits(info: DatasetInfo, split: str, placement: str, weighted: bool = False) -> bool:
     """Return whether to put a split in device memory (`data.placement`: device, stream or auto)."""
     height, width = info.resolution
-    size = info.splits[split].num_images * height * width * (8 if weighted else 4)
+    pixel = len(info.mean) + 1 + (4 if weighted else 0)  # bytes: channels, label and weight
+    size = info.splits[split].num_images * height * width * pixel
     return placement == "device" or (placement == "auto" and size <= DEVICE_BYTES)
 
 
@@ -157,7 +158,7 @@ def training_batch(
     """Augment and normalize a raw batch, or a device's share of it, on the device.
 
     Args:
-      raw: image uint8 (B, H, W, 3), label uint8 (B, H, W).
+      raw: image uint8 (B, H, W, C), label uint8 (B, H, W).
       seed: the experiment's seed.
       step: training step.
       first: place of the first image in the step's whole batch; each image has a key of its own.
@@ -165,7 +166,7 @@ def training_batch(
       info: the dataset.
 
     Returns:
-      image, float32 (B, h, w, 3), and label, uint8 (B, h, w).
+      image, float32 (B, h, w, C), and label, uint8 (B, h, w).
     """
     keys = _image_keys(seed, AUGMENTATION, step, first, raw["label"].shape[0])
     fill = jnp.asarray(info.mean, jnp.float32)
@@ -206,7 +207,7 @@ def patch_batch(
       size: side of a patch, in pixels.
 
     Returns:
-      image (count B, size, size, 3); label and, if present, weight of its center (count B, 1, 1).
+      image (count B, size, size, C); label and, if present, weight of its center (count B, 1, 1).
     """
     images, height, width = batch["label"].shape
 

@@ -30,7 +30,7 @@ import numpy as np
 
 from segjax.data import builders
 from segjax.data.statistics import VOID
-from segjax.errors import UserError
+from segjax.errors import UserError, one_line
 from segjax.system import imports
 
 SPLITS = ("train", "val", "test")
@@ -65,9 +65,8 @@ def load(name: str) -> ModuleType:
 
 def _failed(name: str, what: str, error: Exception) -> UserError:
     place = traceback.extract_tb(error.__traceback__)[-1]
-    message = " ".join(str(error).split())
     return UserError(
-        f"dataset module:{name}: {what} fails with {type(error).__name__}: {message} "
+        f"dataset module:{name}: {what} fails with {type(error).__name__}: {one_line(error)} "
         f"({place.filename}, line {place.lineno})"
     )
 
@@ -202,4 +201,4 @@ def builder(
     del resolution
     if source is not None:
         raise UserError(f"dataset module:{name} takes no source or folder, found {source}")
-    return Module(module=load(name), data_dir=data_dir, file_format="array_record")
+    return Module(module=load(name), data_dir=data_dir)

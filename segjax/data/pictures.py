@@ -159,9 +159,7 @@ def save_label(path: str | os.PathLike[str], label: np.ndarray, palette: Palette
     colors = _colors(label, palette)
     picture = Image.fromarray(label.astype(np.uint8))
     picture.putpalette(colors.tobytes())
-    content = io.BytesIO()
-    picture.save(content, format="PNG")
-    write_whole(path, content.getvalue())
+    save(path, picture)
 
 
 def save(path: str | os.PathLike[str], picture: Image.Image) -> None:

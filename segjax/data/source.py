@@ -33,9 +33,9 @@ class Source:
         self,
         builder: tfds.core.DatasetBuilder,
         split: str,
-        resolution: tuple[int, int] | None = None,
-        fit: str = "resize",
-        remedy: str = "prepare it again",
+        resolution: tuple[int, int] | None,
+        fit: str,
+        remedy: str,
     ):
         # TFDS decodes with OpenCV or Pillow, whichever happens to be installed.
         skip = tfds.decode.SkipDecoding()

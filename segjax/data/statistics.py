@@ -64,7 +64,6 @@ class Tally:
 
     def __init__(self, num_classes: int, channels: int = 3):
         self.num_images = 0
-        self.num_pixels = 0
         self.pixel_counts = np.zeros(num_classes, np.int64)
         self.void_pixels = 0
         self.present_pixel_counts = np.zeros(num_classes, np.int64)
@@ -85,7 +84,6 @@ class Tally:
         if histogram[num_classes:VOID].any():
             raise ValueError(f"label value {label[label != VOID].max()} with {num_classes} classes")
         self.num_images += 1
-        self.num_pixels += label.size
         self.pixel_counts += histogram[:num_classes]
         self.void_pixels += int(histogram[VOID])
         self.present_pixel_counts[histogram[:num_classes] > 0] += label.size
@@ -105,8 +103,9 @@ class Tally:
         Args:
             names: the ids of the examples in their order; None: as they were added.
         """
-        mean = self.channel_sums / self.num_pixels
-        variance = self.channel_square_sums / self.num_pixels - mean**2
+        num_pixels = self.pixel_counts.sum() + self.void_pixels
+        mean = self.channel_sums / num_pixels
+        variance = self.channel_square_sums / num_pixels - mean**2
         content = {
             "num_images": self.num_images,
             "pixel_counts": self.pixel_counts.tolist(),

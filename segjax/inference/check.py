@@ -16,13 +16,13 @@ from segjax.data import images
 from segjax.data.builders import progress
 from segjax.data.folder import Classes, Pair
 from segjax.data.statistics import VOID
-from segjax.errors import UserError, listing
+from segjax.errors import UserError, counted, listing, one_line
 from segjax.inference.baselines import count_guesses, oracles
 
 _ALIKE = 2  # bits of 64 in which the hashes of near-duplicates differ at most
-_NAMED = 5  # files that a line names
+_NAMED = 5  # pairs of images that a line names
 _GHOSTS = 4  # undeclared values in a mask, at least, that look like those of a lossy format
-_SHOWN = 20  # undeclared values that are listed, the most frequent ones
+_SHOWN = 10  # lines of a list; of undeclared values the most frequent ones
 _CEILING_IMAGES = 50  # labels that the ceilings are computed from
 
 
@@ -63,7 +63,7 @@ def check(path: Path) -> tuple[list[str], list[str]]:
     seen = _look(pairs, classes)
     problems = list(_problems(seen, classes))
     if unused := folders.find_unused(path, pairs):
-        problems.append(f"{len(unused)} images are in no list: {listing(unused)}")
+        problems.append(f"{counted(len(unused), 'image')} in no list: {listing(unused)}")
     return list(_description(seen, pairs, classes)), problems
 
 
@@ -89,7 +89,7 @@ def _look(pairs: Mapping[str, Sequence[Pair]], classes: Classes) -> _Seen:
                     seen.lossy.append(pair.mask)
                 values = folders.read_values(pair.mask, classes)
             except Exception as error:  # a damaged file makes Pillow raise almost any
-                seen.unreadable.append(_one_line(pair.mask, error))
+                seen.unreadable.append(_unreadable(pair.mask, error))
                 continue
             if size and values.shape != size:
                 seen.uneven.append(
@@ -125,7 +125,7 @@ def _look_at_image(path: Path, channels: int, split: str, seen: _Seen) -> tuple[
             raise UserError(f"image {path} has {len(pages)} pages, expected one")
         pixels = images.read_image(path, channels, pages[0])
     except Exception as error:  # a damaged file makes Pillow raise almost any
-        seen.unreadable.append(_one_line(path, error))
+        seen.unreadable.append(_unreadable(path, error))
         return None
     gray = Image.fromarray(pixels if channels == 3 else pixels.mean(-1).astype(np.uint8))
     seen.hashes[split].append((difference_hash(gray), path))
@@ -134,8 +134,8 @@ def _look_at_image(path: Path, channels: int, split: str, seen: _Seen) -> tuple[
     return height, width
 
 
-def _one_line(path: Path, error: Exception) -> str:
-    said = " ".join(str(error).split())
+def _unreadable(path: Path, error: Exception) -> str:
+    said = one_line(error)
     return said if str(path) in said else f"{path} cannot be read: {said}"
 
 
@@ -143,7 +143,7 @@ def _mode(path: Path) -> tuple[str, str | None]:
     """Return the mode and the format of a file, such as RGB and PNG."""
     if path.suffix.lower() == images.ARRAY:
         return "array", None
-    with Image.open(path) as image:
+    with images.opened(path) as image:
         return image.mode, image.format
 
 
@@ -208,18 +208,18 @@ def _description(
         yield f"{kind}: " + ", ".join(f"{mode} ({n})" for mode, n in modes.most_common())
 
     total = max(sum(seen.values.values()), 1)
-    strays = _strays(seen)
+    strays = _strays(seen)[:_SHOWN]
     names = {folders.encode(value): name for name, value in classes.values.items()}
     names |= {folders.encode(value): "void" for value in classes.void}
     shown = [code for code, _ in seen.values.most_common() if code in names or code in strays]
     for code in shown:
         value, count, masks = folders.decode(code, classes), seen.values[code], seen.masks[code]
         yield (
-            f"value {value}: {names.get(code, 'NOT DECLARED')}, {count} pixels "
-            f"({100 * count / total:.3g}%) in {masks} masks"
+            f"value {value}: {names.get(code, 'NOT DECLARED')}, {counted(count, 'pixel')} "
+            f"({100 * count / total:.3g}%) in {counted(masks, 'mask')}"
         )
     if len(shown) < len(seen.values):
-        yield f"and {len(seen.values) - len(shown)} more values: NOT DECLARED"
+        yield f"and {counted(len(seen.values) - len(shown), 'more value')}: NOT DECLARED"
 
     pixels = np.sum([*seen.pixels.values()], 0)
     images = np.sum([*seen.images.values()], 0)
@@ -237,8 +237,8 @@ def _description(
 
 
 def _strays(seen: _Seen) -> list[int]:
-    """Return the undeclared values that are listed, by their pixels."""
-    return sorted(seen.holders, key=lambda code: -seen.values[code])[:_SHOWN]
+    """Return the undeclared values, the most frequent one first."""
+    return sorted(seen.holders, key=lambda code: -seen.values[code])
 
 
 def _rarest(classes: Classes, counts: Any) -> str:
@@ -253,35 +253,38 @@ def _limits(seen: _Seen, classes: Classes) -> Iterator[str]:
         worst = int(np.nanargmin(iou))
         yield (
             f"output stride {stride}: a perfect network has about {100 * np.nanmean(iou):.0f} mIoU "
-            f"here, {classes.names[worst]} (about {wide[worst]:.0f} pixels wide) "
+            f"here, {classes.names[worst]} (about {counted(round(wide[worst]), 'pixel')} wide) "
             f"{100 * iou[worst]:.0f}"
         )
 
 
 def _problems(seen: _Seen, classes: Classes) -> Iterator[str]:
-    yield from seen.unreadable
-    yield from seen.uneven
-    for code in _strays(seen):
-        holders = seen.holders[code]
-        yield (
-            f"value {folders.decode(code, classes)} is not declared: {seen.values[code]} "
-            f"pixels in {len(holders)} masks: {listing(holders)}"
-        )
-    if len(seen.holders) > _SHOWN:
-        yield f"{len(seen.holders) - _SHOWN} more values are not declared"
+    undeclared = [
+        f"value {folders.decode(code, classes)} is not declared: "
+        f"{counted(seen.values[code], 'pixel')} in {counted(len(seen.holders[code]), 'mask')}: "
+        f"{listing(seen.holders[code])}"
+        for code in _strays(seen)
+    ]
+    for lines in (seen.unreadable, seen.uneven, undeclared):
+        yield from lines[:_SHOWN]
+        if len(lines) > _SHOWN:
+            yield f"and {len(lines) - _SHOWN} more"
     if seen.lossy:
-        yield f"{len(seen.lossy)} masks are JPEG, which changes values: {listing(seen.lossy)}"
+        masks = counted(len(seen.lossy), "mask")
+        yield f"{masks} saved as JPEG, which changes values: {listing(seen.lossy)}"
     if seen.ghosts:
         yield (
-            f"{len(seen.ghosts)} masks have {_GHOSTS} or more undeclared values, as JPEG or a "
-            "smooth resize leaves them (ghosts); make them again from their source, as PNG by "
-            f"nearest neighbor: {listing(seen.ghosts)}"
+            f"{counted(len(seen.ghosts), 'mask')} with {_GHOSTS} or more undeclared values, as "
+            "JPEG or a smooth resize leaves them (ghosts); make them again from their source, as "
+            f"PNG by nearest neighbor: {listing(seen.ghosts)}"
         )
     for split, pixels in seen.pixels.items():
         absent = [name for name, count in zip(classes.names, pixels, strict=True) if not count]
         if absent:
-            yield f"classes without a pixel in {split}: {', '.join(absent)}"
+            yield f"classes without a pixel in {split}: {listing(absent, _SHOWN)}"
     alike = near_duplicates(seen.hashes)
     if alike:
         named = "; ".join(f"{a} and {b}" for a, b in alike[:_NAMED])
-        yield f"{len(alike)} pairs of images look alike in different splits: {named}"
+        more = f"; and {len(alike) - _NAMED} more" if len(alike) > _NAMED else ""
+        pairs = counted(len(alike), "pair")
+        yield f"{pairs} of images that look alike in different splits: {named}{more}"

@@ -20,7 +20,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from segjax.errors import UserError
+from segjax.errors import UserError, one_line
 from segjax.models import vgg
 from segjax.system import waiting
 
@@ -156,7 +156,7 @@ def _read(path, source):
     try:
         arrays = load_file(path)
     except (SafetensorError, OSError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise UserError(f"{source} cannot be read as a safetensors file: {reason}") from error
     arrays = {key: value for key, value in arrays.items() if not key.endswith(COUNTER)}
     for key, value in arrays.items():
@@ -183,5 +183,5 @@ def _locate(source):
         with waiting.reported(f"waiting for {FILE} of {name} on the Hugging Face hub"):
             return hf_hub_download(name, FILE, revision=revision or None)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise UserError(f"pretrained weights {source} cannot be downloaded: {reason}") from error

@@ -27,7 +27,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from segjax.errors import UserError
+from segjax.errors import UserError, one_line
 from segjax.runs import processes
 from segjax.system import waiting
 from segjax.system.files import take_folders_literally, write_whole
@@ -121,7 +121,7 @@ class Checkpoints:
                 # Orbax reads when each checkpoint was made.
                 raise UserError(
                     f"{folder} cannot be opened, expected to delete the checkpoint in it whose "
-                    f"_CHECKPOINT_METADATA is damaged: {_one_line(error)}"
+                    f"_CHECKPOINT_METADATA is damaged: {_shortened(error)}"
                 ) from error
         return self._managers[kind]
 
@@ -168,7 +168,7 @@ class Checkpoints:
         except Exception as error:
             raise UserError(
                 f"checkpoint {self._root / kind / str(step)} was not written whole, and those "
-                f"before it are kept: {_one_line(error)}"
+                f"before it are kept: {_shortened(error)}"
             ) from error
         write_whole(path / _CHECKSUMS, json.dumps(checksums) + "\n")
 
@@ -313,7 +313,7 @@ class Checkpoints:
                     raise ValueError(f"{name} has changed since it was saved")
         except Exception as error:  # TensorStore raises no narrower class for a truncated array
             raise UserError(
-                f"checkpoint {path} is damaged, or not of this model: {_one_line(error)}"
+                f"checkpoint {path} is damaged, or not of this model: {_shortened(error)}"
             ) from error
         return restored
 
@@ -347,8 +347,8 @@ def _checksums(item, path, restored=None, shapes=None):
     return found
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+def _shortened(error: Exception) -> str:
+    return one_line(error)[:300]
 
 
 def restore_template(state: Any) -> Any:

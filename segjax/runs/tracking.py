@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from segjax import config as configs
 from segjax import metrics
 from segjax.data.datasets import VOID
+from segjax.errors import one_line
 from segjax.runs.samples import Samples
 from segjax.system import waiting
 from segjax.system.files import write_whole
@@ -77,7 +78,7 @@ class Trackers:
         self._active.clear()
 
     def _warn(self, name: str, error: Exception) -> None:
-        _log.warning("%s is switched off for this run: %s", name, _one_line(error))
+        _log.warning("%s is switched off for this run: %s", name, _with_type(error))
 
 
 def start(
@@ -158,7 +159,7 @@ class Wandb:
             _log.warning(
                 "W&B cannot be reached; logging to %s for `wandb sync`: %s",
                 workdir / "wandb",
-                _one_line(error),
+                _with_type(error),
             )
         # The overview of runs shows the best value of each validation score, not the last.
         for score in (*metrics.SCORES, "iou/*"):
@@ -265,5 +266,5 @@ class TensorBoard:
         self._writer.close()
 
 
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split()) or 'no message'}"
+def _with_type(error: Exception) -> str:
+    return f"{type(error).__name__}: {one_line(error) or 'no message'}"

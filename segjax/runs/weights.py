@@ -14,7 +14,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 
-from segjax.errors import UserError
+from segjax.errors import UserError, one_line
 from segjax.system.files import write_whole
 
 FILE = "model.safetensors"  # of an exported folder
@@ -43,7 +43,7 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any] | None]:
         with safe_open(path, framework="numpy") as file:
             facts = json.loads((file.metadata() or {}).get("facts", "null"))
     except (SafetensorError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise UserError(f"{path} cannot be read as a safetensors file: {reason}") from error
     for name, x in arrays.items():
         if not jnp.issubdtype(x.dtype, jnp.floating):

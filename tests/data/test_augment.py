@@ -26,18 +26,22 @@ def coded(height, width):
     }
 
 
+@functools.partial(jax.jit, static_argnames=("scales", "size"))
+def scale_and_crop(key, example, scales, size):
+    return augment.scale_and_crop(key, example, scales, size, FILL)
+
+
 def deform(key, example, fill=FILL, **options):
     """Call `augment.deform`, compiled anew, so that patches of a test take effect."""
     return jax.jit(functools.partial(augment.deform, fill=fill, **options))(key, example)
 
 
-def together(example):
-    """Return whether color and weight still match the label at every pixel of the image."""
+def check_together(example):
+    """Check that color and weight still match the label at every pixel of the image."""
     label = np.asarray(example["label"])
     inside = label != VOID
     np.testing.assert_array_equal(np.asarray(example["weight"])[inside], label[inside] * 2.0)
     np.testing.assert_allclose(np.asarray(example["image"])[inside, 0], label[inside] / 16)
-    return inside
 
 
 def test_flip_mirrors_everything_or_nothing():
@@ -45,7 +49,7 @@ def test_flip_mirrors_everything_or_nothing():
     seen = set()
     for seed in range(8):
         flipped = augment.horizontal_flip(jax.random.key(seed), example)
-        together(flipped)
+        check_together(flipped)
         same = np.array_equal(flipped["label"], example["label"])
         mirrored = np.array_equal(flipped["label"], example["label"][:, ::-1])
         assert same != mirrored
@@ -56,18 +60,13 @@ def test_flip_mirrors_everything_or_nothing():
 def test_crop_at_scale_one_is_a_window_of_the_image():
     example = coded(9, 13)
     corners = set()
-
-    @functools.partial(jax.jit, static_argnums=1)
-    def crop(key, size):
-        return augment.scale_and_crop(key, example, (1.0, 1.0), size, FILL)
-
     for seed in range(20):
         key = jax.random.key(seed)
-        cut = crop(key, (9, 13))
+        cut = scale_and_crop(key, example, (1.0, 1.0), (9, 13))
         for name in example:
             np.testing.assert_allclose(cut[name], example[name], atol=1e-6)
         # With whole-pixel places only does a window copy pixels; the label always does.
-        window = np.asarray(crop(key, (4, 6))["label"])
+        window = np.asarray(scale_and_crop(key, example, (1.0, 1.0), (4, 6))["label"])
         found = [
             (i, j)
             for i in range(6)
@@ -85,7 +84,7 @@ def test_enlarging_by_two_repeats_labels_and_interpolates_colors():
         "image": jnp.asarray(np.stack([label] * 3, -1) / 4, jnp.float32),
         "label": jnp.asarray(label, jnp.uint8),
     }
-    big = augment.scale_and_crop(jax.random.key(0), example, (2.0, 2.0), (4, 4), FILL)
+    big = scale_and_crop(jax.random.key(0), example, (2.0, 2.0), (4, 4))
     np.testing.assert_array_equal(big["label"], label.repeat(2, 0).repeat(2, 1))
     # Half-pixel centers: along a row 0 and 1/4 become 0, 1/16, 3/16, 1/4.
     np.testing.assert_allclose(big["image"][0, :, 0], [0, 1 / 16, 3 / 16, 1 / 4], atol=1e-6)
@@ -94,8 +93,7 @@ def test_enlarging_by_two_repeats_labels_and_interpolates_colors():
 def test_the_outside_is_void_with_weight_zero_and_filled():
     example = coded(8, 8)
     for seed in range(5):
-        key = jax.random.key(seed)
-        small = augment.scale_and_crop(key, example, (0.5, 0.5), (8, 8), FILL)
+        small = scale_and_crop(jax.random.key(seed), example, (0.5, 0.5), (8, 8))
         outside = np.asarray(small["label"]) == VOID
         assert outside.sum() == 64 - 16
         assert np.all(np.asarray(small["weight"])[outside] == 0)
@@ -109,8 +107,7 @@ def test_scaling_never_makes_a_new_label(scales):
     label = jnp.asarray(np.random.default_rng(0).choice([3, 9, VOID], (12, 17)), jnp.uint8)
     example = {"image": jnp.zeros((12, 17, 3)), "label": label}
     for seed in range(5):
-        key = jax.random.key(seed)
-        out = augment.scale_and_crop(key, example, scales, (10, 10), FILL)
+        out = scale_and_crop(jax.random.key(seed), example, scales, (10, 10))
         assert set(np.unique(out["label"])) <= {3, 9, VOID}
 
 
@@ -146,7 +143,7 @@ def test_a_shift_by_whole_pixels_moves_everything_together(mirror, monkeypatch):
         assert (np.asarray(out["weight"])[~inside] == 0).all()
         np.testing.assert_array_equal(np.asarray(out["image"])[~inside], np.tile(FILL, (36, 1)))
     np.testing.assert_array_equal(out["label"], expected)
-    together(out)
+    check_together(out)
 
 
 def test_a_quarter_turn_is_rot90(monkeypatch):

@@ -11,6 +11,7 @@ from PIL import Image
 from segjax.data import camvid, datasets
 from segjax.data.datasets import VOID
 from segjax.errors import UserError
+from support.errors import refusal
 
 
 def png(array):
@@ -59,19 +60,11 @@ DAMAGES = {
 }  # fmt: skip
 
 
-def refusal(**arguments):
-    with pytest.raises(UserError) as refused:
-        datasets.prepare("camvid", **arguments)
-    message = str(refused.value)
-    assert "\n" not in message
-    return message
-
-
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_an_error_in_a_damaged_folder_names_the_file(damage, tiny_camvid, tmp_path):
     file, do_damage, found = DAMAGES[damage]
     do_damage(tiny_camvid / file)
-    message = refusal(data_dir=tmp_path / "data", source=tiny_camvid)
+    message = refusal(datasets.prepare, "camvid", data_dir=tmp_path / "data", source=tiny_camvid)
     assert str(tiny_camvid / file) in message
     assert found in message
     assert not list((tmp_path / "data").rglob("*.array_record*"))
@@ -83,8 +76,8 @@ def test_a_list_that_is_too_short_is_refused(tiny_camvid, tmp_path):
     drop_last_line(tiny_camvid / "train.txt")
     for part in ("train", "trainannot"):
         (tiny_camvid / part / "a_1.png").unlink()
-    message = refusal(data_dir=tmp_path / "data", source=tiny_camvid)
-    assert message == f"{tiny_camvid / 'train.txt'}: 1 images, expected 2"
+    message = refusal(datasets.prepare, "camvid", data_dir=tmp_path / "data", source=tiny_camvid)
+    assert message == f"{tiny_camvid / 'train.txt'}: 1 image, expected 2"
 
 
 @pytest.mark.parametrize("file", ["train/a_1.png", "testannot/e_5.png"])
@@ -94,7 +87,7 @@ def test_one_changed_pixel_is_refused_until_repaired(file, tiny_camvid, tmp_path
         pixels = np.array(image)
     pixels.flat[77] ^= 1
     Image.fromarray(pixels).save(tiny_camvid / file)
-    message = refusal(data_dir=tmp_path / "data", source=tiny_camvid)
+    message = refusal(datasets.prepare, "camvid", data_dir=tmp_path / "data", source=tiny_camvid)
     assert "pixels differ from the published files" in message
     assert camvid.PIXELS_SHA256 in message
     (tiny_camvid / file).write_bytes(original)
@@ -102,13 +95,15 @@ def test_one_changed_pixel_is_refused_until_repaired(file, tiny_camvid, tmp_path
 
 
 def test_a_missing_source_is_named(tmp_path):
-    message = refusal(data_dir=tmp_path / "data", source=tmp_path / "nowhere")
+    message = refusal(
+        datasets.prepare, "camvid", data_dir=tmp_path / "data", source=tmp_path / "nowhere"
+    )
     assert str(tmp_path / "nowhere" / "train.txt") in message
 
 
 def test_a_data_directory_that_cannot_be_written_is_named(tiny_camvid, tmp_path):
     (tmp_path / "data").write_text("a file where a directory should be")
-    message = refusal(data_dir=tmp_path / "data", source=tiny_camvid)
+    message = refusal(datasets.prepare, "camvid", data_dir=tmp_path / "data", source=tiny_camvid)
     assert message.startswith(f"cannot write {tmp_path / 'data'}")
 
 
@@ -164,7 +159,7 @@ def test_a_failed_download_says_what_to_do(content, tmp_path, monkeypatch):
     if content is not None:
         archive.write_bytes(content)
     monkeypatch.setattr(camvid, "URL", archive.as_uri())
-    message = refusal(data_dir=tmp_path / "data")
+    message = refusal(datasets.prepare, "camvid", data_dir=tmp_path / "data")
     assert archive.as_uri() in message
     assert "segjax data camvid --source DIR" in message
     files = [path.name for path in (tmp_path / "data").rglob("*") if path.is_file()]

@@ -6,14 +6,13 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from PIL import Image
 
 import segjax
 from segjax import config as configs
 from segjax.cli.main import main
 from segjax.data import datasets, fitting, images
 from segjax.inference import windows
-from support.folders import make_folder
+from support.folders import make_folder, save_pair
 
 
 @pytest.mark.parametrize(
@@ -59,14 +58,10 @@ def test_the_middle():
 def wide(tmp_path):
     """A folder of 8x16 images: value 40 and class 0 on the left half, 200 and class 1 right."""
     (tmp_path / "classes.json").write_text(json.dumps({"A": 0, "B": 255}))
-    right = np.arange(16) >= 8
+    right = np.broadcast_to(np.arange(16) >= 8, (8, 16))
+    image = np.where(right[..., None], [200] * 3, 40).astype(np.uint8)
     for split in ("train", "val"):
-        for kind in ("images", "masks"):
-            (tmp_path / split / kind).mkdir(parents=True)
-        image = np.broadcast_to(np.where(right, 200, 40)[None, :, None], (8, 16, 3))
-        Image.fromarray(image.astype(np.uint8)).save(tmp_path / split / "images" / "a.png")
-        mask = np.broadcast_to(255 * right, (8, 16)).astype(np.uint8)
-        Image.fromarray(mask).save(tmp_path / split / "masks" / "a.png")
+        save_pair(tmp_path / split, "a", image, (255 * right).astype(np.uint8))
     return tmp_path
 
 

@@ -1,6 +1,7 @@
 """A batch depends only on (seed, step), for any placement of the data and number of devices."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,9 @@ INFO = DatasetInfo(
 )
 
 
+batch_indices = jax.jit(loader.batch_indices, static_argnums=(0, 2, 3))
+
+
 class Examples:
     """Ten examples whose pixels have the value of their index."""
 
@@ -39,20 +43,16 @@ class Examples:
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 10, 23])
 def test_every_epoch_has_every_example_once(batch_size):
     steps = 60
-    stream = np.concatenate(
-        [loader.batch_indices(7, step, 10, batch_size) for step in range(steps)]
-    )
+    stream = np.concatenate([batch_indices(7, step, 10, batch_size) for step in range(steps)])
     epochs = stream[: len(stream) // 10 * 10].reshape(-1, 10)
     np.testing.assert_array_equal(np.sort(epochs, axis=1), np.tile(np.arange(10), (len(epochs), 1)))
     assert len({tuple(epoch) for epoch in epochs}) > 1
 
 
 def test_the_order_follows_from_seed_and_step_alone():
-    indices = jax.jit(loader.batch_indices, static_argnums=(0, 2, 3))
     for step in (0, 5, 1234):
-        np.testing.assert_array_equal(
-            indices(3, jnp.int32(step), 10, 4), loader.batch_indices(3, step, 10, 4)
-        )
+        traced = batch_indices(3, jnp.int32(step), 10, 4)
+        np.testing.assert_array_equal(traced, loader.batch_indices(3, step, 10, 4))
     orders = {tuple(np.asarray(loader.batch_indices(seed, 0, 10, 10))) for seed in range(5)}
     assert len(orders) == 5
 
@@ -101,8 +101,9 @@ def test_a_share_of_a_batch_is_augmented_as_in_the_whole():
     assert not np.array_equal(other["label"], whole["label"])
 
 
+@functools.partial(jax.jit, static_argnames=("count", "size"))
 def drawn_patches(batch, step=0, first=0, count=40, size=4):
-    return loader.patch_batch(batch, 5, jnp.int32(step), first, count, size)
+    return loader.patch_batch(batch, 5, step, first, count, size)
 
 
 @pytest.mark.parametrize("size", [1, 4, 9])
@@ -187,12 +188,16 @@ def test_evaluation_drops_nothing_and_pads_with_void(as_arrays):
 
 
 def test_a_dataset_is_streamed_if_it_does_not_fit():
-    def info(num_images):
+    def info(num_images, channels=3):
         split = SplitInfo(num_images, (), 0, (), (), ())
-        return DatasetInfo("big", (), (), (), (), {"train": split}, (360, 480))
+        mean = (0.5,) * channels
+        return DatasetInfo("big", (), (), mean, (), {"train": split}, (360, 480))
 
-    assert loader.fits(info(367), "train", "auto")
-    assert not loader.fits(info(100_000), "train", "auto")
+    # Of 4 GiB: 6,213 images of 360x480 with 3 bytes of color and 1 of label, half as many if each
+    # pixel has a weight of 4 bytes or 7 channels.
+    for number, channels, weighted in ((6213, 3, False), (3106, 3, True), (3106, 7, False)):
+        assert loader.fits(info(number, channels), "train", "auto", weighted)
+        assert not loader.fits(info(number + 1, channels), "train", "auto", weighted)
     assert loader.fits(info(100_000), "train", "device")
     assert not loader.fits(info(1), "train", "stream")
 

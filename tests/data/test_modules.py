@@ -48,11 +48,8 @@ def rewrite(place, text):
 def test_a_module_is_prepared_with_its_classes(place):
     info = datasets.info("module:halves", resolution=(24, 32))
     assert (info.name, info.class_names) == ("module:halves", ("Above", "Below"))
-    assert {split: of.num_images for split, of in info.splits.items()} == {
-        "train": 8,
-        "val": 2,
-        "test": 2,
-    }
+    sizes = {split: of.num_images for split, of in info.splits.items()}
+    assert sizes == {"train": 8, "val": 2, "test": 2}
     assert info.splits["test"].void_pixels == 2
     assert info.splits["test"].pixel_counts == (6 * 32 + 7 * 32 - 2, 18 * 32 + 17 * 32)
     source = datasets.open_split("module:halves", "test", resolution=(24, 32))
@@ -109,15 +106,11 @@ def examples(split):
         (", label\n", ", label[1:]\n", "has a label of shape (23, 32) and dtype int64, expected"),
         (", label\n", ", label / 1\n", "and dtype float64, expected integers (24, 32)"),
         (", label\n", ", label, 'x'\n", "example 1 of train: a second one is named 'x'"),
-        (
-            "        yield",
-            "        yield 1; yield",
-            "example 0 of train is a int, expected an image",
-        ),
+        ("        yield", "        yield 1; yield", "example 0 of train is a int, expected an"),
         (
             "[6 + k :] = 1",
             "[6 + k :] = 2",
-            "example 0 of train: 576 pixels, the first at row 6, column 0, have the value 2, "
+            "example 0 of train: 576 pixels, the first at row 6, column 0, with the value 2, "
             "expected 0 to 1, or 255 for void",
         ),
         ("(24, 32)", "(24, -32)", "examples('train') fails with ValueError: negative dimensions"),
@@ -128,9 +121,7 @@ def examples(split):
 def test_a_module_that_is_wrong_is_refused_with_the_place(place, old, new, said):
     assert old in TOY
     rewrite(place, TOY.replace(old, new))
-    message = refusal(datasets.info, "module:halves", resolution=(24, 32))
-    assert said in message
-    assert "\n" not in message
+    assert said in refusal(datasets.info, "module:halves", resolution=(24, 32))
 
 
 def test_the_folder_of_a_module_is_kept(place):

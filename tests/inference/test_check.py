@@ -7,7 +7,9 @@ import pytest
 from PIL import Image
 
 from segjax.cli.main import main
+from segjax.data import images
 from segjax.inference import check
+from support.folders import save_pair
 
 
 @pytest.fixture
@@ -16,14 +18,11 @@ def folder(tmp_path):
     (tmp_path / "classes.json").write_text(json.dumps({"Ground": 0, "Pole": 255}))
     rng = np.random.default_rng(0)
     for split, number in (("train", 3), ("val", 2), ("test", 1)):
-        for kind in ("images", "masks"):
-            (tmp_path / split / kind).mkdir(parents=True)
         for k in range(number):
             image = rng.integers(0, 256, (32, 48, 3), np.uint8)
             mask = np.zeros((32, 48), np.uint8)
             mask[:, 10:13] = 255
-            Image.fromarray(image).save(tmp_path / split / "images" / f"{split}{k}.png")
-            Image.fromarray(mask).save(tmp_path / split / "masks" / f"{split}{k}.png")
+            save_pair(tmp_path / split, f"{split}{k}", image, mask)
     return tmp_path
 
 
@@ -67,8 +66,9 @@ def test_everything_that_needs_a_person_is_named(folder, capsys):
         f"image {path} cannot be read",
         "train1.png is 32x48, its mask 20x48",
         "value 7 is not declared: 2 pixels in 2 masks",
-        "1 masks are JPEG",
+        "1 mask saved as JPEG",
         "classes without a pixel in test: Pole",
+        "1 pair of images that look alike in different splits: "
         f"{folder / 'val/images/val0.png'} and {folder / 'test/images/test0.png'}",
     ):
         assert any(part in line for line in problems), part
@@ -93,10 +93,27 @@ def test_ghosts_of_jpeg_in_a_png_are_told_from_a_stray_value(folder, capsys):
     assert main(["data", "check", str(folder)]) == 1
     said = capsys.readouterr().out.splitlines()
     (line,) = [line for line in said if "(ghosts)" in line]
-    assert line.startswith("PROBLEM: 1 masks have 4 or more undeclared values, as JPEG or a smooth")
+    assert line.startswith("PROBLEM: 1 mask with 4 or more undeclared values, as JPEG or a smooth")
     assert line.endswith(f"as PNG by nearest neighbor: {masks / 'train0.png'}")
     # Of many values the most frequent are listed.
-    assert len([line for line in said if "NOT DECLARED" in line]) <= 21
+    assert len([line for line in said if "NOT DECLARED" in line]) == 11
+
+
+def test_a_long_list_of_problems_is_cut(folder, capsys):
+    for split in ("train", "val"):
+        for k in range(6):
+            for kind in ("images", "masks"):
+                (folder / split / kind / f"{split}{k}.png").write_bytes(b"")
+    mask = np.arange(32 * 48).reshape(32, 48) % 13
+    Image.fromarray(mask.astype(np.uint8)).save(folder / "test" / "masks" / "test0.png")
+    assert main(["data", "check", str(folder)]) == 1
+    said = capsys.readouterr().out.splitlines()
+    problems = [line for line in said if line.startswith("PROBLEM: ")]
+    assert sum("cannot identify image file" in line for line in problems) == 10
+    assert problems[10] == "PROBLEM: and 14 more"
+    assert sum("is not declared" in line for line in problems) == 10
+    assert problems[21] == "PROBLEM: and 2 more"
+    assert "and 2 more values: NOT DECLARED" in said
 
 
 def test_a_value_that_is_declared_void_is_no_problem(folder, capsys):
@@ -107,7 +124,7 @@ def test_a_value_that_is_declared_void_is_no_problem(folder, capsys):
     content = {"classes": {"Ground": 0, "Pole": 255}, "void": [3, 4, 5, 6]}
     (folder / "classes.json").write_text(json.dumps(content))
     assert main(["data", "check", str(folder)]) == 0
-    assert "value 6: void, 1 pixels (0.0109%) in 1 masks" in capsys.readouterr().out
+    assert "value 6: void, 1 pixel (0.0109%) in 1 mask" in capsys.readouterr().out
 
 
 def test_the_orientation_of_a_photograph_is_that_which_everyone_sees(folder):
@@ -121,6 +138,13 @@ def test_the_orientation_of_a_photograph_is_that_which_everyone_sees(folder):
     described, problems = check.check(folder)
     assert "sizes: 32x48 (6)" in described
     assert problems == []
+
+
+def test_pictures_above_pillows_limit_are_no_problem(folder, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # a bomb to Pillow
+    assert check.check(folder)[1] == []
+    monkeypatch.setattr(images, "MOST_PIXELS", 10)
+    assert "it has 48x32 pixels, expected at most 10" in check.check(folder)[1][0]
 
 
 def test_a_folder_is_wanted_by_check_alone(folder, capsys):

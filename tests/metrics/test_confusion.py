@@ -41,13 +41,6 @@ def test_labels_that_are_not_a_class_are_not_counted():
     np.testing.assert_array_equal(counted, [[0, 1, 0], [0, 1, 0], [0, 1, 0]])
 
 
-def test_void_alone_counts_nothing():
-    np.testing.assert_array_equal(
-        count(jnp.full((3, 5), VOID, jnp.uint8), jnp.zeros((3, 5), jnp.int32), 11),
-        np.zeros((11, 11)),
-    )
-
-
 @settings(max_examples=50)
 @given(
     hnp.arrays(np.int32, (2, 3, 4), elements=st.sampled_from([*range(5), 5, 6, VOID, -1])),
@@ -111,13 +104,6 @@ def test_the_mean_over_images_by_hand():
     assert per_image_mean_iou(images[2:]) is None
 
 
-def test_rows_are_the_truth():
-    # All of class 1 is called 0: rows are the truth.
-    found = scores(np.array([[4, 0], [4, 0]]))
-    np.testing.assert_array_equal(found.per_class_accuracy, [1, 0])
-    np.testing.assert_array_equal(found.per_class_iou, [0.5, 0])
-
-
 def test_an_absent_class_counts_zero_and_is_reported():
     # Class 1 is predicted but never there; class 2 is neither.
     found = scores(np.array([[5, 3, 0], [0, 0, 0], [0, 0, 0]]))
@@ -135,11 +121,6 @@ def test_nothing_counted_scores_zero():
     assert not found.present.any()
 
 
-def test_a_perfect_prediction_has_scores_of_one():
-    found = scores(np.diag([1, 10, 100]))
-    assert (found.global_accuracy, found.class_accuracy, found.mean_iou) == (1, 1, 1)
-
-
 def test_scores_of_all_road_on_the_published_split_by_hand():
     # CamVid's test split, Sky to Bicyclist, all of it called Road (class 3): the score of a guess.
     pixels = [
@@ -153,10 +134,8 @@ def test_scores_of_all_road_on_the_published_split_by_hand():
     assert found.global_accuracy == pytest.approx(10390661 / 38719017, abs=1e-15)
     assert found.class_accuracy == pytest.approx(1 / 11, abs=1e-15)
     assert found.mean_iou == pytest.approx(10390661 / 38719017 / 11, abs=1e-15)
-    assert [round(100 * value, 1) for value in (found.global_accuracy, found.mean_iou)] == [
-        26.8,
-        2.4,
-    ]
+    assert round(100 * found.global_accuracy, 1) == 26.8
+    assert round(100 * found.mean_iou, 1) == 2.4
 
 
 def test_counts_beyond_int32():

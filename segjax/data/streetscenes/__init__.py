@@ -1,7 +1,5 @@
 """Streetscenes: synthetic road scenes with CamVid's classes, at any size, without a download."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,6 @@ from segjax.errors import UserError
 CLASS_NAMES = camvid.CLASS_NAMES
 PALETTE = camvid.PALETTE
 LICENSE = "Apache-2.0 (drawn by segjax)"
-MADE_ON_FIRST_USE = True
 
 DEFAULT_RESOLUTION = (96, 128)
 
@@ -24,53 +21,31 @@ SEED = 0
 SPLITS = {"train": range(400), "val": range(400, 450), "test": range(450, 550)}
 
 
-@dataclass(eq=False)
-class StreetScenesConfig(tfds.core.BuilderConfig):
-    """The size of the scenes, in pixels."""
-
-    height: int = 0
-    width: int = 0
-
-
-class StreetScenes(tfds.core.GeneratorBasedBuilder):
-    """TFDS builder of the drawn scenes; scene i is `scene.render(SEED, i, height, width)`."""
+class StreetScenes(builders.Builder):
+    """TFDS builder of the scenes of a size; scene i is `scene.render(SEED, i, height, width)`."""
 
     name = "streetscenes"
     VERSION = tfds.core.Version("1.0.0")
-    url_infos = None  # nothing is downloaded
+    description = "Procedural road scenes with the eleven classes of CamVid, and void."
+    class_names, palette = CLASS_NAMES, PALETTE
+    size: tuple[int, int]
 
-    @classmethod
-    def get_builder_config(cls, name: str, version: Any = None) -> StreetScenesConfig:
-        """Return the config of a size such as "96x128"; TFDS would look it up in a fixed list."""
-        del version  # there is one version
-        height, width = (int(side) for side in name.split("x"))
-        return StreetScenesConfig(name=name, height=height, width=width)
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description="Procedural road scenes with the eleven classes of CamVid, and void.",
-            features=builders.features(self.builder_config.height, self.builder_config.width),
-            metadata=tfds.core.MetadataDict(),
-            disable_shuffling=True,
-        )
+    def __init__(self, *, size: tuple[int, int], **kwargs: Any):
+        self.size = size
+        super().__init__(config="{}x{}".format(*size), **kwargs)
 
     def _split_generators(
         self, dl_manager: tfds.download.DownloadManager
-    ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
+    ) -> dict[str, builders.Records]:
         return {split: self._generate_examples(split, SPLITS[split]) for split in SPLITS}
 
-    def _generate_examples(
-        self, split: str, indices: range
-    ) -> Iterator[tuple[int, dict[str, Any]]]:
-        config = self.builder_config
+    def _generate_examples(self, split: str, indices: range) -> builders.Records:
         tally = statistics.Tally(len(CLASS_NAMES))
         for index in builders.progress(indices, f"drawing {split}"):
-            image, label = scene.render(SEED, index, config.height, config.width)
+            image, label = scene.render(SEED, index, *self.size)
             name = f"scene_{index:05d}"
             tally.add(image, label, name)
-            image_png, label_png = builders.encode_png(image), builders.encode_png(label)
-            yield index, builders.record(image_png, label_png, name)
+            yield index, builders.record(image, label, name)
         self.info.metadata[split] = tally.to_metadata()
 
 
@@ -84,5 +59,4 @@ def builder(
     """
     if source is not None:
         raise UserError(f"streetscenes are drawn and take no source, found {source}")
-    height, width = resolution or DEFAULT_RESOLUTION
-    return StreetScenes(config=f"{height}x{width}", data_dir=data_dir, file_format="array_record")
+    return StreetScenes(size=resolution or DEFAULT_RESOLUTION, data_dir=data_dir)

@@ -99,12 +99,9 @@ def building(
         for chimney in rng.uniform(near, far, size=rng.integers(0, 3)).tolist():
             foot, top = ridge[1] - 0.5, ridge[1] + 1.2
             x = ridge[0]
-            stack = [(x - 0.5, foot, chimney), (x + 0.5, foot, chimney)]
-            stack += [(x + 0.5, top, chimney), (x - 0.5, top, chimney)]
-            p.fill(stack, scale(wall, 0.8), BUILDING)
+            p.board(x - 0.5, foot, x + 0.5, top, chimney, scale(wall, 0.8), BUILDING)
     facing = LEFT if side > 0 else RIGHT
-    end = [(across, 0, near), (outer, 0, near), (outer, height, near), (across, height, near)]
-    p.fill(end, scale(wall, 0.95), BUILDING)
+    p.board(across, 0, outer, height, near, scale(wall, 0.95), BUILDING)
     shop = chance(rng, 0.45)
     _facade(p, rng, lambda x, y: (across, y, near + x), far - near, height, wall, facing, shop)
 

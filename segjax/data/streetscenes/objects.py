@@ -35,15 +35,8 @@ METALS = [(62, 66, 68), (120, 124, 124), (168, 170, 168), (40, 44, 42), (58, 78,
 WOODS = [(112, 86, 62), (92, 78, 66), (140, 128, 110), (66, 84, 62), (60, 60, 62), (200, 198, 190)]
 PAINTS = [(196, 198, 200), (232, 232, 228), (40, 42, 46), (110, 114, 120), (150, 32, 34)]
 PAINTS += [(38, 62, 118), (46, 84, 66), (166, 150, 118), (84, 34, 40), (96, 132, 160)]
-CLOTHES = [
-    (38, 40, 48),
-    (60, 66, 90),
-    (110, 40, 44),
-    (140, 136, 128),
-    (86, 92, 70),
-    (190, 186, 180),
-]
-CLOTHES += [(96, 74, 58), (52, 84, 120), (170, 120, 60), (150, 150, 156)]
+CLOTHES = [(38, 40, 48), (60, 66, 90), (110, 40, 44), (140, 136, 128), (86, 92, 70)]
+CLOTHES += [(190, 186, 180), (96, 74, 58), (52, 84, 120), (170, 120, 60), (150, 150, 156)]
 SKINS = [(214, 170, 142), (168, 120, 90), (110, 76, 58)]
 BOARDS = [(40, 74, 150), (32, 98, 66), (226, 226, 220), (176, 38, 40), (212, 170, 44), (52, 52, 56)]
 
@@ -192,36 +185,20 @@ def sign_board(p: Painter, rng: np.random.Generator, across: float, ahead: float
         p.stroke([(foot, 0, ahead), (foot, low + high, ahead)], 0.08, pick(rng, METALS), POLE)
     board = pick(rng, BOARDS, 20)
     for inset, tone in ((0.0, WHITE), (0.08, board)):
-        x0, x1, y0, y1 = (
-            across - half + inset,
-            across + half - inset,
-            low + inset,
-            low + high - inset,
-        )
-        p.fill([(x0, y0, ahead), (x1, y0, ahead), (x1, y1, ahead), (x0, y1, ahead)], tone, SIGN)
+        left, right = across - half + inset, across + half - inset
+        p.board(left, low + inset, right, low + high - inset, ahead, tone, SIGN)
     text = scale(board, 0.4) if sum(board) > 450 else WHITE
     for line in np.arange(low + 0.3, low + high - 0.2, 0.35).tolist():
         end = across + half * rng.uniform(-0.2, 0.75)
         start = across - 0.75 * half
-        p.fill(
-            [
-                (start, line, ahead),
-                (end, line, ahead),
-                (end, line + 0.12, ahead),
-                (start, line + 0.12, ahead),
-            ],
-            text,
-            SIGN,
-        )
+        p.board(start, line, end, line + 0.12, ahead, text, SIGN)
 
 
 def traffic_light(p: Painter, rng: np.random.Generator, across: float, ahead: float) -> None:
     """Draw three lamps in a dark case on a post, one of them lit."""
     up = rng.uniform(2.3, 3.0)
     p.stroke([(across, 0, ahead), (across, up + 1.0, ahead)], 0.11, pick(rng, METALS), POLE)
-    case = [(across - 0.24, up, ahead), (across + 0.24, up, ahead)]
-    case += [(across + 0.24, up + 1.05, ahead), (across - 0.24, up + 1.05, ahead)]
-    p.fill(case, (38, 40, 42), SIGN)
+    p.board(across - 0.24, up, across + 0.24, up + 1.05, ahead, (38, 40, 42), SIGN)
     lit = rng.integers(3)
     for lamp, color in enumerate([(60, 240, 130), (255, 180, 40), (255, 50, 40)]):
         glow = scale(color, 1.6 if lamp == lit else 0.3)
@@ -231,6 +208,5 @@ def traffic_light(p: Painter, rng: np.random.Generator, across: float, ahead: fl
 def bin_box(p: Painter, rng: np.random.Generator, across: float, ahead: float) -> None:
     """Draw a bin or a box; street furniture is void."""
     half, height = rng.uniform(0.25, 0.5), rng.uniform(0.8, 1.4)
-    corners = [(across - half, 0.0, ahead), (across + half, 0.0, ahead)]
-    corners += [(across + half, height, ahead), (across - half, height, ahead)]
-    p.fill(corners, pick(rng, BOARDS + METALS, 15), VOID)
+    color = pick(rng, BOARDS + METALS, 15)
+    p.board(across - half, 0, across + half, height, ahead, color, VOID)

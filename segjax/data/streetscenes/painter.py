@@ -135,6 +135,13 @@ class Painter:
         self.draw.polygon(pixels, fill=(*tone, label))
         return True
 
+    def board(
+        self, x0: float, y0: float, x1: float, y1: float, ahead: float, color: Color, label: int
+    ) -> None:
+        """Fill an upright rectangle that faces the camera; x is across, y is up."""
+        corners = [(x0, y0, ahead), (x1, y0, ahead), (x1, y1, ahead), (x0, y1, ahead)]
+        self.fill(corners, color, label)
+
     def clumps(
         self,
         places: np.ndarray,

@@ -112,7 +112,7 @@ def _skin(p: Painter, body: _Body, paint: Color) -> None:
     if body.point(0, 0, 0)[2] < body.point(1, 0, 0)[2]:
         edges.reverse()  # far faces first: a profile is not convex
     for (s0, y0), (s1, y1) in edges:
-        facing = body.direction((y0 - y1), (s1 - s0) * body.length, 0)
+        facing = body.direction(y0 - y1, (s1 - s0) * body.length, 0)
         facing = scale(facing, 1 / math.hypot(*facing))
         is_glass = min(y0, y1) > 0.9 * body.belt and abs(y1 - y0) > 0.3
         for half, color in ((1.0, paint), (0.86, glass)):
