@@ -19,6 +19,7 @@ on uint8 images and labels on the device, with momentum SGD and weighted cross e
 the same without the optimizer.
 """
 
+import functools
 import gc
 import math
 import time
@@ -35,28 +36,29 @@ from ml_collections import ConfigDict
 
 from segjax import config as configs
 from segjax import models
-from segjax.benchmark.process import forget_peak, resident, serve
+from segjax.benchmark.process import (
+    DISTINCT,
+    LEARNING_RATE,
+    PROGRAMS,
+    WARM_UP,
+    forget_peak,
+    resident,
+    serve,
+    warm_up,
+)
 from segjax.data.datasets import VOID, DatasetInfo
+from segjax.errors import UserError
 from segjax.models import flops
 from segjax.ops.onednn import build
 from segjax.ops.platform import shapes_only
 from segjax.training import losses, optimizers, parallel, steps
 
-PROGRAMS = ("forward", "training_step", "gradient")
-DISTINCT = 4  # number of batches, cycled so that none is cached from the previous call
-SAMPLE_SECONDS = 0.05  # target duration of a sample of 1 to MOST_CALLS calls
-MOST_CALLS = 20
-WARM_UP = 2  # calls before timing; only one if it takes longer than LONG
-LONG = 1.0  # seconds
-# So small that thousands of steps do not change the weights.
-LEARNING_RATE = 1e-12
 PATCHES = 64  # per image, for a network that trains on patches
 
 # Sizes of the matrix product and the copy by platform, by default ON_ACCELERATOR.
 MATRIX_SIDE = {"cpu": 2048}
 COPIED_BYTES = {"cpu": 2**27}
 ON_ACCELERATOR = 8192, 2**30
-
 
 _NOTHING = optax.set_to_zero().init(None)  # optimizer state of `gradient`
 
@@ -124,7 +126,7 @@ class Bench:
             memory["compiled"][program] = planned(compiled.memory_analysis())
             before = self._device_peak()
             forget_peak()
-            calls[program] = self._warm_up(program)
+            calls[program] = warm_up(functools.partial(self._run_to_end, program), 1 + WARM_UP)
             after, found = self._device_peak(), resident()
             # The device reports the peak over the lifetime of the process.
             memory["device"][program] = after if after and after > (before or 0) else None
@@ -206,15 +208,8 @@ class Bench:
         self.state = state.replace(opt_state=kept)
         return outputs
 
-    def _warm_up(self, program):
-        """Warm up a program; return the number of calls of a sample."""
-        for _ in range(1 + WARM_UP):
-            start = time.perf_counter()
-            jax.block_until_ready(self._run(program))
-            seconds = time.perf_counter() - start
-            if seconds > LONG:
-                break
-        return calls_of_a_sample(seconds)
+    def _run_to_end(self, program):
+        jax.block_until_ready(self._run(program))
 
     def _macs(self, batch):
         size = (*self.asked["resolution"], 3)
@@ -337,16 +332,12 @@ def seeded_variables(model: Any, size: tuple[int, int]) -> dict[str, Any]:
     return jax.tree.map_with_path(fill, shapes)
 
 
-def calls_of_a_sample(seconds: float) -> int:
-    """Return the number of calls of a sample, given the seconds of one."""
-    return max(1, min(MOST_CALLS, round(SAMPLE_SECONDS / seconds)))
-
-
 def main() -> None:
     # A program from the cache would seem to compile in no time.
     jax.config.update("jax_enable_compilation_cache", False)
     bench = Bench()
-    serve({name: getattr(bench, name) for name in ("network", "batch", "time", "peaks")})
+    answers = {name: getattr(bench, name) for name in ("network", "batch", "time", "peaks")}
+    serve(answers, UserError)
 
 
 if __name__ == "__main__":

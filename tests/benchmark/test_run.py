@@ -131,7 +131,7 @@ def bench():
         patch.setitem(models.MODELS, "one_layer", OneLayer)
         patch.setattr(worker, "MATRIX_SIDE", {"cpu": 64})
         patch.setattr(worker, "COPIED_BYTES", {"cpu": 2**12})
-        patch.setattr(worker, "SAMPLE_SECONDS", 0.001)
+        patch.setattr(process, "SAMPLE_SECONDS", 0.001)
         bench = worker.Bench()
         network = NETWORK | {"model": "one_layer", "model_options": {}}
         said = bench.network(folder=None, **network)
@@ -294,7 +294,7 @@ def test_other_output_of_a_process_does_not_mix_with_its_answers():
         "    print('by the way')\n"
         "    if x < 0: raise MemoryError\n"
         "    return {'x': 2 * x}\n"
-        "process.serve({'double': double})"
+        "process.serve({'double': double}, ValueError)"
     )
     side = process.Side([sys.executable, "-c", script])
     assert side.ask("double", x=3) == {"x": 6}
