@@ -179,7 +179,7 @@ class _Network:
         """Return the device of our side.
 
         Raises:
-          UserError: our side fails.
+          UserError: our side cannot create the network.
         """
         self._open(OURS)
         if OURS in self.broken:
@@ -202,7 +202,12 @@ class _Network:
             self.broken[name] = str(error)
 
     def measure(self, batch: int, command: str) -> Row:
-        """Measure a row; if a side fails, the row holds its error."""
+        """Measure a row; if a side fails, the row holds its error.
+
+        Raises:
+          UserError: our side cannot create the network.
+        """
+        device = self.device()
         names = (OURS, *self.plan.against)
         errors, prepared = dict.fromkeys(names), {}
         for name in names:
@@ -247,7 +252,7 @@ class _Network:
                 name: self._side(name, errors[name], prepared.get(name), samples[name])
                 for name in names
             },
-            "device": self.said[OURS]["device"],
+            "device": device,
             "versions": {"segjax": segjax.__version__, **self.said[OURS]["versions"]},
             "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }

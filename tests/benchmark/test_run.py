@@ -268,6 +268,20 @@ def test_out_of_memory_is_in_the_row_and_does_not_end_the_run(fake, tmp_path):
     assert "segnet_basic (width 2)" in table.draw(tables.paper(rows))
 
 
+def test_a_network_that_cannot_be_created_is_named(fake, monkeypatch):
+    ask = fake.ask
+
+    def without_unet(self, do, **request):
+        if request.get("model") == "unet":
+            raise process.Failed("out of memory")
+        return ask(self, do, **request)
+
+    monkeypatch.setattr(fake, "ask", without_unet)
+    for names in (("unet",), ("segnet_basic", "unet")):
+        with pytest.raises(UserError, match="unet: out of memory"):
+            run.run(run.dataclasses.replace(PLAN, models=names), "", None)
+
+
 def test_no_row_is_measured_after_the_time_limit(fake):
     assert run.run(run.dataclasses.replace(PLAN, seconds=-1.0), "", None) == []
 
