@@ -1,7 +1,7 @@
 """Tables of the cost of networks, from rows of `segjax benchmark` and the SegNet paper."""
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from decimal import Decimal
 
 from segjax.benchmark.measurements import AGAINST, Facts
@@ -191,19 +191,13 @@ def _ratio(theirs: Number, ours: Number) -> float | None:
 
 def _total(lines: Sequence[_Line]) -> _Line:
     """Return the sums over the networks that are both in the paper and measured, by cost."""
-
-    def total(name: str, of: Callable[[_Line], Mapping[str, Number]]) -> Number:
-        both = [line for line in lines if _both(line, name)]
-        values = [of(line)[name] for line in both]
-        return float(sum(value for value in values if value is not None)) if both else None
-
-    paper = {name: total(name, lambda line: line.paper) for name in published.COSTS}
-    ours = {name: total(name, lambda line: line.ours) for name in published.COSTS}
+    paper: dict[str, Number] = {}
+    ours: dict[str, Number] = {}
+    for name in published.COSTS:
+        pairs = [(line.paper.get(name), line.ours.get(name)) for line in lines]
+        both = [(float(a), float(b)) for a, b in pairs if a is not None and b is not None]
+        paper[name], ours[name] = map(sum, zip(*both, strict=True)) if both else (None, None)
     return _Line("total of both", lines[0].comparable, (), paper, ours, {})
-
-
-def _both(line: _Line, name: str) -> bool:
-    return line.paper.get(name) is not None and line.ours.get(name) is not None
 
 
 def _beside(

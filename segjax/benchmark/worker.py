@@ -75,14 +75,13 @@ class Bench:
 
     def network(self, folder: str | None, **asked: Any) -> dict[str, Any]:
         self.asked = asked
-        size, num_classes = tuple(asked["resolution"]), asked["num_classes"]
-        self.config = config_of(1, **asked)
-        options, dtype = self.config.model.options, jnp.dtype(asked["precision"])
-        self.model = models.create(asked["model"], num_classes, dtype=dtype, **options)
-        variables = seeded_variables(self.model, size)
+        self.size, self.num_classes = tuple(asked["resolution"]), asked["num_classes"]
+        options, dtype = config_of(1, **asked).model.options, jnp.dtype(asked["precision"])
+        self.model = models.create(asked["model"], self.num_classes, dtype=dtype, **options)
+        variables = seeded_variables(self.model, self.size)
         idle = resident()
         if folder:
-            exact = models.create(asked["model"], num_classes, **options)
+            exact = models.create(asked["model"], self.num_classes, **options)
             self._share(Path(folder), variables, exact)
         versions = {name: metadata.version(name) for name in ("jax", "flax", "optax")}
         versions |= build.versions(self.device.platform)
@@ -98,7 +97,7 @@ class Bench:
     def _share(self, folder, variables, model):
         paths = jax.tree.leaves_with_path(variables)
         arrays = {"/".join(key.key for key in path): x for path, x in paths}
-        image = images(1, tuple(self.asked["resolution"]))[0]
+        image = images(1, self.size)[0]
         with jax.default_matmul_precision("highest"):
             forward = jax.jit(lambda variables, x: model.apply(variables, x, train=False))
             logits = forward(variables, image)
@@ -146,10 +145,10 @@ class Bench:
         self.optimizer = optimizers.create_optimizer(
             self.config.optimizer, optimizers.create_schedule(self.config.optimizer, 1)
         )
-        size, num_classes = tuple(self.asked["resolution"]), self.asked["num_classes"]
+        size, num_classes = self.size, self.num_classes
         rng = np.random.default_rng(1)
         kinds = np.append(np.arange(num_classes), VOID).astype(np.uint8)
-        self.inputs = {
+        inputs = {
             "forward": list(images(batch, size, DISTINCT)),
             "training_step": [
                 {
@@ -159,7 +158,7 @@ class Bench:
                 for _ in range(DISTINCT)
             ],
         }
-        self.inputs = jax.device_put(self.inputs, self.device)
+        self.inputs = jax.device_put(inputs, self.device)
         # Created again, because keeping a copy on the host would count as memory of the network.
         variables = jax.device_put(seeded_variables(self.model, size), self.device)
         self.state = steps.TrainState(jnp.zeros((), jnp.int32), variables, _NOTHING, {})
@@ -183,7 +182,7 @@ class Bench:
             self.model,
             self.optimizer if program == "training_step" else optax.set_to_zero(),
             self.config,
-            placeholder_dataset(tuple(self.asked["resolution"]), self.asked["num_classes"]),
+            placeholder_dataset(self.size, self.num_classes),
             self.class_weights,
             num_steps=num_steps,
             resident=False,
@@ -212,12 +211,11 @@ class Bench:
         jax.block_until_ready(self._run(program))
 
     def _macs(self, batch):
-        size = (*self.asked["resolution"], 3)
         with shapes_only():
             step = jax.make_jaxpr(self._step("training_step"))
             traced = step(*self._arguments("training_step", 0))
         return {
-            "forward": batch * flops.forward_macs(self.model, size),
+            "forward": batch * flops.forward_macs(self.model, (*self.size, 3)),
             "training_step": flops.macs(traced.jaxpr),
         }
 
