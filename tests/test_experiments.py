@@ -67,16 +67,11 @@ def test_the_docstring_has_the_command_and_the_full_config_its_parameters(path):
         assert len(grids.load_points(str(path), {})) > 1
 
 
-LONG = {"going_deeper"}  # fourteen networks of up to 29 layers
-GRIDS = [
-    pytest.param(path, marks=[pytest.mark.slow] if path.stem in LONG else [], id=path.stem)
-    for path in FILES
-    if "\ndef sweep(" in path.read_text()
-]
+GRIDS = [path for path in FILES if "\ndef sweep(" in path.read_text()]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", GRIDS)
+@pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
 def test_every_network_of_a_small_grid_accepts_its_images(path):
     size = ":small" if "`small`" in path.read_text() else ""
     seen = set()
@@ -128,28 +123,21 @@ def test_a_staged_network_starts_from_the_stage_before(scenes_data_dir, tmp_path
     small += ["--config.data.resolution=24,32", "--config.num_devices=1", "--config.steps=2"]
     small += ["--config.precision=float32", "--config.model.options.width=2"]
     small += ["--config.model.options.fc_width=4"]
-    for before, name in (
-        ("", "fcn32s:smoke"),
-        ("fcn32s", "fcn16s:staged"),
-        ("fcn16s", "fcn8s:staged"),
-    ):
-        own = tmp_path / name.partition(":")[0]
-        arguments = [
-            "train",
-            "--config",
-            f"{FOLDER}/{name.replace(':', '.py:')}",
-            "--workdir",
-            str(own),
-        ]
-        if before:
-            arguments.append(f"--config.model.init_from={tmp_path / before}")
-        else:
-            arguments.append("--config.data.normalization=imagenet")  # as from VGG-16
-        assert main([*arguments, *small]) == 0
+
+    def train(name, size, *arguments):
+        config = ["--config", f"{FOLDER}/{name}.py:{size}", "--workdir", str(tmp_path / name)]
+        assert main(["train", *config, *arguments, *small]) == 0
         said = capsys.readouterr().err
-        pool = {"fcn16s": "score_pool4", "fcn8s": "score_pool3"}.get(own.name)
-        assert pool is None or f"{tmp_path / before}: {pool} keep their initialization\n" in said
         assert "data.normalization" not in said
+        return said
+
+    train("fcn32s", "smoke", "--config.data.normalization=imagenet")  # as from VGG-16
+    for before, name, pool in (
+        ("fcn32s", "fcn16s", "score_pool4"),
+        ("fcn16s", "fcn8s", "score_pool3"),
+    ):
+        said = train(name, "staged", f"--config.model.init_from={tmp_path / before}")
+        assert f"{tmp_path / before}: {pool} keep their initialization\n" in said
 
 
 def test_committed_rows_are_valid_and_belong_to_existing_configs():
@@ -159,12 +147,9 @@ def test_committed_rows_are_valid_and_belong_to_existing_configs():
     for row in results.read(files):
         if row["experiment"] == "floors":
             continue
-        overrides = dict(row["overrides"])
         words = row["command"].split()
         spec = words[words.index("--config") + 1]
         assert spec.partition(":")[0] == f"experiments/{row['experiment']}.py"
-        assert (
-            configs.digest(configs.load(str(FOLDER.parent / spec), overrides))
-            == row["config_digest"]
-        )
+        config = configs.load(str(FOLDER.parent / spec), row["overrides"])
+        assert configs.digest(config) == row["config_digest"]
         assert " /" not in row["command"].replace("=", " ")  # no path of one machine

@@ -17,6 +17,7 @@ from segjax import models
 from segjax.benchmark import worker
 from segjax.benchmark.process import serve
 from segjax.data.datasets import VOID
+from segjax.errors import UserError
 from segjax.models.summary import NUM_CLASSES
 from segjax.training import optimizers, parallel, steps
 
@@ -77,7 +78,7 @@ def measure(devices: int, samples: int, **asked: Any) -> dict[str, Any]:
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         jax.config.update("jax_compilation_cache_dir", folder)
-        serve({"measure": measure})
+        serve({"measure": measure}, UserError)
 
 
 if __name__ == "__main__":

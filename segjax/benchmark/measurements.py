@@ -21,7 +21,6 @@ SCHEMA = 1
 KIND = "benchmark"
 OURS = "segjax"
 AGAINST = ("torch", "torch.compile")
-PROGRAMS = ("forward", "training_step", "gradient")
 MEMORY = ("compiled", "device", "process")
 _WHAT = "a benchmark row"
 
@@ -30,7 +29,7 @@ T = TypeVar("T")
 
 
 class OfPrograms(TypedDict, Generic[T]):
-    """A value for each of PROGRAMS."""
+    """A value for each of `process.PROGRAMS`."""
 
     forward: T
     training_step: T
@@ -197,11 +196,8 @@ class Facts:
     def memory_mb(self, program: str, source: str) -> float | None:
         """Return millions of bytes according to one of MEMORY."""
         found = self._measured["memory"]
-        return (
-            None
-            if found is None or found[source][program] is None
-            else found[source][program] / 1e6
-        )
+        size = found[source][program] if found else None
+        return None if size is None else size / 1e6
 
     @property
     def compile_seconds(self) -> float | None:

@@ -1,4 +1,8 @@
-"""Both ends of a worker process of `segjax benchmark`: requests and answers in lines of JSON."""
+"""Both ends of a worker process of `segjax benchmark`, and the timing that all workers share.
+
+Requests and answers are lines of JSON. Nothing of segjax is imported: `torch_peers.py` uses this
+module where segjax is not installed.
+"""
 
 import contextlib
 import ctypes
@@ -10,12 +14,20 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from segjax.errors import UserError
+PROGRAMS = ("forward", "training_step", "gradient")
+DISTINCT = 4  # number of batches, cycled so that none is cached from the previous call
+# So small that thousands of steps do not change the weights.
+LEARNING_RATE = 1e-12
+SAMPLE_SECONDS = 0.05  # target duration of a sample of 1 to MOST_CALLS calls
+MOST_CALLS = 20
+WARM_UP = 2  # calls before timing, after the first; fewer if one takes longer than LONG
+LONG = 1.0  # seconds
 
 
 class Failed(Exception):
@@ -78,23 +90,42 @@ class Side:
         self._log.close()
 
 
-def serve(answers: Mapping[str, Callable[..., dict[str, Any]]]) -> None:
-    """Answer requests until standard input ends; other output goes to standard error."""
+def serve(answers: Mapping[str, Callable[..., dict[str, Any]]], refusal: type[Exception]) -> None:
+    """Answer requests until standard input ends; other output goes to standard error.
+
+    Args:
+      answers: function of each request, by its name.
+      refusal: exception whose message alone is the error.
+    """
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     for line in sys.stdin:
         asked = json.loads(line)
         try:
             reply = answers[asked.pop("do")](**asked)
-        except UserError as error:
+        except refusal as error:
             reply = {"error": str(error)}
         except Exception as error:  # the benchmark continues with the next network
             traceback.print_exc()
             first = (str(error).splitlines() or [""])[0]
-            full = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in first
+            # XLA's error; PyTorch's is "CUDA out of memory", or of cuDNN or cuBLAS.
+            full = isinstance(error, MemoryError) or any(
+                words in first for words in ("RESOURCE_EXHAUSTED", "out of memory")
+            )
             reply = {"error": "out of memory" if full else f"{type(error).__name__}: {first}"}
         replies.write(json.dumps(reply) + "\n")
         replies.flush()
+
+
+def warm_up(call: Callable[[], object], most: int) -> int:
+    """Call up to `most` times; return the number of calls of a sample, from the last duration."""
+    for _ in range(most):
+        start = time.perf_counter()
+        call()
+        seconds = time.perf_counter() - start
+        if seconds > LONG:
+            break
+    return max(1, min(MOST_CALLS, round(SAMPLE_SECONDS / seconds)))
 
 
 def resident() -> tuple[int, int] | None:
@@ -111,8 +142,6 @@ def resident() -> tuple[int, int] | None:
 def forget_peak() -> None:
     """Return freed memory to the system and reset the peak of `resident`, if possible."""
     gc.collect()
-    try:
+    with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
-    except (OSError, AttributeError):
-        return

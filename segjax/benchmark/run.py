@@ -22,8 +22,8 @@ import segjax
 from segjax import config as configs
 from segjax import models
 from segjax.benchmark import measurements, tables, worker
-from segjax.benchmark.measurements import OURS, PROGRAMS
-from segjax.benchmark.process import Failed, Side
+from segjax.benchmark.measurements import OURS
+from segjax.benchmark.process import PROGRAMS, Failed, Side
 from segjax.errors import UserError
 from segjax.models import flops
 from segjax.models.summary import NUM_CLASSES
@@ -52,7 +52,6 @@ class Plan:
     against: tuple[str, ...] = ()  # from measurements.AGAINST
     repeats: int = 20  # number of samples of each program and side
     torch_python: str = sys.executable
-    peers: Path = PEERS
     seconds: float | None = None  # time after which no further row is measured
 
     def networks(self) -> list[dict[str, Any]]:
@@ -72,8 +71,9 @@ class Plan:
     def _options(self, name: str) -> dict[str, Any]:
         fields = {field.name for field in dataclasses.fields(models.find(name))}
         of_all = {k: v for k, v in self.options.items() if k in fields}
-        own = {k.removeprefix(f"{name}."): v for k, v in self.options.items()}
-        return of_all | {k: v for k, v in own.items() if f"{name}.{k}" in self.options}
+        prefix = f"{name}."
+        own = {k.removeprefix(prefix): v for k, v in self.options.items() if k.startswith(prefix)}
+        return of_all | own
 
 
 def check(plan: Plan) -> None:
@@ -81,13 +81,11 @@ def check(plan: Plan) -> None:
 
     Raises:
       UserError: a network or option is unknown, a network does not support the resolution, or
-        PyTorch or the script of its networks is missing.
+        PyTorch is missing.
     """
     for name in plan.models:
         models.create(name, NUM_CLASSES)
     if plan.against:
-        if not plan.peers.is_file():
-            raise UserError(f"{plan.peers} not found: --against torch needs a checkout")
         try:
             done = subprocess.run(
                 [plan.torch_python, "-c", "import torch, numpy"], capture_output=True, text=True
@@ -181,7 +179,7 @@ class _Network:
         """Return the device of our side.
 
         Raises:
-          UserError: our side fails.
+          UserError: our side cannot create the network.
         """
         self._open(OURS)
         if OURS in self.broken:
@@ -194,7 +192,7 @@ class _Network:
             return
         command = [sys.executable, "-m", "segjax.benchmark.worker"]
         if name != OURS:
-            command = [self.plan.torch_python, str(self.plan.peers)]
+            command = [self.plan.torch_python, str(PEERS)]
             command += ["--compile"] if name == "torch.compile" else []
         self.sides[name] = Side(command)
         shared = self.folder.name if self.plan.against else None
@@ -204,7 +202,12 @@ class _Network:
             self.broken[name] = str(error)
 
     def measure(self, batch: int, command: str) -> Row:
-        """Measure a row; if a side fails, the row holds its error."""
+        """Measure a row; if a side fails, the row holds its error.
+
+        Raises:
+          UserError: our side cannot create the network.
+        """
+        device = self.device()
         names = (OURS, *self.plan.against)
         errors, prepared = dict.fromkeys(names), {}
         for name in names:
@@ -249,7 +252,7 @@ class _Network:
                 name: self._side(name, errors[name], prepared.get(name), samples[name])
                 for name in names
             },
-            "device": self.said[OURS]["device"],
+            "device": device,
             "versions": {"segjax": segjax.__version__, **self.said[OURS]["versions"]},
             "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }

@@ -1,9 +1,8 @@
 """Tables of the cost of networks, from rows of `segjax benchmark` and the SegNet paper."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from decimal import Decimal
-from typing import Any
 
 from segjax.benchmark.measurements import AGAINST, Facts
 from segjax.errors import UserError
@@ -49,7 +48,7 @@ def _paper_alone(records: Sequence[Record]) -> Table:
     builder.texts("network", [record.method for record in records], marks=marks)
     for name in published.COSTS:
         builder.scores(
-            name.replace("_", " ").replace("mb", "MB"),
+            _heading(name),
             f"paper_{name}",
             [record.cost[name] for record in records],
             over="paper",
@@ -106,10 +105,10 @@ def _lines(records: Sequence[Record], rows: Sequence[Row]) -> list[_Line]:
     found: dict[str, dict[int, Row]] = {}
     comparable = size_text(rows[0]["resolution"]) == size_text(records[0].resolution)
     for row in rows:
-        of_batch = found.setdefault(_named(row, {}), {})
+        of_batch = found.setdefault(_named(row), {})
         if row["batch"] in of_batch:
             raise UserError(
-                f"two rows have {_named(row, {})} at batch {row['batch']} in {row['precision']}, "
+                f"two rows have {_named(row)} at batch {row['batch']} in {row['precision']}, "
                 "expected one"
             )
         of_batch[row["batch"]] = row
@@ -119,9 +118,8 @@ def _lines(records: Sequence[Record], rows: Sequence[Row]) -> list[_Line]:
         if len(names) > 1:
             raise UserError(f"{names[0]} and {names[1]} both fit {record.method}, expected one")
         of_batch = found.pop(names[0]) if names else {}
-        some_row = next(iter(of_batch.values()), None)
-        other = f" ({_options(some_row, record.model_options)})" if some_row else ""
-        name = record.method + (other if other != " ()" else "")
+        other = _options(next(iter(of_batch.values())), record.model_options) if of_batch else ""
+        name = f"{record.method} ({other})" if other else record.method
         ours = _ours(of_batch), _ratios(of_batch)
         lines.append(_Line(name, comparable, notes_of(record), record.cost, *ours))
     for name, of_batch in found.items():
@@ -136,13 +134,13 @@ def _fits(record: Record, row: Row) -> bool:
     )
 
 
-def _options(row: Row, without: Mapping[str, Any]) -> str:
+def _options(row: Row, without: Collection[str] = ()) -> str:
     options = row["model_options"].items()
     return ", ".join(f"{name} {value}" for name, value in options if name not in without)
 
 
-def _named(row: Row, without: Mapping[str, Any]) -> str:
-    options = _options(row, without)
+def _named(row: Row) -> str:
+    options = _options(row)
     return f"{row['model']} ({options})" if options else row["model"]
 
 
@@ -193,19 +191,13 @@ def _ratio(theirs: Number, ours: Number) -> float | None:
 
 def _total(lines: Sequence[_Line]) -> _Line:
     """Return the sums over the networks that are both in the paper and measured, by cost."""
-
-    def total(name: str, of: Callable[[_Line], Mapping[str, Number]]) -> Number:
-        both = [line for line in lines if _both(line, name)]
-        values = [of(line)[name] for line in both]
-        return float(sum(value for value in values if value is not None)) if both else None
-
-    paper = {name: total(name, lambda line: line.paper) for name in published.COSTS}
-    ours = {name: total(name, lambda line: line.ours) for name in published.COSTS}
+    paper: dict[str, Number] = {}
+    ours: dict[str, Number] = {}
+    for name in published.COSTS:
+        pairs = [(line.paper.get(name), line.ours.get(name)) for line in lines]
+        both = [(float(a), float(b)) for a, b in pairs if a is not None and b is not None]
+        paper[name], ours[name] = map(sum, zip(*both, strict=True)) if both else (None, None)
     return _Line("total of both", lines[0].comparable, (), paper, ours, {})
-
-
-def _both(line: _Line, name: str) -> bool:
-    return line.paper.get(name) is not None and line.ours.get(name) is not None
 
 
 def _beside(
@@ -252,7 +244,7 @@ def listing(rows: Sequence[Row]) -> Table:
     """Return a table of all rows with derived quantities, one line per row."""
     builder = TableBuilder(len(rows))
     facts = [Facts(row) for row in rows]
-    builder.texts("network", [_named(row, {}) for row in rows])
+    builder.texts("network", [_named(row) for row in rows])
     builder.texts("precision", [row["precision"] for row in rows])
     for heading, values in (
         ("resolution", [size_text(row["resolution"]) for row in rows]),
@@ -285,7 +277,7 @@ def listing(rows: Sequence[Row]) -> Table:
             key = f"{side}_{heading}".replace(" ", "_").replace(".", "_")
             builder.numbers(heading, key, values, over=f"{side} / ours")
     failed = [
-        f"{_named(row, {})} at batch {row['batch']} in {row['precision']}, {name}: {side['error']}."
+        f"{_named(row)} at batch {row['batch']} in {row['precision']}, {name}: {side['error']}."
         for row in rows
         for name, side in row["sides"].items()
         if side["error"]

@@ -1,7 +1,7 @@
 """PyTorch implementations of the networks, for `segjax benchmark --against torch`.
 
-PyTorch is not a dependency of segjax: this script runs on its own in any Python that has torch and
-numpy (`--torch-python PYTHON`), and answers the requests that `worker.py` lists. It uses
+PyTorch is not a dependency of segjax: this script runs in any Python that has torch and numpy
+(`--torch-python PYTHON`), and answers the requests that `worker.py` lists. It uses
 channels_last, autocast for bfloat16, cuDNN autotuning and TensorFloat-32, eager or (`--compile`)
 torch.compile. A training step normalizes uint8 images on the device, computes the weighted cross
 entropy and its gradient, and applies momentum SGD. Before anything is timed, the logits of both
@@ -12,19 +12,26 @@ Parameters are named as in Flax, with dots for slashes and underscores for hyphe
 
 import argparse
 import contextlib
-import ctypes
+import functools
 import gc
-import json
-import os
-import re
-import sys
 import time
-import traceback
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+
+# As a script beside it, for segjax need not be installed.
+from process import (
+    DISTINCT,
+    LEARNING_RATE,
+    PROGRAMS,
+    WARM_UP,
+    forget_peak,
+    resident,
+    serve,
+    warm_up,
+)
 from torch import nn
 
 STAGES = ((2, 1), (2, 2), (3, 4), (3, 8), (3, 8))  # VGG-16: convolutions, features in widths
@@ -66,6 +73,22 @@ def mirror(x, top, bottom, left, right):
     return x[:, :, torch.as_tensor(rows)][:, :, :, torch.as_tensor(columns)]
 
 
+def add_vgg(module, width, block):
+    """Add VGG-16's convolutions, `block(inputs, features, stage, n)`; return the last features."""
+    features = 3
+    for stage, (depth, multiple) in enumerate(STAGES, 1):
+        for n in range(1, depth + 1):
+            setattr(module, f"conv{stage}_{n}", block(features, multiple * width, stage, n))
+            features = multiple * width
+    return features
+
+
+def vgg_stage(module, stage, x):
+    for n in range(1, STAGES[stage - 1][0] + 1):
+        x = getattr(module, f"conv{stage}_{n}")(x)
+    return x
+
+
 class Bilinear(nn.Module):
     """Depthwise transposed convolution by a fixed kernel, as in FCN."""
 
@@ -91,11 +114,7 @@ class SegNet(nn.Module):
         self.pool = nn.MaxPool2d(2, ceil_mode=True, return_indices=True)
         self.unpool = nn.MaxUnpool2d(2)
         self.drop = nn.Dropout(dropout)
-        features = 3
-        for stage, (depth, multiple) in enumerate(STAGES, 1):
-            for n in range(1, depth + 1):
-                setattr(self, f"conv{stage}_{n}", Block(features, multiple * width, 3))
-                features = multiple * width
+        features = add_vgg(self, width, lambda inputs, out, *_: Block(inputs, out, 3))
         for stage in range(5, 0, -1):
             depth, multiple = STAGES[stage - 1]
             for n in range(depth, 1, -1):
@@ -109,9 +128,8 @@ class SegNet(nn.Module):
 
     def forward(self, x):
         pools = []
-        for stage, (depth, _) in enumerate(STAGES, 1):
-            for n in range(1, depth + 1):
-                x = getattr(self, f"conv{stage}_{n}")(x)
+        for stage in range(1, 6):
+            x = vgg_stage(self, stage, x)
             size = x.shape
             x, indices = self.pool(x)
             pools.append((indices, size))
@@ -186,13 +204,12 @@ class FCN(nn.Module):
 
         self.stride, self.padded = stride, padding == "pad100"
         self.pool, self.drop = nn.MaxPool2d(2, ceil_mode=True), nn.Dropout(dropout)
-        features = 3
-        for stage, (depth, multiple) in enumerate(STAGES, 1):
-            for n in range(1, depth + 1):
-                around = 100 if self.padded and stage == n == 1 else None
-                block = Block(features, multiple * width, 3, padding=around, bn=batch_norm)
-                setattr(self, f"conv{stage}_{n}", block)
-                features = multiple * width
+
+        def block(inputs, out, stage, n):
+            around = 100 if self.padded and stage == n == 1 else None
+            return Block(inputs, out, 3, padding=around, bn=batch_norm)
+
+        features = add_vgg(self, width, block)
         around = 0 if self.padded else None
         self.fc6 = Block(features, fc_width, 7, padding=around, bn=batch_norm)
         self.fc7 = Block(fc_width, fc_width, 1, bn=batch_norm)
@@ -206,10 +223,8 @@ class FCN(nn.Module):
 
     def forward(self, image):
         x, pools = image, {}
-        for stage, (depth, _) in enumerate(STAGES, 1):
-            for n in range(1, depth + 1):
-                x = getattr(self, f"conv{stage}_{n}")(x)
-            x = pools[stage] = self.pool(x)
+        for stage in range(1, 6):
+            x = pools[stage] = self.pool(vgg_stage(self, stage, x))
         x = self.score_fr(self.drop(self.fc7(self.drop(self.fc6(x)))))
         for pool, name, offset in self.SKIPS:
             if 2**pool >= self.stride:
@@ -225,11 +240,7 @@ class DeconvNet(nn.Module):
         super().__init__()
         self.pool = nn.MaxPool2d(2, ceil_mode=True, return_indices=True)
         self.unpool = nn.MaxUnpool2d(2)
-        features = 3
-        for stage, (depth, multiple) in enumerate(STAGES, 1):
-            for n in range(1, depth + 1):
-                setattr(self, f"conv{stage}_{n}", Block(features, multiple * width, 3))
-                features = multiple * width
+        features = add_vgg(self, width, lambda inputs, out, *_: Block(inputs, out, 3))
         self.fc6 = Block(features, fc_width, fc_kernel, padding=0)
         self.fc7 = Block(fc_width, fc_width, 1)
         self.fc6_deconv = DeconvBlock(fc_width, features, fc_kernel, 0)
@@ -243,9 +254,8 @@ class DeconvNet(nn.Module):
 
     def forward(self, x):
         pools = []
-        for stage, (depth, _) in enumerate(STAGES, 1):
-            for n in range(1, depth + 1):
-                x = getattr(self, f"conv{stage}_{n}")(x)
+        for stage in range(1, 6):
+            x = vgg_stage(self, stage, x)
             size = x.shape
             x, indices = self.pool(x)
             pools.append((indices, size))
@@ -326,13 +336,11 @@ class DeepLab(nn.Module):
         self.average = nn.AvgPool2d(3, 1, padding=1) if average else nn.Identity()
         self.drop = nn.Dropout(dropout)
         self.branches = [f"_{n}" for n in range(1, 1 + len(rates))] if len(rates) > 1 else [""]
-        features = 3
-        for stage, (depth, multiple) in enumerate(STAGES, 1):
-            for n in range(1, depth + 1):
-                dilation = 2 if stage == 5 else 1
-                block = Block(features, multiple * width, 3, dilation=dilation, bn=batch_norm)
-                setattr(self, f"conv{stage}_{n}", block)
-                features = multiple * width
+
+        def block(inputs, out, stage, _):
+            return Block(inputs, out, 3, dilation=2 if stage == 5 else 1, bn=batch_norm)
+
+        features = add_vgg(self, width, block)
         for rate, name in zip(rates, self.branches, strict=True):
             setattr(self, f"fc6{name}", Block(features, fc_width, 3, dilation=rate, bn=batch_norm))
             setattr(self, f"fc7{name}", Block(fc_width, fc_width, 1, bn=batch_norm))
@@ -340,10 +348,8 @@ class DeepLab(nn.Module):
 
     def forward(self, image):
         x = image
-        for stage, (depth, _) in enumerate(STAGES, 1):
-            for n in range(1, depth + 1):
-                x = getattr(self, f"conv{stage}_{n}")(x)
-            x = self.pools[stage - 1](x)
+        for stage in range(1, 6):
+            x = self.pools[stage - 1](vgg_stage(self, stage, x))
         x, scores = self.average(x), 0
         for name in self.branches:
             y = self.drop(getattr(self, f"fc6{name}")(x))
@@ -365,12 +371,9 @@ class Dilation8(nn.Module):
         def block(inputs, features, size, dilation):
             return Block(inputs, features, size, padding=0, dilation=dilation, bn=batch_norm)
 
-        features = 3
-        for stage, (depth, multiple) in enumerate(STAGES, 1):
-            for n in range(1, depth + 1):
-                dilation = 2 if stage == 5 else 1
-                setattr(self, f"conv{stage}_{n}", block(features, multiple * width, 3, dilation))
-                features = multiple * width
+        features = add_vgg(
+            self, width, lambda inputs, out, stage, _: block(inputs, out, 3, 2 if stage == 5 else 1)
+        )
         self.fc6, self.fc7 = block(features, fc_width, 7, 4), block(fc_width, fc_width, 1, 1)
         self.final = nn.Conv2d(fc_width, classes, 1)
         for name, dilation in zip(self.NAMES, self.CONTEXT, strict=True):
@@ -381,9 +384,8 @@ class Dilation8(nn.Module):
 
     def forward(self, image):
         x = mirror(image, 186, 186, 186, 186)
-        for stage, (depth, _) in enumerate(STAGES, 1):
-            for n in range(1, depth + 1):
-                x = getattr(self, f"conv{stage}_{n}")(x)
+        for stage in range(1, 6):
+            x = vgg_stage(self, stage, x)
             x = self.pool(x) if stage <= 3 else x
         x = self.final(self.drop(self.fc7(self.drop(self.fc6(x)))))
         for name in self.NAMES:
@@ -442,11 +444,8 @@ def state_dict(arrays):
     return state
 
 
-PROGRAMS = ("forward", "training_step", "gradient")
 VOID = 255
-# As in segjax/benchmark/worker.py; the class weights as in segjax/training/losses.py.
-DISTINCT, SAMPLE_SECONDS, MOST_CALLS, WARM_UP, LEARNING_RATE = 4, 0.05, 20, 2, 1e-12
-LONG = 1.0
+# As in segjax/training/losses.py.
 CLASS_WEIGHTS = (
     *(0.2595, 0.1826, 4.5640, 0.1417, 0.9051, 0.3826),
     *(9.6446, 1.8418, 0.6823, 6.2478, 7.3614),
@@ -544,20 +543,13 @@ class Bench:
         memory = {source: dict.fromkeys(PROGRAMS) for source in ("compiled", "device", "process")}
         for program in PROGRAMS:
             start = time.perf_counter()
-            self._run(program)
-            self._wait()
+            self._run_to_end(program)
             seconds[program] = time.perf_counter() - start
             forget_peak()
             if self.device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
-            for _ in range(WARM_UP):
-                start = time.perf_counter()
-                self._run(program)
-                self._wait()
-                taken = time.perf_counter() - start
-                if taken > LONG:
-                    break
-            self.calls[program] = max(1, min(MOST_CALLS, round(SAMPLE_SECONDS / taken)))
+            call = functools.partial(self._run_to_end, program)
+            self.calls[program] = warm_up(call, WARM_UP)
             if self.device.type == "cuda":
                 memory["device"][program] = torch.cuda.max_memory_allocated()
             elif found := resident():
@@ -590,6 +582,10 @@ class Bench:
             self.optimizer.step()
         return loss.detach()
 
+    def _run_to_end(self, program):
+        self._run(program)
+        self._wait()
+
     def _precision(self):
         if not self.bfloat16:
             return contextlib.nullcontext()
@@ -608,49 +604,13 @@ class Bench:
         return {"ms": 1e3 * (time.perf_counter() - start) / calls}
 
 
-def resident():
-    """Return current and peak resident bytes of this process; None if not on Linux."""
-    try:
-        text = Path("/proc/self/status").read_text()
-    except OSError:
-        return None
-    found = (re.search(rf"^{name}:\s+(\d+) kB", text, re.MULTILINE) for name in ("VmRSS", "VmHWM"))
-    return tuple(1024 * int(match[1]) for match in found)
-
-
-def forget_peak():
-    """Return freed memory to the system and reset the peak of `resident`, if possible."""
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def serve(bench):
-    """Answer requests until standard input ends; other output goes to standard error."""
-    replies = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    for line in sys.stdin:
-        asked = json.loads(line)
-        try:
-            reply = getattr(bench, asked.pop("do"))(**asked)
-        except NoPeer as error:
-            reply = {"error": str(error)}
-        except Exception as error:
-            traceback.print_exc()
-            first = (str(error).splitlines() or [""])[0]
-            full = isinstance(error, torch.OutOfMemoryError | MemoryError)
-            reply = {"error": "out of memory" if full else f"{type(error).__name__}: {first}"}
-        replies.write(json.dumps(reply) + "\n")
-        replies.flush()
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
         "--compile", action="store_true", help="use torch.compile instead of eager mode"
     )
-    serve(Bench(parser.parse_args().compile))
+    bench = Bench(parser.parse_args().compile)
+    serve({name: getattr(bench, name) for name in ("network", "batch", "time")}, NoPeer)
 
 
 if __name__ == "__main__":

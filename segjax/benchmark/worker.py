@@ -19,6 +19,7 @@ on uint8 images and labels on the device, with momentum SGD and weighted cross e
 the same without the optimizer.
 """
 
+import functools
 import gc
 import math
 import time
@@ -35,28 +36,29 @@ from ml_collections import ConfigDict
 
 from segjax import config as configs
 from segjax import models
-from segjax.benchmark.process import forget_peak, resident, serve
+from segjax.benchmark.process import (
+    DISTINCT,
+    LEARNING_RATE,
+    PROGRAMS,
+    WARM_UP,
+    forget_peak,
+    resident,
+    serve,
+    warm_up,
+)
 from segjax.data.datasets import VOID, DatasetInfo
+from segjax.errors import UserError
 from segjax.models import flops
 from segjax.ops.onednn import build
 from segjax.ops.platform import shapes_only
 from segjax.training import losses, optimizers, parallel, steps
 
-PROGRAMS = ("forward", "training_step", "gradient")
-DISTINCT = 4  # number of batches, cycled so that none is cached from the previous call
-SAMPLE_SECONDS = 0.05  # target duration of a sample of 1 to MOST_CALLS calls
-MOST_CALLS = 20
-WARM_UP = 2  # calls before timing; only one if it takes longer than LONG
-LONG = 1.0  # seconds
-# So small that thousands of steps do not change the weights.
-LEARNING_RATE = 1e-12
 PATCHES = 64  # per image, for a network that trains on patches
 
 # Sizes of the matrix product and the copy by platform, by default ON_ACCELERATOR.
 MATRIX_SIDE = {"cpu": 2048}
 COPIED_BYTES = {"cpu": 2**27}
 ON_ACCELERATOR = 8192, 2**30
-
 
 _NOTHING = optax.set_to_zero().init(None)  # optimizer state of `gradient`
 
@@ -73,14 +75,13 @@ class Bench:
 
     def network(self, folder: str | None, **asked: Any) -> dict[str, Any]:
         self.asked = asked
-        size, num_classes = tuple(asked["resolution"]), asked["num_classes"]
-        self.config = config_of(1, **asked)
-        options, dtype = self.config.model.options, jnp.dtype(asked["precision"])
-        self.model = models.create(asked["model"], num_classes, dtype=dtype, **options)
-        variables = seeded_variables(self.model, size)
+        self.size, self.num_classes = tuple(asked["resolution"]), asked["num_classes"]
+        options, dtype = config_of(1, **asked).model.options, jnp.dtype(asked["precision"])
+        self.model = models.create(asked["model"], self.num_classes, dtype=dtype, **options)
+        variables = seeded_variables(self.model, self.size)
         idle = resident()
         if folder:
-            exact = models.create(asked["model"], num_classes, **options)
+            exact = models.create(asked["model"], self.num_classes, **options)
             self._share(Path(folder), variables, exact)
         versions = {name: metadata.version(name) for name in ("jax", "flax", "optax")}
         versions |= build.versions(self.device.platform)
@@ -96,7 +97,7 @@ class Bench:
     def _share(self, folder, variables, model):
         paths = jax.tree.leaves_with_path(variables)
         arrays = {"/".join(key.key for key in path): x for path, x in paths}
-        image = images(1, tuple(self.asked["resolution"]))[0]
+        image = images(1, self.size)[0]
         with jax.default_matmul_precision("highest"):
             forward = jax.jit(lambda variables, x: model.apply(variables, x, train=False))
             logits = forward(variables, image)
@@ -124,7 +125,7 @@ class Bench:
             memory["compiled"][program] = planned(compiled.memory_analysis())
             before = self._device_peak()
             forget_peak()
-            calls[program] = self._warm_up(program)
+            calls[program] = warm_up(functools.partial(self._run_to_end, program), 1 + WARM_UP)
             after, found = self._device_peak(), resident()
             # The device reports the peak over the lifetime of the process.
             memory["device"][program] = after if after and after > (before or 0) else None
@@ -144,10 +145,10 @@ class Bench:
         self.optimizer = optimizers.create_optimizer(
             self.config.optimizer, optimizers.create_schedule(self.config.optimizer, 1)
         )
-        size, num_classes = tuple(self.asked["resolution"]), self.asked["num_classes"]
+        size, num_classes = self.size, self.num_classes
         rng = np.random.default_rng(1)
         kinds = np.append(np.arange(num_classes), VOID).astype(np.uint8)
-        self.inputs = {
+        inputs = {
             "forward": list(images(batch, size, DISTINCT)),
             "training_step": [
                 {
@@ -157,7 +158,7 @@ class Bench:
                 for _ in range(DISTINCT)
             ],
         }
-        self.inputs = jax.device_put(self.inputs, self.device)
+        self.inputs = jax.device_put(inputs, self.device)
         # Created again, because keeping a copy on the host would count as memory of the network.
         variables = jax.device_put(seeded_variables(self.model, size), self.device)
         self.state = steps.TrainState(jnp.zeros((), jnp.int32), variables, _NOTHING, {})
@@ -181,7 +182,7 @@ class Bench:
             self.model,
             self.optimizer if program == "training_step" else optax.set_to_zero(),
             self.config,
-            placeholder_dataset(tuple(self.asked["resolution"]), self.asked["num_classes"]),
+            placeholder_dataset(self.size, self.num_classes),
             self.class_weights,
             num_steps=num_steps,
             resident=False,
@@ -206,23 +207,15 @@ class Bench:
         self.state = state.replace(opt_state=kept)
         return outputs
 
-    def _warm_up(self, program):
-        """Warm up a program; return the number of calls of a sample."""
-        for _ in range(1 + WARM_UP):
-            start = time.perf_counter()
-            jax.block_until_ready(self._run(program))
-            seconds = time.perf_counter() - start
-            if seconds > LONG:
-                break
-        return calls_of_a_sample(seconds)
+    def _run_to_end(self, program):
+        jax.block_until_ready(self._run(program))
 
     def _macs(self, batch):
-        size = (*self.asked["resolution"], 3)
         with shapes_only():
             step = jax.make_jaxpr(self._step("training_step"))
             traced = step(*self._arguments("training_step", 0))
         return {
-            "forward": batch * flops.forward_macs(self.model, size),
+            "forward": batch * flops.forward_macs(self.model, (*self.size, 3)),
             "training_step": flops.macs(traced.jaxpr),
         }
 
@@ -337,16 +330,12 @@ def seeded_variables(model: Any, size: tuple[int, int]) -> dict[str, Any]:
     return jax.tree.map_with_path(fill, shapes)
 
 
-def calls_of_a_sample(seconds: float) -> int:
-    """Return the number of calls of a sample, given the seconds of one."""
-    return max(1, min(MOST_CALLS, round(SAMPLE_SECONDS / seconds)))
-
-
 def main() -> None:
     # A program from the cache would seem to compile in no time.
     jax.config.update("jax_enable_compilation_cache", False)
     bench = Bench()
-    serve({name: getattr(bench, name) for name in ("network", "batch", "time", "peaks")})
+    answers = {name: getattr(bench, name) for name in ("network", "batch", "time", "peaks")}
+    serve(answers, UserError)
 
 
 if __name__ == "__main__":

@@ -71,12 +71,9 @@ class TableBuilder:
         absent: str = "n/a",
     ) -> None:
         """Add a column of integers; its key is `over` and the heading, in snake case."""
-        cells = [Cell(absent if value is None else str(value)) for value in values]
+        texts = [absent if value is None else str(value) for value in values]
         key = f"{over} {heading}".strip().replace(" ", "_")
-        self._columns.append(
-            Column(heading, cells, over=over, rotated=rotated, ranks=values, keys=(key,))
-        )
-        self.data(key, values)
+        self._ranked(heading, texts, {key: values}, over=over, rotated=rotated)
 
     def numbers(
         self,
@@ -85,16 +82,11 @@ class TableBuilder:
         values: Sequence[Decimal | float | int | None],
         *,
         over: str = "",
-        rotated: bool = False,
-        absent: str = "",
     ) -> None:
         """Add a column of numbers: published ones as printed, ours with three digits."""
         plain = [None if value is None else float(value) for value in values]
-        cells = [Cell(absent if value is None else _digits(value)) for value in values]
-        self._columns.append(
-            Column(heading, cells, over=over, rotated=rotated, ranks=plain, keys=(key,))
-        )
-        self.data(key, plain)
+        texts = ["" if value is None else _digits(value) for value in values]
+        self._ranked(heading, texts, {key: plain}, over=over)
 
     def scores(
         self,
@@ -111,25 +103,18 @@ class TableBuilder:
 
         Records get percentages: `key` and, for ours, `key`_sd or `key`_low and `key`_high.
         """
-        cells = []
+        texts = []
         for score, suspect in zip(scores, sic or [False] * len(scores), strict=True):
             if score is None:
-                text = absent
+                texts.append(absent)
             elif isinstance(score, Estimate):
-                text = score.percent(self._interval)
+                texts.append(score.percent(self._interval))
             else:
-                text = str(score) + (" (sic)" if suspect else "")
-            cells.append(Cell(text))
+                texts.append(f"{score} (sic)" if suspect else str(score))
         values: dict[str, list[float | None]] = {key: list(map(percent, scores))}
         if any(isinstance(score, Estimate) for score in scores):
             values |= self._spread(key, scores)
-        for name, column in values.items():
-            self.data(name, column)
-        self._columns.append(
-            Column(
-                heading, cells, over=over, rotated=rotated, ranks=values[key], keys=tuple(values)
-            )
-        )
+        self._ranked(heading, texts, values, over=over, rotated=rotated)
 
     def _spread(self, key: str, scores: Sequence[Score]) -> dict[str, list[float | None]]:
         estimates = [score if isinstance(score, Estimate) else None for score in scores]
@@ -150,10 +135,26 @@ class TableBuilder:
             None if a is None or b is None else a - b
             for a, b in zip(map(percent, ours), map(percent, theirs), strict=True)
         ]
-        cells = [Cell("" if value is None else f"{value:+.1f}") for value in values]
-        over = "difference"
-        self._columns.append(Column(heading, cells, over=over, ranks=values, keys=(key,)))
-        self.data(key, values)
+        texts = ["" if value is None else f"{value:+.1f}" for value in values]
+        self._ranked(heading, texts, {key: values}, over="difference")
+
+    def _ranked(
+        self,
+        heading: str,
+        texts: Sequence[str],
+        values: Mapping[str, Sequence[float | None]],
+        *,
+        over: str,
+        rotated: bool = False,
+    ) -> None:
+        """Add a column sorted by the first of these values, and all values by their keys."""
+        for key, column in values.items():
+            self.data(key, column)
+        ranks, *_ = values.values()
+        cells = list(map(Cell, texts))
+        self._columns.append(
+            Column(heading, cells, over=over, rotated=rotated, ranks=ranks, keys=tuple(values))
+        )
 
     def table(
         self,

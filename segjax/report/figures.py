@@ -17,7 +17,7 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, FigureBase
 
-from segjax.errors import UserError, listing, warn
+from segjax.errors import listing, warn
 from segjax.report import groups
 from segjax.report.groups import Method, Setting
 from segjax.results.summary import PER_CLASS
@@ -58,13 +58,7 @@ STYLE: dict[Any, Any] = {
 
 
 def render(figure: Figure, format: str) -> bytes:
-    """Return a figure as the content of a file, the same bytes for the same figure.
-
-    Raises:
-      UserError: the format is neither svg nor png.
-    """
-    if format not in FORMATS:
-        raise UserError(f"figure format {format!r}, expected {' or '.join(FORMATS)}")
+    """Return a figure as a file of one of FORMATS, the same bytes for the same figure."""
     content = io.BytesIO()
     metadata = {"Date": None, "Creator": None} if format == "svg" else {"Software": None}
     with matplotlib.rc_context(STYLE):

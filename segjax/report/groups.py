@@ -186,7 +186,8 @@ def _facts(row: Row, fields: Mapping[str, Any]) -> dict[str, str]:
     for name in sorted(fields, key=lambda name: not name.startswith(first)):
         if not configs.incidental(name):
             facts[name] = _assignment(name, fields[name])
-    facts |= {name: _assignment("batch norm", row[name]) for name in ("batch_norm",) if row[name]}
+    if row["batch_norm"]:
+        facts["batch_norm"] = _assignment("batch norm", row["batch_norm"])
     return facts | {"config_digest": row["config_digest"] or ""}
 
 

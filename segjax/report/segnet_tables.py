@@ -108,7 +108,7 @@ def table3(
     )
 
 
-def _records(group: str, split: str | None) -> list[Record]:
+def _records(group: str, split: str) -> list[Record]:
     found = published.records(group, split)
     if not found:
         known = {record.split for record in published.shipped().records if record.group == group}

@@ -152,12 +152,11 @@ def draw(table: Table, format: str = "markdown") -> str:
     Markdown and LaTeX print the columns; CSV and JSON give the records, JSON also the title and the
     notes. The LaTeX needs the packages booktabs and graphicx.
 
-    Raises:
-      UserError: the format is unknown.
+    Args:
+      table: the table.
+      format: one of FORMATS.
     """
     drawn = {"markdown": _markdown, "latex": _latex, "csv": _csv, "json": _json}
-    if format not in drawn:
-        raise UserError(f"table format {format!r}, expected markdown, latex, csv or json")
     return drawn[format](table)
 
 

@@ -14,9 +14,9 @@ from segjax.results.schema import Row
 from segjax.results.summary import MEAN_SCORES, MEASURED, PER_CLASS, SCORES, Estimate, Summary
 
 
-def render(summaries: Sequence[Summary], format: str = "markdown", per_class: str = "iou") -> str:
-    """Return `table` as text, in one of `report.table.FORMATS`."""
-    return draw(table(summaries, per_class), format)
+def render(summaries: Sequence[Summary]) -> str:
+    """Return `table` as Markdown."""
+    return draw(table(summaries))
 
 
 def table(summaries: Sequence[Summary], per_class: str = "iou", *, interval: bool = False) -> Table:
@@ -27,17 +27,13 @@ def table(summaries: Sequence[Summary], per_class: str = "iou", *, interval: boo
     hold everything, as fractions at full precision.
 
     Args:
-      summaries: from `results.summary.summarize`, with equal class names.
+      summaries: from `results.summary.summarize`, at least one, with equal class names.
       per_class: "iou" or "accuracy", the per-class columns.
       interval: print the 95% interval over the seeds, not the deviation.
 
     Raises:
-      UserError: there are no summaries, class names differ, or `per_class` is unknown.
+      UserError: class names differ.
     """
-    if per_class not in PER_CLASS:
-        raise UserError(f"per-class columns {per_class!r}, expected {' or '.join(PER_CLASS)}")
-    if not summaries:
-        raise UserError("no results to show, expected at least one")
     names = summaries[0].row["class_names"]
     for summary in summaries:
         if summary.row["class_names"] != names:

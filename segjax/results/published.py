@@ -115,7 +115,7 @@ class Record:
     crf: bool = False
 
 
-_RECORDS = TypeAdapter(Record)
+_PROTOCOL, _RECORDS = TypeAdapter(Protocol), TypeAdapter(Record)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,11 +137,7 @@ def load(file: Path = FILE) -> Published:
     data = json.loads(file.read_text(encoding="utf-8"), parse_float=Decimal)
     if tuple(data["classes"]) != CLASSES:
         raise UserError(f"{file}: classes are {data['classes']}, expected {list(CLASSES)}")
-    protocol = Protocol(
-        training_images=data["protocol"]["training_images"],
-        test_images=data["protocol"]["test_images"],
-        resolution=tuple(data["protocol"]["resolution"]),
-    )
+    protocol = _PROTOCOL.validate_python(data["protocol"])
     records = tuple(
         _record(fields, f"{file}: record {number}", data["sources"], data["notes"])
         for number, fields in enumerate(data["records"], 1)

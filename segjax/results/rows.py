@@ -1,6 +1,6 @@
 """Read, validate and write result rows.
 
-A row is one run scored on one split: a ``result.json``, or one line of a ``.jsonl`` file. Its
+A row is one run scored on one split: a `result.json`, or one line of a `.jsonl` file. Its
 scores are fractions in [0, 1] and are checked against its confusion matrix on every read. Its
 checksum tells whether anything in it was changed.
 """
@@ -229,15 +229,15 @@ def read(paths: Iterable[str | os.PathLike[str]]) -> list[Row]:
 def read_files(paths: Iterable[str | os.PathLike[str]]) -> dict[Path, list[Row]]:
     """Read and validate the result rows of files and directories; return those of each file.
 
-    From a directory, every ``result.json`` in or below it is read or, if there is none, the
-    ``.jsonl`` files directly in it. Symbolic links are followed. Each file is read once, even if
+    From a directory, every `result.json` in or below it is read or, if there is none, the
+    `.jsonl` files directly in it. Symbolic links are followed. Each file is read once, even if
     several paths lead to it. Warned of are runs without a result, folders that cannot be
-    read, ``.jsonl`` files left out (except the logs of runs), and files without a row.
+    read, `.jsonl` files left out (except the logs of runs), and files without a row.
 
     Raises:
       UserError: a path is missing or has no row, or a row is cut short, lacks a field, has a value
         of the wrong type or range, or a score that does not follow from its confusion matrix. It
-        names the file and, in a ``.jsonl``, the line.
+        names the file and, in a `.jsonl`, the line.
     """
     rows: dict[Path, list[Row]] = {}
     seen: set[str] = set()
@@ -306,7 +306,7 @@ def run_directory(file: Path) -> Path | None:
 
 
 def write_row(path: str | os.PathLike[str], row: Row) -> None:
-    """Validate a row and write it atomically as ``result.json``, one field per line."""
+    """Validate a row and write it atomically as `result.json`, one field per line."""
     _check(row, str(path))
     sealed = stored.seal(row)
     fields = [f"  {json.dumps(name)}: {schema.dump(value)}" for name, value in sealed.items()]
@@ -314,7 +314,7 @@ def write_row(path: str | os.PathLike[str], row: Row) -> None:
 
 
 def append(path: str | os.PathLike[str], row: Row) -> bool:
-    """Validate a row and append it to a ``.jsonl``; return False if it is there already.
+    """Validate a row and append it to a `.jsonl`; return False if it is there already.
 
     Raises:
       UserError: the file holds another result of the same run (config, data and seed).

@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -19,11 +20,12 @@ from segjax.benchmark.measurements import Facts
 from segjax.cli.main import main
 from segjax.errors import UserError
 from segjax.report import table
+from support import ROOT, workers
+from support.errors import usage_error
 from support.runs import OneLayer
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 NETWORK = {
     "model": "segnet_basic",
     "model_options": {"width": 2},
@@ -32,55 +34,11 @@ NETWORK = {
     "precision": "float32",
 }
 PLAN = run.Plan(("segnet_basic",), {"width": 2}, (24, 32), (1, 4), ("float32",), repeats=2)
-TIMES = {"forward": 4.0, "training_step": 10.0, "gradient": 9.0}
-
-
-class FakeSide:
-    """A stand-in for a worker process; all instances share the requests that fail."""
-
-    asked: list = []  # noqa: RUF012, cleared by the fixture
-    failing: dict = {}  # noqa: RUF012
-
-    def __init__(self, command):
-        self.torch = any("torch_peers" in word for word in command)
-
-    def ask(self, do, **request):
-        self.asked.append((self.torch, do, request))
-        if do in self.failing and request.get("batch") in (None, 4):
-            raise process.Failed(self.failing[do])
-        programs = worker.PROGRAMS
-        return {
-            "network": {
-                "device": "abacus",
-                "versions": {"jax": "1"},
-                "parameters": 1747,
-                "idle": None,
-                "logits": {"greatest_difference": 1e-6, "mean_difference": 0.0, "greatest": 2.0},
-            },
-            "batch": {
-                "compile_seconds": dict.fromkeys(programs, 1.5),
-                "memory": {
-                    "compiled": dict.fromkeys(programs, 3_000_000),
-                    "device": dict.fromkeys(programs),
-                    "process": dict.fromkeys(programs, 400_000_000 if self.torch else 200_000_000),
-                },
-                "macs": {"forward": 1000, "training_step": 2900},
-                "bytes": dict.fromkeys(programs, 5000.0),
-            },
-            "time": {"ms": TIMES.get(request.get("program"), 0) * (3 if self.torch else 1)},
-            "peaks": {"flops_per_second": 1e6, "bytes_per_second": 1e7},
-        }[do]
-
-    def end(self):
-        self.asked.append((self.torch, "end", {}))
 
 
 @pytest.fixture
 def fake(monkeypatch):
-    monkeypatch.setattr(run, "Side", FakeSide)
-    monkeypatch.setattr(FakeSide, "asked", [])
-    monkeypatch.setattr(FakeSide, "failing", {})
-    return FakeSide
+    return workers.replace(monkeypatch)
 
 
 def make_row(**changed):
@@ -111,7 +69,7 @@ def make_row(**changed):
                 "upper_quartile": 1.1 * ms,
                 "samples": 20,
             }
-            for name, ms in TIMES.items()
+            for name, ms in workers.TIMES.items()
         },
         "compile_seconds": dict.fromkeys(programs, 1.5),
         "memory": {
@@ -131,7 +89,7 @@ def bench():
         patch.setitem(models.MODELS, "one_layer", OneLayer)
         patch.setattr(worker, "MATRIX_SIDE", {"cpu": 64})
         patch.setattr(worker, "COPIED_BYTES", {"cpu": 2**12})
-        patch.setattr(worker, "SAMPLE_SECONDS", 0.001)
+        patch.setattr(process, "SAMPLE_SECONDS", 0.001)
         bench = worker.Bench()
         network = NETWORK | {"model": "one_layer", "model_options": {}}
         said = bench.network(folder=None, **network)
@@ -222,7 +180,7 @@ def test_rows_are_written_when_measured_and_not_measured_twice(fake, tmp_path):
     assert run.run(PLAN, "another command", output) == rows
     assert [do for _, do, _ in fake.asked] == ["network", "end"]  # for the name of the device
     # A row beside PyTorch is another one.
-    beside = run.dataclasses.replace(PLAN, against=("torch",))
+    beside = dataclasses.replace(PLAN, against=("torch",))
     rows = run.run(beside, "segjax benchmark", output)
     assert len(measurements.read([output])) == 4
     assert tables.against(rows[0], "torch", "forward") == pytest.approx(3.0)
@@ -250,7 +208,7 @@ def _interrupted(ask):
 
 
 def test_sides_take_turns_and_alternate_in_being_first(fake):
-    run.run(run.dataclasses.replace(PLAN, against=("torch",)), "", None)
+    run.run(dataclasses.replace(PLAN, against=("torch",)), "", None)
     timed = [torch for torch, do, _ in fake.asked if do == "time"]
     assert timed == [*(3 * [False]), *(6 * [True]), *(3 * [False])] * 2
 
@@ -268,8 +226,22 @@ def test_out_of_memory_is_in_the_row_and_does_not_end_the_run(fake, tmp_path):
     assert "segnet_basic (width 2)" in table.draw(tables.paper(rows))
 
 
+def test_a_network_that_cannot_be_created_is_named(fake, monkeypatch):
+    ask = fake.ask
+
+    def without_unet(self, do, **request):
+        if request.get("model") == "unet":
+            raise process.Failed("out of memory")
+        return ask(self, do, **request)
+
+    monkeypatch.setattr(fake, "ask", without_unet)
+    for names in (("unet",), ("segnet_basic", "unet")):
+        with pytest.raises(UserError, match="unet: out of memory"):
+            run.run(dataclasses.replace(PLAN, models=names), "", None)
+
+
 def test_no_row_is_measured_after_the_time_limit(fake):
-    assert run.run(run.dataclasses.replace(PLAN, seconds=-1.0), "", None) == []
+    assert run.run(dataclasses.replace(PLAN, seconds=-1.0), "", None) == []
 
 
 def test_the_error_of_a_dead_process_names_the_cause():
@@ -294,7 +266,7 @@ def test_other_output_of_a_process_does_not_mix_with_its_answers():
         "    print('by the way')\n"
         "    if x < 0: raise MemoryError\n"
         "    return {'x': 2 * x}\n"
-        "process.serve({'double': double})"
+        "process.serve({'double': double}, ValueError)"
     )
     side = process.Side([sys.executable, "-c", script])
     assert side.ask("double", x=3) == {"x": 6}
@@ -324,11 +296,7 @@ def test_an_incomplete_row_is_refused(tmp_path, text, said, capsys):
     if text == "cut":
         text = whole[: len(whole) // 2]
     path.write_text(text if isinstance(text, str) else json.dumps(make_row() | text))
-    with pytest.raises(UserError) as error:
-        measurements.read([path])
-    assert said in str(error.value)
-    assert main(["table", "cost", "--results", str(path)]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    assert said in usage_error(capsys, ["table", "cost", "--results", str(path)])
 
 
 def test_a_side_has_an_error_or_times():
@@ -405,8 +373,7 @@ def test_all_rows_are_listed(tmp_path, capsys):
     columns = ["--columns", "batch", "forward ms"]
     assert main(["table", "benchmark", "--results", str(path), *columns]) == 0
     assert capsys.readouterr().out.count("segnet_basic") == 2
-    assert main(["table", "benchmark"]) == 2
-    assert "needs --results" in capsys.readouterr().err
+    assert "needs --results" in usage_error(capsys, ["table", "benchmark"])
 
 
 def test_two_rows_for_one_line_are_refused(tmp_path):
@@ -432,11 +399,7 @@ def test_two_rows_for_one_line_are_refused(tmp_path):
     ],
 )
 def test_an_error_is_one_line_and_status_2(capsys, arguments, said):
-    assert main(["benchmark", *arguments]) == 2
-    captured = capsys.readouterr()
-    assert captured.err.startswith("segjax: ")
-    assert captured.err.count("\n") == 1
-    assert said in captured.err
+    assert said in usage_error(capsys, ["benchmark", *arguments])
 
 
 def test_a_python_without_torch_is_named(monkeypatch, capsys):
@@ -444,8 +407,8 @@ def test_a_python_without_torch_is_named(monkeypatch, capsys):
         return subprocess.CompletedProcess(command, 1, "", "ModuleNotFoundError: No module 'torch'")
 
     monkeypatch.setattr(run.subprocess, "run", fake)
-    assert main(["benchmark", "--models", "segnet", "--against", "torch"]) == 2
-    assert "--against needs PyTorch in" in capsys.readouterr().err
+    arguments = ["benchmark", "--models", "segnet", "--against", "torch"]
+    assert "--against needs PyTorch in" in usage_error(capsys, arguments)
 
 
 def test_options_go_to_the_networks_that_have_them():

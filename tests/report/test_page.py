@@ -18,9 +18,9 @@ from segjax.predict import Predictions
 from segjax.report import groups
 from segjax.report import page as report
 from support.browser import ENTER, LEFT, RIGHT, SPACE, TAB, chromium
-from support.rows import CLASS_NAMES, make_baseline, make_row
+from support.errors import usage_error
+from support.rows import CLASS_NAMES, OTHER, make_baseline, make_row, write_rows
 
-OTHER = ((60, 35, 5), (30, 160, 10), (2, 6, 12))
 NASTY = "<img src=x onerror=alert(1)>&\"'"
 PALETTE = ((128, 128, 128), (128, 64, 128), (0, 128, 192))
 
@@ -62,8 +62,7 @@ def predicted(labels):
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
     file = tmp_path_factory.mktemp("rows") / "rows.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in make_rows()))
-    return groups.read_settings([file])
+    return groups.read_settings([write_rows(file, make_rows())])
 
 
 @pytest.fixture(scope="module")
@@ -289,8 +288,7 @@ def test_the_command_writes_a_page_or_leaves_the_old_one(tmp_path, capsys):
     page = Page(before.decode())
     assert "None: result rows without run directories." in [p.text for p in page.all("p")]
     rows.write_text(rows.read_text()[:-40])
-    assert main(arguments) == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    usage_error(capsys, arguments)
     assert output.read_bytes() == before
     assert [path.name for path in output.parent.iterdir()] == ["report.html"]
 
@@ -413,6 +411,6 @@ def test_the_browser_requests_nothing_and_logs_no_errors(browser, tmp_path, text
     browser.messages()
     browser.open(file)
     browser.run("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
-    browser.screenshot(whole=True)
+    browser.draw_all()
     assert browser.requests() == [file.as_uri()]
     assert browser.messages() == []

@@ -120,11 +120,6 @@ def test_unknown_headings_are_named(options):
         arrange(small(), **options)
 
 
-def test_an_unknown_format_is_refused():
-    with pytest.raises(UserError, match="table format 'word', expected markdown, latex, csv or js"):
-        draw(small(), "word")
-
-
 def test_latex_is_a_booktabs_table_of_even_lines():
     text = draw(small(), "latex")
     assert text.count(r"\begin{") == text.count(r"\end{")

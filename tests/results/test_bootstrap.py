@@ -7,10 +7,10 @@ import pytest
 
 from segjax import results
 from segjax.cli import main
-from segjax.errors import UserError
 from segjax.metrics import boundary
 from segjax.results import bootstrap
 from segjax.results import counts as counting
+from support.errors import refusal, usage_error
 from support.rows import CLASS_NAMES, make_row
 
 
@@ -102,22 +102,20 @@ def test_the_command_prints_the_table(two, capsys):
     assert lines[0].endswith("| 100.0% |")
 
 
-def refusal(*arguments):
-    with pytest.raises(UserError) as error:
-        bootstrap.compare(*arguments, samples=10)
-    return str(error.value)
+def refused(first, second):
+    return refusal(bootstrap.compare, first, second, samples=10)
 
 
 def test_runs_on_different_images_are_refused(two, tmp_path):
     other = write_run(tmp_path / "other", [50] * 100, split="val")
-    assert refusal(two[0], other) == (
+    assert refused(two[0], other) == (
         f"{other} has split val, but {two[0]} has test; expected runs scored on the same images"
     )
     labels = write_run(tmp_path / "labels", [50] * 100)
     counts = counting.Counts(np.stack([image(50, 101)] * 100), np.zeros((100, 3, 3), int))
     counting.write_counts(labels / "result.json", counts)
     results.write_row(labels / "result.json", make_row(confusion=counts.total, num_images=100))
-    assert refusal(two[0], labels) == f"{labels} and {two[0]} were scored on different labels"
+    assert refused(two[0], labels) == f"{labels} and {two[0]} were scored on different labels"
 
 
 def test_runs_whose_images_have_other_names_are_refused(tmp_path):
@@ -127,7 +125,7 @@ def test_runs_whose_images_have_other_names_are_refused(tmp_path):
     for pair in ((first, same), (first, older), (older, first)):
         assert bootstrap.compare(*pair, samples=10)
     other = write_run(tmp_path / "d", [50] * 3, names=["x", "zz", "y"])
-    assert refusal(first, other) == (
+    assert refused(first, other) == (
         f"image 1 of {other} is zz, but of {first} y; expected runs scored on the same images"
     )
 
@@ -137,29 +135,29 @@ def test_runs_on_other_data_are_refused(tmp_path):
     older = write_run(tmp_path / "b", [50] * 3)  # before digests were stored
     assert bootstrap.compare(first, older, samples=10)
     other = write_run(tmp_path / "c", [50] * 3, data_digest="2" * 64)
-    assert refusal(first, other).startswith(f"{other} has data_digest 222")
+    assert refused(first, other).startswith(f"{other} has data_digest 222")
 
 
 def test_missing_or_damaged_files_are_named(two, tmp_path):
     first, second = two
-    assert refusal(first, tmp_path / "none") == (
+    assert refused(first, tmp_path / "none") == (
         f"{tmp_path}/none has no result: "
         "expected the directory or the result.json of a finished run"
     )
     counts = second / "result.npz"
     whole = counts.read_bytes()
     counts.write_bytes(whole[:100])
-    assert refusal(first, second).startswith(f"{counts} is damaged: ")
+    assert refused(first, second).startswith(f"{counts} is damaged: ")
     whole = (first / "result.npz").read_bytes()
     counts.write_bytes(whole.replace(b"boundary", b"boundasy"))
-    assert refusal(first, second).startswith(f"{counts} is damaged: ")
+    assert refused(first, second).startswith(f"{counts} is damaged: ")
     counts.write_bytes(whole)
     assert (
-        refusal(first, second)
+        refused(first, second)
         == f"{counts}: its counts do not add up to those of {second}/result.json"
     )
     counts.unlink()
-    assert refusal(first, second).startswith(f"{counts} is missing: `segjax evaluate` writes")
+    assert refused(first, second).startswith(f"{counts} is missing: `segjax evaluate` writes")
 
 
 def test_the_stored_counts_give_the_scores_of_the_row(two):
@@ -173,7 +171,5 @@ def test_the_stored_counts_give_the_scores_of_the_row(two):
 
 
 def test_a_seed_below_zero_is_refused(two, capsys):
-    assert main.main(["compare", *map(str, two), "--seed", "-1"]) == 2
-    error = capsys.readouterr().err
+    error = usage_error(capsys, ["compare", *map(str, two), "--seed", "-1"])
     assert "expected an integer >= 0, found '-1'" in error
-    assert error.count("\n") == 1

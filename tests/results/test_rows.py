@@ -13,6 +13,13 @@ from support.errors import refusal
 from support.rows import make_baseline, make_row
 
 
+def refused(folder, row):
+    """Return the message of the row that cannot be written."""
+    message = refusal(results.write_row, folder / "r.json", row)
+    assert not (folder / "r.json").exists()
+    return message
+
+
 def test_written_rows_are_read_back_from_every_kind_of_place(tmp_path):
     rows = [make_row(0), make_row(1), make_baseline()]
     for k, row in enumerate(rows):
@@ -163,26 +170,24 @@ def test_an_edited_score_is_detected(tmp_path, name, place):
 def test_an_edited_count_or_presence_is_detected(tmp_path):
     row = make_row()
     row["confusion"][0][0] += 1
-    assert "its confusion matrix gives" in refusal(results.write_row, tmp_path / "r.json", row)
+    assert "its confusion matrix gives" in refused(tmp_path, row)
     row = make_row(present=[True, True, False])
-    message = refusal(results.write_row, tmp_path / "r.json", row)
+    message = refused(tmp_path, row)
     assert "present of Pole is false, its confusion matrix gives true" in message
-    assert not (tmp_path / "r.json").exists()
 
 
 @pytest.mark.parametrize("count", [-1, 1.0, True, "3", None, 2**53])
 def test_counts_are_non_negative_integers(tmp_path, count):
     row = make_row()
     row["confusion"][2][1] = count
-    assert "confusion[2][1] is" in refusal(results.write_row, tmp_path / "r.json", row)
+    assert "confusion[2][1] is" in refused(tmp_path, row)
 
 
 @pytest.mark.parametrize("name", ["per_class_accuracy", "per_class_iou", "present", "confusion"])
 def test_lengths_agree_with_the_class_names(tmp_path, name):
     row = make_row()
     row[name] = row[name][:2]
-    message = refusal(results.write_row, tmp_path / "r.json", row)
-    assert f"{name} has 2 entries, expected 3" in message
+    assert f"{name} has 2 entries, expected 3" in refused(tmp_path, row)
 
 
 def test_measured_fields_are_read_back_and_checked(tmp_path):
@@ -205,19 +210,18 @@ def test_measured_fields_are_read_back_and_checked(tmp_path):
         ("boundary_iou", 1.5),
         ("calibration", [[-1.0]]),
     ):
-        message = refusal(results.write_row, tmp_path / "r.json", row | {name: wrong})
-        assert name in message
+        assert name in refused(tmp_path, row | {name: wrong})
 
 
 def test_class_names_differ(tmp_path):
     row = make_row(class_names=["Sky", "Road", "Sky"])
-    assert "expected different names" in refusal(results.write_row, tmp_path / "r.json", row)
+    assert "expected different names" in refused(tmp_path, row)
 
 
 def test_confusion_is_square(tmp_path):
     row = make_row()
     row["confusion"][1].append(0)
-    message = refusal(results.write_row, tmp_path / "r.json", row)
+    message = refused(tmp_path, row)
     assert "confusion has 4 columns in the row of Road, expected 3" in message
 
 

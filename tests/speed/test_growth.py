@@ -10,6 +10,7 @@ import timings
 from segjax import models
 from segjax.benchmark import measurements, run
 from segjax.report import figures
+from support import workers
 from support.runs import OneLayer
 
 pytestmark = pytest.mark.slow
@@ -34,46 +35,20 @@ def test_a_step_has_the_same_loss_on_any_number_of_devices(monkeypatch):
 
 
 @pytest.fixture
-def measured(monkeypatch):
-    """Return the measured (kind, value), with stand-ins for the worker processes."""
-    asked = []
-
-    class Side:
-        def __init__(self, command):
-            pass
-
-        def ask(self, do, **request):
-            if do == "batch":
-                asked.append(("batch", request["batch"]))
-            elif do == "network":
-                asked.append(("resolution", tuple(request["resolution"])))
-            of_all = dict.fromkeys(run.PROGRAMS, 8)
-            return {
-                "network": {"device": "abacus", "versions": {}, "parameters": 5, "idle": None},
-                "batch": {
-                    "compile_seconds": of_all,
-                    "memory": dict.fromkeys(measurements.MEMORY, of_all),
-                    "macs": {"forward": 1, "training_step": 3},
-                    "bytes": of_all,
-                },
-                "time": {"ms": 4.0 * request.get("batch", 1)},
-                "peaks": {"flops_per_second": 1e9, "bytes_per_second": 1e9},
-            }[do]
-
-        def end(self):
-            pass
+def asked(monkeypatch):
+    """Return the requests (beside PyTorch, name, fields) of stand-ins for the worker processes."""
+    fake = workers.replace(monkeypatch)
 
     def ask(request, count):
-        asked.append(("devices", count))
+        fake.asked.append((False, "measure", {"devices": count}))
         return {"ms": [9.0 / count], "bytes": 64, "loss": 2.5 + 1e-3 * (count > 2), "device": "cpu"}
 
     monkeypatch.setattr(run, "check", lambda plan: None)  # it traces the networks
-    monkeypatch.setattr(run, "Side", Side)
     monkeypatch.setattr(growth, "_ask", ask)
-    return asked
+    return fake.asked
 
 
-def test_each_point_is_measured_once_and_all_are_drawn(measured, tmp_path, capsys):
+def test_each_point_is_measured_once_and_all_are_drawn(asked, tmp_path, capsys):
     command = [*ARGUMENTS, *SIZES, "--repeats", "1", "--output", str(tmp_path)]
     assert growth.main(command) == 0
     rows = measurements.read([tmp_path / growth.ROWS])
@@ -87,9 +62,9 @@ def test_each_point_is_measured_once_and_all_are_drawn(measured, tmp_path, capsy
         assert f">{text}<" in drawn
 
     # The second time nothing is measured, and the figure is the same.
-    measured.clear()
+    asked.clear()
     assert growth.main(command) == 0
-    assert {kind for kind, _ in measured} == {"resolution"}  # for the name of the device
+    assert {do for _, do, _ in asked} == {"network", "end"}  # for the name of the device
     assert (tmp_path / "growth.svg").read_text() == drawn
 
     # A loss that depends on the number of devices is an error, and adds no row.
@@ -101,7 +76,7 @@ def test_each_point_is_measured_once_and_all_are_drawn(measured, tmp_path, capsy
     assert timings.read([tmp_path / growth.OF_DEVICES]) == shown
 
 
-def test_networks_have_distinct_names(measured, tmp_path):
+def test_networks_have_distinct_names(asked, tmp_path):
     command = [*ARGUMENTS, *SIZES, "--repeats", "1", "--output", str(tmp_path)]
     assert growth.main(command) == 0
     rows = measurements.read([tmp_path / growth.ROWS])

@@ -1,6 +1,5 @@
 """A real Chromium, driven by its WebDriver over plain HTTP."""
 
-import base64
 import contextlib
 import json
 import re
@@ -23,7 +22,7 @@ _FLAGS = (
 
 
 class Browser:
-    """One page. Chromium's own messages and the addresses it asked for are kept."""
+    """A page in Chromium, with the messages of its console and the addresses it requested."""
 
     def __init__(self, driver: str, profile: Path) -> None:
         self._driver = driver
@@ -34,7 +33,9 @@ class Browser:
         }
         session = self._post("/session", {"capabilities": {"alwaysMatch": wanted}})
         self._session = f"/session/{session['sessionId']}"
-        self.open_blank()
+        # Leave the page that Chromium starts with, and forget what it asked for.
+        self._post(f"{self._session}/url", {"url": "about:blank"})
+        self.requests()
 
     def close(self) -> None:
         self._send("DELETE", self._session, None)
@@ -48,16 +49,11 @@ class Browser:
         with urllib.request.urlopen(request, timeout=300) as answer:
             return json.load(answer)["value"]
 
-    def open_blank(self) -> None:
-        """Leaves the page that Chromium starts with, and forgets what it asked for."""
-        self._post(f"{self._session}/url", {"url": "about:blank"})
-        self.requests()
-
     def open(self, page: Path) -> None:
         self._post(f"{self._session}/url", {"url": page.absolute().as_uri()})
 
     def run(self, script: str, *arguments: Any) -> Any:
-        """What a function's body in JavaScript returns."""
+        """Run the body of a JavaScript function; return its value."""
         content = {"script": script, "args": list(arguments)}
         return self._post(f"{self._session}/execute/sync", content)
 
@@ -69,38 +65,37 @@ class Browser:
         self._post(f"{self._session}/element/{element}/click", {})
 
     def press(self, element: str, keys: str) -> None:
-        """Gives an element the focus and presses keys."""
+        """Focus an element and press keys."""
         self._post(f"{self._session}/element/{element}/value", {"text": keys})
 
     def type(self, keys: str) -> None:
-        """Presses keys where the focus is."""
+        """Press keys where the focus is."""
         actions = [{"type": kind, "value": key} for key in keys for kind in ("keyDown", "keyUp")]
         content = {"actions": [{"type": "key", "id": "keyboard", "actions": actions}]}
         self._post(f"{self._session}/actions", content)
 
     def view(self, width: int, height: int, scheme: str = "light") -> None:
-        """Sets the size of the page's window in pixels, and light or dark."""
+        """Set the size of the window in pixels, and the scheme, light or dark."""
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self._command("Emulation.setDeviceMetricsOverride", size)
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         self._command("Emulation.setEmulatedMedia", {"features": features})
 
-    def screenshot(self, whole: bool = False) -> bytes:
-        """The window, or the whole page, as a PNG."""
-        shot = self._command("Page.captureScreenshot", {"captureBeyondViewport": whole})
-        return base64.b64decode(shot["data"])
+    def draw_all(self) -> None:
+        """Draw the whole page, also what is outside the window."""
+        self._command("Page.captureScreenshot", {"captureBeyondViewport": True})
 
     def _command(self, name: str, parameters: dict[str, Any]) -> Any:
         content = {"cmd": name, "params": parameters}
         return self._post(f"{self._session}/goog/cdp/execute", content)
 
     def messages(self) -> list[str]:
-        """What was written to the console since the last call, errors of scripts included."""
+        """Return the messages of the console since the last call, with errors of scripts."""
         entries = self._post(f"{self._session}/se/log", {"type": "browser"})
         return [entry["message"] for entry in entries]
 
     def requests(self) -> list[str]:
-        """The addresses that were asked for since the last call, the data in a page left out."""
+        """Return the addresses requested since the last call, without `data:`."""
         entries = self._post(f"{self._session}/se/log", {"type": "performance"})
         events = [json.loads(entry["message"])["message"] for entry in entries]
         sent = [e["params"] for e in events if e["method"] == "Network.requestWillBeSent"]
@@ -110,7 +105,7 @@ class Browser:
 
 @contextlib.contextmanager
 def chromium(profile: Path) -> Iterator[Browser]:
-    """Starts a browser with an empty profile; skips the test where there is none."""
+    """Start a browser with an empty profile; skip the test if none is installed."""
     driver = shutil.which("chromedriver")
     if driver is None or not (shutil.which("chromium") or shutil.which("google-chrome")):
         pytest.skip("no chromium and chromedriver (on Debian: chromium and chromium-driver)")

@@ -1,9 +1,9 @@
 """A sweep of tiny runs, killed again and again, stopped, and finished by two sweeps at once.
 
-python tests/kill_a_sweep.py FOLDER DATA_DIR    twelve runs, five kills; some minutes
+PYTHONPATH=tests python -m support.kill_a_sweep FOLDER DATA_DIR
 
-DATA_DIR has streetscenes of 24x32. What must hold is asserted; a smaller form of it is in
-launchers/test_local.py.
+Twelve runs and five kills take some minutes. DATA_DIR has streetscenes of 24x32. A smaller form is
+a test in tests/sweep/test_local.py.
 """
 
 import random
@@ -24,7 +24,7 @@ LONGEST_REST = 3.0  # seconds from what is waited for to the kill
 
 
 def kill_and_finish(folder: Path, data_dir: Path, rates, seeds, kills: int) -> list[str]:
-    """Asserts that no run is lost, none ends twice, and all rows are whole; what was seen."""
+    """Check that no run is lost, none ends twice, and all rows are whole; return what was seen."""
     spec, workdir = toy_grid.write(folder, data_dir, rates, seeds), folder / "runs"
     total = len(rates) * len(seeds)
     chance, seen, before = random.Random(0), [], {}

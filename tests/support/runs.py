@@ -23,7 +23,7 @@ DESCRIPTION = Description("tiny", "tiny", {}, "segjax train")
 
 
 def tiny_config(data_dir, **changed):
-    """SegNet-Basic of width 4 on scenes of 24x32, with augmentation; `a__b` is config.a.b."""
+    """Return SegNet-Basic of width 4 on scenes of 24x32, with augmentation, changed by `change`."""
     config = default()
     config.model.options.width = 4
     config.data.data_dir = str(data_dir)
@@ -46,7 +46,7 @@ def tiny_config(data_dir, **changed):
 
 
 def change(config, **changed):
-    """Set fields, `a__b` for config.a.b."""
+    """Set fields of a config, `a__b` for config.a.b; return it."""
     for name, value in changed.items():
         *parents, field = name.split("__")
         owner = config
@@ -73,7 +73,7 @@ class OneLayer(nn.Module):
 
 
 def arrays(workdir: Path, kind: str, step: int | None = None) -> dict[str, np.ndarray]:
-    """The arrays of a checkpoint (the newest, if of no step) by path, as Orbax alone reads them."""
+    """Return a checkpoint's arrays by path, read by Orbax alone; of the newest without a step."""
     folder = workdir.absolute() / "checkpoints" / kind
     step = max(saved_steps(workdir, kind)) if step is None else step
     with ocp.PyTreeCheckpointer() as checkpointer:
@@ -85,13 +85,13 @@ def arrays(workdir: Path, kind: str, step: int | None = None) -> dict[str, np.nd
 
 
 def saved_steps(workdir: Path, kind: str) -> list[int]:
-    """The steps of the whole checkpoints of a kind."""
+    """Return the steps of the whole checkpoints of a kind."""
     folder = workdir / "checkpoints" / kind
     return sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
 
 
 def assert_same_bits(ours, theirs):
-    """Compares two dicts of arrays, NaN and the sign of zero included."""
+    """Compare two dicts of arrays bit by bit, so that NaN and the sign of zero count."""
     assert ours.keys() == theirs.keys()
     for name, x in ours.items():
         y = theirs[name]
@@ -100,7 +100,7 @@ def assert_same_bits(ours, theirs):
 
 
 def start(arguments, **environment) -> subprocess.Popen:
-    """Starts `segjax` with these arguments in a process of its own."""
+    """Start `segjax` with these arguments in a process of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", "segjax", *map(str, arguments)],
         stdout=subprocess.PIPE,
@@ -111,14 +111,14 @@ def start(arguments, **environment) -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen) -> str:
-    """Waits for a process that must succeed, and gives its standard output."""
+    """Wait for a process that must succeed; return its standard output."""
     out, error = process.communicate()
     assert process.returncode == 0, error
     return out
 
 
 def small_config(data_dir, **changed):
-    """The tiny run with `OneLayer`, in four steps, for tests that have it in `models.MODELS`."""
+    """Return a config of `OneLayer` in four steps, for tests that have it in `models.MODELS`."""
     config = tiny_config(data_dir)
     config.model.name = "one_layer"
     config.model.options = ConfigDict()
@@ -128,6 +128,7 @@ def small_config(data_dir, **changed):
 
 
 def without_time(workdir):
+    """Return the logged metrics without times and speeds."""
     times = ("seconds", "train/images_per_second")
     return [
         {name: value for name, value in row.items() if name not in times}
@@ -136,7 +137,7 @@ def without_time(workdir):
 
 
 def assert_same_run(ours, theirs):
-    """All that a run leaves behind, but for what says when and how fast."""
+    """Compare what two runs leave behind, except times, commands and overrides."""
     for kind in ("latest", "best", "final"):
         assert max(saved_steps(ours, kind)) == max(saved_steps(theirs, kind))
         assert_same_bits(arrays(ours, kind), arrays(theirs, kind))

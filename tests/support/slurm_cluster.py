@@ -56,10 +56,10 @@ PartitionName=urgent Nodes=ALL PriorityTier=10 PreemptMode=OFF
 
 
 class Cluster:
-    """A started one; its commands work in this process and its children."""
+    """A private Slurm; its commands work with `environment`."""
 
     def __init__(self, folder: Path, nodes: int, cpus: int):
-        """cpus: that each node claims to have."""
+        """Configure nodes that each claim to have this number of CPUs."""
         self.folder, self._daemons = folder, {}
         # JAX takes a node's name for the address of its coordinator.
         self.nodes = [f"127.0.0.{number}" for number in range(1, nodes + 1)]
@@ -81,11 +81,11 @@ class Cluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        """By which Slurm's commands find it."""
+        """Variables by which Slurm's commands find the cluster."""
         return {"SLURM_CONF": str(self._conf), "PATH": _PATH}
 
     def call(self, *words: object) -> str:
-        """The output of one of Slurm's commands, which must succeed."""
+        """Run one of Slurm's commands, which must succeed; return its output."""
         done = subprocess.run(
             [str(word) for word in words],
             env=os.environ | self.environment,
@@ -97,7 +97,7 @@ class Cluster:
         return done.stdout
 
     def start(self) -> None:
-        """Starts the controller and the nodes, and returns when they are idle."""
+        """Start the controller and the nodes; return when they are idle."""
         try:
             self._start("slurmctld")
             for name in self.nodes:
@@ -136,7 +136,7 @@ class Cluster:
         return f"{self._queue()}\n{log.read_text()[-3000:] if log.exists() else ''}"
 
     def kill_node(self, name: str) -> None:
-        """Kills the daemon of a node and all that runs on it, as a power cut does."""
+        """Kill the daemon of a node and all that runs on it, as a power cut does."""
         daemon = self._daemons.pop(f"slurmd -N {name}")
         daemon.kill()
         daemon.wait()
@@ -146,7 +146,7 @@ class Cluster:
             _kill(pid)
 
     def stop(self) -> None:
-        """Cancels what there is and ends all daemons."""
+        """Cancel all jobs and end all daemons."""
         subprocess.run(
             ["scancel", "-Q", "--user", getpass.getuser()],
             env=os.environ | self.environment,
@@ -173,7 +173,7 @@ class Cluster:
         ).stdout
 
     def wait_for(self, holds: Callable[[], object], what: str, seconds: float = 600) -> None:
-        """Returns when it holds."""
+        """Wait until `holds()` is true; fail after some seconds."""
         deadline = time.monotonic() + seconds
         while not holds():
             assert time.monotonic() < deadline, f"waited {seconds} s for {what}: {self._log()}"
@@ -182,7 +182,7 @@ class Cluster:
 
 @contextlib.contextmanager
 def cluster(folder: Path, nodes: int, cpus: int) -> Iterator[Cluster]:
-    """One that runs; gone afterwards."""
+    """Run a cluster in the context."""
     started = Cluster(folder, nodes, cpus)
     started.start()
     try:
@@ -192,7 +192,7 @@ def cluster(folder: Path, nodes: int, cpus: int) -> Iterator[Cluster]:
 
 
 def missing() -> str:
-    """Why there can be no cluster here, or nothing."""
+    """Return why there can be no cluster here, or an empty text."""
     needed = ("slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "scancel", "sinfo")
     lacking = [name for name in needed if not shutil.which(name, path=_PATH)]
     return f"no {', '.join(lacking)}: apt-get install slurm-wlm munge" if lacking else ""
@@ -223,7 +223,7 @@ def _parent(pid):
 
 
 def processes_with(*variables: str) -> list[int]:
-    """The processes in whose environment all of these are, or begin, a variable."""
+    """Return the processes whose environment has a variable that begins with each of these."""
     found = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():

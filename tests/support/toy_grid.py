@@ -23,24 +23,24 @@ def sweep():
 
 
 def write(folder: Path, data_dir, rates, seeds=(0, 1)) -> str:
-    """Writes the config file of a grid of `OneLayer` and gives its path."""
+    """Write the config file of a grid of `OneLayer`; return its path."""
     file = folder / "grid.py"
     file.write_text(FILE.format(data_dir=data_dir, rates=list(rates), seeds=list(seeds)))
     return str(file)
 
 
 def start(arguments, **environment):
-    """Starts `segjax` in a process of its own, which finds what such a file imports."""
+    """Start `segjax` in a process of its own that finds the imports of such a file."""
     return runs.start(arguments, PYTHONPATH=str(TESTS), **environment)
 
 
 def start_sweep(spec, workdir, *arguments, **environment):
-    """Starts `segjax sweep` on such a grid in a process of its own."""
+    """Start `segjax sweep` on such a grid in a process of its own."""
     return start(["sweep", "--config", spec, "--workdir", workdir, *arguments], **environment)
 
 
 def sweep(spec, workdir, *arguments, **environment):
-    """The same, waited for: its exit status, standard output and standard error."""
+    """Run `segjax sweep`; return its exit status, standard output and standard error."""
     process = start_sweep(spec, workdir, *arguments, **environment)
     out, error = process.communicate(timeout=600)
     return process.returncode, out, error

@@ -6,7 +6,10 @@ import time
 
 
 def records(path):
-    """The protobuf records of a .wandb file: LevelDB's log format after a header of seven bytes."""
+    """Return the protobuf records of a .wandb file.
+
+    The format is that of LevelDB's log, after a header of seven bytes.
+    """
     from wandb.proto import wandb_internal_pb2
 
     data = path.read_bytes()
@@ -31,10 +34,9 @@ def records(path):
 
 
 def history(path):
-    """The rows of a .wandb file: {"train/loss": 0.5, "val/examples": {"count": 2, ...}}.
+    """Return the rows of a .wandb file: {"train/loss": 0.5, "val/examples": {"count": 2, ...}}.
 
-    W&B writes in a process of its own, on a busy machine beyond the end of the run: the last record
-    is waited for.
+    W&B writes in a process of its own, which may outlive the run: wait for its last record.
     """
     deadline = time.monotonic() + 60
     while not any(r.WhichOneof("record_type") == "exit" for r in records(path)):
