@@ -35,6 +35,11 @@ def line(error: Exception) -> str:
     return str(error)
 
 
+def message(error: Exception) -> str:
+    """Return an error's message as one line; those of other libraries may have several."""
+    return " ".join(str(error).split())
+
+
 def warn(text: str) -> None:
     """Print a warning of one line to standard error; `sweep.status` tells it from an error."""
     say(f"warning: {text}")

@@ -24,7 +24,7 @@ from segjax.config.fields import (
     flat_default,
     require,
 )
-from segjax.errors import UserError
+from segjax.errors import UserError, message
 from segjax.system import stored
 from segjax.system.files import local_path
 
@@ -42,8 +42,9 @@ def load_module(spec: str) -> tuple[ModuleType, str | None]:
     try:
         module_spec.loader.exec_module(module)
     except Exception as error:
-        message = " ".join(str(error).split())
-        raise UserError(f"config file {name} fails: {type(error).__name__}: {message}") from error
+        raise UserError(
+            f"config file {name} fails: {type(error).__name__}: {message(error)}"
+        ) from error
     if not hasattr(module, "get_config"):
         raise UserError(f"config file {name} has no get_config()")
     return module, argument
@@ -133,8 +134,7 @@ def _from_python(spec: str) -> ConfigDict:
     try:
         config = module.get_config(argument) if argument else module.get_config()
     except Exception as error:
-        message = " ".join(str(error).split())
-        raise UserError(f"config file {spec}: {type(error).__name__}: {message}") from error
+        raise UserError(f"config file {spec}: {type(error).__name__}: {message(error)}") from error
     if not isinstance(config, ConfigDict):
         raise UserError(
             f"config file {spec}: get_config returns a {type(config).__name__}, not a ConfigDict"

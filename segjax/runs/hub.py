@@ -8,7 +8,7 @@ import os
 import re
 from pathlib import Path
 
-from segjax.errors import UserError
+from segjax.errors import UserError, message
 from segjax.runs import weights
 from segjax.system import waiting
 
@@ -36,7 +36,7 @@ def locate(source: str | os.PathLike[str]) -> Path:
         with waiting.reported(f"waiting for {name} of the Hugging Face hub"):
             return Path(snapshot_download(name, revision=revision or None, allow_patterns=FILES))
     except (OSError, ValueError) as error:
-        raise UserError(f"{text} cannot be downloaded: {_reason(error)}") from error
+        raise UserError(f"{text} cannot be downloaded: {message(error)}") from error
 
 
 def upload(folder: Path, name: str, private: bool) -> str:
@@ -64,9 +64,5 @@ def upload(folder: Path, name: str, private: bool) -> str:
             url = api.create_repo(name, private=private, exist_ok=True)
             api.upload_folder(repo_id=name, folder_path=folder, commit_message="segjax push")
     except (OSError, ValueError) as error:
-        raise UserError(f"{name} cannot be uploaded: {_reason(error)}") from error
+        raise UserError(f"{name} cannot be uploaded: {message(error)}") from error
     return str(url)
-
-
-def _reason(error):
-    return " ".join(str(error).split())

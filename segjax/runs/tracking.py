@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from segjax import config as configs
 from segjax import metrics
 from segjax.data.datasets import VOID
+from segjax.errors import message
 from segjax.runs.samples import Samples
 from segjax.system import waiting
 from segjax.system.files import write_whole
@@ -266,4 +267,4 @@ class TensorBoard:
 
 
 def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split()) or 'no message'}"
+    return f"{type(error).__name__}: {message(error) or 'no message'}"

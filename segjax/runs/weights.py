@@ -14,14 +14,14 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 
-from segjax.errors import UserError
+from segjax.errors import UserError, message
 from segjax.system.files import write_whole
 
 FILE = "model.safetensors"  # of an exported folder
 
 
 def flatten(variables: Any) -> dict[str, Any]:
-    """Return {"params/conv1_1/conv/kernel": array} of the variables of a network."""
+    """Return {"params/conv1_1/conv/kernel": array} of the variables of a network, or any tree."""
     leaves = jax.tree.leaves_with_path(variables)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves}
 
@@ -43,8 +43,7 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any] | None]:
         with safe_open(path, framework="numpy") as file:
             facts = json.loads((file.metadata() or {}).get("facts", "null"))
     except (SafetensorError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} cannot be read as a safetensors file: {reason}") from error
+        raise UserError(f"{path} cannot be read as a safetensors file: {message(error)}") from error
     for name, x in arrays.items():
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise UserError(f"{path}: {name} is {x.dtype}, expected floating point")
