@@ -72,11 +72,11 @@ def run(
     spec: str,
     grid: Sequence[grids.Point],
     workdir: Path,
-    jobs: int = 1,
+    jobs: int | str | None = None,
     console: Console | None = None,
     time_limit: float | None = None,
 ) -> int:
-    """Train the unfinished runs of a grid, `jobs` at a time.
+    """Train the unfinished runs of a grid, as many at a time as `jobs` says (`resolve_jobs`).
 
     The output of a run is appended to `log.txt` in its run directory. A run that fails leaves its
     output in `error.txt` while the others continue; the next start retries it. A run that
@@ -92,6 +92,7 @@ def run(
     """
     for point in grid:
         experiment.refuse_other_config(point.config, workdir / point.name)
+    jobs = resolve_jobs(jobs, os.environ)
     free, cores = split_machine(jobs, os.environ), len(_cores())
     with (
         display.Display(grid, workdir, jobs, console or Console()) as screen,
@@ -276,21 +277,17 @@ def claim_run(folder: Path) -> IO[str] | None:
     return held
 
 
-def python_command(cores: Sequence[int] = ()) -> list[str]:
-    """Return the command that starts `segjax` on these cores, as a child that dies with us."""
-    return [sys.executable, "-c", _CHILD.format(parent=os.getpid(), cores=set(cores) or "()")]
-
-
 def start_run(
     spec: str, title: str, point: grids.Point, workdir: Path, share: Share, lock: IO[str]
 ) -> Child:
     """Start a locked run, with its output appended to `log.txt` in its run directory."""
     folder = workdir / point.name
+    child = _CHILD.format(parent=os.getpid(), cores=set(share.cores) or "()")
     (folder / "error.txt").unlink(missing_ok=True)
     with (folder / "log.txt").open("ab") as log:
         begin = log.tell()
         process = subprocess.Popen(
-            [*python_command(share.cores), *grids.train_command(spec, point, workdir)[1:]],
+            [sys.executable, "-c", child, *grids.train_command(spec, point, workdir)[1:]],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
