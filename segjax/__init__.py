@@ -45,6 +45,7 @@ def fit(
 
     Raises:
       UserError: the config, the data or the run directory cannot be used.
+      Stopped: SIGTERM or SIGINT came; the state is saved.
       Diverged: the loss or its gradient is not finite.
     """
     from segjax import trained

@@ -18,9 +18,39 @@ from segjax.runs import experiment, hub, weights
 from segjax.runs.experiment import Experiment, load_variables, open_run
 from segjax.system.files import write_whole
 
-FORMATS = ("safetensors", "stablehlo")
 PROGRAM = "model.stablehlo"
 PLATFORMS = ("cpu", "cuda", "tpu")
+
+_CARD = """\
+---
+library_name: segjax
+pipeline_tag: image-segmentation
+---
+
+# {title}
+
+A network for semantic segmentation, trained with segjax.
+
+| | |
+| --- | --- |
+{facts}
+
+| score, IoU of a class | percent |
+| --- | ---: |
+{scores}
+
+Predict with it:
+
+```sh
+segjax predict --workdir hf:{name} IMAGE --output DIR
+```
+
+Train it again:
+
+```sh
+{command}
+```
+"""
 
 
 def export(
@@ -146,19 +176,14 @@ def model_card(row: Row, name: str) -> str:
         **dict(zip(row["class_names"], row["per_class_iou"], strict=True)),
     }
     present = dict(zip(row["class_names"], row["present"], strict=True))
-    lines = [
-        *("---", "library_name: segjax", "pipeline_tag: image-segmentation", "---", ""),
-        *(f"# {name.rpartition('/')[2]}", ""),
-        *("A network for semantic segmentation, trained with segjax.", ""),
-        *("| | |", "| --- | --- |"),
-        *(f"| {what} | {value} |" for what, value in facts.items()),
-        *("", "| score, IoU of a class | percent |", "| --- | ---: |"),
-        *(
-            f"| {what} | {f'{100 * value:.1f}' if present.get(what, True) else 'absent'} |"
-            for what, value in scores.items()
-        ),
-        *("", "Predict with it:", "", "```sh"),
-        *(f"segjax predict --workdir hf:{name} IMAGE --output DIR", "```", ""),
-        *("Train it again:", "", "```sh", row["command"], "```", ""),
-    ]
-    return "\n".join(lines)
+    percents = {
+        what: f"{100 * value:.1f}" if present.get(what, True) else "absent"
+        for what, value in scores.items()
+    }
+    return _CARD.format(
+        title=name.rpartition("/")[2],
+        facts="\n".join(f"| {what} | {value} |" for what, value in facts.items()),
+        scores="\n".join(f"| {what} | {value} |" for what, value in percents.items()),
+        name=name,
+        command=row["command"],
+    )

@@ -1,7 +1,6 @@
 """Train a run: restore, step, validate, save, and in the end test."""
 
 import contextlib
-import dataclasses
 import functools
 import itertools
 import math
@@ -33,21 +32,6 @@ from segjax.runs.experiment import Description, Experiment
 from segjax.runs.log import TrainingLog
 from segjax.runs.timing import Phases
 from segjax.training import optimizers, parallel, steps
-
-
-@dataclasses.dataclass
-class _Progress:
-    """Facts of a run that its checkpoints keep."""
-
-    config: str  # identity of the config
-    began: float  # `time.monotonic` at which an uninterrupted training would have begun
-    best_value: float = -math.inf  # of the metric `best_metric`, on the validation set
-    best_step: int = 0
-
-    def facts(self, step: int) -> dict[str, Any]:
-        seconds = time.monotonic() - self.began
-        best = {"best_step": self.best_step, "best_value": self.best_value}
-        return {"config": self.config, "steps": step, "seconds": seconds, **best}
 
 
 def train(config: ConfigDict, workdir: Path, description: Description) -> Row:
@@ -93,8 +77,9 @@ def train(config: ConfigDict, workdir: Path, description: Description) -> Row:
         if resident:
             train_set = processes.run_on_all(lambda: loader.in_memory(train_set))
         val_set = processes.run_on_all(lambda: loader.in_memory(run.open_split("val")))
-        shared = np.uint32(config.seed), train_set if resident else {}
-        shared = parallel.place(shared, run.devices)
+        shared = parallel.place(
+            (np.uint32(config.seed), train_set if resident else {}), run.devices
+        )
 
         # ---- Programs
 
@@ -120,30 +105,32 @@ def train(config: ConfigDict, workdir: Path, description: Description) -> Row:
         # ---- The state: the latest checkpoint's, or a new one
 
         state: Any = steps.create_state(run.model, optimizer, config, len(run.info.mean))
+        state = parallel.place(state, run.devices)
         parameters = sum(x.size for x in jax.tree.leaves(state.variables["params"]))
         if "recompute_batch_norm" in description.overrides and "batch_stats" not in state.variables:
             raise UserError(
                 "config field 'recompute_batch_norm' is given, but model "
                 f"{config.model.name} has no batch normalization"
             )
+
         checkpoints = stack.enter_context(Checkpoints(workdir))
-        placed = parallel.place(state, run.devices)
-        found = checkpoints.resume(restore_template(placed), identity)
-        if found:
-            state, facts = found
-            step, seconds = facts["steps"], facts["seconds"]
+        step, seconds = 0, 0.0
+        if found := checkpoints.resume(restore_template(state), identity):
+            state, kept = found
+            step, seconds = kept["steps"], kept["seconds"]
         else:
-            if config.model.pretrained or config.model.init_from:
-                variables = initial.fill(run, state.variables)
-                ema = jax.tree.map(jnp.copy, variables) if state.ema else {}
-                placed = state.replace(variables=variables, ema=ema)
-                placed = parallel.place(placed, run.devices)
-            state, step, seconds = placed, 0, 0.0
-        del placed
-        progress = _Progress(identity, time.monotonic() - seconds)
+            state = parallel.place(initial.fill(run, state), run.devices)
+        began = time.monotonic() - seconds  # as if nothing had interrupted the training
+        best = {"best_step": 0, "best_value": -math.inf}  # of `best_metric`, on validation
         if checkpoints.step("best") is not None:
-            facts = checkpoints.facts("best")
-            progress.best_value, progress.best_step = facts["best_value"], facts["best_step"]
+            kept = checkpoints.facts("best")
+            best = {name: kept[name] for name in best}
+
+        owner = {"config": identity}  # which `resume` compares
+
+        def facts() -> dict[str, Any]:
+            """Return what checkpoints and the result row keep of the progress."""
+            return {"steps": step, "seconds": time.monotonic() - began, **best}
 
         # ---- Logs
 
@@ -209,13 +196,12 @@ def train(config: ConfigDict, workdir: Path, description: Description) -> Row:
 
                 if validate:
                     scores = metrics.scores(evaluate(state.evaluated(), val_set).total)
-                    former = dataclasses.replace(progress)
                     value = getattr(scores, config.best_metric)
-                    if value > progress.best_value:
-                        progress.best_value, progress.best_step = value, step
-                        if not checkpoints.save("best", step, state, progress.facts(step)):
-                            progress = former
-                    log.validation(step, scores, progress.facts(step))
+                    if value > best["best_value"]:
+                        better = {"best_step": step, "best_value": value}
+                        if checkpoints.save("best", step, state, owner | facts() | better):
+                            best = better
+                    log.validation(step, scores, facts())
                     log.samples(step, val_set, functools.partial(predict, state.evaluated()))
                     phases.end("validation")
                     asked = stop.received()
@@ -223,7 +209,7 @@ def train(config: ConfigDict, workdir: Path, description: Description) -> Row:
                 if save or asked:
                     # A later start resumes from `latest`, and must find the best before it.
                     checkpoints.wait()
-                    checkpoints.save("latest", step, state, progress.facts(step))
+                    checkpoints.save("latest", step, state, owner | facts())
                     phases.end("saving")
                 if asked:
                     stop_if_asked(asked)
@@ -233,21 +219,20 @@ def train(config: ConfigDict, workdir: Path, description: Description) -> Row:
         # ---- The test of the best model
 
         checkpoints.wait()
-        best = checkpoints.restore("best", like).evaluated()
-        batch_norm = "running" if "batch_stats" in best else "none"
-        if config.recompute_batch_norm and "batch_stats" in best:
-            best = recompute_batch_norm(run, best, train_set, stop_if_asked)
+        tested = checkpoints.restore("best", like).evaluated()
+        batch_norm = "running" if "batch_stats" in tested else "none"
+        if config.recompute_batch_norm and "batch_stats" in tested:
+            tested = recompute_batch_norm(run, tested, train_set, stop_if_asked)
             batch_norm = "recomputed"
-        facts = {**progress.facts(step), "batch_norm": batch_norm}
-        del facts["config"]
-        checkpoints.save("final", step, best, facts)
+        final_facts = {**facts(), "batch_norm": batch_norm}
+        checkpoints.save("final", step, tested, final_facts)
 
         split, native = config.test_split, config.data.score_at == "native"
         test_set = run.open_split(split, native)
         if native:
-            counts = score_natively(run, best, test_set, split, stop_if_asked)
+            counts = score_natively(run, tested, test_set, split, stop_if_asked)
         else:
-            counts = evaluate(best, test_set, split, stop_if_asked, boundaries=True)
+            counts = evaluate(tested, test_set, split, stop_if_asked, boundaries=True)
         row = result_row(
             run,
             description,
@@ -256,7 +241,7 @@ def train(config: ConfigDict, workdir: Path, description: Description) -> Row:
             data_digest=test_set.digest,
             num_images=len(test_set),
             parameters=parameters,
-            facts=facts,
+            facts=final_facts,
             batch_norm=batch_norm,
         )
         if native:

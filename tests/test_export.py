@@ -18,7 +18,7 @@ from segjax.errors import UserError
 from segjax.inference import outputs
 from segjax.runs import experiment
 from support import hub
-from support.errors import refusal
+from support.errors import command_refusal, refusal
 from support.runs import arrays, tiny_config, train_smoke
 
 pytestmark = pytest.mark.slow
@@ -168,11 +168,13 @@ def test_the_program_of_a_run_gives_the_labels_of_predict_native(workdir, tmp_pa
 
 
 def test_what_cannot_be_exported_is_refused(workdir, tmp_path, capsys):
-    assert main(["export", str(workdir), "--output", str(workdir)]) == 2
-    assert "is a run directory" in capsys.readouterr().err
-    assert main(["export", str(workdir), "--output", str(tmp_path), "--logits"]) == 2
-    assert "--size and --logits need --format stablehlo" in capsys.readouterr().err
-    assert main(["push", str(tmp_path), "a/b"]) == 2
-    assert "has no result.json, expected a finished run" in capsys.readouterr().err
-    assert main(["push", str(workdir), "a"]) == 2
-    assert "expected user/name" in capsys.readouterr().err
+    for command, said in (
+        (["export", workdir, "--output", workdir], "is a run directory"),
+        (
+            ["export", workdir, "--output", tmp_path, "--logits"],
+            "--size and --logits need --format stablehlo",
+        ),
+        (["push", tmp_path, "a/b"], "has no result.json, expected a finished run"),
+        (["push", workdir, "a"], "expected user/name"),
+    ):
+        assert said in command_refusal(capsys, command)

@@ -118,7 +118,7 @@ def add_results(parser: argparse.ArgumentParser, images: int) -> None:
     """Add the arguments of commands that draw result rows and predictions."""
     add = parser.add_argument
     add(
-        *("--results",),
+        "--results",
         required=True,
         nargs="+",
         type=path,
@@ -133,11 +133,25 @@ def add_results(parser: argparse.ArgumentParser, images: int) -> None:
         help=f"number of test images to predict (default: {images})",
     )
     add("--no-predictions", action="store_true", help="leave out predictions")
-    add(
+    add_data_dir(parser)
+
+
+def add_data_dir(parser: argparse.ArgumentParser) -> None:
+    """Add --data-dir, for trained runs whose datasets have moved."""
+    parser.add_argument(
         "--data-dir",
         type=path,
         metavar="DIR",
         help="folder of the prepared datasets (default: as in training)",
+    )
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """Add --checkpoint, the `kind` of `load_variables`."""
+    parser.add_argument(
+        "--checkpoint",
+        choices=("final", "best", "latest"),
+        help="which weights (default: final if the run is finished, else best)",
     )
 
 

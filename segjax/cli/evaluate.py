@@ -19,18 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the run directory, or hf:user/name; repeat it for an ensemble",
     )
     add("--split", default="test", help="train, val or test (default: test)")
-    add(
-        "--checkpoint",
-        choices=("final", "best", "latest"),
-        help="which weights (default: final if the run is finished, else best)",
-    )
+    arguments.add_checkpoint(parser)
     add("--limit", type=count, metavar="N", help="evaluate only the first N images")
-    add(
-        "--data-dir",
-        type=path,
-        metavar="DIR",
-        help="folder of the prepared datasets (default: as in training)",
-    )
+    arguments.add_data_dir(parser)
     add(
         "--native",
         action="store_true",

@@ -2,7 +2,7 @@
 
 import argparse
 
-from segjax.cli.arguments import path, size
+from segjax.cli.arguments import add_checkpoint, path, size
 from segjax.errors import UserError
 
 SUMMARY = "Export a trained network as weights to share or as a program without segjax"
@@ -24,11 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="safetensors",
         help="weights, or a program (default: safetensors)",
     )
-    add(
-        "--checkpoint",
-        choices=("final", "best", "latest"),
-        help="which weights (default: final if the run is finished, else best)",
-    )
+    add_checkpoint(parser)
     add(
         "--size",
         type=size,

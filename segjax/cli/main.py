@@ -93,10 +93,10 @@ def _environment_fault(error: Exception) -> str | None:
     if file.endswith("/jax/_src/xla_bridge.py"):
         names = ("JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES", "CUDA_VISIBLE_DEVICES")
         given = ", ".join(f"{x}={os.environ[x]!r}" for x in names if x in os.environ)
-        return f"JAX finds no device, with {given or 'no variable set'}; {message}".rstrip("; ")
+        return f"JAX finds no device, with {given or 'no variable set'}; {said}".rstrip("; ")
     if file.endswith("/jax/_src/config.py"):
-        return f"an environment variable of JAX is wrong: {message}"
-    if isinstance(error, RuntimeError) and "home directory" in message:
+        return f"an environment variable of JAX is wrong: {said}"
+    if isinstance(error, RuntimeError) and "home directory" in said:
         return "HOME is not set, expected the home directory, in which datasets are by default"
     return None
 

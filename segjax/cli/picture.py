@@ -21,12 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--output", required=True, type=path, metavar="FILE.png")
     add("--count", type=count, default=4, metavar="N", help="number of images (default: 4)")
-    add(
-        "--data-dir",
-        type=path,
-        metavar="DIR",
-        help="folder of the prepared datasets (default: as in training)",
-    )
+    arguments.add_data_dir(parser)
     arguments.add_crf(parser)
 
 

@@ -1,7 +1,6 @@
 """`segjax reproduce`: train the networks of a published table and print ours beside it."""
 
 import argparse
-import os
 from pathlib import Path
 
 from segjax.cli.arguments import OVERRIDES, add_choice, add_machine, path
@@ -67,8 +66,7 @@ def run(options: argparse.Namespace) -> int:
         source=options.source,
         resolution=tuple(data.resolution),
     )
-    jobs = local.resolve_jobs(options.jobs, os.environ)
-    status = local.run(spec, points, workdir, jobs, time_limit=options.time_limit)
+    status = local.run(spec, points, workdir, options.jobs, time_limit=options.time_limit)
 
     files = [workdir / point.name / "result.json" for point in points]
     rows = results.read([file for file in files if file.is_file()])

@@ -1,7 +1,6 @@
 """`segjax sweep`: train the runs of a grid, on this machine or on a cluster."""
 
 import argparse
-import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -176,8 +175,7 @@ def run(options: argparse.Namespace) -> int | None:
     elif launcher == "wandb":
         _print_definition(options, points, overrides)
     else:
-        jobs = local.resolve_jobs(options.jobs, os.environ)
-        return local.run(spec, points, workdir, jobs, time_limit=options.time_limit)
+        return local.run(spec, points, workdir, options.jobs, time_limit=options.time_limit)
     return None
 
 

@@ -43,6 +43,10 @@ CHOICES = {
     "test_split": ("test", "val"),
     "wandb.mode": ("disabled", "offline", "online"),
 }
+AT_LEAST_ONE = (
+    *("batch_size", "eval_batch_size", "micro_batches", "steps", "steps_per_dispatch"),
+    *("eval_every", "checkpoint_every", "log_every", "optimizer.step_every"),
+)
 NON_NEGATIVE = (
     "data.patches",
     *("augment.elastic", "augment.shift", "loss.border_weight"),
@@ -73,13 +77,10 @@ CONDITIONS: dict[str, tuple[str, Callable[[ConfigDict], bool]]] = {
         "where optimizer.schedule is poly",
         lambda c: c.optimizer.schedule == "poly",
     ),
-    **{
-        f"optimizer.{name}": (
-            "where optimizer.schedule is step",
-            lambda c: c.optimizer.schedule == "step",
-        )
-        for name in ("step_every", "step_factor")
-    },
+    **dict.fromkeys(
+        ("optimizer.step_every", "optimizer.step_factor"),
+        ("where optimizer.schedule is step", lambda c: c.optimizer.schedule == "step"),
+    ),
 }
 GROUPS = (
     *("model", "model.options", "data", "data.tfds", "augment", "loss"),
@@ -232,24 +233,23 @@ def check(config: ConfigDict) -> None:
     Raises:
       UserError: an invalid value; names the field.
     """
-    for name in ("steps", "steps_per_dispatch", "micro_batches", "batch_size", "eval_batch_size"):
-        require(config, name, config[name] >= 1, "at least 1")
+    fields = flat(config)
+    for name in AT_LEAST_ONE:
+        require(config, name, fields[name] >= 1, "at least 1")
+    for name in NON_NEGATIVE:
+        require(config, name, 0 <= fields[name] < math.inf, "finite and not negative")
+    for name, choices in CHOICES.items():
+        require(config, name, fields[name] in choices, " or ".join(choices))
+
+    for name, divisor in (
+        ("eval_every", "steps_per_dispatch"),  # a run that stops inside a dispatch would resume
+        ("checkpoint_every", "steps_per_dispatch"),  # with other bits
+        ("batch_size", "micro_batches"),
+    ):
+        known = f"a multiple of {divisor} ({fields[divisor]})"
+        require(config, name, fields[name] % fields[divisor] == 0, known)
+
     require(config, "num_devices", config.num_devices >= 0, "at least 0")
-    for name in ("eval_every", "checkpoint_every", "log_every"):
-        require(config, name, config[name] >= 1, "at least 1")
-        # Otherwise a run could stop inside a dispatch, and a resumed run would differ in its bits.
-        require(
-            config,
-            name,
-            name == "log_every" or config[name] % config.steps_per_dispatch == 0,
-            f"a multiple of steps_per_dispatch ({config.steps_per_dispatch})",
-        )
-    require(
-        config,
-        "batch_size",
-        config.batch_size % config.micro_batches == 0,
-        f"a multiple of micro_batches ({config.micro_batches})",
-    )
     # Images are counted in int32 on the device.
     require(config, "steps", config.steps * config.batch_size < 2**31, "below 2^31 / batch_size")
     require(config, "seed", 0 <= config.seed < 2**31, "in [0, 2^31)")
@@ -261,15 +261,9 @@ def check(config: ConfigDict) -> None:
     for name in ("brightness", "contrast", "saturation"):
         require(config, f"augment.{name}", 0 <= config.augment[name] <= 1, "in [0, 1]")
     require(config, "augment.rotation", 0 <= config.augment.rotation <= 180, "in [0, 180]")
-    require(config, "optimizer.step_every", config.optimizer.step_every >= 1, "at least 1")
-    factor = config.optimizer.step_factor
-    require(config, "optimizer.step_factor", 0 < factor < math.inf, "positive")
-    require(config, "loss.border_sigma", 0 < config.loss.border_sigma < math.inf, "positive")
-    fields = flat(config)
-    for name in NON_NEGATIVE:
-        require(config, name, 0 <= fields[name] < math.inf, "finite and not negative")
-    for name, choices in CHOICES.items():
-        require(config, name, fields[name] in choices, " or ".join(choices))
+    for name in ("optimizer.step_factor", "loss.border_sigma"):
+        require(config, name, 0 < fields[name] < math.inf, "positive")
+
     if config.model.pretrained:
         known = "imagenet where model.pretrained is set"
         require(config, "data.normalization", config.data.normalization == "imagenet", known)

@@ -28,7 +28,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from segjax.errors import UserError, one_line
-from segjax.runs import processes
+from segjax.runs import processes, weights
 from segjax.system import waiting
 from segjax.system.files import take_folders_literally, write_whole
 
@@ -178,13 +178,11 @@ class Checkpoints:
             return None
         return self._manager(kind).latest_step()
 
-    def path(self, kind: str, before: int | None = None) -> Path | None:
-        """Return the path of the newest checkpoint of a kind, or the newest below step `before`."""
+    def path(self, kind: str, before: int) -> Path | None:
+        """Return the path of the newest checkpoint of a kind below step `before`, or None."""
         self.wait()
-        if self.step(kind) is None:
-            return None
-        steps = [s for s in self._manager(kind).all_steps() if before is None or s < before]
-        return self._root / kind / str(max(steps)) if steps else None
+        steps = [step for step in self._steps(kind) if step < before]
+        return self._root / kind / str(steps[0]) if steps else None
 
     def facts(self, kind: str) -> dict[str, Any]:
         """Read the facts saved with the newest checkpoint of a kind.
@@ -337,10 +335,8 @@ def _checksums(item, path, restored=None, shapes=None):
     if item == "facts":
         return {item: zlib.crc32((path / item / "metadata").read_bytes())}
     found = {}
-    for (place, x), y in zip(
-        jax.tree.leaves_with_path(restored), jax.tree.leaves(shapes), strict=True
-    ):
-        name = jax.tree_util.keystr(place, simple=True, separator="/")
+    expected = jax.tree.leaves(shapes)
+    for (name, x), y in zip(weights.flatten(restored).items(), expected, strict=True):
         if (x.shape, x.dtype) != (y.shape, y.dtype):
             raise ValueError(f"{name} is {x.dtype}{x.shape}, expected {y.dtype}{y.shape}")
         found[name] = zlib.crc32(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data)

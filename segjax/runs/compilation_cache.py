@@ -24,7 +24,7 @@ def share(workdir: Path, environment: Mapping[str, str] = os.environ) -> dict[st
     return {} if VARIABLE in environment else {VARIABLE: str(workdir.absolute() / FOLDER)}
 
 
-def enable(environment: Mapping[str, str] = os.environ) -> None:
+def enable() -> None:
     """Make JAX cache every program, if the environment names a folder.
 
     A training compiles about fifteen programs, few enough to cache the fast ones too. For an entry
@@ -33,6 +33,6 @@ def enable(environment: Mapping[str, str] = os.environ) -> None:
     """
     import jax
 
-    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in environment:
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     warnings.filterwarnings("default", "Error (reading|writing) persistent compilation cache entry")

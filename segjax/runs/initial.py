@@ -1,5 +1,6 @@
 """The variables that a run starts from: pretrained trunks, or the weights of another run."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -10,18 +11,24 @@ from segjax.errors import UserError, warn
 from segjax.models import pretrained
 from segjax.runs import hub, processes, weights
 from segjax.runs.experiment import Experiment, load_variables, open_run, read_description
+from segjax.training.steps import TrainState
 
 
-def fill(run: Experiment, variables: dict[str, Any]) -> dict[str, Any]:
-    """Fill random variables by `model.pretrained` or `model.init_from`; new arrays.
+def fill(run: Experiment, state: TrainState) -> TrainState:
+    """Return the state of a new run, filled as `model.pretrained` or `model.init_from` asks for.
 
     Raises:
       UserError: as `pretrained.fill` and `start_from`.
     """
-    model = run.config.model
+    model, variables = run.config.model, state.variables
     if model.pretrained:
-        return pretrained.fill(variables, model.pretrained)
-    return start_from(run, variables, model.init_from)
+        variables = pretrained.fill(variables, model.pretrained)
+    elif model.init_from:
+        variables = start_from(run, variables, model.init_from)
+    else:
+        return state
+    ema = jax.tree.map(jnp.copy, variables) if state.ema else {}
+    return dataclasses.replace(state, variables=variables, ema=ema)
 
 
 def start_from(run: Experiment, variables: dict[str, Any], source: str) -> dict[str, Any]:

@@ -2,11 +2,10 @@
 
 import json
 import math
-import numbers
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, SupportsFloat
+from typing import Any, SupportsFloat
 
 from segjax.errors import UserError
 from segjax.system.files import naming, write_whole
@@ -33,18 +32,14 @@ class MetricsLog:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
-        """Append one row; integers stay integers, everything else becomes a float.
+        """Append one row; the values become floats.
 
         Raises:
           OSError: for example a full disk; names the file.
         """
-        row: dict[str, int | float | None] = {"step": step}
+        row: dict[str, float | None] = {"step": step}
         for name, value in values.items():
-            if isinstance(value, numbers.Integral):
-                row[name] = int(value)
-            else:
-                number = float(value)
-                row[name] = number if math.isfinite(number) else None
+            row[name] = float(value) if math.isfinite(value) else None
         with naming(self._path):
             self._file.write(json.dumps(row, allow_nan=False) + "\n")
             self._file.flush()
@@ -52,12 +47,6 @@ class MetricsLog:
     def close(self) -> None:
         with naming(self._path):
             self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, float]]:

@@ -21,7 +21,7 @@ FILE = "model.safetensors"  # of an exported folder
 
 
 def flatten(variables: Any) -> dict[str, Any]:
-    """Return {"params/conv1_1/conv/kernel": array} of the variables of a network."""
+    """Return {"params/conv1_1/conv/kernel": array} of the variables of a network, or any tree."""
     leaves = jax.tree.leaves_with_path(variables)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves}
 

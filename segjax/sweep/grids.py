@@ -15,10 +15,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from segjax import config as configs
-from segjax.errors import UserError
+from segjax.errors import UserError, listing
 from segjax.runs import experiment
-
-_NAMES_SHOWN = 3  # in an error message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,9 +117,8 @@ def select_points(grid: Sequence[Point], patterns: Sequence[str]) -> list[Point]
     """
     for pattern in patterns:
         if not any(fnmatch.fnmatchcase(point.name, pattern) for point in grid):
-            names = ", ".join(point.name for point in grid[:_NAMES_SHOWN])
-            more = f" and {len(grid) - _NAMES_SHOWN} more" if len(grid) > _NAMES_SHOWN else ""
-            raise UserError(f"--only {pattern} matches none of the runs: {names}{more}")
+            names = listing([point.name for point in grid], most=3)
+            raise UserError(f"--only {pattern} matches none of the runs: {names}")
     return [
         point
         for point in grid

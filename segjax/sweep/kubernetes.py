@@ -89,6 +89,7 @@ def build_manifests(
         raise UserError(f"--workdir {workdir} is not below {cluster.mount}, the mount of the claim")
     cache = compilation_cache.share(workdir, cluster.environment)
     cluster = dataclasses.replace(cluster, environment={**cache, **cluster.environment})
+    experiment = configs.experiment_name(spec)
     found = []
     for point in grid:
         _check_batches(point, cluster.hosts)
@@ -96,12 +97,12 @@ def build_manifests(
         if cluster.accelerator == "tpu" and cluster.hosts > 1:
             # Without this flag each host would train alone where GKE's variables are missing.
             command.append("--distributed")
-        name = job_name(configs.experiment_name(spec), point.name, command)
+        name = job_name(experiment, point.name, command)
         metadata = {
             "name": name,
             "labels": {
                 "app.kubernetes.io/name": "segjax",
-                "app.kubernetes.io/part-of": _label(configs.experiment_name(spec)),
+                "app.kubernetes.io/part-of": _label(experiment),
             },
             "annotations": {"segjax/run": point.name, "segjax/workdir": str(workdir / point.name)},
         }
@@ -113,10 +114,9 @@ def build_manifests(
 
 def render(documents: Sequence[Mapping[str, Any]], shell: str) -> str:
     """Return manifests as YAML for `kubectl apply`, headed by the command that made it."""
-    plain = json.loads(
-        json.dumps(documents)
-    )  # copies, where YAML would write an anchor such as &id001
-    body = yaml.safe_dump_all(plain, sort_keys=False, width=math.inf)
+    # As copies: for a part that occurs twice YAML would write an anchor such as &id001.
+    copies = json.loads(json.dumps(documents))
+    body = yaml.safe_dump_all(copies, sort_keys=False, width=math.inf)
     return f"# Made by: {shell}\n# Explained in segjax/sweep/kubernetes.py\n---\n{body}"
 
 
@@ -236,9 +236,7 @@ def _pod(name, container, command, cluster):
             {"name": "JAX_NUM_PROCESSES", "value": str(cluster.hosts)},
             {"name": "JAX_PROCESS_ID", "valueFrom": {"fieldRef": {"fieldPath": _INDEX}}},
         ]
-    resources: dict[str, Any] = {
-        "limits": {_RESOURCES[cluster.accelerator]: str(cluster.devices)},
-    }
+    resources = {"limits": {_RESOURCES[cluster.accelerator]: str(cluster.devices)}}
     if cluster.requests:
         resources["requests"] = dict(cluster.requests)
     volumes = [{"name": "runs", "persistentVolumeClaim": {"claimName": cluster.claim}}]
@@ -271,9 +269,8 @@ def _pod(name, container, command, cluster):
         {
             "name": container,
             "image": cluster.image,
-            "command": [
-                word.replace("$(", "$$(") for word in command
-            ],  # or Kubernetes expands $(NAME)
+            # Otherwise Kubernetes would expand $(NAME).
+            "command": [word.replace("$(", "$$(") for word in command],
             **source,
             "env": variables,
             "resources": resources,

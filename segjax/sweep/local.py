@@ -72,11 +72,11 @@ def run(
     spec: str,
     grid: Sequence[grids.Point],
     workdir: Path,
-    jobs: int = 1,
+    jobs: int | str | None = None,
     console: Console | None = None,
     time_limit: float | None = None,
 ) -> int:
-    """Train the unfinished runs of a grid, `jobs` at a time.
+    """Train the unfinished runs of a grid, as many at a time as `jobs` says (`resolve_jobs`).
 
     The output of a run is appended to `log.txt` in its run directory. A run that fails leaves its
     output in `error.txt` while the others continue; the next start retries it. A run that
@@ -92,6 +92,7 @@ def run(
     """
     for point in grid:
         experiment.refuse_other_config(point.config, workdir / point.name)
+    jobs = resolve_jobs(jobs, os.environ)
     free, cores = split_machine(jobs, os.environ), len(_cores())
     with (
         display.Display(grid, workdir, jobs, console or Console()) as screen,
@@ -145,7 +146,7 @@ class _Sweep:
                     self._start_if_free(title, point)
             for child in list(self.running):
                 if child.process.poll() is None:
-                    show_output(child, self.screen)
+                    self._print_output(child)
                 else:
                     self.running.remove(child)
                     self._finish(child)
@@ -185,13 +186,41 @@ class _Sweep:
             return
         self.waiting.remove((title, point))
         self.screen.print_log(f"{title} {point.name}")
-        child = start_run(self.spec, title, point, self.workdir, self.free.pop(0), held)
+        child = self._start(title, point, held)
         self.running.append(child)
         if self.received:  # too early for `forward_signals` to know this child
             child.process.send_signal(self.received[-1])
 
+    def _start(self, title, point, lock):
+        """Start a locked run, with its output appended to `log.txt` in its run directory."""
+        share, folder = self.free.pop(0), self.workdir / point.name
+        code = _CHILD.format(parent=os.getpid(), cores=set(share.cores) or "()")
+        command = grids.train_command(self.spec, point, self.workdir)[1:]
+        (folder / "error.txt").unlink(missing_ok=True)
+        with (folder / "log.txt").open("ab") as log:
+            begin = log.tell()
+            process = subprocess.Popen(
+                [sys.executable, "-c", code, *command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **compilation_cache.share(self.workdir), **share.environment},
+                start_new_session=True,  # Ctrl-C arrives by `forward_signals` only
+            )
+        output = (folder / "log.txt").open("rb")
+        output.seek(begin)
+        return Child(title, point, folder, share, lock, process, output)
+
+    def _print_output(self, child, ended=False):
+        """Print the new lines in a run's log; an incomplete last line only once it has ended."""
+        child.output += child.log.read()
+        end = len(child.output) if ended else child.output.rfind(b"\n") + 1
+        for line in child.output[child.shown : end].decode(errors="replace").splitlines():
+            self.screen.print_log(f"{child.title} {line}")
+        child.shown = max(end, child.shown)
+
     def _finish(self, child):
-        show_output(child, self.screen, ended=True)
+        self._print_output(child, ended=True)
         status, output = child.process.returncode, child.output.decode(errors="replace")
         where = f"{child.title} {child.point.name}"
         if refused_as_in_use(status, output):  # another process started it first
@@ -274,41 +303,6 @@ def claim_run(folder: Path) -> IO[str] | None:
         held.close()
         return None
     return held
-
-
-def python_command(cores: Sequence[int] = ()) -> list[str]:
-    """Return the command that starts `segjax` on these cores, as a child that dies with us."""
-    return [sys.executable, "-c", _CHILD.format(parent=os.getpid(), cores=set(cores) or "()")]
-
-
-def start_run(
-    spec: str, title: str, point: grids.Point, workdir: Path, share: Share, lock: IO[str]
-) -> Child:
-    """Start a locked run, with its output appended to `log.txt` in its run directory."""
-    folder = workdir / point.name
-    (folder / "error.txt").unlink(missing_ok=True)
-    with (folder / "log.txt").open("ab") as log:
-        begin = log.tell()
-        process = subprocess.Popen(
-            [*python_command(share.cores), *grids.train_command(spec, point, workdir)[1:]],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env={**os.environ, **compilation_cache.share(workdir), **share.environment},
-            start_new_session=True,  # Ctrl-C arrives by `forward_signals` only
-        )
-    output = (folder / "log.txt").open("rb")
-    output.seek(begin)
-    return Child(title, point, folder, share, lock, process, output)
-
-
-def show_output(child: Child, screen: display.Display, ended: bool = False) -> None:
-    """Print the new lines in the log of a run; an incomplete last line only once it has ended."""
-    child.output += child.log.read()
-    end = len(child.output) if ended else child.output.rfind(b"\n") + 1
-    for line in child.output[child.shown : end].decode(errors="replace").splitlines():
-        screen.print_log(f"{child.title} {line}")
-    child.shown = max(end, child.shown)
 
 
 def refused_as_in_use(status: int, output: str) -> bool:

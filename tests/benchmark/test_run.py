@@ -21,7 +21,7 @@ from segjax.cli.main import main
 from segjax.errors import UserError
 from segjax.report import table
 from support import ROOT, workers
-from support.errors import usage_error
+from support.errors import command_refusal
 from support.runs import OneLayer
 
 pytestmark = pytest.mark.slow
@@ -296,7 +296,7 @@ def test_an_incomplete_row_is_refused(tmp_path, text, said, capsys):
     if text == "cut":
         text = whole[: len(whole) // 2]
     path.write_text(text if isinstance(text, str) else json.dumps(make_row() | text))
-    assert said in usage_error(capsys, ["table", "cost", "--results", str(path)])
+    assert said in command_refusal(capsys, ["table", "cost", "--results", str(path)])
 
 
 def test_a_side_has_an_error_or_times():
@@ -373,7 +373,7 @@ def test_all_rows_are_listed(tmp_path, capsys):
     columns = ["--columns", "batch", "forward ms"]
     assert main(["table", "benchmark", "--results", str(path), *columns]) == 0
     assert capsys.readouterr().out.count("segnet_basic") == 2
-    assert "needs --results" in usage_error(capsys, ["table", "benchmark"])
+    assert "needs --results" in command_refusal(capsys, ["table", "benchmark"])
 
 
 def test_two_rows_for_one_line_are_refused(tmp_path):
@@ -399,7 +399,7 @@ def test_two_rows_for_one_line_are_refused(tmp_path):
     ],
 )
 def test_an_error_is_one_line_and_status_2(capsys, arguments, said):
-    assert said in usage_error(capsys, ["benchmark", *arguments])
+    assert said in command_refusal(capsys, ["benchmark", *arguments])
 
 
 def test_a_python_without_torch_is_named(monkeypatch, capsys):
@@ -408,7 +408,7 @@ def test_a_python_without_torch_is_named(monkeypatch, capsys):
 
     monkeypatch.setattr(run.subprocess, "run", fake)
     arguments = ["benchmark", "--models", "segnet", "--against", "torch"]
-    assert "--against needs PyTorch in" in usage_error(capsys, arguments)
+    assert "--against needs PyTorch in" in command_refusal(capsys, arguments)
 
 
 def test_options_go_to_the_networks_that_have_them():

@@ -13,7 +13,7 @@ from segjax.report import camvid_table
 from segjax.report.table import FORMATS, draw
 from segjax.results import published
 from segjax.results.summary import summarize
-from support.errors import usage_error
+from support.errors import command_refusal
 from support.rows import make_camvid_row, make_row
 
 SEED_TABLE = [
@@ -201,4 +201,4 @@ def test_rows_of_other_splits_are_counted(tmp_path, capsys):
 def test_an_error_is_one_line_and_status_2(tmp_path, capsys, arguments, said):
     results.append(tmp_path / "rows.jsonl", make_row())
     words = [word.replace("{rows}", str(tmp_path / "rows.jsonl")) for word in arguments]
-    assert said in usage_error(capsys, ["table", *words])
+    assert said in command_refusal(capsys, ["table", *words])

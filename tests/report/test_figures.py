@@ -14,7 +14,7 @@ from segjax import results
 from segjax.cli.main import main
 from segjax.errors import UserError
 from segjax.report import figures, groups, predictions
-from support.errors import usage_error
+from support.errors import command_refusal
 from support.rows import OTHER, make_baseline, make_row, write_rows
 
 
@@ -245,7 +245,7 @@ def test_settings_have_files_of_their_own(tmp_path, monkeypatch):
 
 def test_the_error_for_a_figure_is_one_line(tmp_path, capsys):
     missing = tmp_path / "nothing"
-    usage_error(capsys, ["figures", "--results", str(missing), "--output", str(tmp_path / "out")])
+    command_refusal(capsys, ["figures", "--results", str(missing), "--output", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
     make_run(tmp_path / "run", make_row(0), [])
     for content in ("{", r'{"config": {"a": "\ud800"}}', "[" * 100_000):

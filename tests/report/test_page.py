@@ -18,7 +18,7 @@ from segjax.predict import Predictions
 from segjax.report import groups
 from segjax.report import page as report
 from support.browser import ENTER, LEFT, RIGHT, SPACE, TAB, chromium
-from support.errors import usage_error
+from support.errors import command_refusal
 from support.rows import CLASS_NAMES, OTHER, make_baseline, make_row, write_rows
 
 NASTY = "<img src=x onerror=alert(1)>&\"'"
@@ -288,7 +288,7 @@ def test_the_command_writes_a_page_or_leaves_the_old_one(tmp_path, capsys):
     page = Page(before.decode())
     assert "None: result rows without run directories." in [p.text for p in page.all("p")]
     rows.write_text(rows.read_text()[:-40])
-    usage_error(capsys, arguments)
+    command_refusal(capsys, arguments)
     assert output.read_bytes() == before
     assert [path.name for path in output.parent.iterdir()] == ["report.html"]
 

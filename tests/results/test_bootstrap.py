@@ -10,7 +10,7 @@ from segjax.cli import main
 from segjax.metrics import boundary
 from segjax.results import bootstrap
 from segjax.results import counts as counting
-from support.errors import refusal, usage_error
+from support.errors import refusal, command_refusal
 from support.rows import CLASS_NAMES, make_row
 
 
@@ -171,5 +171,5 @@ def test_the_stored_counts_give_the_scores_of_the_row(two):
 
 
 def test_a_seed_below_zero_is_refused(two, capsys):
-    error = usage_error(capsys, ["compare", *map(str, two), "--seed", "-1"])
+    error = command_refusal(capsys, ["compare", *map(str, two), "--seed", "-1"])
     assert "expected an integer >= 0, found '-1'" in error

@@ -72,18 +72,20 @@ def test_sweep_compiles_once_and_survives_damaged_entries(tmp_path, scenes_data_
 def test_unwritable_cache_folder_is_a_warning(tmp_path, point_jax_at):
     (tmp_path / "file").touch()
     point_jax_at(tmp_path / "file")
-    compilation_cache.enable({})
+    compilation_cache.enable()
     with pytest.warns(UserWarning, match="persistent compilation cache entry"):
         assert float(jax.jit(lambda x: 3 * x)(2.0)) == 6.0
 
 
-def test_environment_variables_of_the_user_win(tmp_path, point_jax_at):
+def test_environment_variables_of_the_user_win(tmp_path, point_jax_at, monkeypatch):
     variable = "JAX_COMPILATION_CACHE_DIR"
     own = {variable: str(tmp_path / "runs" / "compiled")}
     assert compilation_cache.share(tmp_path / "runs", {}) == own
     assert compilation_cache.share(tmp_path / "runs", {variable: ""}) == {}
     former = jax.config.values[MIN_COMPILE_SECONDS]
-    compilation_cache.enable({"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "7"})
+    monkeypatch.setenv(MIN_COMPILE_SECONDS.upper(), "7")
+    compilation_cache.enable()
     assert jax.config.values[MIN_COMPILE_SECONDS] == former
-    compilation_cache.enable({})
+    monkeypatch.delenv(MIN_COMPILE_SECONDS.upper())
+    compilation_cache.enable()
     assert jax.config.values[MIN_COMPILE_SECONDS] == 0

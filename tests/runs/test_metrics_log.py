@@ -1,6 +1,7 @@
 """Test `metrics.jsonl`, its damage and its resumption."""
 
 import math
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -11,21 +12,21 @@ from segjax.runs.metrics_log import MetricsLog, read_metrics
 
 def test_rows_are_read_back(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    with MetricsLog(path, 0) as log:
-        log.write(10, {"train/loss": np.float32(0.1), "images": np.int64(2**40)})
+    with closing(MetricsLog(path, 0)) as log:
+        log.write(10, {"train/loss": np.float32(0.1), "val/mean_iou": np.float64(0.1)})
         log.write(10, {"val/iou/Road": 0.25})
         assert read_metrics(path)[-1] == {"step": 10, "val/iou/Road": 0.25}  # while the log is open
     assert read_metrics(path)[0] == {
         "step": 10,
         "train/loss": float(np.float32(0.1)),
-        "images": 2**40,
+        "val/mean_iou": 0.1,
     }
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_non_finite_value_is_null_on_disk_and_nan_when_read(tmp_path, value):
     path = tmp_path / "metrics.jsonl"
-    with MetricsLog(path, 0) as log:
+    with closing(MetricsLog(path, 0)) as log:
         log.write(1, {"loss": np.float32(value)})
     assert path.read_text() == '{"step": 1, "loss": null}\n'
     assert math.isnan(read_metrics(path)[0]["loss"])
@@ -35,7 +36,7 @@ def test_resumed_log_equals_uninterrupted_log(tmp_path):
     path = tmp_path / "metrics.jsonl"
 
     def go_on(start, stop):
-        with MetricsLog(path, start) as log:
+        with closing(MetricsLog(path, start)) as log:
             for step in range(start, stop):
                 if step == 0:
                     log.write(0, {"val/mean_iou": 0.0})

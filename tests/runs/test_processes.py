@@ -44,10 +44,10 @@ def get_config():
 class Training:
     """Start the same run on four devices, in one process or two."""
 
-    def __init__(self, folder, data_dir):
+    def __init__(self, folder, data_dir, more=""):
         self.folder, self.data_dir = folder, data_dir
         self.config = folder / "tiny.py"
-        write_whole(self.config, CONFIG)
+        write_whole(self.config, CONFIG + more)
 
     def start(self, workdir, processes=2, data_dirs=None, more=((), ()), **changed):
         """Return the started processes; `data_dirs` and `more` arguments have an entry for each."""
@@ -186,14 +186,9 @@ def test_all_stop_at_the_same_step_when_one_is_signaled(training, of_two, tmp_pa
 
 
 def test_user_error_in_one_process_ends_both(training, tmp_path):
-    ends = [
-        end(process)
-        for process in training.start(
-            tmp_path / "run",
-            data_dirs=[training.data_dir, tmp_path / "file" / "data"],
-        )
-        if (tmp_path / "file").write_text("not a folder")
-    ]
+    (tmp_path / "file").write_text("not a folder")
+    folders = [training.data_dir, tmp_path / "file" / "data"]
+    ends = [end(process) for process in training.start(tmp_path / "run", data_dirs=folders)]
     assert [status for status, _, _ in ends] == [2, 2], ends
     assert "segjax: process 1 of 2 cannot go on, as it says" in ends[0][2]
     cause = f"cannot write {tmp_path / 'file' / 'data'}"
@@ -202,12 +197,7 @@ def test_user_error_in_one_process_ends_both(training, tmp_path):
     assert failure_cause(ends[1][2] + ends[0][2]).startswith(cause)
 
 
-def test_full_disk_of_one_process_is_one_line(training, tmp_path):
-    config = training.folder / "full.py"
-    write_whole(
-        config,
-        CONFIG
-        + """
+FULL_DISK = """
 import errno, jax
 from segjax.runs import metrics_log
 
@@ -216,12 +206,13 @@ def write(self, step, values):
 
 if jax.process_index() == 0:
     metrics_log.MetricsLog.write = write
-""",
-    )
-    own = Training(training.folder, training.data_dir)
-    own.config = config
+"""
+
+
+def test_full_disk_of_one_process_is_one_line(training, tmp_path):
+    full = Training(tmp_path, training.data_dir, FULL_DISK)
     workdir = tmp_path / "run"
-    (status, _, error), (other, _, _) = [end(process) for process in own.start(workdir)]
+    (status, _, error), (other, _, _) = [end(process) for process in full.start(workdir)]
     assert status == 2
     said = [each for each in error.splitlines() if each.startswith("segjax: ")]
     assert said == [f"segjax: {workdir / 'metrics.jsonl'}: No space left on device"]
@@ -244,6 +235,13 @@ def test_batch_must_divide_among_all_devices(training, tmp_path):
         assert "segjax: eval_batch_size is 6, which 4 devices do not divide\n" in error
 
 
+JAX_BY_HAND = {
+    "JAX_NUM_PROCESSES": "2",
+    "JAX_COORDINATOR_ADDRESS": "host:1",
+    "JAX_PROCESS_ID": "1",
+}
+
+
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
@@ -253,14 +251,7 @@ def test_batch_must_divide_among_all_devices(training, tmp_path):
             {"JAX_NUM_PROCESSES": "2", "JAX_COORDINATOR_ADDRESS": "host:1"},
             "JAX_NUM_PROCESSES is set, but JAX_PROCESS_ID is not",
         ),
-        (
-            {
-                "JAX_NUM_PROCESSES": "2",
-                "JAX_COORDINATOR_ADDRESS": "host:1",
-                "JAX_PROCESS_ID": "2",
-            },
-            "JAX_PROCESS_ID is '2', expected 0 to 1",
-        ),
+        ({**JAX_BY_HAND, "JAX_PROCESS_ID": "2"}, "JAX_PROCESS_ID is '2', expected 0 to 1"),
     ],
 )
 def test_invalid_process_variables_are_an_error(variables, message):
@@ -268,11 +259,6 @@ def test_invalid_process_variables_are_an_error(variables, message):
         processes.join(variables)
 
 
-JAX_BY_HAND = {
-    "JAX_NUM_PROCESSES": "2",
-    "JAX_COORDINATOR_ADDRESS": "host:1",
-    "JAX_PROCESS_ID": "1",
-}
 # Task 2 of `srun --ntasks=4`, of job 100.
 TASK = {
     "SLURM_JOB_ID": "100",
@@ -320,11 +306,7 @@ def test_a_single_process_joins_none(variables, joined):
 @pytest.mark.parametrize(
     ("variables", "given", "options"),
     [
-        (
-            JAX_BY_HAND,
-            ("host:1", 2, 1),
-            {"cluster_detection_method": "deactivate"},
-        ),
+        (JAX_BY_HAND, ("host:1", 2, 1), {"cluster_detection_method": "deactivate"}),
         (TASK, ("n1:61540", 4, 2), {"local_device_ids": None}),
         # A step of four tasks in an allocation of eight.
         ({**TASK, "SLURM_NTASKS": "8"}, ("n1:61540", 4, 2), {"local_device_ids": None}),

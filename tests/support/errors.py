@@ -1,4 +1,4 @@
-"""Catch the error of a mistake and return its message."""
+"""Catch the error of a mistake, in Python or on the command line, and return its message."""
 
 import pytest
 
@@ -15,11 +15,12 @@ def refusal(call, *arguments, **options):
     return message
 
 
-def usage_error(capsys, arguments):
-    """Run `segjax` with a mistake; return its one line on standard error."""
-    assert main(arguments) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.startswith("segjax: ")
-    assert said.err.count("\n") == 1
-    return said.err
+def command_refusal(capsys, arguments):
+    """Return the one line that `segjax` with these arguments prints as it exits with status 2."""
+    assert main([str(argument) for argument in arguments]) == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert error.startswith("segjax: ")
+    assert error.endswith("\n")
+    assert error.count("\n") == 1
+    return error.removeprefix("segjax: ").rstrip("\n")

@@ -34,13 +34,9 @@ def start(arguments, **environment):
     return runs.start(arguments, PYTHONPATH=str(TESTS), **environment)
 
 
-def start_sweep(spec, workdir, *arguments, **environment):
-    """Start `segjax sweep` on such a grid in a process of its own."""
-    return start(["sweep", "--config", spec, "--workdir", workdir, *arguments], **environment)
-
-
 def sweep(spec, workdir, *arguments, **environment):
-    """Run `segjax sweep`; return its exit status, standard output and standard error."""
-    process = start_sweep(spec, workdir, *arguments, **environment)
+    """Run `segjax sweep` on such a grid; return its exit status, standard output and standard error."""
+    command = ["sweep", "--config", spec, "--workdir", workdir, *arguments]
+    process = start(command, **environment)
     out, error = process.communicate(timeout=600)
     return process.returncode, out, error

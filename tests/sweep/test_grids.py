@@ -6,6 +6,7 @@ from segjax.cli.main import main
 from segjax.errors import UserError
 from segjax.sweep import grids
 from support import toy_grid
+from support.errors import command_refusal
 
 
 def names(points):
@@ -141,12 +142,10 @@ def test_commands_are_printed_and_nothing_is_written(tmp_path, capsys):
         (["--seeds", "0"], "--seeds 0 selects no run"),
         (["--seeds", "-1"], "expected an integer >= 0, found '-1'"),
         (["--jobs", "0"], "expected an integer >= 1, found '0'"),
-        (["--only", "unet*"], "--only unet* matches none of the runs: optimizer.name=sgd, "),
         (["--status", "--dry-run"], "not allowed with"),
     ],
 )
 def test_an_invalid_argument_gives_a_one_line_error(tmp_path, capsys, arguments, said):
     spec = seedless(tmp_path)
-    assert main(["sweep", "--config", spec, "--workdir", str(tmp_path), *arguments]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert said in line
+    command = ["sweep", "--config", spec, "--workdir", tmp_path, *arguments]
+    assert said in command_refusal(capsys, command)

@@ -4,6 +4,7 @@ import fcntl
 import io
 import json
 import os
+import random
 import re
 import signal
 import threading
@@ -18,9 +19,12 @@ from segjax.cli.main import main
 from segjax.errors import UserError
 from segjax.results.summary import summarize
 from segjax.runs import experiment
+from segjax.runs.metrics_log import read_metrics
 from segjax.sweep import grids, local, slurm_script
+from segjax.sweep.status import is_in_use
+from segjax.system import locks
 from support import toy_grid
-from support.kill_a_sweep import kill_and_finish
+from support.runs import finish
 
 # Stand-in for `segjax train`: logs its name, and executes the file `do` in its run directory.
 FAKE = """
@@ -280,7 +284,68 @@ def test_a_failed_run_is_recorded_and_the_others_finish(
 
 @pytest.mark.slow
 def test_a_killed_sweep_loses_no_run_and_finishes_none_twice(tmp_path, scenes_data_dir):
-    kill_and_finish(tmp_path, scenes_data_dir, (0.1, 0.2), (0, 1), kills=2)
+    """Two kills, a signal to stop, and then two sweeps at once."""
+    rates, seeds, total, jobs = (0.1, 0.2), (0, 1), 4, 2
+    spec, workdir = toy_grid.write(tmp_path, scenes_data_dir, rates, seeds), tmp_path / "runs"
+    chance, before = random.Random(0), {}
+    numbers = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM)
+
+    def start():
+        return toy_grid.start(
+            ["sweep", "--config", spec, "--workdir", workdir, "--jobs", jobs],
+            JAX_COMPILATION_CACHE_DIR=str(tmp_path / "compiled"),
+            JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+        )
+
+    def finished():
+        paths = workdir.glob("*/result.json")
+        return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in paths}
+
+    def under_way():
+        return [path.parent for path in workdir.glob("*/.sweep.lock") if locks.is_held(path)]
+
+    for done, number in enumerate(numbers):
+        process = start()
+        deadline = time.monotonic() + 600
+        # The first kill comes before anything is finished, the later ones as the sweep gets on.
+        while len(finished()) < done * total // len(numbers) or not under_way():
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0, 3.0))
+        assert process.poll() is None, "it ended before it was killed"
+        cut_off = under_way()
+        process.send_signal(number)
+        said = process.communicate()
+        while any(is_in_use(run) for run in cut_off):  # they die of it
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        if number == signal.SIGTERM:
+            assert process.returncode == 128 + number, said
+            assert "stopped; the same command resumes" in said[0]
+        assert not list(workdir.glob("*/error.txt"))
+        assert before.items() <= finished().items()
+        before = finished()
+
+    said = [finish(process) for process in [start(), start()]]
+    assert any("in use by another process, waiting for it" in out for out in said)
+    for out in said:
+        assert f"{total} of {total} runs are finished" in out
+    assert len(finished()) == total
+    assert before.items() <= finished().items()
+
+    rows = results.read([workdir])
+    wanted = [{"optimizer.learning_rate": r, "seed": s} for r in rates for s in seeds]
+    assert sorted(map(str, wanted)) == sorted(str(row["overrides"]) for row in rows)
+    ends = 0
+    for run in (path.parent for path in finished()):
+        ends += (run / "log.txt").read_text().count("\ntest G ")
+        logged = read_metrics(run / "metrics.jsonl")
+        assert [row["step"] for row in logged if "train/loss" in row] == [1, 2, 3, 4]
+        assert [row["step"] for row in logged if "val/mean_iou" in row] == [2, 4]
+        assert not (run / "error.txt").exists()
+    # A run says so when it has ended; a kill may come between its row and that.
+    assert total - len(numbers) * jobs <= ends <= total
 
 
 @pytest.mark.parametrize(

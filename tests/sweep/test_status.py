@@ -80,9 +80,23 @@ def test_reading_the_end_of_a_long_log_suffices(folder, config):
         )
 
 
-def test_the_cause_of_a_traceback_is_its_last_line():
-    assert status.failure_cause("Traceback:\n  File\nValueError: no\n\n") == "ValueError: no"
-    assert status.failure_cause("") == "no output"
+@pytest.mark.parametrize(
+    ("output", "cause"),
+    [
+        ("", "no output"),
+        ("Traceback:\n  File\nValueError: no\n\n", "ValueError: no"),
+        ("ValueError: no\nsrun: error: a: task 0: Exited with exit code 1\n", "ValueError: no"),
+        (
+            "srun: error: b: task 1: Out Of Memory\nsrun: launch/slurm: _step_signal: Terminating\n"
+            "JaxRuntimeError: closed by peer\nsrun: error: a: task 0: Killed\n",
+            "b: task 1: Out Of Memory",
+        ),
+        ("segjax: no data\nsegjax: process 0 of 2 cannot go on, as it says\n", "no data"),
+        ("segjax: warning: no W&B\nsrun: error: a: task 1: Killed\n", "a: task 1: Killed"),
+    ],
+)
+def test_the_cause_is_the_first_failure(output, cause):
+    assert status.failure_cause(output) == cause
 
 
 def test_the_time_left_follows_from_rates_and_costs():

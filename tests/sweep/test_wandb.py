@@ -123,21 +123,3 @@ def test_a_sweep_of_finished_runs_is_refused(tmp_path):
         (tmp_path / point.name / "result.json").touch()
     with pytest.raises(UserError, match="all 2 runs are finished"):
         wandb.unfinished_points(grid, tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (f"{QUICKSTART} --only nothing", "--only nothing matches none of the runs"),
-        (f"{QUICKSTART} --config.wandb.mode=onlein", "onlein"),
-        ("--workdir x --config nowhere.py", "config file nowhere.py does not exist"),
-        ("--workdir x", "the following arguments are required: --config"),
-    ],
-)
-def test_a_mistake_gives_a_one_line_error(arguments, said, monkeypatch, capsys):
-    monkeypatch.chdir(ROOT)
-    assert main(["sweep", "--launcher", "wandb", *shlex.split(arguments)]) == 2
-    out, error = capsys.readouterr()
-    assert out == ""
-    assert said in error
-    assert error.count("\n") == 1
