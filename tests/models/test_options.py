@@ -6,13 +6,17 @@ import sys
 from typing import Annotated, Any, Literal
 
 import jax.numpy as jnp
+import optax
 import pytest
+from flax import linen as nn
 
 from segjax import models
 from segjax.cli.main import main
 from segjax.errors import UserError
 from segjax.models.options import NotNegative, Positive, Positives, Probability, allows, describe
-from support.runs import OneLayer
+from segjax.training import steps
+from support.errors import refusal
+from support.runs import OneLayer, tiny_config
 
 TOY = '''
 import jax.numpy as jnp
@@ -111,6 +115,40 @@ def test_a_model_elsewhere_trains_and_evaluates_by_its_name(
     assert (row["model"], row["model_options"]) == ("toy_model:Toy", {"slope": -3.5})
     assert row["parameters"] == 3 * 11 + 11
     capsys.readouterr()
+
+    # A fault of the network is one line, in training and where its run is read.
+    (tmp_path / "toy_model.py").write_text(TOY.replace("return ", "return 0, "))
+    monkeypatch.delitem(sys.modules, "toy_model")
+    for command in (["train", "--config", str(config)], ["evaluate"]):
+        where = tmp_path / "other" if command[0] == "train" else workdir
+        assert main([*command, "--workdir", str(where)]) == 2
+        assert capsys.readouterr().err.endswith(
+            "segjax: model toy_model:Toy gives tuple for images of (1, 24, 32, 3), expected logits "
+            "of (1, 24, 32, 11)\n"
+        )
+
+
+@pytest.mark.parametrize(
+    ("output", "found"),
+    [
+        (lambda x: x[:, ::2, ::2], "(1, 12, 16, 5)"),
+        (lambda x: x[..., :3], "(1, 24, 32, 3)"),
+        (lambda x: x[0], "(24, 32, 5)"),
+        (lambda x: [x, x], "list"),
+    ],
+)
+def test_logits_of_a_wrong_size_are_one_line(output, found):
+    class Wrong(OneLayer):
+        @nn.compact
+        def __call__(self, image, *, train):
+            return output(super().__call__(image, train=train))
+
+    config = tiny_config("", model__name="net:Wrong")
+    for state in (steps.create_state, steps.abstract_state):
+        assert refusal(state, Wrong(5), optax.sgd(0.1), config) == (
+            f"model net:Wrong gives {found} for images of (1, 24, 32, 3), expected logits of "
+            "(1, 24, 32, 5)"
+        )
 
 
 def test_a_model_elsewhere_is_added_by_one_line():
