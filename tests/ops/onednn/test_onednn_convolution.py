@@ -189,18 +189,19 @@ def test_onednn_computes_convolutions():
     assert "ffi_call" not in text(half, kernel)
 
 
+@jax.jit
+def gradients(x, kernel):
+    def loss(x, kernel):
+        return jnp.mean(convolution.conv(x, kernel, padding=1) ** 2)
+
+    return jax.grad(loss, (0, 1))(x, kernel)
+
+
 def test_calls_are_bitwise_repeatable_and_shapes_need_none():
     x, kernel = arrays(0, (2, 20, 24, 32), (3, 3, 32, 32))
-
-    def gradients(x, kernel):
-        return jax.grad(lambda x, k: jnp.mean(convolution.conv(x, k, padding=1) ** 2), (0, 1))(
-            x, kernel
-        )
-
-    first = jax.jit(gradients)(x, kernel)
+    first = gradients(x, kernel)
     for _ in range(5):
-        again = jax.jit(gradients)(x, kernel)
-        jax.tree.map(np.testing.assert_array_equal, first, again)
+        jax.tree.map(np.testing.assert_array_equal, first, gradients(x, kernel))
     shapes = jax.eval_shape(gradients, x, kernel)
     assert [each.shape for each in shapes] == [x.shape, kernel.shape]
 
@@ -208,13 +209,9 @@ def test_calls_are_bitwise_repeatable_and_shapes_need_none():
 def test_seeds_in_one_program():
     (x,) = arrays(0, (3, 9, 9, 16))
     (kernels_of_seeds,) = arrays(1, (2, 3, 3, 16, 8))
-
-    def gradient(kernel):
-        return jax.grad(lambda k: jnp.mean(convolution.conv(x, k, padding=1) ** 2))(kernel)
-
-    together = jax.jit(jax.vmap(gradient))(kernels_of_seeds)
+    _, together = jax.jit(jax.vmap(gradients, (None, 0)))(x, kernels_of_seeds)
     for found, kernel in zip(together, kernels_of_seeds, strict=True):
-        np.testing.assert_array_equal(found, jax.jit(gradient)(kernel))
+        np.testing.assert_array_equal(found, gradients(x, kernel)[1])
 
 
 def test_two_devices_give_the_same_as_one():
@@ -235,12 +232,6 @@ def test_two_devices_give_the_same_as_one():
 @pytest.mark.slow
 def test_a_thousand_calls_leave_no_memory_behind():
     x, kernel = arrays(0, (1, 64, 64, 64), (3, 3, 64, 64))  # 1 MB a map
-
-    @jax.jit
-    def gradients(x, kernel):
-        return jax.grad(lambda x, k: jnp.mean(convolution.conv(x, k, padding=1) ** 2), (0, 1))(
-            x, kernel
-        )
 
     def resident():
         with open("/proc/self/statm") as file:
