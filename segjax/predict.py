@@ -88,7 +88,7 @@ def targets_of(
     pages: list[Page],
     inputs: list[Path],
     folder: Path,
-    endings: Sequence[str] = ("", "_overlay"),
+    endings: Sequence[str],
 ) -> list[tuple[Path, ...]]:
     """Return the output paths of each page, one for each ending.
 
@@ -163,6 +163,9 @@ def predict_files(
     """
     predictor = _predictor(experiment, fit, crf, samples, transforms)
     variables = parallel.place(variables, experiment.devices[:1])
+    trained = experiment.config.data.resolution  # height, width
+    squashes = fit == "aspect" and experiment.config.data.fit == "resize"
+    other_aspects: list[Path] = []
 
     def predict(page: Page, target: tuple[Path, ...]) -> None:
         length = max(len(os.fsencode(place.name)) for place in target)
@@ -183,9 +186,6 @@ def predict_files(
         if squashes and max(stretch, 1 / stretch) > _ASPECTS:
             other_aspects.append(page.path)
 
-    trained = experiment.config.data.resolution  # height, width
-    squashes = fit == "aspect" and experiment.config.data.fit == "resize"
-    other_aspects: list[Path] = []
     failed = 0
     pages: list[Page] = []
     for path in paths:
@@ -345,7 +345,7 @@ def contact_sheet(
     place: dict[str, Any] = {"data_dir": data_dir, "folder": folder, "resolution": resolution}
     info = datasets.info(name, **place)
     source = datasets.open_split(name, "test", **place)
-    examples = [source[int(place)] for place in np.linspace(0, len(source) - 1, 6)]
+    examples = [source[int(number)] for number in np.linspace(0, len(source) - 1, 6)]
     rows = []
     for three in (examples[:3], examples[3:]):
         rows.append([example["image"] for example in three])

@@ -13,10 +13,8 @@ from segjax.errors import UserError
 from segjax.inference import crf, outputs
 from segjax.report import tables
 from segjax.results.summary import summarize
-from segjax.runs import experiment
 from segjax.runs.experiment import Description
-from segjax.training import parallel
-from support.runs import DESCRIPTION, OneLayer, small_config
+from support.runs import DESCRIPTION, OneLayer, evaluated, opened, small_config
 
 CRF = "1,1,2,8,10"
 
@@ -46,9 +44,7 @@ def counted(runs):
     """Return f(names, crf) -> confusion matrix of an ensemble, computed image by image."""
     predicted = {}
     for name in "abc":
-        run, _ = experiment.open_run(runs / name, None)
-        variables, _ = experiment.load_variables(run, runs / name, None)
-        variables = parallel.place(variables, run.devices[:1])
+        run, variables = opened(runs / name)
         predict = jax.jit(
             lambda variables, image, run=run: run.model.apply(variables, image, train=False)
         )
@@ -74,18 +70,6 @@ def counted(runs):
     return count
 
 
-def evaluated(runs, names, *arguments):
-    """Run `segjax evaluate`; return the row that it writes and the name of its file."""
-    before = set(runs.rglob("evaluation_*.json"))
-    workdirs = [argument for name in names for argument in ("--workdir", str(runs / name))]
-    assert main.main(["evaluate", *workdirs, *arguments]) == 0
-    (path,) = set(runs.rglob("evaluation_*.json")) - before
-    assert path.parent == runs / names[0]
-    (row,) = results.read([path])
-    path.unlink()
-    return row, path.name
-
-
 @pytest.mark.parametrize(
     ("names", "arguments", "file", "inference"),
     [
@@ -101,8 +85,9 @@ def evaluated(runs, names, *arguments):
     ],
 )
 def test_probabilities_are_averaged_then_refined(runs, counted, names, arguments, file, inference):
-    row, name = evaluated(runs, names, *(("--crf", *arguments) if arguments else ()))
-    assert (name, row["inference"]) == (file, inference)
+    flags = ("--crf", *arguments) if arguments else ()
+    row, path = evaluated([runs / name for name in names], *flags)
+    assert (path.name, row["inference"]) == (file, inference)
     made, expected = np.array(row["confusion"]), counted(names, *arguments)
     # The summation order may decide a pixel that is almost a tie.
     np.testing.assert_array_equal(made.sum(1), expected.sum(1))
@@ -113,12 +98,11 @@ def test_probabilities_are_averaged_then_refined(runs, counted, names, arguments
 
 def test_augmented_predictions_are_averaged(runs):
     flags = ("--scales", "0.5", "1", "--flip")
-    row, name = evaluated(runs, "a", *flags)
-    assert name == "evaluation_test_final_views_0.5_1_mirrored.json"
+    row, path = evaluated([runs / "a"], *flags)
+    assert path.name == "evaluation_test_final_views_0.5_1_mirrored.json"
     assert row["inference"] == "views 0.5 1 mirrored"
 
-    run, _ = experiment.open_run(runs / "a", None)
-    variables, _ = experiment.load_variables(run, runs / "a", None)
+    run, variables = opened(runs / "a")
     network = outputs.probabilities(run)
     counts = np.zeros((11, 11), int)
     source = run.open_split("test")
@@ -143,7 +127,8 @@ def test_augmented_predictions_are_averaged(runs):
 
 
 def test_ensemble_row_names_all_members(runs):
-    row, _ = evaluated(runs, "abc")
+    a, b, c = (runs / name for name in "abc")
+    row, _ = evaluated([a, b, c])
     rows = [results.read([runs / name / "result.json"])[0] for name in "abc"]
     assert row["name"] == "tiny + seed=1 + other"
     assert (row["experiment"], row["model"]) == ("tiny + other", "one_layer + two_layers")
@@ -152,13 +137,13 @@ def test_ensemble_row_names_all_members(runs):
     assert row["batch_norm"] == "recomputed"
     digests = {row["config_digest"], *(each["config_digest"] for each in rows)}
     assert len(digests) == 3  # a and b share one; c and the ensemble have their own
-    assert evaluated(runs, "acb")[0]["config_digest"] == row["config_digest"]
-    assert evaluated(runs, "ab")[0]["config_digest"] != row["config_digest"]
+    assert evaluated([a, c, b])[0]["config_digest"] == row["config_digest"]
+    assert evaluated([a, b])[0]["config_digest"] != row["config_digest"]
 
 
 def test_rows_of_different_inference_are_not_averaged(runs):
     before = results.read([runs / "a" / "result.json"])[0]
-    after, _ = evaluated(runs, "a", "--crf", CRF)
+    after, _ = evaluated([runs / "a"], "--crf", CRF)
     assert "inference" not in before
     table = tables.render(summarize([before, after, {**before, "seed": 1}]))
     heading, _, *lines = table.split("\n\n")[1].splitlines()
@@ -175,7 +160,7 @@ def test_rows_of_different_inference_are_not_averaged(runs):
 
 def test_rows_of_different_inference_are_both_stored(runs, tmp_path):
     before = results.read([runs / "a" / "result.json"])[0]
-    after, _ = evaluated(runs, "a", "--crf", CRF)
+    after, _ = evaluated([runs / "a"], "--crf", CRF)
     assert results.append(tmp_path / "rows.jsonl", before)
     assert results.append(tmp_path / "rows.jsonl", after)
     assert not results.append(tmp_path / "rows.jsonl", after)

@@ -9,13 +9,13 @@ from PIL import Image
 
 import segjax
 from segjax import config as configs
-from segjax import models, results, train
+from segjax import models, train
 from segjax.cli.main import main
 from segjax.errors import UserError
 from segjax.inference import outputs
 from segjax.metrics import boundary_iou
 from segjax.results import bootstrap
-from support.runs import DESCRIPTION, OneLayer, small_config
+from support.runs import DESCRIPTION, OneLayer, evaluated, small_config
 
 SIZES = [(40, 56), (24, 32), (31, 77), (61, 45)]
 RESOLUTION = (24, 32)
@@ -63,15 +63,6 @@ def run(folder):
     return segjax.load(folder / "run")
 
 
-def evaluated(folder, *arguments):
-    """Run `segjax evaluate`; return the row that it writes and the path of its file."""
-    before = set(folder.rglob("evaluation_*.json"))
-    assert main(["evaluate", "--workdir", str(folder / "run"), *arguments]) == 0
-    (path,) = set(folder.rglob("evaluation_*.json")) - before
-    (row,) = results.read([path])
-    return row, path
-
-
 def predicted(folder, *arguments):
     """Run `segjax predict` on the test images; return the label map of each, in their order."""
     output = folder / "predicted" / "_".join(arguments)
@@ -115,7 +106,7 @@ def resized(logits, size):
 
 
 def test_scores_equal_those_of_an_independent_implementation(folder, run):
-    row, path = evaluated(folder, "--native")
+    row, path = evaluated([folder / "run"], "--native")
     assert path.name == "evaluation_test_final_native.json"
     assert (row["inference"], row["num_images"], row["boundary_f"]) == ("native", 4, None)
 
@@ -163,7 +154,7 @@ def test_scores_equal_those_of_an_independent_implementation(folder, run):
     "flags", [("--window", "16x20", "--overlap", "0.25"), ("--window", "99x99")]
 )
 def test_windows_are_scored_as_they_are_predicted(folder, run, flags):
-    row, path = evaluated(folder, *flags)
+    row, path = evaluated([folder / "run"], *flags)
     overlap = float(flags[3]) if len(flags) > 2 else 0.5
     size = tuple(map(int, flags[1].split("x")))
     assert row["inference"] == f"window {flags[1]} overlap {overlap:g}"
@@ -213,10 +204,8 @@ def test_a_run_may_score_natively_from_the_start(folder, run):
 
 
 def test_refinements_work_on_images_of_any_size(folder):
-    row, path = evaluated(
-        *(folder, "--workdir", str(folder / "other"), "--flip"),
-        *("--window", "24x24", "--crf", "1,1,2,8,10", "--limit", "2"),
-    )
+    flags = ("--flip", "--window", "24x24", "--crf", "1,1,2,8,10", "--limit", "2")
+    row, path = evaluated([folder / "run", folder / "other"], *flags)
     by = "window 24x24 overlap 0.5, views 1 mirrored, mean of 2 networks, crf 1,1,2,8,10"
     assert row["inference"] == by
     assert path.name == (
@@ -235,7 +224,7 @@ def test_calibration_is_that_of_the_probabilities(folder, run):
     assert "inference" not in row
     assert "calibration" not in plain
 
-    row, _ = evaluated(folder, "--native", "--calibration", "--limit", "3")
+    row, _ = evaluated([folder / "run"], "--native", "--calibration", "--limit", "3")
     pixels, right, sums = np.zeros((3, 15))
     for k, label in enumerate(truths(folder)[:3]):
         image = folder / "photos" / "test" / "images" / f"test{k}.png"

@@ -27,6 +27,12 @@ def save(path, height, width, mode="RGB"):
     return pixels
 
 
+def run(images, workdir, output, *flags):
+    """Run `segjax predict`; return its exit status."""
+    command = ["predict", *map(str, images), "--workdir", str(workdir), "--output", str(output)]
+    return main([*command, *flags])
+
+
 @pytest.mark.parametrize("native", [False, True])
 def test_label_maps_have_image_size_and_palette(tmp_path, workdir, native):
     images, output = tmp_path / "images", tmp_path / "out"
@@ -34,8 +40,7 @@ def test_label_maps_have_image_size_and_palette(tmp_path, workdir, native):
     sizes = {"small.png": (24, 32), "odd.jpg": (37, 61), "tall.png": (50, 20)}
     for name, size in sizes.items():
         save(images / name, *size, mode="L" if name == "tall.png" else "RGB")
-    arguments = ["predict", str(images), "--workdir", str(workdir), "--output", str(output)]
-    assert main(arguments + ["--native"] * native) == 0
+    assert run([images], workdir, output, *["--native"] * native) == 0
     for name, (height, width) in sizes.items():
         stem = name.split(".")[0]
         with Image.open(output / f"{stem}.png") as label:
@@ -50,8 +55,7 @@ def test_images_of_another_aspect_ratio_than_in_training_are_named(tmp_path, wor
     sizes = {"same.png": (48, 64), "near.png": (24, 39), "tall.png": (30, 30), "wide.png": (24, 41)}
     for name, size in sizes.items():
         save(tmp_path / name, *size)
-    arguments = ["predict", *(str(tmp_path / name) for name in sizes), "--workdir", str(workdir)]
-    assert main([*arguments, "--output", str(tmp_path / "out")]) == 0
+    assert run([tmp_path / name for name in sizes], workdir, tmp_path / "out") == 0
     (line,) = [each for each in capsys.readouterr().err.splitlines() if "aspect" in each]
     assert line == (
         "segjax: warning: 2 images have an aspect ratio that differs by more than 1.25 times from "
@@ -65,9 +69,7 @@ def test_native_changes_nothing_at_the_training_size(tmp_path, workdir):
     labels = []
     for flags in ([], ["--native"]):
         output = tmp_path / f"out{len(flags)}"
-        image = str(tmp_path / "image.png")
-        arguments = ["predict", image, "--workdir", str(workdir), "--output", str(output)]
-        assert main(arguments + flags) == 0
+        assert run([tmp_path / "image.png"], workdir, output, *flags) == 0
         labels.append(np.asarray(Image.open(output / "image.png")))
     np.testing.assert_array_equal(*labels)
 
@@ -75,12 +77,11 @@ def test_native_changes_nothing_at_the_training_size(tmp_path, workdir):
 def test_flip_augmentation_is_mirror_equivariant(tmp_path, workdir, capsys):
     pixels = save(tmp_path / "image.png", 24, 32)
     Image.fromarray(pixels[:, ::-1]).save(tmp_path / "mirrored.png")
-    images = [str(tmp_path / name) for name in ("image.png", "mirrored.png")]
+    images = [tmp_path / name for name in ("image.png", "mirrored.png")]
     found = {}
     for name, flags in (("plain", []), ("augmented", ["--flip", "--scales", "0.5", "1"])):
         output = tmp_path / name
-        arguments = ["predict", *images, "--workdir", str(workdir), "--output", str(output)]
-        assert main([*arguments, *flags]) == 0
+        assert run(images, workdir, output, *flags) == 0
         found[name] = [np.asarray(Image.open(output / f"{x}.png")) for x in ("image", "mirrored")]
     label, mirrored = found["augmented"]
     assert np.mean(label != mirrored[:, ::-1]) < 0.01  # summation order differs
@@ -88,9 +89,9 @@ def test_flip_augmentation_is_mirror_equivariant(tmp_path, workdir, capsys):
     assert np.mean(label != mirrored[:, ::-1]) > 0.05
 
     capsys.readouterr()
-    assert main([*arguments, "--flip", "--samples", "2"]) == 2
+    assert run(images, workdir, output, "--flip", "--samples", "2") == 2
     assert capsys.readouterr().err.startswith("segjax: --samples cannot be combined with")
-    assert main([*arguments, "--scales", "1", "0"]) == 2
+    assert run(images, workdir, output, "--scales", "1", "0") == 2
     assert "expected a factor from 0.1 to 10, found '0'" in capsys.readouterr().err
 
 
@@ -110,9 +111,8 @@ def test_crf_refines_at_image_size(tmp_path, workdir):
     labels = []
     for flags in ([], ["--crf", "0,1,0,8,10"], ["--crf", "50,20,50,50,500"]):
         output = tmp_path / f"out{len(labels)}"
-        images = [str(tmp_path / name) for name in ("image.png", "odd.png")]
-        arguments = ["predict", *images, "--workdir", str(workdir), "--output", str(output)]
-        assert main(arguments + flags) == 0
+        images = [tmp_path / name for name in ("image.png", "odd.png")]
+        assert run(images, workdir, output, *flags) == 0
         labels.append([np.asarray(Image.open(output / f"{name}.png")) for name in ("image", "odd")])
     plain, without_weights, refined = labels
     np.testing.assert_array_equal(plain[0], without_weights[0])
@@ -150,14 +150,14 @@ def test_invalid_paths_raise_user_errors(tmp_path):
 
     def targets(inputs, folder):
         pages = [page for path in inputs for page in predict.list_pages(path)]
-        return predict.targets_of(pages, inputs, folder)
+        return predict.targets_of(pages, inputs, folder, ("", "_overlay"))
 
     with pytest.raises(UserError, match=r"one\.png, made from .*one\.jpg, would overwrite"):
         targets([one, other], tmp_path / "out")
     with pytest.raises(UserError, match=r"would overwrite .*one\.png"):
         targets([one], tmp_path)
     with pytest.raises(UserError, match=r"would overwrite .*one\.png"):
-        predict.targets_of(predict.list_pages(other), [one, other], tmp_path)
+        predict.targets_of(predict.list_pages(other), [one, other], tmp_path, [""])
     save(tmp_path / "one_overlay.webp", 4, 4)
     with pytest.raises(UserError, match=r"one_overlay\.png"):
         targets([one, tmp_path / "one_overlay.webp"], tmp_path / "out")
@@ -188,8 +188,7 @@ def test_the_other_images_are_predicted_if_one_is_damaged(tmp_path, workdir, cap
     save(images / f"{'long' * 60}.png", 24, 32)
     frames = [Image.new("L", (32, 24), value) for value in (10, 200)]
     frames[0].save(images / "stack.tif", save_all=True, append_images=frames[1:])
-    arguments = ["predict", str(images), "--workdir", str(workdir), "--output", str(output)]
-    assert main(arguments) == 2
+    assert run([images], workdir, output) == 2
     captured = capsys.readouterr()
     assert f"3 label maps and overlays in {output}" in captured.out
     empty, cut, long, last = captured.err.splitlines()
@@ -208,19 +207,16 @@ def test_an_image_that_does_not_fit_into_memory_is_named(tmp_path, workdir, caps
         raise error
 
     save(tmp_path / "image.png", 24, 32)
-    arguments = ["predict", str(tmp_path / "image.png"), "--workdir", str(workdir)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(predict, "_predictor", lambda *_: fail)
-        assert main([*arguments, "--output", str(tmp_path / "out")]) == 2
+        assert run([tmp_path / "image.png"], workdir, tmp_path / "out") == 2
     said = "image.png of 24x32 pixels does not fit into memory; scale it down or cut it"
     assert said in capsys.readouterr().err
 
 
 def test_workdir_without_run_is_one_line(tmp_path, capsys):
     save(tmp_path / "image.png", 4, 4)
-    image = str(tmp_path / "image.png")
-    out = str(tmp_path / "out")
-    assert main(["predict", image, "--workdir", str(tmp_path), "--output", out]) == 2
+    assert run([tmp_path / "image.png"], tmp_path, tmp_path / "out") == 2
     said = capsys.readouterr().err
     assert "is not the workdir of a run" in said
     assert said.count("\n") == 1
@@ -255,8 +251,7 @@ def test_figures_and_report_show_curves_and_predictions(tmp_path, workdir, scene
     assert labels.shape == (2, 24, 32)
     for example, label in zip(predictions.examples, labels, strict=True):
         Image.fromarray(example["image"]).save(tmp_path / "image.png")
-        arguments = ["predict", str(tmp_path / "image.png"), "--workdir", str(workdir)]
-        assert main([*arguments, "--output", str(tmp_path / "out")]) == 0
+        assert run([tmp_path / "image.png"], workdir, tmp_path / "out") == 0
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out" / "image.png")), label)
 
     chosen = ["--results", str(workdir), "--data-dir", str(scenes_data_dir), "--count", "2"]

@@ -18,8 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from segjax.ops.convolution import NHWC
-from segjax.ops.cpu_convolution import kernel_gradient
+from segjax.ops.cpu_convolution import NHWC, kernel_gradient
 
 DEFAULT = ("4x48x64x64x64x7", "4x48x64x64x64x3", "4x96x128x32x32x7", "4x24x32x128x128x3")
 TORCH = """
@@ -85,7 +84,7 @@ def columns(x, dy, k):
 
 def both(x, dy, k):
     sides = (k // 2, k // 2)
-    return kernel_gradient(x, dy, (k, k), (sides, sides), (1, 1))
+    return kernel_gradient(x, dy, (k, k), (sides, sides), 1)
 
 
 def im2col(x, dy, k):

@@ -72,15 +72,14 @@ def _look(pairs: Mapping[str, Sequence[Pair]], classes: Classes) -> _Seen:
     seen = _Seen()
     known = {folders.encode(value): k for k, value in enumerate(classes.values.values())}
     void = {folders.encode(value) for value in classes.void}
-    number = sum(map(len, pairs.values()))
-    kept = set(np.linspace(0, number - 1, min(number, _CEILING_IMAGES)).astype(int).tolist())
-    place = 0
+    masks = [pair.mask for members in pairs.values() for pair in members]
+    places = np.linspace(0, len(masks) - 1, min(len(masks), _CEILING_IMAGES)).astype(int)
+    kept = {masks[place] for place in places}
     for split, members in pairs.items():
         seen.pixels[split] = np.zeros(len(classes.names), np.int64)
         seen.images[split] = np.zeros(len(classes.names), np.int64)
         seen.hashes[split] = []
         for pair in progress(members, f"checking {split}"):
-            place += 1
             size = _look_at_image(pair.image, classes.channels, split, seen)
             try:
                 mode, kind = _mode(pair.mask)
@@ -111,7 +110,7 @@ def _look(pairs: Mapping[str, Sequence[Pair]], classes: Classes) -> _Seen:
                     strays += 1
             if strays >= _GHOSTS and kind != "JPEG":
                 seen.ghosts.append(pair.mask)
-            if place - 1 in kept:
+            if pair.mask in kept:
                 seen.labels.append(label)
     return seen
 

@@ -105,8 +105,4 @@ def moments(experiment: Experiment, samples: int) -> outputs.Output:
 def probabilities(experiment: Experiment, samples: int) -> outputs.Output:
     """Return the mean of the sampled probabilities."""
     both = moments(experiment, samples)
-
-    def output(variables, image, places):
-        return jnp.split(both(variables, image, places), 2, -1)[0]
-
-    return output
+    return lambda variables, image, places: jnp.split(both(variables, image, places), 2, -1)[0]

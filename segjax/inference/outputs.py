@@ -45,22 +45,6 @@ def probabilities(experiment: Experiment) -> Output:
     return lambda variables, image, places: jax.nn.softmax(network(variables, image, places))
 
 
-def resized(output: Output, size: tuple[int, int] | None) -> Output:
-    """Return the output for images resized to (h, w), resized back; both bilinear."""
-    if size is None:
-        return output
-
-    def resize(variables, image, places):
-        batch, height, width, channels = image.shape
-        values = output(
-            variables, jax.image.resize(image, (batch, *size, channels), "linear"), places
-        )
-        shape = (batch, height, width, values.shape[-1])
-        return jax.image.resize(values, shape, "linear", antialias=False)
-
-    return resize
-
-
 def mean(members: Sequence[Output]) -> Output:
     """Return the mean of an ensemble.
 

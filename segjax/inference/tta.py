@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import jax
+
 from segjax.inference import outputs
 
 
@@ -27,17 +29,26 @@ def average(output: outputs.Output, transforms: Transforms) -> outputs.Output:
       transforms: applied to every image.
     """
 
-    def output_at(scale, variables, image, places):
-        size = tuple(max(1, round(scale * side)) for side in image.shape[1:3])
-        resized = outputs.resized(output, None if size == image.shape[1:3] else size)
-        values = resized(variables, image, places)
+    def at_scale(scale, variables, image, places):
+        batch, *full, channels = image.shape
+        size = [max(1, round(scale * side)) for side in full]
+        if size != full:
+            image = jax.image.resize(image, (batch, *size, channels), "linear")
+        values = output(variables, image, places)
+        if size != full:
+            shape = (batch, *full, values.shape[-1])
+            values = jax.image.resize(values, shape, "linear", antialias=False)
+        return values
+
+    def with_mirror(scale, variables, image, places):
+        values = at_scale(scale, variables, image, places)
         if transforms.flip:
-            mirrored = resized(variables, image[:, :, ::-1], places)
+            mirrored = at_scale(scale, variables, image[:, :, ::-1], places)
             values = (values + mirrored[:, :, ::-1]) / 2
         return values
 
     def mean_output(variables, image, places):
-        each = [output_at(scale, variables, image, places) for scale in transforms.scales]
+        each = [with_mirror(scale, variables, image, places) for scale in transforms.scales]
         return sum(each[1:], each[0]) / len(each)
 
     return mean_output

@@ -23,13 +23,12 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
-from segjax.models.layers import ConvTranspose
+from segjax.models.layers import ConvTranspose, bilinear_diagonal
 from segjax.models.segnet import Basic
 from segjax.ops.pooling import max_unpool
-from segjax.ops.upsampling import bilinear, bilinear_kernel
+from segjax.ops.upsampling import bilinear
 
 SIDE, STRIDE = 8, 2  # of the learned upsampling, in pixels
 
@@ -141,8 +140,8 @@ class FCNBasicNoAdditionNoDimReduction(FCNBasic):
     REDUCTION: ClassVar[bool] = False
 
 
-def interpolating(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+def interpolating(
+    key: jax.Array, shape: tuple[int, int, int, int], dtype: Any = jnp.float32
+) -> jax.Array:
     """Initialize a (k, k, C, C) upsampling kernel: each channel to itself, means kept."""
-    tent = bilinear_kernel(shape[0])
-    tent = tent / tent[::STRIDE, ::STRIDE].sum()
-    return jnp.asarray(tent[:, :, None, None] * np.eye(shape[2]), dtype)
+    return bilinear_diagonal(key, shape, dtype) / 4  # what the tent sums to at its stride

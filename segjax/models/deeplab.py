@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from segjax.models import vgg
+from segjax.models import resnet, vgg
 from segjax.models.layers import Conv, ConvBlock, Dropout
 from segjax.models.options import Positive, Positives, Probability
 from segjax.ops.pooling import max_pool
@@ -40,42 +40,11 @@ from segjax.ops.upsampling import bilinear_conv_transpose
 OutputStride = Literal[32, 16, 8]
 
 
-class DeepLabLargeFOV(nn.Module):
-    """DeepLab-LargeFOV: image (B, H, W, C) to float32 logits (B, H, W, K).
-
-    20,495,179 parameters at 11 classes. Parameters: conv{stage}_{n}, fc6, fc7 and fc8, as in the
-    authors' files.
-    """
+class DeepLab(nn.Module):
+    """The layers and options that both networks share."""
 
     num_classes: int
     output_stride: OutputStride = 8  # pixels of the image between two scores
-    rate: Positive = 12  # dilation of fc6, in scores of output stride 8
-    width: Positive = vgg.WIDTH  # features of stage 1; stages 2 to 5 have 2, 4, 8 and 8 times that
-    fc_width: Positive = 1024  # features of fc6 and fc7
-    dropout: Probability = 0.5  # after fc6 and fc7
-    batch_norm: bool = False  # after every convolution but the scores'
-    dtype: Any = jnp.float32
-    axis_name: str | None = None
-
-    @nn.compact
-    def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
-        x = _trunk(self, image, train)
-        x = _average_pool(x)  # pool5a
-        x = _scores(self, x, self.rate, "", train)
-        return _upsample(x, self.output_stride, image.shape)
-
-
-class DeepLabASPP(nn.Module):
-    """DeepLab-ASPP-L: four fields of view side by side, their scores summed.
-
-    Image (B, H, W, C) to float32 logits (B, H, W, K). 37,836,652 parameters at 11 classes.
-    Parameters: conv{stage}_{n}, fc6_{branch}, fc7_{branch} and fc8_{branch}, as in the authors'
-    files.
-    """
-
-    num_classes: int
-    output_stride: OutputStride = 8  # pixels of the image between two scores
-    rates: Positives = (6, 12, 18, 24)  # dilation of each fc6, in scores of output stride 8
     width: Positive = vgg.WIDTH  # features of stage 1; stages 2 to 5 have 2, 4, 8 and 8 times that
     fc_width: Positive = 1024  # features of each fc6 and fc7
     dropout: Probability = 0.5  # after fc6 and fc7
@@ -83,35 +52,80 @@ class DeepLabASPP(nn.Module):
     dtype: Any = jnp.float32
     axis_name: str | None = None
 
-    @nn.compact
-    def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
-        x = _trunk(self, image, train)
-        branches = [
-            _scores(self, x, rate, f"_{branch}", train)
-            for branch, rate in enumerate(self.rates, start=1)
-        ]
-        return _upsample(sum(branches[1:], branches[0]), self.output_stride, image.shape)
+    def trunk(self, image: jax.Array, *, train: bool) -> jax.Array:
+        """Apply conv1_1 to pool5: VGG16 with pools of 3x3, at the output stride."""
 
+        def block(x, multiple, name):
+            dilation = 2 if name.startswith("conv5") and self.output_stride == 8 else 1
+            return self._block(x, multiple * self.width, 3, dilation, name, train)
 
-def _trunk(model, image, train):
-    """Apply conv1_1 to pool5: VGG16 with pools of 3x3, at the output stride."""
+        x = image.astype(self.dtype)
+        for number in range(1, 6):
+            x = vgg.stage(x, number, block)
+            x = _max_pool(x, stride=2 if 2**number <= self.output_stride else 1)
+        return x
 
-    def block(x, multiple, name):
+    def scores(self, x: jax.Array, rate: int, branch: str, *, train: bool) -> jax.Array:
+        """Apply fc6, dilated, fc7 and fc8: float32 (B, h, w, K)."""
+        rate = resnet.rescaled(rate, 8, self.output_stride)
+        for name, kernel_size, dilation in (("fc6", 3, rate), ("fc7", 1, 1)):
+            x = self._block(x, self.fc_width, kernel_size, dilation, f"{name}{branch}", train)
+            x = Dropout(self.dropout, deterministic=not train, axis_name=self.axis_name)(x)
+        x = Conv(
+            self.num_classes,
+            1,
+            kernel_init=nn.initializers.normal(0.01),
+            dtype=self.dtype,
+            name=f"fc8{branch}",
+        )(x)
+        return x.astype(jnp.float32)
+
+    def _block(self, x, features, kernel_size, dilation, name, train):
         return ConvBlock(
-            multiple * model.width,
-            3,
-            dilation=2 if name.startswith("conv5") and model.output_stride == 8 else 1,
-            batch_norm=model.batch_norm,
-            dtype=model.dtype,
-            axis_name=model.axis_name,
+            features,
+            kernel_size,
+            dilation=dilation,
+            batch_norm=self.batch_norm,
+            dtype=self.dtype,
+            axis_name=self.axis_name,
             name=name,
         )(x, train=train)
 
-    x = image.astype(model.dtype)
-    for number in range(1, 6):
-        x = vgg.stage(x, number, block)
-        x = _max_pool(x, stride=2 if 2**number <= model.output_stride else 1)
-    return x
+
+class DeepLabLargeFOV(DeepLab):
+    """DeepLab-LargeFOV: image (B, H, W, C) to float32 logits (B, H, W, K).
+
+    20,495,179 parameters at 11 classes. Parameters: conv{stage}_{n}, fc6, fc7 and fc8, as in the
+    authors' files.
+    """
+
+    rate: Positive = 12  # dilation of fc6, in scores of output stride 8
+
+    @nn.compact
+    def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
+        x = _average_pool(self.trunk(image, train=train))  # pool5a
+        x = self.scores(x, self.rate, "", train=train)
+        return _upsample(x, self.output_stride, image.shape)
+
+
+class DeepLabASPP(DeepLab):
+    """DeepLab-ASPP-L: four fields of view side by side, their scores summed.
+
+    Image (B, H, W, C) to float32 logits (B, H, W, K). 37,836,652 parameters at 11 classes.
+    Parameters: conv{stage}_{n}, fc6_{branch}, fc7_{branch} and fc8_{branch}, as in the authors'
+    files.
+    """
+
+    rates: Positives = (6, 12, 18, 24)  # dilation of each fc6, in scores of output stride 8
+
+    @nn.compact
+    def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
+        x = self.trunk(image, train=train)
+        branches = [
+            self.scores(x, rate, f"_{branch}", train=train)
+            for branch, rate in enumerate(self.rates, start=1)
+        ]
+        return _upsample(sum(branches[1:], branches[0]), self.output_stride, image.shape)
 
 
 def _max_pool(x, stride):
@@ -126,34 +140,6 @@ def _average_pool(x):
     padded = jnp.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)]).astype(jnp.float32)
     rows = padded[:, :-2] + padded[:, 1:-1] + padded[:, 2:]
     return ((rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]) / 9).astype(x.dtype)
-
-
-def _scores(model, x, rate, branch, train):
-    """Apply fc6, dilated, fc7 and fc8: float32 (B, h, w, K)."""
-
-    def block(x, kernel_size, dilation, name):
-        x = ConvBlock(
-            model.fc_width,
-            kernel_size,
-            dilation=dilation,
-            batch_norm=model.batch_norm,
-            dtype=model.dtype,
-            axis_name=model.axis_name,
-            name=name,
-        )(x, train=train)
-        return Dropout(model.dropout, deterministic=not train, axis_name=model.axis_name)(x)
-
-    dilation = max(1, (2 * rate * 8 + model.output_stride) // (2 * model.output_stride))
-    x = block(x, 3, dilation, f"fc6{branch}")
-    x = block(x, 1, 1, f"fc7{branch}")
-    x = Conv(
-        model.num_classes,
-        1,
-        kernel_init=nn.initializers.normal(0.01),
-        dtype=model.dtype,
-        name=f"fc8{branch}",
-    )(x)
-    return x.astype(jnp.float32)
 
 
 def _upsample(scores, stride, shape):

@@ -18,7 +18,7 @@ Deviations:
   `width` and `fc_width`.
 """
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -158,31 +158,25 @@ class FCN16s(FCN):
     134,311,254 parameters at 11 classes, 134,437,094 with learned upsampling.
     """
 
+    STRIDE: ClassVar[int] = 16
+
     at_once: bool = False  # scales the pools before their scores, to train from VGG16 in one go
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
-        return self.logits(image, train=train, stride=16, at_once=self.at_once)
+        return self.logits(image, train=train, stride=self.STRIDE, at_once=self.at_once)
 
 
-class FCN8s(FCN):
+class FCN8s(FCN16s):
     """FCN-8s: FCN-16s and score_pool3.
 
     134,314,081 parameters at 11 classes, 134,348,929 with learned upsampling.
     """
 
-    at_once: bool = False  # scales the pools before their scores, to train from VGG16 in one go
-
-    @nn.compact
-    def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
-        return self.logits(image, train=train, stride=8, at_once=self.at_once)
+    STRIDE: ClassVar[int] = 8
 
 
-class FCN4s(FCN):
+class FCN4s(FCN16s):
     """FCN-4s, not of the paper: FCN-8s and score_pool2. 134,315,500 parameters at 11 classes."""
 
-    at_once: bool = False  # scales the pools before their scores, to train from VGG16 in one go
-
-    @nn.compact
-    def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
-        return self.logits(image, train=train, stride=4, at_once=self.at_once)
+    STRIDE: ClassVar[int] = 4

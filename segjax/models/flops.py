@@ -13,7 +13,7 @@ from segjax.ops.platform import shapes_only
 
 def parameters(model: nn.Module, shape: tuple[int, int, int]) -> int:
     """Count the parameters of a model for images (H, W, C), without running statistics."""
-    return sum(x.size for x in jax.tree.leaves(_variables(model, shape)["params"]))
+    return sum(x.size for x in jax.tree.leaves(abstract(model, shape)["params"]))
 
 
 @shapes_only()
@@ -34,7 +34,7 @@ def forward_macs(model: nn.Module, shape: tuple[int, int, int], *, train: bool =
         rngs = {"dropout": jax.random.key(0)}
         return model.apply(variables, image, train=train, mutable=["batch_stats"], rngs=rngs)
 
-    return macs(jax.make_jaxpr(forward)(_variables(model, shape), _image(shape)).jaxpr)
+    return macs(jax.make_jaxpr(forward)(abstract(model, shape), _image(shape)).jaxpr)
 
 
 def macs(jaxpr: core.Jaxpr) -> int:
@@ -83,8 +83,8 @@ def _of_convolution(equation: Any) -> int:
 
 
 @shapes_only()
-def _variables(model, shape):
-    # The key is made inside, so that no device is initialized.
+def abstract(model: nn.Module, shape: tuple[int, int, int]) -> Any:
+    """Return the shapes of a model's variables for an image (H, W, C); initialize no device."""
     return jax.eval_shape(
         lambda image: model.init(jax.random.key(0), image, train=False), _image(shape)
     )

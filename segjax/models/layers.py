@@ -53,7 +53,7 @@ class Conv(nn.Module):
             kernel,
             bias,
             stride=self.stride,
-            padding="SAME" if self.padding is None else self.padding,
+            padding=self.padding,
             rate=self.dilation,
             groups=self.groups,
             relu=self.relu,

@@ -76,7 +76,8 @@ class PatchCNN(nn.Module):
 
     def label(self, image: jax.Array) -> jax.Array:
         """Classify all pixels at once: (B, H, W, C) to float32 logits (B, H, W, K)."""
-        return self._layers(mirror(image, *_margins(self)), dense=True)
+        side = self.patch_size
+        return self._layers(mirror(image, side // 2, (side - 1) // 2), dense=True)
 
     @nn.compact
     def _layers(self, x, dense):
@@ -102,11 +103,6 @@ class PatchCNN(nn.Module):
         x = block(x, self.fc_width, LAST, dilation, "fc1")
         x = Conv(self.num_classes, 1, dtype=self.dtype, name="fc2")(x)
         return x.astype(jnp.float32)
-
-
-def _margins(model):
-    """Return the pixels of the window before its center, and after."""
-    return model.patch_size // 2, (model.patch_size - 1) // 2
 
 
 def _max_of_neighbors(x, distance):

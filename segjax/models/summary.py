@@ -19,6 +19,7 @@ from flax import linen as nn
 
 from segjax import models
 from segjax.errors import UserError
+from segjax.models import flops
 
 NUM_CLASSES = 11
 SIZES = ((360, 480), (361, 481), (97, 131))  # CamVid's, one more, and two odd primes
@@ -110,8 +111,7 @@ def describe(name: str) -> Architecture:
 
 def abstract(model: nn.Module, size: tuple[int, int]) -> Any:
     """Return the shapes of a model's variables for an RGB image of this size."""
-    image = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
-    return jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), image)
+    return flops.abstract(model, (*size, 3))
 
 
 def _count(params):
@@ -139,37 +139,32 @@ def _by(size):
 
 def _field(name):
     for side in FIELD_SIDES:
-        seen = _seen(name, side)
+        seen = receptive_field(name, side)
         if not (seen[[0, -1]].any() or seen[:, [0, -1]].any()):
-            return _by(_box(seen))
+            return _by(box(seen))
     return f"all of {_by((side, side))}"
 
 
-def receptive_field(name: str, side: int) -> tuple[int, int]:
-    """Measure the receptive field of the middle pixel of a square image: (height, width) in pixels.
-
-    It is the box around the pixels where the gradient of that pixel's logits is not zero, for the
-    same network with few features. Kernels and image are positive, so that no ReLU is zero and no
-    paths cancel. A maximum passes the gradient to one pixel of its window, so one image shows only
-    a part of the field: the box covers an image that grows away from the middle, whose maxima lie
-    outward, and random ones, for unpooling. In float64, because in float32 the gradient of the
-    longest paths through a hundred layers rounds to zero.
-
-    Args:
-      name: name of the architecture.
-      side: side of the image, in pixels; a field that reaches its border may be larger.
-    """
-    return _box(_seen(name, side))
-
-
-def _box(seen):
+def box(seen: np.ndarray) -> tuple[int, int]:
     """Return the height and width of the box around what is true."""
     height, width = (np.ptp(np.flatnonzero(seen.any(axis))) + 1 for axis in (1, 0))
     return int(height), int(width)
 
 
-def _seen(name, side):
-    """Return the pixels that the middle one sees, bool (side, side)."""
+def receptive_field(name: str, side: int) -> np.ndarray:
+    """Return the pixels of a square image that its middle pixel sees: bool (side, side).
+
+    There the gradient of that pixel's logits is not zero, for the same network with few features.
+    Kernels and image are positive, so that no ReLU is zero and no paths cancel. A maximum passes
+    the gradient to one pixel of its window, so one image shows only a part of the field: one grows
+    away from the middle, so that its maxima lie outward, and others are random, for unpooling. In
+    float64, because in float32 the gradient of the longest paths through a hundred layers rounds to
+    zero.
+
+    Args:
+      name: name of the architecture.
+      side: side of the image, in pixels; a field that reaches its border may be larger.
+    """
     fields = {field.name: field.default for field in dataclasses.fields(models.find(name))}
     narrow: dict[str, Any] = {width: 2 for width in WIDTHS if width in fields}
     # On a CPU, optimizing the program takes longer than these few calls.
@@ -187,7 +182,7 @@ def _seen(name, side):
         gradient = jax.jit(jax.grad(middle), compiler_options=options)
         for image in _images(side):
             seen |= np.any(np.asarray(gradient(image, variables))[0] != 0, -1)
-            if min(_box(seen)) == side:
+            if min(box(seen)) == side:
                 break
     return seen
 

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from segjax.ops.cpu_convolution import Sides, conv_general_dilated, padded, with_bias
+from segjax.ops import cpu_convolution
 from segjax.ops.onednn import kernels
+from segjax.ops.padding import Sides, padded
 
 
 def conv(
@@ -15,7 +16,7 @@ def conv(
     bias: jax.Array | None = None,
     *,
     stride: int = 1,
-    padding: str | int | Sides = 0,
+    padding: int | None = 0,
     rate: int = 1,
     groups: int = 1,
     relu: bool = False,
@@ -32,8 +33,7 @@ def conv(
       kernel: (kh, kw, C / groups, D), rounded to the dtype of x.
       bias: (D,), added to each feature.
       stride: pixels between outputs.
-      padding: zeros added on each side; or above and below, left and right (negative to crop); or
-        "SAME", which keeps the size at stride 1.
+      padding: zeros added on each side; None: as many as keep the size at stride 1.
       rate: pixels between the taps of the kernel.
       groups: number of groups of channels, convolved separately; divides C and D.
       relu: whether to apply a ReLU.
@@ -43,46 +43,37 @@ def conv(
     """
     sides = _sides(padding, kernel.shape[:2], rate)
     if kernels.in_use(x, kernel):
-        # oneDNN does not support negative padding, and has only a slow loop for the gradient of a
-        # kernel of which more than half lies beyond the border.
+        # oneDNN has only a slow loop for the gradient of a kernel of which more than half lies
+        # beyond the border.
         halves = [((k - 1) * rate + 1) // 2 for k in kernel.shape[:2]]
         x, sides = _moved_into_the_map(x, sides, halves)
-        window = kernels.Window((stride, stride), (rate, rate), sides, groups)
+        window = kernels.Window(stride, rate, sides, groups)
         if (dtype := kernels.dtype_of(x, kernel, window)) is not None:
             offset = jnp.zeros((0,)) if bias is None else bias.astype(jnp.float32)
             kernel = kernel if dtype == x.dtype else kernel.astype(x.dtype)
             y = kernels.convolution(x.astype(dtype), kernel, offset, window, relu)
             return y.astype(x.dtype)
-    y = conv_general_dilated(
-        x,
-        kernel.astype(x.dtype),
-        (stride, stride),
-        sides,
-        rhs_dilation=(rate, rate),
-        feature_group_count=groups,
+    y = cpu_convolution.convolution(
+        x, kernel.astype(x.dtype), sides, stride=stride, rate=rate, groups=groups
     )
-    y = with_bias(y, bias)
+    y = cpu_convolution.with_bias(y, bias)
     return jax.nn.relu(y) if relu else y
 
 
-def _sides(padding: str | int | Sides, taps: Sequence[int], rate: int) -> Sides:
-    if isinstance(padding, int):
+def _sides(padding: int | None, taps: Sequence[int], rate: int) -> Sides:
+    if padding is not None:
         return (padding, padding), (padding, padding)
-    if isinstance(padding, str):
-        if padding != "SAME":
-            raise ValueError(f"padding is {padding!r}, expected 'SAME' or numbers")
-        rows, columns = ((k - 1) * rate for k in taps)
-        return (rows // 2, rows - rows // 2), (columns // 2, columns - columns // 2)
-    return padding
+    rows, columns = ((k - 1) * rate for k in taps)
+    return (rows // 2, rows - rows // 2), (columns // 2, columns - columns // 2)
 
 
 def _moved_into_the_map(
     x: jax.Array, sides: Sides, halves: Sequence[int]
 ) -> tuple[jax.Array, Sides]:
-    """Pad the map with what is negative or exceeds the halves; return it and the padding left."""
+    """Pad the map with what exceeds the halves; return it and the padding left."""
     kept, moved = [], []
     for (before, after), far in zip(sides, halves, strict=True):
-        inside = min(max(before, 0), far), min(max(after, 0), far)
+        inside = min(before, far), min(after, far)
         kept.append(inside)
         moved.append((before - inside[0], after - inside[1]))
     if any(map(any, moved)):

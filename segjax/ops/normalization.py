@@ -38,12 +38,12 @@ def batch_norm(
     """
     if kernels.in_use(x):
         y, mean, var = _batch_norm(x, scale, bias, epsilon, axis_name, relu)
-        return y, lax.stop_gradient(mean), lax.stop_gradient(var)
-    axes = tuple(range(x.ndim - 1))
-    mean = _mean(jnp.mean(x, axes, dtype=jnp.float32), axis_name)
-    centered = x.astype(jnp.float32) - _by_channel(mean, x)
-    var = _mean(jnp.mean(jnp.square(centered), axes), axis_name)
-    y = normalize(x, mean, var, scale, bias, epsilon=epsilon, relu=relu)
+    else:
+        axes = tuple(range(x.ndim - 1))
+        mean = _mean(jnp.mean(x, axes, dtype=jnp.float32), axis_name)
+        centered = x.astype(jnp.float32) - _by_channel(mean, x)
+        var = _mean(jnp.mean(jnp.square(centered), axes), axis_name)
+        y = normalize(x, mean, var, scale, bias, epsilon=epsilon, relu=relu)
     return y, lax.stop_gradient(mean), lax.stop_gradient(var)
 
 
@@ -101,21 +101,13 @@ def _batch_norm_backward(epsilon, axis_name, relu, saved, gradients):
 _batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
 
 
-def local_response_normalization(
-    x: jax.Array, size: int = 5, alpha: float = 1e-4, beta: float = 0.75
-) -> jax.Array:
-    """Divide by the energy of neighboring channels: x / (1 + alpha / size * sum x^2)^beta.
+def local_response_normalization(x: jax.Array) -> jax.Array:
+    """Divide by the energy of neighboring channels: x / (1 + 1e-4 / 5 * sum x^2)^0.75.
 
-    The sum is over the `size` channels centered on each (Caffe's LRN, ACROSS_CHANNELS, k = 1). The
-    defaults are the first layer of SegNet-Basic, which sees raw RGB values of 0 to 255.
-
-    Args:
-      x: floating (..., C).
-      size: number of channels in the window, odd.
+    The sum is over the 5 channels centered on each (Caffe's LRN, ACROSS_CHANNELS, k = 1). It is the
+    first layer of SegNet-Basic, which sees raw RGB values of 0 to 255. x: floating (..., C).
     """
-    side = size // 2
-    padding = [(0, 0)] * (x.ndim - 1) + [(side, side)]
-    squares = jnp.pad(jnp.square(x), padding)
+    squares = jnp.pad(jnp.square(x), [(0, 0)] * (x.ndim - 1) + [(2, 2)])
     channels = x.shape[-1]
-    energy = sum(squares[..., k : k + channels] for k in range(size))
-    return x / (1 + alpha / size * energy) ** beta
+    energy = sum(squares[..., k : k + channels] for k in range(5))
+    return x / (1 + 1e-4 / 5 * energy) ** 0.75

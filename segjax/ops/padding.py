@@ -3,6 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
+
+Sides = tuple[tuple[int, int], tuple[int, int]]  # above and below, left and right
 
 
 def mirror(x: jax.Array, before: int | tuple[int, int], after: int | tuple[int, int]) -> jax.Array:
@@ -23,3 +26,8 @@ def mirror(x: jax.Array, before: int | tuple[int, int], after: int | tuple[int, 
         source = np.pad(np.arange(x.shape[axis]), margin, mode="reflect")
         x = jnp.take(x, source, axis)
     return x
+
+
+def padded(x: jax.Array, rows: tuple[int, int], columns: tuple[int, int]) -> jax.Array:
+    """Pad rows and columns with zeros before and after; negative numbers crop."""
+    return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), (*rows, 0), (*columns, 0), (0, 0, 0)])

@@ -21,7 +21,7 @@ from flax import linen as nn
 from jax import lax
 
 from segjax.ops.onednn import kernels
-from segjax.ops.onednn.kernels import Sides
+from segjax.ops.padding import Sides
 
 
 def max_pool_with_indices(x: jax.Array, window: int = 2) -> tuple[jax.Array, jax.Array]:

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from segjax.ops.cpu_convolution import NHWC, conv_general_dilated, padded, with_bias
+from segjax.ops import cpu_convolution
 from segjax.ops.onednn import kernels
+from segjax.ops.padding import padded
 from segjax.ops.platform import on_cpu
 
 
@@ -105,7 +106,7 @@ def conv_transpose(
         y = _by_phases(x, kernel, stride, padding, output_padding)
     else:
         y = _by_lax(x, kernel, stride, padding, output_padding, rate)
-    return with_bias(y, bias)
+    return cpu_convolution.with_bias(y, bias)
 
 
 def _by_lax(x, kernel, stride, padding, output_padding, rate):
@@ -116,7 +117,7 @@ def _by_lax(x, kernel, stride, padding, output_padding, rate):
         strides=(stride, stride),
         padding=[(before, before + output_padding) for before in reach],
         rhs_dilation=(rate, rate),
-        dimension_numbers=NHWC,
+        dimension_numbers=cpu_convolution.NHWC,
         transpose_kernel=True,
     )
 
@@ -131,7 +132,7 @@ def _by_onednn(x, kernel, bias, stride, padding, output_padding, rate):
     if min(sizes) < 1 or output_padding > padding:
         return None
     sides = (padding, padding - output_padding)
-    window = kernels.Window((stride, stride), (rate, rate), (sides, sides), swapped=True)
+    window = kernels.Window(stride, rate, (sides, sides), swapped=True)
     size = sizes[0], sizes[1]
     if (dtype := kernels.transposed_dtype_of(x, kernel, window, size)) is None:
         return None
@@ -154,11 +155,11 @@ def _by_phases(x, kernel, stride, padding, output_padding):
     kernel = jnp.flip(kernel, (0, 2)).transpose(0, 2, 5, 1, 3, 4).reshape(*reach, channels, -1)
     # The convolution crops whole blocks; the rest is cropped after it.
     ends = [k - m * stride - padding + output_padding for m, k in zip(reach, taps, strict=True)]
-    sides = [
+    rows, columns = (
         (m - 1 - padding // stride, m - 1 + -(-end // stride))
         for m, end in zip(reach, ends, strict=True)
-    ]
-    blocks = conv_general_dilated(x, kernel, (1, 1), sides)
+    )
+    blocks = cpu_convolution.convolution(x, kernel, (rows, columns))
     batch, *size, _ = blocks.shape
     y = blocks.reshape(batch, *size, stride, stride, features).swapaxes(2, 3)
     y = y.reshape(batch, size[0] * stride, size[1] * stride, features)

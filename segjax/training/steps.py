@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from segjax.data import loader
 from segjax.data.augment import Example
 from segjax.data.datasets import DatasetInfo
+from segjax.errors import UserError
 from segjax.metrics import confusion_matrix
 from segjax.training import losses, parallel
 
@@ -45,7 +46,11 @@ def create_state(
     config: ConfigDict,
     channels: int = 3,
 ) -> TrainState:
-    """Return the state before the first step, from the config's seed, for images of C channels."""
+    """Return the state before the first step, from the config's seed, for images of C channels.
+
+    Raises:
+      UserError: the logits of the model do not have the size of the image and K channels.
+    """
     # On a CPU, optimizing the program takes many times longer than its one call.
     options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
     init = jax.jit(_init(model, optimizer, config, channels), compiler_options=options)
@@ -64,10 +69,17 @@ def abstract_state(
 
 def _init(model, optimizer, config, channels):
     def init(seed_key):
-        # train=False needs no axis of devices. The logits are unused, so the compiler removes the
-        # network at any resolution.
+        # train=False needs no axis of devices. Of the logits only the shape is used, so the
+        # compiler removes the network at any resolution.
         image = jnp.zeros((1, *config.data.resolution, channels))
-        variables = model.init(seed_key, image, train=False)
+        logits, variables = model.init_with_output(seed_key, image, train=False)
+        expected = (*image.shape[:3], model.num_classes)
+        found = getattr(logits, "shape", type(logits).__name__)
+        if found != expected:
+            raise UserError(
+                f"model {config.model.name} gives {found} for images of {image.shape}, expected "
+                f"logits of {expected}"
+            )
         ema = jax.tree.map(jnp.copy, variables) if config.ema_decay else {}
         opt_state = optimizer.init(variables["params"])
         return TrainState(jnp.zeros((), jnp.int32), variables, opt_state, ema)

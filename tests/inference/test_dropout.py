@@ -14,9 +14,7 @@ from segjax.cli.main import main
 from segjax.errors import UserError
 from segjax.inference import dropout, outputs
 from segjax.models.layers import ConvBlock
-from segjax.runs import experiment
-from segjax.training import parallel
-from support.runs import DESCRIPTION, OneLayer, small_config
+from support.runs import DESCRIPTION, OneLayer, opened, small_config
 
 
 class Dropping(OneLayer):
@@ -51,9 +49,7 @@ def test_evaluation_averages_samples_of_each_image(runs, capsys):
     row = json.loads(path.read_text())
     assert row["inference"] == "mean of 3 samples"
 
-    run, _ = experiment.open_run(workdir, None)
-    variables, _ = experiment.load_variables(run, workdir, None)
-    variables = parallel.place(variables, run.devices[:1])
+    run, variables = opened(workdir)
     sampled = jax.jit(dropout.probabilities(run, 3))
     counts = np.zeros((11, 11), np.int64)
     for place, example in enumerate(run.open_split("test")):
@@ -71,10 +67,7 @@ def test_evaluation_averages_samples_of_each_image(runs, capsys):
 
 
 def test_predictors_refuse_images_that_are_not_uint8_of_the_datasets_channels(runs):
-    workdir = runs / "dropping"
-    run, _ = experiment.open_run(workdir, None)
-    variables, _ = experiment.load_variables(run, workdir, None)
-    variables = parallel.place(variables, run.devices[:1])
+    run, variables = opened(runs / "dropping")
     right = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 3), np.uint8)
     wrong = (
         right / 255,

@@ -17,7 +17,7 @@ from segjax.models.layers import Conv
 from segjax.runs import experiment
 from segjax.training import parallel
 from support.errors import refusal
-from support.runs import DESCRIPTION, OneLayer, arrays, small_config, tiny_config
+from support.runs import DESCRIPTION, OneLayer, arrays, evaluated, small_config, tiny_config
 
 
 def create(config):
@@ -131,46 +131,35 @@ def finished(scenes_data_dir, tmp_path_factory):
         yield workdir, row
 
 
-def evaluated(workdir, *arguments):
-    """Return the row that `segjax evaluate` writes."""
-    before = set(workdir.glob("evaluation_*.json"))
-    assert main.main(["evaluate", "--workdir", str(workdir), *arguments]) == 0
-    (path,) = set(workdir.glob("evaluation_*.json")) - before
-    (row,) = results.read([path])
-    path.unlink()
-    return row
-
-
 def test_evaluating_final_reproduces_result(finished):
     workdir, row = finished
-    again = evaluated(workdir)
+    again, _ = evaluated([workdir])
     assert again | {name: row[name] for name in ("finished", "device")} == row
     assert results.read([workdir / "result.json"]) == [row]
 
 
 def test_evaluating_best_recomputes_statistics(finished):
     workdir, row = finished
-    again = evaluated(workdir, "--checkpoint", "best")
+    again, _ = evaluated([workdir], "--checkpoint", "best")
     assert again["batch_norm"] == "recomputed"
     assert (again["confusion"], again["best_step"]) == (row["confusion"], row["best_step"])
 
 
 def test_limit_takes_first_images(finished, scenes_data_dir):
     workdir, _ = finished
-    first, most = evaluated(workdir, "--limit", "1"), evaluated(workdir, "--limit", "3")
-    assert (first["num_images"], most["num_images"]) == (1, 3)
+    first, most, whole = (evaluated([workdir], "--limit", n)[0] for n in ("1", "3", "100"))
+    assert [row["num_images"] for row in (first, most, whole)] == [1, 3, 5]
     run = experiment.create(small_config(scenes_data_dir))
     source = run.open_split("test")
     for count, row in ((1, first), (3, most)):
         labels = np.concatenate([source[i]["label"].ravel() for i in range(count)])
         pixels = np.bincount(labels[labels != 255], minlength=11)
         np.testing.assert_array_equal(np.sum(row["confusion"], 1), pixels)
-    assert evaluated(workdir, "--limit", "100")["num_images"] == 5
 
 
 def test_validation_split_is_evaluated_as_in_training(finished, scenes_data_dir):
     workdir, _ = finished
-    row = evaluated(workdir, "--split", "val", "--checkpoint", "latest")
+    row, _ = evaluated([workdir], "--split", "val", "--checkpoint", "latest")
     assert (row["split"], row["num_images"]) == ("val", 5)
     # As in training, but with recomputed statistics.
     run = experiment.create(small_config(scenes_data_dir))

@@ -14,6 +14,7 @@ from segjax.errors import UserError
 from segjax.inference import dropout
 from segjax.models import segnet
 from segjax.models.layers import ConvBlock
+from support.variables import abstract
 
 # Blocks whose maps are dropped, as in the authors' files: by the block that sees a pool (its first
 # convolution sees what was dropped), and by the block itself in the decoder.
@@ -63,15 +64,8 @@ def test_half_is_dropped_after_the_published_places(name):
 
 @pytest.mark.parametrize("name", PLACES)
 def test_the_parameters_are_those_of_the_network_without_dropout(name):
-    shapes = [
-        jax.eval_shape(
-            functools.partial(models.create(network, 11).init, train=False),
-            jax.random.key(0),
-            jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32),
-        )
-        for network in (name, name.removeprefix("bayesian_"))
-    ]
-    assert shapes[0] == shapes[1]
+    plain = models.create(name.removeprefix("bayesian_"), 11)
+    assert abstract(models.create(name, 11)) == abstract(plain)
 
 
 CLASSES, SAMPLES = 3, 4
@@ -97,13 +91,12 @@ IMAGES = np.random.default_rng(0).normal(size=(2, 5, 7, 3)).astype(np.float32)
 @functools.cache
 def variables():
     """Draw random variables, running statistics too."""
-    init = functools.partial(Dropping().init, train=False)
     rng = np.random.default_rng(0)
     return jax.tree.map(
         lambda leaf: (
             rng.uniform(0.1, 1, leaf.shape) if leaf.ndim == 1 else rng.normal(size=leaf.shape)
         ).astype(np.float32),
-        jax.eval_shape(init, jax.random.key(0), IMAGES),
+        abstract(Dropping()),
     )
 
 
@@ -157,18 +150,15 @@ def test_mean_and_variance_are_those_of_single_samples_with_running_statistics()
 @pytest.mark.parametrize("model", [Dropping(rate=0.0), models.create("segnet_basic", 2, width=1)])
 def test_a_network_without_dropout_cannot_be_sampled(model):
     image = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
-    init = functools.partial(model.init, train=False)
-    shapes = jax.eval_shape(init, jax.random.key(0), image)
     message = f"^{type(model).__name__} has no dropout, so all its samples are the same"
+    run = functools.partial(dropout.sample, model, samples=2)
     with pytest.raises(UserError, match=message):
-        jax.eval_shape(functools.partial(dropout.sample, model, samples=2), shapes, image, keys(0))
+        jax.eval_shape(run, abstract(model), image, keys(0))
 
 
 @pytest.mark.parametrize("name", ["bayesian_segnet", "fcn8s", "unet", "deeplab_aspp"])
 def test_published_networks_with_dropout_can_be_sampled(name):
     model, image = models.create(name, CLASSES), jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
-    init = functools.partial(model.init, train=False)
-    shapes = jax.eval_shape(init, jax.random.key(0), image)
     run = functools.partial(dropout.sample, model, samples=1)
-    estimate = jax.eval_shape(run, shapes, image, keys(0, 1))
+    estimate = jax.eval_shape(run, abstract(model), image, keys(0, 1))
     assert estimate.mean.shape == estimate.variance.shape == (2, 64, 64, CLASSES)

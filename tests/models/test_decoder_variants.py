@@ -12,6 +12,7 @@ import pytest
 from segjax import models
 from segjax.models import decoder_variants
 from segjax.ops.upsampling import conv_transpose
+from support.variables import abstract, shapes
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "decoder_variants.npz")
 NAMES = sorted({name.partition("/")[0] for name in GOLDEN.files} - {"image"})
@@ -22,9 +23,7 @@ def golden(name):
     """Return a small network with the weights of the golden one, and the golden logits."""
     logits, weights = GOLDEN[f"{name}/logits"], GOLDEN[f"{name}/weights"]
     model = models.create(name, logits.shape[-1], width=2 if name == "segnet" else 3)
-    image = jax.ShapeDtypeStruct(GOLDEN["image"].shape, jnp.float32)
-    shapes = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), image)
-    leaves, tree = jax.tree.flatten(shapes)
+    leaves, tree = jax.tree.flatten(abstract(model))
     sizes = [leaf.size for leaf in leaves]
     assert sum(sizes) == weights.size
     parts = np.split(weights, np.cumsum(sizes)[:-1])
@@ -71,13 +70,7 @@ COUNTS = {
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_parameters_are_those_of_the_table(name):
-    model, image = models.create(name, 11), jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    init = functools.partial(model.init, train=False)
-    params = jax.eval_shape(init, jax.random.key(0), image)["params"]
-    sizes = {
-        "/".join(key.key for key in path): math.prod(leaf.shape)
-        for path, leaf in jax.tree.leaves_with_path(params)
-    }
+    sizes = {path: math.prod(shape) for path, shape in shapes(models.create(name, 11)).items()}
     kernels = sum(size for path, size in sizes.items() if path.endswith("kernel"))
     normalization = sum(size for path, size in sizes.items() if "/bn/" in path)
     assert (kernels, sum(sizes.values()) - kernels - normalization, normalization) == COUNTS[name]

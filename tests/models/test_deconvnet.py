@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from golden.seeded import array
 from segjax import models
 from segjax.errors import UserError
 from segjax.models import deconvnet
+from support.variables import abstract, seeded, shapes
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "deconvnet.npz"
 NARROW = {"width": 2, "fc_width": 6, "fc_kernel": 3}
@@ -28,15 +28,8 @@ deconv1_1 3  64  64 | deconv1_2 3  64  64
 """
 
 
-def abstract(model, size=(224, 224)):
-    image = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
-    return jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), image)
-
-
 def parameters(num_classes, **options):
-    params = abstract(models.create("deconvnet", num_classes, **options))["params"]
-    leaves = jax.tree.leaves_with_path(params)
-    return {"/".join(k.key for k in path): leaf.shape for path, leaf in leaves}
+    return shapes(models.create("deconvnet", num_classes, **options), side=224)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +65,7 @@ def test_names_and_shapes_of_the_decoder_are_those_of_the_authors_file():
 
 def test_camvid_fits_and_193_pixels_are_the_least():
     model = models.create("deconvnet", 11, width=2, fc_width=4)
-    variables = abstract(model)
+    variables = abstract(model, side=224)
 
     def apply(size, model=model, variables=variables):
         image = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
@@ -94,33 +87,28 @@ def test_camvid_fits_and_193_pixels_are_the_least():
             apply(size)
         assert "\n" not in str(error.value)
     small = models.create("deconvnet", 11, width=2, fc_width=4, fc_kernel=2)
-    apply((33, 40), small, abstract(small))
+    apply((33, 40), small, abstract(small, side=33))
 
 
 @functools.cache
 def golden():
     """Return the model, its variables by name, an image and PyTorch's logits."""
     model = models.create("deconvnet", 3, **NARROW)
-
-    def draw(path, leaf):
-        return array("/".join(key.key for key in path[1:]), leaf.shape)
-
-    variables = jax.tree.map_with_path(draw, abstract(model))
     with np.load(GOLDEN) as file:
-        return model, variables, file["image"], file["logits"]
+        return model, seeded(model, side=224), file["image"], file["logits"]
 
 
 @functools.cache
 def run():
     """Return logits, the gradient of one by the encoder's maps, and the places of unpooling."""
     model, variables, image, _ = golden()
-    unpool, shapes = deconvnet.max_unpool, []
+    unpool, sizes = deconvnet.max_unpool, []
 
     def logit(shifts):
         pending, places = list(shifts), []
 
         def shifted(y, indices, shape):
-            shapes.append(y.shape)
+            sizes.append(y.shape)
             places.append(indices)
             return unpool(y + pending.pop(0) if pending else y, indices, shape)
 
@@ -133,7 +121,7 @@ def run():
         return logits[0, 30, 40, 1], (logits, places, maps)
 
     jax.eval_shape(logit, ())
-    zeros = tuple(jnp.zeros(shape) for shape in shapes)
+    zeros = tuple(jnp.zeros(shape) for shape in sizes)
     gradients, (logits, places, maps) = jax.jit(jax.grad(logit, has_aux=True))(zeros)
     return [np.asarray(g) for g in gradients], np.asarray(logits), places, maps
 

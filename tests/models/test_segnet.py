@@ -14,6 +14,7 @@ from segjax import models
 from segjax.models import segnet
 from segjax.models.segnet import Level, SegNetBasic
 from segjax.ops.pooling import max_pool_with_indices
+from support import variables
 
 # Name, kernel side, input and output channels, in the order of the authors' Caffe files.
 SEGNET = """
@@ -41,15 +42,7 @@ conv4     7  64  64 | conv_decode1    7 64 64
 
 
 def shapes(name, num_classes=11, channels=3, **options):
-    """Return {parameter path: shape}, without computing anything."""
-    model = models.create(name, num_classes, **options)
-    image = jax.ShapeDtypeStruct((1, 32, 32, channels), jnp.float32)
-    init = functools.partial(model.init, train=False)
-    params = jax.eval_shape(init, jax.random.key(0), image)["params"]
-    return {
-        "/".join(key.key for key in path): leaf.shape
-        for path, leaf in jax.tree.leaves_with_path(params)
-    }
+    return variables.shapes(models.create(name, num_classes, **options), channels)
 
 
 def count(parameters, *ends):
@@ -133,8 +126,7 @@ def test_gray_images_and_width():
 def test_initialization():
     model = models.create("segnet_basic", 11, width=16)
     init = jax.jit(functools.partial(model.init, train=False))
-    variables = init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
-    params = variables["params"]
+    params = init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"]
     for block in (f"conv_decode{level}" for level in range(1, 5)):
         kernel = np.asarray(params[block]["conv"]["kernel"])
         fan_in = 7 * 7 * 16
@@ -165,7 +157,7 @@ def test_the_upsampling_of_the_decoder(upsampling, size):
     pooled, indices = max_pool_with_indices(encoded)
     level = Level(encoded, pooled, indices)
     step = Upsampling(3, width=1, upsampling=upsampling)
-    x, variables = step.init_with_output(jax.random.key(0), pooled, level)
+    x, state = step.init_with_output(jax.random.key(0), pooled, level)
     assert x.shape == encoded.shape
     height, width = size
     blocks = np.asarray(pooled).repeat(2, 1).repeat(2, 2)[:, :height, :width]
@@ -202,9 +194,9 @@ def test_the_upsampling_of_the_decoder(upsampling, size):
         expected = np.einsum("Hh,bhwc,Ww->bHWc", weights[0], pooled, weights[1])
     np.testing.assert_allclose(x, expected, atol=1e-6)
     if upsampling == "learnt":
-        assert variables["params"]["up"]["kernel"].shape == (4, 4, 1, 1)
+        assert state["params"]["up"]["kernel"].shape == (4, 4, 1, 1)
     else:
-        assert variables == {}
+        assert state == {}
 
 
 def test_learned_upsampling_adds_a_kernel_to_each_level():

@@ -13,6 +13,7 @@ from jax import lax
 from segjax import models
 from segjax.models import segnet
 from segjax.ops.pooling import max_unpool
+from support.variables import abstract
 
 WIDTH, CLASSES, SIZE = 3, 2, (13, 11)  # sides that halve to odd ones
 # Of the last unpooling: the encoder's block before its pooling, the decoder's block before it, and
@@ -30,8 +31,6 @@ OPEN = 50.0  # a shift so far from zero that a ReLU after it is the identity
 def small(name):
     """Return a model and variables: random kernels and scales, no bias, statistics 0 and 1."""
     model = models.create(name, CLASSES, width=WIDTH)
-    image = jax.ShapeDtypeStruct((1, *SIZE, 3), jnp.float32)
-    init = functools.partial(model.init, train=False)
     rng = np.random.default_rng(0)
 
     def fill(path, leaf):
@@ -41,7 +40,7 @@ def small(name):
             return rng.uniform(0.5, 1.5, leaf.shape)
         return np.full(leaf.shape, path[-1].key == "var")
 
-    variables = jax.tree.map_with_path(fill, jax.eval_shape(init, jax.random.key(0), image))
+    variables = jax.tree.map_with_path(fill, abstract(model))
     return model, jax.tree.map(lambda leaf: leaf.astype(np.float32), variables)
 
 

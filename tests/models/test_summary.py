@@ -76,7 +76,7 @@ class Faint(Chain):
 )
 def test_the_field_is_that_of_the_kernels(network, size, monkeypatch):
     monkeypatch.setitem(models.MODELS, "network", network)
-    assert summary.receptive_field("network", 64) == (size, size)
+    assert summary.box(summary.receptive_field("network", 64)) == (size, size)
 
 
 def test_a_field_is_measured_on_a_larger_image_where_it_fills_one(monkeypatch):
@@ -95,7 +95,7 @@ def test_a_field_is_measured_on_a_larger_image_where_it_fills_one(monkeypatch):
 def test_segnet_basics_field():
     # The deepest map sees 106 pixels, as the paper says, and the middle pixel six of its values,
     # 16 pixels apart: 106 + 5 * 16.
-    assert summary.receptive_field("segnet_basic", 256) == (186, 186)
+    assert summary.box(summary.receptive_field("segnet_basic", 256)) == (186, 186)
 
 
 @pytest.mark.parametrize("name", sorted(models.MODELS))

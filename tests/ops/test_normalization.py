@@ -7,22 +7,22 @@ from segjax.ops.normalization import batch_norm, local_response_normalization, n
 from segjax.ops.platform import shapes_only
 
 
-def loop(x, size=5, alpha=1e-4, beta=0.75):
+def loop(x):
     """Compute the formula in float64, channel by channel."""
     x = np.asarray(x, np.float64)
     y = np.empty_like(x)
     channels = x.shape[-1]
     for c in range(channels):
         energy = np.zeros(x.shape[:-1])
-        for k in range(c - size // 2, c + size // 2 + 1):
+        for k in range(c - 2, c + 3):
             if 0 <= k < channels:
                 energy += x[..., k] ** 2
-        y[..., c] = x[..., c] / (1 + alpha / size * energy) ** beta
+        y[..., c] = x[..., c] / (1 + 1e-4 / 5 * energy) ** 0.75
     return y
 
 
-def pixels(channels, shape=(2, 4, 5), seed=0):
-    values = np.random.default_rng(seed).uniform(0, 255, (*shape, channels))
+def pixels(channels, shape=(2, 4, 5)):
+    values = np.random.default_rng(0).uniform(0, 255, (*shape, channels))
     return jnp.asarray(values, jnp.float32)
 
 
@@ -38,16 +38,6 @@ def test_the_formula(channels):
     y = local_response_normalization(x)
     assert y.dtype == jnp.float32
     np.testing.assert_allclose(y, loop(x), rtol=2e-6)
-
-
-@pytest.mark.parametrize(
-    "options", [{"size": 1}, {"size": 3, "alpha": 1e-2}, {"beta": 0.5}, {"size": 9, "alpha": 2.0}]
-)
-def test_other_options(options):
-    x = pixels(7, seed=1)
-    np.testing.assert_allclose(
-        local_response_normalization(x, **options), loop(x, **options), rtol=5e-6
-    )
 
 
 def test_three_channels_share_one_divisor():

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from segjax.ops import upsampling
-from segjax.ops.convolution import conv
 from segjax.ops.platform import shapes_only
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "upsampling.npz")
@@ -153,15 +152,6 @@ def test_leading_axes_are_free():
         whole = resize(x)
         assert whole.shape[:2] == (2, 3)
         np.testing.assert_allclose(whole[1, 2], resize(x[1, 2]), atol=1e-6)
-
-
-def test_transposed_convolution_is_the_gradient_of_convolution():
-    y, kernel = random((2, 4, 3, 5)), random((3, 3, 2, 5), seed=1)
-    image = jnp.zeros((2, 8, 6, 2))
-    settings = {"stride": 2, "padding": 1, "rate": 1}
-    _, transpose = jax.vjp(lambda x: conv(x, kernel, **settings), image)
-    found = upsampling.conv_transpose(y, kernel, output_padding=1, **settings)
-    np.testing.assert_allclose(found, *transpose(y), rtol=1e-5, atol=1e-5)
 
 
 def test_bfloat16_stays_bfloat16():

@@ -16,8 +16,9 @@ from segjax import results
 from segjax.cli.main import main
 from segjax.config import default
 from segjax.models.layers import ConvBlock
-from segjax.runs.experiment import Description
+from segjax.runs.experiment import Description, load_variables, open_run
 from segjax.runs.metrics_log import read_metrics
+from segjax.training import parallel
 
 DESCRIPTION = Description("tiny", "tiny", {}, "segjax train")
 
@@ -125,6 +126,24 @@ def small_config(data_dir, **changed):
     config.augment.scale = (1.0, 1.0)  # what compiles slowest
     config.steps, config.eval_every, config.checkpoint_every = 4, 2, 2
     return change(config, **changed)
+
+
+def opened(workdir):
+    """Return the experiment of a run directory, and its final variables on one device."""
+    run, _ = open_run(workdir, None)
+    variables, _ = load_variables(run, workdir, None)
+    return run, parallel.place(variables, run.devices[:1])
+
+
+def evaluated(workdirs, *arguments):
+    """Run `segjax evaluate`; return the row that it writes and the path of its file, now gone."""
+    before = set(workdirs[0].glob("evaluation_*.json"))
+    flags = [flag for workdir in workdirs for flag in ("--workdir", str(workdir))]
+    assert main(["evaluate", *flags, *arguments]) == 0
+    (path,) = set(workdirs[0].glob("evaluation_*.json")) - before
+    (row,) = results.read([path])
+    path.unlink()
+    return row, path
 
 
 def without_time(workdir):

@@ -25,9 +25,23 @@ def count(model, **options):
     return sum(math.prod(shape) for shape in shapes(model, **options).values())
 
 
-def seeded(model):
+def lit(height, first, last):
+    """Return columns of pixels, lit in the rows before first, to first, after last, from last."""
+    row = np.arange(height)
+    rows = [row < first, row <= first, row > last, row >= last]
+    return np.broadcast_to(np.stack(rows)[:, :, None, None], (4, height, 1, 3)).astype(np.float32)
+
+
+def assert_sees(logits, what=""):
+    """Assert that all logits (4, ...) of `lit` columns see the rows from first to last alone."""
+    seen = (np.asarray(logits) > 0).reshape(4, -1)
+    for found in (seen.all(-1), seen.any(-1)):
+        np.testing.assert_array_equal(found, [False, True, False, True], err_msg=what)
+
+
+def seeded(model, **options):
     """Return the variables that the golden files are made with."""
-    return _made(model, array)
+    return _made(model, array, **options)
 
 
 def positive(model):
@@ -40,13 +54,13 @@ def positive(model):
     return _made(model, make)
 
 
-def _made(model, make):
+def _made(model, make, **options):
     def fill(path, leaf):
         return jnp.asarray(make(_name(path), leaf.shape))
 
     return {
         collection: jax.tree.map_with_path(fill, tree)
-        for collection, tree in abstract(model).items()
+        for collection, tree in abstract(model, **options).items()
     }
 
 

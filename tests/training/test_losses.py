@@ -11,7 +11,6 @@ from segjax.training.losses import (
     border_weights,
     class_weights,
     cross_entropy,
-    num_valid,
 )
 
 VOID = 255
@@ -69,30 +68,6 @@ def test_two_pixels_by_hand():
     np.testing.assert_allclose(loss, (2 * 0.3132617 + 3 * 2.1269280) / 2, rtol=1e-6)
 
 
-def test_the_divisor_is_the_number_of_pixels_and_not_of_weights(batch):
-    logits, labels, weights, _ = batch
-    once, twice = (cross_entropy(logits, labels, w) for w in (weights, 2 * weights))
-    np.testing.assert_allclose(twice, 2 * once, rtol=1e-6)
-
-
-def test_shards_with_the_whole_batchs_divisor_add_up(batch):
-    logits, labels, weights, _ = batch
-    total = num_valid(jnp.asarray(labels), CLASSES)
-    assert float(total) == (labels < CLASSES).sum()
-    assert total.dtype == jnp.float32
-    parts = [cross_entropy(logits[i], labels[i], weights, normalizer=total) for i in range(2)]
-    np.testing.assert_allclose(sum(parts), cross_entropy(logits, labels, weights), rtol=1e-6)
-
-
-def test_no_valid_pixel_is_zero_with_zero_gradient(batch):
-    logits, labels, weights, pixel_weights = batch
-    labels = np.full_like(labels, VOID)
-    for options in ({}, {"pixel_weights": pixel_weights}, {"normalizer": jnp.float32(1)}):
-        loss, gradient = jax.value_and_grad(cross_entropy)(logits, labels, weights, **options)
-        assert loss == 0
-        np.testing.assert_array_equal(gradient, 0)
-
-
 def test_gradient(batch):
     logits, labels, weights, pixel_weights = batch
     gradient = jax.grad(cross_entropy)(logits, labels, weights, pixel_weights=pixel_weights)
@@ -106,14 +81,6 @@ def test_gradient(batch):
     weight = pixel_weights * weights[target] * ~void / (~void).sum()
     expected = weight[..., None] * (softmax - np.eye(CLASSES)[target])
     np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-7)
-
-
-def test_void_pixels_may_hold_any_logits(batch):
-    logits, labels, weights, _ = batch
-    other = np.where((labels >= CLASSES)[..., None], 100 - logits, logits)
-    np.testing.assert_array_equal(
-        cross_entropy(other, labels, weights), cross_entropy(logits, labels, weights)
-    )
 
 
 def test_extreme_logits_stay_finite():

@@ -16,11 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from segjax.ops.onednn.build import library
+from segjax.ops.padding import Sides
 from segjax.ops.platform import on_cpu
 
 DTYPES = (jnp.float32, jnp.bfloat16)
-
-Sides = tuple[tuple[int, int], tuple[int, int]]  # above and below, left and right
 
 
 def in_use(*arrays: jax.Array) -> bool:
@@ -38,25 +37,24 @@ def _call(kernel: str, results: Any, *arrays: jax.Array, **attributes: Any) -> A
 class Window(NamedTuple):
     """Stride, dilation, padding and groups of a convolution."""
 
-    strides: tuple[int, int]
-    rates: tuple[int, int]
+    stride: int
+    rate: int
     padding: Sides  # zeros; none negative
     groups: int = 1
     swapped: bool = False  # the kernel is (kh, kw, D, C); one group
 
     def numbers(self, relu: bool = False) -> np.ndarray:
         """Return the values as the array that the kernels read."""
+        steps = self.stride, self.stride, self.rate, self.rate  # of rows and columns
         rows, columns = self.padding
-        values = (*self.strides, *self.rates, *rows, *columns, self.groups, relu, self.swapped)
+        values = (*steps, *rows, *columns, self.groups, relu, self.swapped)
         return np.asarray(values, np.int64)
 
     def output(self, size: tuple[int, ...], taps: tuple[int, ...]) -> tuple[int, int]:
         """Return (h, w) of the result for a map and a kernel of these sides."""
         height, width = (
-            (n + sum(side) - (k - 1) * rate - 1) // stride + 1
-            for n, side, k, rate, stride in zip(
-                size, self.padding, taps, self.rates, self.strides, strict=True
-            )
+            (n + sum(side) - (k - 1) * self.rate - 1) // self.stride + 1
+            for n, side, k in zip(size, self.padding, taps, strict=True)
         )
         return height, width
 

@@ -66,7 +66,9 @@ MISSING = {
 
 
 @pytest.mark.parametrize("missing", MISSING, ids=lambda each: each.__name__)
-def test_what_is_missing_is_logged_once_and_xla_computes(missing, unloaded, tmp_path, caplog):
+def test_what_is_missing_is_logged_once_and_an_error_if_onednn_is_on(
+    missing, unloaded, tmp_path, caplog
+):
     missing(unloaded, tmp_path)
     assert build.library() is None
     assert build.library() is None
@@ -75,10 +77,7 @@ def test_what_is_missing_is_logged_once_and_xla_computes(missing, unloaded, tmp_
     assert MISSING[missing] in record.getMessage()
     assert build.versions("cpu") == {}
 
-
-@pytest.mark.parametrize("missing", MISSING, ids=lambda each: each.__name__)
-def test_on_without_onednn_is_an_error_of_one_line(missing, unloaded, tmp_path):
-    missing(unloaded, tmp_path)
+    build.library.cache_clear()
     unloaded.setenv("SEGJAX_ONEDNN", "on")
     with pytest.raises(build.Unavailable, match="SEGJAX_ONEDNN=on, but") as caught:
         build.library()
