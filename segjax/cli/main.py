@@ -89,7 +89,7 @@ def _flush() -> None:
 def _environment_fault(error: Exception) -> str | None:
     """Return in one line which environment variable an exception comes from; None if from none."""
     *_, raised = traceback.extract_tb(error.__traceback__)
-    file, message = raised.filename.replace(os.sep, "/"), one_line(error)
+    file, said = raised.filename.replace(os.sep, "/"), one_line(error)
     if file.endswith("/jax/_src/xla_bridge.py"):
         names = ("JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES", "CUDA_VISIBLE_DEVICES")
         given = ", ".join(f"{x}={os.environ[x]!r}" for x in names if x in os.environ)

@@ -12,7 +12,7 @@ from typing import Any
 
 from segjax import config as configs
 from segjax import results
-from segjax.errors import UserError
+from segjax.errors import UserError, counted
 from segjax.report import tables
 from segjax.results.schema import Row
 from segjax.results.summary import Estimate, Summary, summarize
@@ -64,7 +64,7 @@ def read_settings(paths: Sequence[str | os.PathLike[str]]) -> list[Setting]:
     settings: dict[str, list[Row]] = {}
     for row in itertools.chain.from_iterable(files.values()):
         height, width = row["resolution"]
-        count = f"{row['num_images']} image" + ("" if row["num_images"] == 1 else "s")
+        count = counted(row["num_images"], "image")
         title = f"{row['dataset']}, {row['split']} split, {count} of {height}x{width}"
         rows = settings.setdefault(title, [])
         rows.append(row)

@@ -169,7 +169,7 @@ def test_ablation_has_a_line_for_each_choice_of_the_other_fields(tmp_path, metho
         make_point(0, 40, depth=7, stride=256),  # differs from all others in both
         make_point(0, 30, head="aspp"),  # has neither number
     ]
-    (setting,) = groups.read_settings([write(tmp_path / "rows.jsonl", rows)])
+    (setting,) = groups.read_settings([write_rows(tmp_path / "rows.jsonl", rows)])
     figure = figures.ablation(setting.methods)
     depth, stride = figure.axes
 
@@ -245,7 +245,7 @@ def test_settings_have_files_of_their_own(tmp_path, monkeypatch):
 
 def test_the_error_for_a_figure_is_one_line(tmp_path, capsys):
     missing = tmp_path / "nothing"
-    command_refusal(capsys, ["figures", "--results", str(missing), "--output", str(tmp_path / "out")])
+    command_refusal(capsys, ["figures", "--results", missing, "--output", tmp_path / "out"])
     assert not (tmp_path / "out").exists()
     make_run(tmp_path / "run", make_row(0), [])
     for content in ("{", r'{"config": {"a": "\ud800"}}', "[" * 100_000):

@@ -10,7 +10,7 @@ from segjax.cli import main
 from segjax.metrics import boundary
 from segjax.results import bootstrap
 from segjax.results import counts as counting
-from support.errors import refusal, command_refusal
+from support.errors import command_refusal, refusal
 from support.rows import CLASS_NAMES, make_row
 
 

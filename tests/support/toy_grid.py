@@ -35,7 +35,7 @@ def start(arguments, **environment):
 
 
 def sweep(spec, workdir, *arguments, **environment):
-    """Run `segjax sweep` on such a grid; return its exit status, standard output and standard error."""
+    """Run `segjax sweep` on such a grid; return its exit status, output and errors."""
     command = ["sweep", "--config", spec, "--workdir", workdir, *arguments]
     process = start(command, **environment)
     out, error = process.communicate(timeout=600)
