@@ -41,7 +41,14 @@ LONGEST = (
 )
 
 
+PUBLISHED = {"camvid_data_dir", "isbi2012_data_dir"}  # prepared from a folder of the user
+
+
+@pytest.hookimpl(tryfirst=True)  # before the slow tests are deselected
 def pytest_collection_modifyitems(items):
+    for item in items:
+        if PUBLISHED & set(item.fixturenames):
+            item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: not item.name.startswith(LONGEST))
 
 

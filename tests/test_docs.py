@@ -350,7 +350,12 @@ def test_the_table_of_models_is_that_of_the_committed_rows():
     """The rows are `segjax models --format json`; test_summary checks what is quick to."""
     ((_, _, table),) = drawn("segjax models")
     stored = json.loads((ROOT / "experiments" / "results" / "models.json").read_text())
-    found = [summary.from_json(row) for row in stored]
+    found = [
+        summary.Architecture(
+            **row | {"figure": summary.Figure(**row["figure"]), "outputs": tuple(row["outputs"])}
+        )
+        for row in stored
+    ]
     assert table == summary.render(found)
     assert [row.name for row in found] == list(models.MODELS)
     for row in found:

@@ -17,6 +17,8 @@ from segjax.metrics import boundary_iou
 from segjax.results import bootstrap
 from support.runs import DESCRIPTION, OneLayer, evaluated, small_config
 
+pytestmark = pytest.mark.slow
+
 SIZES = [(40, 56), (24, 32), (31, 77), (61, 45)]
 RESOLUTION = (24, 32)
 CLASSES = {"Ground": 0, "Disk": 255, "Line": 40}

@@ -125,6 +125,7 @@ def test_crf_refines_at_image_size(tmp_path, workdir):
         assert edges(after) < 0.5 * edges(before)
 
 
+@pytest.mark.slow
 def test_picture_shows_runs_with_and_without_crf(tmp_path, workdir):
     widths = []
     for flags in ([], ["--crf"]):

@@ -396,7 +396,7 @@ def test_a_workdir_in_use_is_refused(command, tmp_path):
 
 def test_override_of_batch_norm_needs_a_model_with_it(tmp_path, scenes_data_dir):
     config = tiny_config(scenes_data_dir)
-    config.model.name = "unet"
+    config.model.name, config.model.options.width = "unet", 2
     config.recompute_batch_norm = False
     description = dataclasses.replace(DESCRIPTION, overrides={"recompute_batch_norm": False})
     with pytest.raises(UserError, match="model unet has no batch normalization"):

@@ -316,8 +316,7 @@ def seeded_variables(model: Any, size: tuple[int, int]) -> dict[str, Any]:
 
     No kernel is zero, unlike initial score layers, and normalization layers are not the identity.
     """
-    image = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
-    shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
+    shapes = flops.abstract(model, (*size, 3))
     rng = np.random.default_rng(0)
 
     def fill(path, leaf):

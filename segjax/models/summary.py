@@ -209,12 +209,6 @@ def _images(side: int) -> Iterator[np.ndarray]:
         yield np.repeat(1 + values[None, ..., None], 3, -1)
 
 
-def from_json(row: dict[str, Any]) -> Architecture:
-    """Read a row of `segjax models --format json`."""
-    figure, outputs = Figure(**row["figure"]), tuple(row["outputs"])
-    return Architecture(**{**row, "figure": figure, "outputs": outputs})
-
-
 def render(rows: Sequence[Architecture], format: str = "markdown") -> str:
     """Render the rows as a table: markdown, csv or json."""
     if format == "json":

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from segjax.errors import UserError, warn
-from segjax.models import pretrained
+from segjax.models import flops, pretrained
 from segjax.runs import hub, processes, weights
 from segjax.runs.experiment import Experiment, load_variables, open_run, read_description
 from segjax.training.steps import TrainState
@@ -100,9 +100,7 @@ def _read(run, source):
 def _shapes(run, num_classes):
     """Return {path: shape} of the run's network with another number of classes."""
     model = run.model.clone(num_classes=num_classes)
-    size = (1, *run.config.data.resolution, len(run.info.mean))
-    image = jax.ShapeDtypeStruct(size, jnp.float32)
-    shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
+    shapes = flops.abstract(model, (*run.config.data.resolution, len(run.info.mean)))
     return {name: x.shape for name, x in weights.flatten(shapes).items()}
 
 

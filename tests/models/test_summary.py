@@ -92,6 +92,7 @@ def test_a_field_is_measured_on_a_larger_image_where_it_fills_one(monkeypatch):
     assert summary._field("network") == "9x9"
 
 
+@pytest.mark.slow
 def test_segnet_basics_field():
     # The deepest map sees 106 pixels, as the paper says, and the middle pixel six of its values,
     # 16 pixels apart: 106 + 5 * 16.

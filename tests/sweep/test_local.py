@@ -361,6 +361,7 @@ def test_jobs_gpus_means_one_run_per_gpu(environment, given, jobs):
     assert local.resolve_jobs(given, environment) == jobs
 
 
+@pytest.mark.slow
 def test_after_the_time_limit_no_run_starts_and_running_ones_save(stand_in):
     first, second = names(stand_in, 0, 1)
     stand_in.do(1, "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)); time.sleep(60)")

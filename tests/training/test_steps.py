@@ -212,7 +212,12 @@ def test_neither_devices_nor_micro_batches_change_the_loss(
     np.testing.assert_allclose(metrics["gradient_norm"], norm, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["focal", "dice", "lovasz"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "name", ["lovasz", pytest.param("focal", marks=SLOW), pytest.param("dice", marks=SLOW)]
+)
 def test_no_loss_changes_with_devices_or_micro_batches(scenes_data_dir, name):
     rng = np.random.default_rng(0)
     label = rng.integers(0, 11, (4, 6, 8)).astype(np.uint8)
@@ -407,7 +412,7 @@ def test_another_step_or_seed_has_another_batch(scenes_data_dir):
     assert len(set(seen)) == 4
 
 
-@pytest.mark.parametrize("micro_batches", [1, 2])
+@pytest.mark.parametrize("micro_batches", [pytest.param(1, marks=SLOW), 2])
 def test_dropout_follows_the_step_and_the_image_on_any_number_of_devices(
     scenes_data_dir, micro_batches
 ):
