@@ -17,6 +17,8 @@ from segjax.results.summary import summarize
 from segjax.runs.experiment import Description
 from support.runs import DESCRIPTION, OneLayer, evaluated, opened, small_config
 
+pytestmark = pytest.mark.slow
+
 CRF = "1,1,2,8,10"
 
 

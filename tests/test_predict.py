@@ -74,6 +74,7 @@ def test_native_changes_nothing_at_the_training_size(tmp_path, workdir):
     np.testing.assert_array_equal(*labels)
 
 
+@pytest.mark.slow
 def test_flip_augmentation_is_mirror_equivariant(tmp_path, workdir, capsys):
     pixels = save(tmp_path / "image.png", 24, 32)
     Image.fromarray(pixels[:, ::-1]).save(tmp_path / "mirrored.png")
