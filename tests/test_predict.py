@@ -14,6 +14,8 @@ from segjax.cli.main import main
 from segjax.errors import UserError
 from support.runs import train_smoke
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory, scenes_data_dir):
@@ -74,7 +76,6 @@ def test_native_changes_nothing_at_the_training_size(tmp_path, workdir):
     np.testing.assert_array_equal(*labels)
 
 
-@pytest.mark.slow
 def test_flip_augmentation_is_mirror_equivariant(tmp_path, workdir, capsys):
     pixels = save(tmp_path / "image.png", 24, 32)
     Image.fromarray(pixels[:, ::-1]).save(tmp_path / "mirrored.png")
@@ -105,7 +106,6 @@ def test_picture_shows_image_truth_and_runs(tmp_path, workdir):
         assert len(picture.convert("RGB").getcolors(2**24)) > 20
 
 
-@pytest.mark.slow
 def test_crf_refines_at_image_size(tmp_path, workdir):
     save(tmp_path / "image.png", 24, 32)
     save(tmp_path / "odd.png", 37, 61)
@@ -126,7 +126,6 @@ def test_crf_refines_at_image_size(tmp_path, workdir):
         assert edges(after) < 0.5 * edges(before)
 
 
-@pytest.mark.slow
 def test_picture_shows_runs_with_and_without_crf(tmp_path, workdir):
     widths = []
     for flags in ([], ["--crf"]):
@@ -233,7 +232,6 @@ print(re.search(r"VmHWM:\s+(\d+) kB", open("/proc/self/status").read())[1])
 """
 
 
-@pytest.mark.slow
 def test_windows_over_a_large_image_take_little_memory(tmp_path, workdir):
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     Image.fromarray(pixels.repeat(64, 0).repeat(64, 1)).save(tmp_path / "large.jpg")
@@ -246,7 +244,6 @@ def test_windows_over_a_large_image_take_little_memory(tmp_path, workdir):
     assert int(done.stdout.split()[-1]) * 1024 < 1.5e9  # bytes, the largest resident set
 
 
-@pytest.mark.slow
 def test_figures_and_report_show_curves_and_predictions(tmp_path, workdir, scenes_data_dir, capsys):
     predictions = predict.predict_test_images([workdir], 2, str(scenes_data_dir))
     ((_, labels),) = predictions.labels
