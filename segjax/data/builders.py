@@ -1,4 +1,4 @@
-"""What all TFDS builders share: their base class, PNG files, checks and a progress bar."""
+"""Give all TFDS builders their base class, PNG files, checks and a progress bar."""
 
 import colorsys
 import contextlib

@@ -124,9 +124,8 @@ def create(
     known = {field.name for field in dataclasses.fields(model)} - {*OWN, "parent", "name"}
     for option, value in options.items():
         if option not in known:
-            raise UserError(
-                f"unknown option {option!r} of model {name}; known: {', '.join(sorted(known))}"
-            )
+            names = ", ".join(sorted(known)) or "none"
+            raise UserError(f"unknown option {option!r} of model {name}; known: {names}")
         if not allows(kinds[option], value):
             expected = describe(kinds[option])
             raise UserError(f"option {option!r} of model {name} is {value!r}, expected {expected}")

@@ -147,6 +147,12 @@ def test_logits_of_a_wrong_size_are_one_line(output, found):
         )
 
 
+def test_the_error_for_an_option_of_a_model_without_options():
+    models.MODELS["toy"] = OneLayer
+    said = refusal(models.create, "toy", 5, depth=3)
+    assert said == "unknown option 'depth' of model toy; known: none"
+
+
 def test_a_model_elsewhere_is_added_by_one_line():
     models.MODELS["toy"] = OneLayer  # conftest.py removes it again
     model = models.create(name="toy", num_classes=5, dtype=jnp.bfloat16)

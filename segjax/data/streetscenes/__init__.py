@@ -25,7 +25,6 @@ class StreetScenes(builders.Builder):
     """TFDS builder of the scenes of a size; scene i is `scene.render(SEED, i, height, width)`."""
 
     name = "streetscenes"
-    VERSION = tfds.core.Version("1.0.0")
     description = "Procedural road scenes with the eleven classes of CamVid, and void."
     class_names, palette = CLASS_NAMES, PALETTE
     size: tuple[int, int]
