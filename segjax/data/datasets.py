@@ -11,14 +11,14 @@ import os
 import shlex
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import tensorflow_datasets as tfds
 
 from segjax.data import camvid, catalog, isbi2012, modules, streetscenes
-from segjax.data import folder as folders
 from segjax.data.builders import Builder
+from segjax.data.folder import Folder
 from segjax.data.source import Source, check_shard
 from segjax.data.statistics import VOID, DatasetInfo, SplitInfo, split_info
 from segjax.errors import UserError
@@ -38,16 +38,15 @@ __all__ = [
 
 take_folders_literally()
 
-DATASETS = {
-    "camvid": camvid,
-    "folder": folders,
-    "isbi2012": isbi2012,
-    "streetscenes": streetscenes,
+DATASETS: dict[str, type[Builder]] = {
+    "camvid": camvid.CamVid,
+    "folder": Folder,
+    "isbi2012": isbi2012.Isbi2012,
+    "streetscenes": streetscenes.StreetScenes,
 }
-"""Name -> module with a function `builder`, and with LICENSE if segjax ships the dataset."""
 
 PREFIXES = {"tfds": catalog, "module": modules}
-"""Prefix of a name such as `tfds:NAME` -> module with `check_name` and `builder`."""
+"""Prefix of a name such as `tfds:NAME` -> module with `check_name`."""
 
 PathLike = str | os.PathLike[str]
 
@@ -163,22 +162,26 @@ def _builder(
     directory = Path(default if data_dir is None else data_dir).expanduser()
     folder = None if source is None else Path(source).expanduser()
     prefix, _, rest = name.partition(":")
-    create: Callable[..., Builder]
+    kinds: dict[str, Any] = {"tfds": catalog.Tfds, "module": modules.Module, **DATASETS}
+    kind = kinds[prefix]
+    if folder is not None and not kind.takes_source:
+        raise UserError(f"dataset {name} takes no source or folder, found {folder}")
+    create = functools.partial(kind, source=folder, resolution=resolution)
     if prefix == "tfds":
-        create = functools.partial(catalog.builder, rest, options or catalog.Options(), directory)
+        create = functools.partial(
+            create, dataset=rest, options=options or catalog.Options(), stored_in=directory
+        )
     elif prefix == "module":
-        create = functools.partial(modules.builder, rest)
-    else:
-        create = DATASETS[name].builder
+        create = functools.partial(create, module=rest)
     try:
-        return create(directory, folder, resolution)
+        return create(data_dir=directory)
     except UserError:
         raise
     except Exception as error:  # of TFDS or protobuf: it reads the file of a prepared dataset
         if isinstance(error, OSError) and error.filename:
             raise
         with tempfile.TemporaryDirectory() as empty:
-            builder = create(Path(empty), folder, resolution)
+            builder = create(data_dir=Path(empty))
         path = directory / builder.data_path.relative_to(empty)
         raise UserError(
             f"{path / 'dataset_info.json'} is damaged: {_remedy(builder, directory)}"

@@ -369,37 +369,39 @@ def _is_jpeg(path: Path) -> bool:
     return path.suffix.lower() in (".jpg", ".jpeg", ".jpe", ".jfif")
 
 
-class Folder(builders.OwnDataset):
-    """TFDS builder of a folder; a changed file is prepared anew."""
+class Folder(builders.Builder):
+    """TFDS builder of the folder `source`; a changed file is prepared anew."""
 
     name = "folder"
+    takes_source = True
 
-    def __init__(self, *, folder: Path, **kwargs: Any):
-        self.classes = read_classes(folder)
-        self.pairs = find_pairs(folder, self.classes)
-        self._folder = folder
+    def __init__(self, source: Path | None, resolution: object, data_dir: Path | None):
+        if source is None:
+            raise UserError(
+                "dataset folder needs a folder: --config.data.folder=DIR, or segjax data folder "
+                "--source DIR"
+            )
+        self.classes = read_classes(source)
+        self.class_names, self.palette = self.classes.names, self.classes.palette
+        self.channels = self.classes.channels
+        self.pairs = find_pairs(source, self.classes)
+        self.splits = {split: len(pairs) for split, pairs in self.pairs.items()}
+        self._folder = source
         digest = hashlib.sha256(json.dumps(dataclasses.asdict(self.classes)).encode())
         for split, pairs in self.pairs.items():
             for pair in pairs:
                 stats = (pair.image.stat(), pair.mask.stat())
                 seen = [[split, pair.name], *([stat.st_size, stat.st_mtime_ns] for stat in stats)]
                 digest.update(json.dumps(seen).encode())
-        super().__init__(
-            digest=digest.hexdigest()[:16],
-            class_names=self.classes.names,
-            palette=self.classes.palette,
-            splits={split: len(pairs) for split, pairs in self.pairs.items()},
-            channels=self.classes.channels,
-            **kwargs,
-        )
+        super().__init__(digest.hexdigest()[:16], data_dir)
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         if unused := find_unused(self._folder, self.pairs):
             warn(f"{self._folder}: {counted(len(unused), 'image')} in no list: {listing(unused)}")
         return super()._split_generators(dl_manager)
 
-    def examples(self, split: str) -> Iterator[tuple[np.ndarray, np.ndarray, str]]:
-        """Yield the image, label and name of each pair."""
+    def examples(self, split: str) -> Iterator[builders.Example]:
+        """Read the images and masks of a split."""
         for pair in self.pairs[split]:
             pages, _ = images.list_pages(pair.image)
             if len(pages) > 1:
@@ -416,20 +418,3 @@ class Folder(builders.OwnDataset):
                     "(height x width, the image upright by its EXIF orientation)"
                 )
             yield image, label, pair.name
-
-
-def builder(
-    data_dir: Path | None, source: Path | None, resolution: tuple[int, int] | None
-) -> Folder:
-    """Return the builder of the folder `source`; its images are stored at their own sizes.
-
-    Raises:
-      UserError: no folder is given, or it is not as the module describes.
-    """
-    del resolution
-    if source is None:
-        raise UserError(
-            "dataset folder needs a folder: --config.data.folder=DIR, or segjax data folder "
-            "--source DIR"
-        )
-    return Folder(folder=source, data_dir=data_dir)

@@ -8,20 +8,19 @@ blocks of the stack, and the four slices of validation lie between training and 
 """
 
 import hashlib
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from segjax.data import builders, statistics
+from segjax.data import builders
 from segjax.errors import UserError
 
 # Membrane is class 0, the background between the objects of U-Net's weight map.
 CLASS_NAMES = ("Membrane", "Cell")
 PALETTE = ((230, 159, 0), (86, 180, 233))
-
-LICENSE = "non-commercial use that cites Cardona et al., PLoS Biology 2010 (the challenge's terms)"
 
 HEIGHT, WIDTH = 512, 512
 SPLITS = {"train": range(20), "val": range(20, 24), "test": range(24, 30)}  # slices, from the top
@@ -56,30 +55,21 @@ def read_slice(folder: Path, number: int) -> tuple[np.ndarray, np.ndarray]:
     return image[..., None], (published == PUBLISHED_CELL).astype(np.uint8)
 
 
-def _name(number):
-    return f"slice_{number:02d}"
-
-
-def verify(folder: Path) -> dict[str, statistics.Tally]:
-    """Check that every pixel is as published, and return the counts of each split.
+def verify(folder: Path) -> None:
+    """Check that every pixel is as published.
 
     Raises:
         UserError: a file is missing or not as published; the message names the file where known.
     """
-    tallies = {}
     digest = hashlib.sha256()
-    for split, numbers in SPLITS.items():
-        tallies[split] = statistics.Tally(len(CLASS_NAMES), channels=1)
-        for number in builders.progress(numbers, f"checking {split}"):
-            image, label = read_slice(folder, number)
-            digest.update(image.tobytes() + label.tobytes())
-            tallies[split].add(image, label, _name(number))
+    for number in builders.progress([*itertools.chain(*SPLITS.values())], "checking ISBI 2012"):
+        image, label = read_slice(folder, number)
+        digest.update(image.tobytes() + label.tobytes())
     if digest.hexdigest() != PIXELS_SHA256:
         raise UserError(
             f"{folder}: some pixels differ from the published files "
             f"(sha256 {digest.hexdigest()}, expected {PIXELS_SHA256})"
         )
-    return tallies
 
 
 class Isbi2012(builders.Builder):
@@ -88,36 +78,30 @@ class Isbi2012(builders.Builder):
     name = "isbi2012"
     description = "ISBI 2012 electron microscopy: membranes and cells, 30 labeled slices."
     homepage = "https://imagej.net/events/isbi-2012-segmentation-challenge"
+    license = "non-commercial use that cites Cardona et al., PLoS Biology 2010 (the challenge)"
     class_names, palette = CLASS_NAMES, PALETTE
-    size = HEIGHT, WIDTH
-    channels = 1
+    size, channels = (HEIGHT, WIDTH), 1
+    takes_source = True
     made_on_first_use = False
 
-    def __init__(self, *, folder: Path | None, **kwargs: Any):
-        self._folder = folder
-        super().__init__(**kwargs)
+    def __init__(self, source: Path | None, resolution: object, data_dir: Path | None):
+        self._source = source
+        self.splits = {split: len(numbers) for split, numbers in SPLITS.items()}
+        super().__init__(None, data_dir)
 
     def _split_generators(
         self, dl_manager: tfds.download.DownloadManager
     ) -> dict[str, builders.Records]:
-        if self._folder is None:
+        if self._source is None:
             raise UserError(
                 "isbi2012 is not downloaded: get data/membrane of github.com/zhixuhao/unet, then "
                 "segjax data isbi2012 --source DIR"
             )
-        for split, tally in verify(self._folder).items():
-            self.info.metadata[split] = tally.to_metadata()
-        return {split: self._generate_examples(self._folder, split) for split in SPLITS}
+        verify(self._source)
+        self._folder = self._source
+        return super()._split_generators(dl_manager)
 
-    def _generate_examples(self, folder: Path, split: str) -> builders.Records:
-        for index, number in enumerate(builders.progress(SPLITS[split], f"writing {split}")):
-            image, label = read_slice(folder, number)
-            yield index, builders.record(image, label, _name(number))
-
-
-def builder(
-    data_dir: Path | None, source: Path | None, resolution: tuple[int, int] | None
-) -> Isbi2012:
-    """Return the builder that reads `source`; slices are stored at 512x512 at any resolution."""
-    del resolution
-    return Isbi2012(folder=source, data_dir=data_dir)
+    def examples(self, split: str) -> Iterator[builders.Example]:
+        """Read the slices of a split, from the top of the stack."""
+        for number in SPLITS[split]:
+            yield *read_slice(self._folder, number), f"slice_{number:02d}"

@@ -71,29 +71,25 @@ def _failed(name: str, what: str, error: Exception) -> UserError:
     )
 
 
-class Module(builders.OwnDataset):
-    """TFDS builder of the examples of a module."""
+class Module(builders.Builder):
+    """TFDS builder of the examples of a module, by the name of its import."""
 
     name = "module"
 
-    def __init__(self, *, module: ModuleType, **kwargs: Any):
-        self.module = module
-        self.origin = _origin(module)
-        names, palette, channels, splits = read_description(module)
-        file = getattr(module, "__file__", None)
-        source = Path(file).read_bytes() if file else b""
-        described = [module.__name__, names, palette, channels, splits]
-        described.append(str(getattr(module, "VERSION", "")))
-        super().__init__(
-            digest=hashlib.sha256(json.dumps(described).encode() + source).hexdigest()[:16],
-            class_names=names,
-            palette=palette,
-            splits=dict.fromkeys(splits),
-            channels=channels,
-            **kwargs,
-        )
+    def __init__(self, module: str, source: None, resolution: object, data_dir: Path | None):
+        self.module = load(module)
+        self.origin = _origin(self.module)
+        names, palette, channels, splits = read_description(self.module)
+        file = getattr(self.module, "__file__", None)
+        code = Path(file).read_bytes() if file else b""
+        described = [self.module.__name__, names, palette, channels, splits]
+        described.append(str(getattr(self.module, "VERSION", "")))
+        self.class_names, self.palette, self.channels = names, tuple(palette), channels
+        self.splits = dict.fromkeys(splits)
+        digest = hashlib.sha256(json.dumps(described).encode() + code).hexdigest()
+        super().__init__(digest[:16], data_dir)
 
-    def examples(self, split: str) -> Iterator[tuple[np.ndarray, np.ndarray, str]]:
+    def examples(self, split: str) -> Iterator[builders.Example]:
         """Yield what the module's `examples` yields, checked.
 
         Raises:
@@ -121,9 +117,7 @@ class Module(builders.OwnDataset):
             what = f"examples({split!r})"
             raise _failed(self.module.__name__, what, error) from error
 
-    def _checked(
-        self, example: Any, where: str, default: str
-    ) -> tuple[np.ndarray, np.ndarray, str]:
+    def _checked(self, example: Any, where: str, default: str) -> builders.Example:
         if not isinstance(example, tuple | list) or len(example) not in (2, 3):
             raise UserError(
                 f"{where} is a {type(example).__name__}, expected an image, a label and optionally "
@@ -176,9 +170,7 @@ def read_description(module: ModuleType) -> tuple[Any, Any, int, Any]:
     known = texts and 1 <= len(set(names)) == len(names) < VOID
     require(known, "CLASS_NAMES", f"1 to {VOID - 1} different names")
     require(callable(getattr(module, "examples", None)), "examples", "a function of a split's name")
-    palette = getattr(module, "PALETTE", None) or [
-        builders.distinct_color(place) for place in range(len(names))
-    ]
+    palette = getattr(module, "PALETTE", None) or builders.distinct_colors(len(names))
     colors = np.asarray(palette)
     fits = colors.shape == (len(names), 3) and np.issubdtype(colors.dtype, np.integer)
     require(fits, "PALETTE", f"{len(names)} RGB triples of 0 to 255")
@@ -188,17 +180,3 @@ def read_description(module: ModuleType) -> tuple[Any, Any, int, Any]:
     splits = getattr(module, "SPLITS", SPLITS)
     require(tuple(splits) in (SPLITS, SPLITS[:2]), "SPLITS", f"{SPLITS} or {SPLITS[:2]}")
     return tuple(names), [tuple(map(int, color)) for color in palette], channels, tuple(splits)
-
-
-def builder(
-    name: str, data_dir: Path | None, source: Path | None, resolution: tuple[int, int] | None
-) -> Module:
-    """Return the builder of `module:NAME`.
-
-    Raises:
-      UserError: there is no such module, it is not as this file describes, or a source is given.
-    """
-    del resolution
-    if source is not None:
-        raise UserError(f"dataset module:{name} takes no source or folder, found {source}")
-    return Module(module=load(name), data_dir=data_dir)

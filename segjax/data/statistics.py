@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +60,7 @@ class DatasetInfo:
 
 
 class Tally:
-    """Counts over a split, added image by image in any order: they are integers."""
+    """Exact counts over a split, added image by image in the order of the examples."""
 
     def __init__(self, num_classes: int, channels: int = 3):
         self.num_images = 0
@@ -69,15 +69,15 @@ class Tally:
         self.present_pixel_counts = np.zeros(num_classes, np.int64)
         self.channel_sums = np.zeros(channels, np.int64)
         self.channel_square_sums = np.zeros(channels, np.int64)
-        self.digests: dict[str, bytes] = {}
+        self.digest = hashlib.sha256()
 
-    def add(self, image: np.ndarray, label: np.ndarray, name: str = "") -> None:
+    def add(self, image: np.ndarray, label: np.ndarray, name: str) -> None:
         """Count an example.
 
         Args:
             image: uint8 (H, W, C).
             label: uint8 (H, W), in [0, K) or VOID.
-            name: its id, part of the digest of the split; its place in the order if "".
+            name: its id, part of the digest of the split.
         """
         num_classes = len(self.pixel_counts)
         histogram = np.bincount(label.ravel(), minlength=VOID + 1)
@@ -92,17 +92,12 @@ class Tally:
             histogram = np.bincount(image[..., channel].ravel(), minlength=256)
             self.channel_sums[channel] += histogram @ values
             self.channel_square_sums[channel] += histogram @ values**2
-        name = name or str(self.num_images)
         digest = hashlib.sha256(f"{name} {image.shape} ".encode())
         digest.update(image.tobytes() + label.tobytes())
-        self.digests[name] = digest.digest()
+        self.digest.update(digest.digest())
 
-    def to_metadata(self, names: Iterable[str] | None = None) -> dict[str, Any]:
-        """Return the fields of `SplitInfo` as JSON types, sealed, to be stored beside the records.
-
-        Args:
-            names: the ids of the examples in their order; None: as they were added.
-        """
+    def to_metadata(self) -> dict[str, Any]:
+        """Return the fields of `SplitInfo` as JSON types, sealed, to store beside the records."""
         num_pixels = self.pixel_counts.sum() + self.void_pixels
         mean = self.channel_sums / num_pixels
         variance = self.channel_square_sums / num_pixels - mean**2
@@ -113,9 +108,7 @@ class Tally:
             "present_pixel_counts": self.present_pixel_counts.tolist(),
             "mean": (mean / 255).tolist(),
             "std": (np.sqrt(variance) / 255).tolist(),
-            "digest": hashlib.sha256(
-                b"".join(self.digests[name] for name in names or self.digests)
-            ).hexdigest(),
+            "digest": self.digest.hexdigest(),
         }
         return stored.seal(content)
 

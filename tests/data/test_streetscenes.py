@@ -48,7 +48,7 @@ def test_the_dataset_is_drawn_at_its_size(resolution, few_scenes, tmp_path):
 def test_statistics_are_those_of_the_scenes(few_scenes, tmp_path):
     info = datasets.info("streetscenes", data_dir=tmp_path, resolution=(24, 32))
     assert info.resolution == (24, 32)
-    assert info.class_names == datasets.DATASETS["camvid"].CLASS_NAMES
+    assert info.class_names == datasets.DATASETS["camvid"].class_names
     assert set(info.splits) == set(FEW)
     for split, indices in FEW.items():
         scenes = [scene.render(streetscenes.SEED, index, 24, 32) for index in indices]
@@ -157,5 +157,5 @@ def test_a_dataset_prepared_before_there_were_digests(few_scenes, tmp_path):
 
 
 def test_a_source_is_refused(tmp_path):
-    with pytest.raises(UserError, match="take no source"):
+    with pytest.raises(UserError, match="takes no source"):
         datasets.prepare("streetscenes", data_dir=tmp_path, source=tmp_path)
