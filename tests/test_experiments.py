@@ -1,6 +1,9 @@
 """Every config of experiments/ runs in its smoke size, and documents its command."""
 
 import functools
+import hashlib
+import json
+import shlex
 from pathlib import Path
 
 import jax
@@ -10,6 +13,7 @@ import pytest
 from segjax import config as configs
 from segjax import models, results
 from segjax.cli.main import main
+from segjax.config import loading
 from segjax.sweep import grids
 from support.folders import make_folder
 
@@ -147,9 +151,19 @@ def test_committed_rows_are_valid_and_belong_to_existing_configs():
     for row in results.read(files):
         if row["experiment"] == "floors":
             continue
-        words = row["command"].split()
-        spec = words[words.index("--config") + 1]
-        assert spec.partition(":")[0] == f"experiments/{row['experiment']}.py"
-        config = configs.load(str(FOLDER.parent / spec), row["overrides"])
-        assert configs.digest(config) == row["config_digest"]
+        members = []
+        for command in row["command"].split(" && "):  # several of an ensemble
+            words = shlex.split(command)
+            spec = words[words.index("--config") + 1]
+            assert spec.partition(":")[0] == f"experiments/{row['experiment']}.py"
+            overrides = loading.parse_overrides([x for x in words if x.startswith("--config.")])
+            config = configs.load(str(FOLDER.parent / spec), overrides)
+            members.append((configs.digest(config), config.seed))
+        digest = members[0][0]
+        if len(members) > 1:
+            digest = hashlib.sha256(json.dumps(sorted(members)).encode()).hexdigest()[:16]
+        else:
+            config = configs.load(str(FOLDER.parent / spec), row["overrides"])
+            assert configs.digest(config) == digest
+        assert row["config_digest"] == digest
         assert " /" not in row["command"].replace("=", " ")  # no path of one machine
