@@ -122,9 +122,9 @@ def map_labels(
 class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """TFDS builder of images and labels, stored in the order of `examples`.
 
-    A subclass has a `name`, `examples` and, of the class or set before this constructor, the
-    attributes below. It is called with `source`, `resolution` and `data_dir`; the first two are
-    None unless it `takes` them.
+    A subclass has a `name`, `examples` and the attributes below, of the class or set before this
+    constructor is called. Its own takes `source` (None unless `takes_source`), `resolution`, which
+    a dataset stored at its own sizes ignores, and `data_dir`.
 
     Args:
       config: digest of whatever determines the examples; a change of it is prepared anew. None:
