@@ -25,7 +25,7 @@ def get_config(size: str = "full") -> ConfigDict:
     config.model.name = "segnet_basic"
     config.model.options.upsampling = "unpool"
     config.loss.class_weights = "median_frequency"
-    if size != "full":
+    if size in ("small", "smoke"):
         config.model.options.width = 16 if size == "small" else 2
     return config
 

@@ -71,6 +71,16 @@ def test_the_docstring_has_the_command_and_the_full_config_its_parameters(path):
         assert len(grids.load_points(str(path), {})) > 1
 
 
+ON_CROPS = [path for path in FILES if "recipes.camvid(size)" in path.read_text()]
+
+
+@pytest.mark.parametrize("path", ON_CROPS, ids=lambda path: path.stem)
+def test_crops_train_the_whole_network(path):
+    full, crops = (configs.load(f"{path}:{size}", {}) for size in ("full", "crops"))
+    assert full.model.options.get("width") == crops.model.options.get("width")
+    assert (crops.data.resolution, crops.augment.crop) == ((360, 480), (180, 240))
+
+
 GRIDS = [path for path in FILES if "\ndef sweep(" in path.read_text()]
 
 
