@@ -6,11 +6,12 @@ segjax sweep --config experiments/camvid_table.py:small --workdir runs/camvid_ta
 segjax reproduce camvid --workdir runs/camvid_table
 
 The first trains SegNet from scratch, the second and third all architectures; the last also prepares
-CamVid and prints the table beside the published numbers. In `full` and `crops` a network with
-VGG-16's trunk starts from its weights, which are downloaded (550 MB, once), at a lower learning
-rate. The full size is for an accelerator. For two CPU cores: `crops`, trained on crops of 180x240
-and tested at 360x480, and `small`, at 96x128, a width of 16 and from scratch. The rows that are
-finished are in results/camvid_table.jsonl, of `crops`.
+CamVid and prints the table beside the published numbers. In all but `small` a network with VGG-16's
+trunk starts from its weights, which are downloaded (550 MB, once), at a lower learning rate. The
+full size is for an accelerator. For two CPU cores: `crops`, trained on crops of 180x240 for 1200
+steps and tested at 360x480; `short`, the same with 400 steps; and `small`, at 96x128, a width of 16
+and from scratch. The rows that are finished are in results/camvid_table.jsonl, of `crops` and
+`short`.
 """
 
 from collections.abc import Iterator
@@ -48,7 +49,7 @@ def get_config(size: str = "full") -> ConfigDict:
     """Return the config of a size: `full`; `small`, for a CPU; `smoke`, cut to seconds."""
     config = recipes.camvid(size)
     config.model.name = "segnet"
-    config.loss.class_weights = "enet" if size == "crops" else "median_frequency"
+    config.loss.class_weights = "enet" if size in recipes.CROPS else "median_frequency"
     if size in ("small", "smoke"):
         config.model.options.width = 16 if size == "small" else 2
     if size == "smoke":
@@ -58,11 +59,11 @@ def get_config(size: str = "full") -> ConfigDict:
 
 def sweep(size: str = "full") -> Iterator[dict[str, Any]]:
     """Yield every architecture with the same config, except for its own options."""
-    rate = recipes.CROPS_VGG16_RATE if size == "crops" else recipes.VGG16_RATE
+    rate = recipes.CROPS_VGG16_RATE if size in recipes.CROPS else recipes.VGG16_RATE
     weights = {"model.pretrained": recipes.VGG16, "optimizer.learning_rate": rate}
     for seed in (0, 1, 2):
         for network, options in ON_VGG16.items():
-            start = weights if size in ("full", "crops") else {}
+            start = weights if size in ("full", *recipes.CROPS) else {}
             if network == "deconvnet" and start == {}:  # 7 pixels of stride 32 are 193
                 start = {"model.options.fc_kernel": 3 if size == "small" else 1}
             yield {"model.name": network, **options, **start, "seed": seed}

@@ -25,7 +25,7 @@ def get_config(size: str = "full") -> ConfigDict:
     config.model.name = "segnet"
     config.loss.class_weights = "median_frequency"
     config.test_split = "val"
-    if size == "crops":
+    if size in recipes.CROPS:
         config.model.name = "segnet_basic"
         config.loss.class_weights = "none"
         config.steps, config.eval_every, config.checkpoint_every = 150, 150, 50
@@ -41,7 +41,7 @@ def get_config(size: str = "full") -> ConfigDict:
 
 def sweep(size: str = "full") -> Iterator[dict[str, Any]]:
     """Yield the recipe, and others that differ from it in one thing each."""
-    if size == "crops":
+    if size in recipes.CROPS:
         yield from crops()
         return
     lower, higher, of_sgd = (3e-5, 3e-4, 1e-2) if size == "full" else (6e-4, 6e-3, 0.1)

@@ -2,14 +2,14 @@
 
 segjax train --config experiments/dilation_rates.py --workdir runs/dilation_rates
 segjax sweep --config experiments/dilation_rates.py --workdir runs/dilation_rates
-segjax sweep --config experiments/dilation_rates.py:crops --workdir runs/dilation_rates_crops
+segjax sweep --config experiments/dilation_rates.py:short --workdir runs/dilation_rates_short
 segjax sweep --config experiments/dilation_rates.py:small --workdir runs/dilation_rates_small
 
 DeepLab-LargeFOV at output stride 32, 16 and 8 (the same depth without and with atrous convolution)
 and with several rates of fc6; DeepLab-ASPP with near and far rates (the paper's ASPP-S and ASPP-L).
 Each starts from VGG-16's convolutions, which are downloaded (550 MB, once) unless
 `--config.model.pretrained` names a file. The full size is for an accelerator. For two CPU cores:
-`crops`, on crops of 180x240 and tested at 360x480, with the recipe of camvid_table and a third of
+`short`, on crops of 180x240 and tested at 360x480, with the recipe of camvid_table and a third of
 its steps, and `small`, at 96x128 with narrow fully connected layers: its score maps are 13x17, and
 the largest rates reach beyond their edges.
 
@@ -29,15 +29,14 @@ ASPP = ((2, 4, 8, 12), (6, 12, 18, 24))  # rates of the branches
 
 
 def get_config(size: str = "full") -> ConfigDict:
-    """Return the config of a size: `full`; `crops`, `small`, for a CPU; `smoke`, seconds."""
+    """Return the config of a size: `full`; `short`, `small`, for a CPU; `smoke`, seconds."""
     config = recipes.camvid(size)
     config.model.name = "deeplab_largefov"
     config.loss.class_weights = "median_frequency"
     recipes.from_vgg16(config, size)
-    if size == "crops":
+    if size in recipes.CROPS:
         config.model.options.update(fc_width=1024, batch_norm=True)
         config.loss.class_weights = "enet"
-        recipes.shorten(config)
     return config
 
 

@@ -76,9 +76,11 @@ ON_CROPS = [path for path in FILES if "recipes.camvid(size)" in path.read_text()
 
 @pytest.mark.parametrize("path", ON_CROPS, ids=lambda path: path.stem)
 def test_crops_train_the_whole_network(path):
-    full, crops = (configs.load(f"{path}:{size}", {}) for size in ("full", "crops"))
+    full, crops, short = (configs.load(f"{path}:{size}", {}) for size in ("full", "crops", "short"))
     assert full.model.options.get("width") == crops.model.options.get("width")
     assert (crops.data.resolution, crops.augment.crop) == ((360, 480), (180, 240))
+    crops.steps = short.steps
+    assert short == crops
 
 
 GRIDS = [path for path in FILES if "\ndef sweep(" in path.read_text()]
