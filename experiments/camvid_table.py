@@ -23,6 +23,7 @@ from segjax import recipes
 
 # Fully connected layers are 1024 wide, as the SegNet paper has DeconvNet's to make it train.
 FC = {"model.options.fc_width": 1024}
+FC_KERNEL = {"crops": 5, "short": 5, "small": 3, "smoke": 1}  # 7, DeconvNet's, needs 193 pixels
 FCN = FC | {"model.options.padding": "same", "model.options.batch_norm": True}
 ON_VGG16 = {
     "segnet": {},
@@ -64,8 +65,8 @@ def sweep(size: str = "full") -> Iterator[dict[str, Any]]:
     for seed in (0, 1, 2):
         for network, options in ON_VGG16.items():
             start = weights if size in ("full", *recipes.CROPS) else {}
-            if network == "deconvnet" and start == {}:  # 7 pixels of stride 32 are 193
-                start = {"model.options.fc_kernel": 3 if size == "small" else 1}
+            if network == "deconvnet" and size in FC_KERNEL:
+                options = options | {"model.options.fc_kernel": FC_KERNEL[size]}
             yield {"model.name": network, **options, **start, "seed": seed}
         for network, options in FROM_SCRATCH.items():
             yield {"model.name": network, **options, "seed": seed}

@@ -1,6 +1,7 @@
 """Every config of experiments/ runs in its smoke size, and documents its command."""
 
 import functools
+import itertools
 import hashlib
 import json
 import shlex
@@ -88,19 +89,21 @@ GRIDS = [path for path in FILES if "\ndef sweep(" in path.read_text()]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
-def test_every_network_of_a_small_grid_accepts_its_images(path):
-    size = ":small" if "`small`" in path.read_text() else ""
+def test_every_network_of_a_grid_accepts_its_images(path):
+    sizes = [":small" if "`small`" in path.read_text() else ""]
+    sizes += [":crops"] if path in ON_CROPS else []
     seen = set()
-    for point in grids.load_points(f"{path}{size}", {}):
+    for point in itertools.chain(*(grids.load_points(f"{path}{size}", {}) for size in sizes)):
         config = point.config
-        key = config.model.name, repr(config.model.options)
+        size = config.augment.crop or config.data.resolution
+        key = config.model.name, repr(config.model.options), size
         if key not in seen:
             seen.add(key)
             model = models.create(config.model.name, 11, **config.model.options)
-            image = jax.ShapeDtypeStruct((1, *config.data.resolution, 3), jnp.float32)
+            image = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
             init = functools.partial(model.init_with_output, jax.random.key(0), train=False)
             logits, _ = jax.eval_shape(init, image)
-            assert logits.shape == (1, *config.data.resolution, 11)
+            assert logits.shape == (1, *size, 11)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from segjax import recipes
 from segjax.cli.arguments import OVERRIDES, add_choice, add_machine, path
 from segjax.errors import UserError
 
@@ -27,9 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     grid.add_argument(
         "--size",
         default="full",
-        choices=("full", "crops", "small", "smoke"),
+        choices=recipes.SIZES,
         help="full (default): 360x480, on an accelerator; crops: trained on crops, hours per run "
-        "on a CPU; small: 96x128, on a CPU; smoke: a quick test",
+        "on a CPU; short: a third of that; small: 96x128, on a CPU; smoke: a quick test",
     )
     grid.add_argument(
         "--config", metavar="FILE[:ARG]", help="a config file with another grid, instead of --size"

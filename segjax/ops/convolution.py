@@ -50,7 +50,7 @@ def conv(
         window = kernels.Window(stride, rate, sides, groups)
         if (dtype := kernels.dtype_of(x, kernel, window)) is not None:
             offset = jnp.zeros((0,)) if bias is None else bias.astype(jnp.float32)
-            kernel = kernel if dtype == x.dtype else kernel.astype(x.dtype)
+            kernel = kernel if dtype == x.dtype else kernels.rounded(kernel, x.dtype)
             y = kernels.convolution(x.astype(dtype), kernel, offset, window, relu)
             return y.astype(x.dtype)
     y = cpu_convolution.convolution(

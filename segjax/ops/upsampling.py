@@ -136,7 +136,7 @@ def _by_onednn(x, kernel, bias, stride, padding, output_padding, rate):
     size = sizes[0], sizes[1]
     if (dtype := kernels.transposed_dtype_of(x, kernel, window, size)) is None:
         return None
-    kernel = kernel if dtype == x.dtype else kernel.astype(x.dtype)
+    kernel = kernel if dtype == x.dtype else kernels.rounded(kernel, x.dtype)
     offset = jnp.zeros((0,)) if bias is None else bias.astype(jnp.float32)
     y = kernels.transposed_convolution(x.astype(dtype), kernel, offset, window, size)
     return y.astype(x.dtype)

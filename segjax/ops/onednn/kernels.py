@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from segjax.ops.onednn.build import library
 from segjax.ops.padding import Sides
@@ -79,6 +80,15 @@ def transposed_dtype_of(
         return bool(_scratch(3, full, kernel, x, window, True)) and _supported(full, kernel, plain)
 
     return _first_supported(x, holds)
+
+
+def rounded(kernel: jax.Array, dtype: Any) -> jax.Array:
+    """Round a kernel and its gradient to a dtype, but return float32.
+
+    For a convolution in float32: oneDNN reorders kernels of another dtype by its slowest loop.
+    """
+    kind = jnp.finfo(dtype)
+    return lax.reduce_precision(kernel.astype(jnp.float32), kind.nexp, kind.nmant)
 
 
 def _first_supported(x, holds):
