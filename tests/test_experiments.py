@@ -1,8 +1,8 @@
 """Every config of experiments/ runs in its smoke size, and documents its command."""
 
 import functools
-import itertools
 import hashlib
+import itertools
 import json
 import shlex
 from pathlib import Path

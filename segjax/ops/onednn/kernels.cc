@@ -112,8 +112,10 @@ struct Primitive {
   dnnl::memory::desc map, kernel, result, scratch;  // layouts of the primitive
   dnnl::memory::desc given_kernel;                  // layout of the caller
   dnnl::reorder reorder;                            // between the two, if they differ
+  dnnl::reorder map_blocks, result_blocks;          // from NHWC, if `blocked`
   std::string name;                                 // of oneDNN's implementation
   bool reorders = false;
+  bool blocked = false;  // the primitive reads maps in blocks of channels
   int64_t interleaved = 0;  // features of a block, where `Interleave` reorders
 };
 
@@ -127,8 +129,9 @@ dnnl::memory::data_type TypeOf(ffi::DataType type) {
                                      : dnnl::memory::data_type::f32;
 }
 
-dnnl::memory::desc Map(Numbers shape, ffi::DataType type) {
-  return {{shape[0], shape[3], shape[1], shape[2]}, TypeOf(type), dnnl::memory::format_tag::nhwc};
+dnnl::memory::desc Map(Numbers shape, ffi::DataType type,
+                       dnnl::memory::format_tag layout = dnnl::memory::format_tag::nhwc) {
+  return {{shape[0], shape[3], shape[1], shape[2]}, TypeOf(type), layout};
 }
 
 struct Window {
@@ -196,6 +199,34 @@ std::shared_ptr<Primitive> Ordered(Kind kind, std::shared_ptr<Primitive> made) {
   return made;
 }
 
+// Choose an implementation of the gradient of a kernel. oneDNN's choice on a CPU with AVX2 and no
+// more reads NHWC; on blocks of eight channels it takes a half to a fifth of the time, and where the
+// channels are no multiple of eight, or many, a matrix product does.
+template <class Describe>
+auto KernelGradientOf(Primitive& primitive, Numbers map, Numbers result, ffi::DataType type,
+                      int64_t groups, Describe describe) {
+  auto chosen = describe(primitive.map, primitive.result);
+  const std::string name = chosen.impl_info_str();
+  if (groups != 1 || (name != "jit:avx2" && name != "jit_1x1:avx2")) return chosen;
+  if (map[3] % 8 == 0 && result[3] % 8 == 0 && map[3] < 512) {
+    const auto blocks = dnnl::memory::format_tag::nChw8c;
+    const auto to_blocks = [](dnnl::memory::desc& from, const dnnl::memory::desc& to) {
+      const dnnl::reorder::primitive_desc reorder(Engine(), from, Engine(), to);
+      from = to;
+      return dnnl::reorder(reorder);
+    };
+    primitive.blocked = true;
+    primitive.map_blocks = to_blocks(primitive.map, Map(map, type, blocks));
+    primitive.result_blocks = to_blocks(primitive.result, Map(result, type, blocks));
+    return describe(primitive.map, primitive.result);
+  }
+  auto other = describe(primitive.map, primitive.result);
+  while (other.next_impl()) {
+    if (std::string(other.impl_info_str()).find("gemm") != std::string::npos) return other;
+  }
+  return chosen;
+}
+
 std::shared_ptr<Primitive> Make(Kind kind, Numbers map, Numbers kernel, Numbers result,
                                 ffi::DataType type, ffi::DataType kernel_type, bool bias,
                                 Numbers numbers) {
@@ -250,9 +281,12 @@ std::shared_ptr<Primitive> Make(Kind kind, Numbers map, Numbers kernel, Numbers 
   } else {
     const dnnl::memory::desc sums(dims, dnnl::memory::data_type::f32,
                                   dnnl::memory::format_tag::any);
-    const dnnl::convolution_backward_weights::primitive_desc backward(
-        Engine(), direct, made->map, sums, offsets, made->result, window.strides, window.rates,
-        window.before, window.after, forward, options);
+    const auto describe = [&](const dnnl::memory::desc& x, const dnnl::memory::desc& dy) {
+      return dnnl::convolution_backward_weights::primitive_desc(
+          Engine(), direct, x, sums, offsets, dy, window.strides, window.rates, window.before,
+          window.after, forward, options);
+    };
+    const auto backward = KernelGradientOf(*made, map, result, type, window.groups, describe);
     made->kernel = backward.diff_weights_desc();
     made->scratch = backward.scratchpad_desc();
     made->compute = dnnl::convolution_backward_weights(backward);
@@ -263,12 +297,16 @@ std::shared_ptr<Primitive> Make(Kind kind, Numbers map, Numbers kernel, Numbers 
 
 size_t Aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
-// Scratch memory of a call: that of the primitive, and the kernel in the order that the primitive
-// needs.
-size_t ScratchBytes(const Primitive& primitive) {
-  return Aligned(primitive.scratch.get_size()) +
-         (primitive.reorders ? primitive.kernel.get_size() : 0);
-}
+// Scratch memory of a call: that of the primitive, and the kernel and the maps in the order that the
+// primitive needs.
+struct Scratch {
+  size_t kernel, map, result, end;  // where each begins
+  explicit Scratch(const Primitive& primitive)
+      : kernel(Aligned(primitive.scratch.get_size())),
+        map(kernel + Aligned(primitive.reorders ? primitive.kernel.get_size() : 0)),
+        result(map + Aligned(primitive.blocked ? primitive.map.get_size() : 0)),
+        end(result + (primitive.blocked ? primitive.result.get_size() : 0)) {}
+};
 
 // Cached: creating a primitive takes milliseconds; a network has tens of them, a process hundreds.
 std::shared_ptr<Primitive> Get(Kind kind, Numbers map, Numbers kernel, Numbers result,
@@ -287,10 +325,24 @@ std::shared_ptr<Primitive> Get(Kind kind, Numbers map, Numbers kernel, Numbers r
 
 void Execute(const Primitive& primitive, Kind kind, void* map, void* kernel, void* bias,
              void* result, ffi::AnyBuffer scratch) {
-  if (scratch.size_bytes() < ScratchBytes(primitive)) throw std::bad_alloc();
+  const Scratch places(primitive);
+  if (scratch.size_bytes() < places.end) throw std::bad_alloc();
   static thread_local dnnl::stream stream(Engine());
   auto* own = static_cast<char*>(scratch.untyped_data());
-  void* ordered = own + Aligned(primitive.scratch.get_size());
+  void* ordered = own + places.kernel;
+  if (primitive.blocked) {
+    const auto order = [&](dnnl::reorder reorder, const dnnl::memory::desc& to, void*& data,
+                           size_t place) {
+      const auto from = dnnl::memory::desc(to.get_dims(), to.get_data_type(),
+                                           dnnl::memory::format_tag::nhwc);
+      void* blocks = own + place;
+      reorder.execute(stream, {{DNNL_ARG_FROM, dnnl::memory(from, Engine(), data)},
+                               {DNNL_ARG_TO, dnnl::memory(to, Engine(), blocks)}});
+      data = blocks;
+    };
+    order(primitive.map_blocks, primitive.map, map, places.map);
+    order(primitive.result_blocks, primitive.result, result, places.result);
+  }
   dnnl::memory given(primitive.given_kernel, Engine(), kernel);
   dnnl::memory wanted(primitive.kernel, Engine(), primitive.reorders ? ordered : kernel);
   std::unordered_map<int, dnnl::memory> arguments;
@@ -795,7 +847,7 @@ extern "C" int64_t scratch_bytes(int64_t kind, const int64_t* map, const int64_t
             type_of(bfloat16), type_of(bfloat16_kernel), bias, Numbers(window, 11));
     // A plain loop, hundreds of times slower than XLA.
     if (primitive->name.rfind("ref", 0) == 0) return -1;
-    return static_cast<int64_t>(ScratchBytes(*primitive));
+    return static_cast<int64_t>(Scratch(*primitive).end);
   } catch (const dnnl::error&) {
     return -1;
   }

@@ -83,12 +83,13 @@ def transposed_dtype_of(
 
 
 def rounded(kernel: jax.Array, dtype: Any) -> jax.Array:
-    """Round a kernel and its gradient to a dtype, but return float32.
+    """Round a kernel to a dtype, but return float32; the gradient is not rounded.
 
     For a convolution in float32: oneDNN reorders kernels of another dtype by its slowest loop.
     """
-    kind = jnp.finfo(dtype)
-    return lax.reduce_precision(kernel.astype(jnp.float32), kind.nexp, kind.nmant)
+    kernel, kind = kernel.astype(jnp.float32), jnp.finfo(dtype)
+    rest = lax.reduce_precision(kernel, kind.nexp, kind.nmant) - kernel  # exact, so the sum is too
+    return kernel + lax.stop_gradient(rest)
 
 
 def _first_supported(x, holds):

@@ -259,11 +259,10 @@ def test_the_slow_loop_of_onednn_is_not_used():
 
     DeconvNet's fc6-deconv, as a convolution: 72 s where its own way takes 0.8.
     """
-    x = jax.ShapeDtypeStruct((2, 6, 9, 4096), jnp.float32)
-    kernel = jax.ShapeDtypeStruct((7, 7, 4096, 512), jnp.float32)
-    half, whole = (kernels.Window(1, 1, ((n, n), (n, n))) for n in (3, 6))
+    x = jax.ShapeDtypeStruct((2, 6, 9, 512), jnp.float32)  # of 4096: a loop in any case on AVX2
+    kernel = jax.ShapeDtypeStruct((7, 7, 512, 512), jnp.float32)
+    half = kernels.Window(1, 1, ((3, 3), (3, 3)))
     assert kernels.dtype_of(x, kernel, half) == jnp.float32
-    assert kernels.dtype_of(x, kernel, whole) is None
     jaxpr = jax.make_jaxpr(lambda x, k: convolution.conv(x, k, padding=6))(x, kernel)
     assert "ffi_call" in str(jaxpr)  # of a map with three of the six zeros around it already
 
@@ -275,7 +274,7 @@ def test_xla_computes_what_onednn_does_not_support():
     assert convolution.conv(x, kernel).shape == (1, 0, 0, 8)
 
 
-WITHOUT_BFLOAT16 = """
+WITH_AVX2_ALONE = """
 import jax, jax.numpy as jnp, numpy as np
 from segjax.ops import convolution, upsampling
 
@@ -299,10 +298,44 @@ for function in (
     exact = jax.jit(gradient)(half.astype(jnp.float32), kernel)
     for a, b in zip(found, exact, strict=True):
         np.testing.assert_allclose(np.asarray(a, np.float32), b, atol=0.05 * abs(b).max())
+    assert found[1].dtype == jnp.float32
+
+# Blocks of channels; a matrix product, for one, three, eleven or many channels.
+for channels, features, taps, stride, rate in (
+    (16, 24, 3, 1, 1), (8, 8, 1, 1, 1), (16, 8, 3, 2, 1), (8, 16, 3, 1, 3),
+    (3, 16, 3, 1, 1), (16, 11, 1, 1, 1), (1, 1, 3, 1, 2), (512, 8, 3, 1, 1),
+):
+    shapes = (2, 9, 10, channels), (taps, taps, channels, features), (features,)
+    x, kernel, bias = (jnp.asarray(rng.standard_normal(shape, np.float32)) for shape in shapes)
+    def loss(x, kernel, bias):
+        y = convolution.conv(x, kernel, bias, stride=stride, rate=rate, padding=1)
+        return jnp.sum(jnp.sin(y / channels))
+
+    def plain(x, kernel, bias):
+        y = jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), ((1, 1), (1, 1)), rhs_dilation=(rate, rate),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return jnp.sum(jnp.sin((y + bias) / channels))
+
+    values = zip(*(jax.grad(f, (0, 1, 2))(x, kernel, bias) for f in (loss, plain)), strict=True)
+    for a, b in values:
+        np.testing.assert_allclose(a, b, atol=1e-5 * abs(b).max())
 """
 
 
-def test_bfloat16_on_a_cpu_without_its_instructions():
+def test_a_cpu_with_avx2_alone():
+    """Values, and that no call takes the slow ways: `kernels.rounded` and kernels.cc say which."""
     environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", WITHOUT_BFLOAT16]
-    subprocess.run(command, check=True, env=environment, timeout=300)
+    command = [sys.executable, "-c", WITH_AVX2_ALONE]
+    run = subprocess.run(
+        command,
+        check=True,
+        env=environment | {"ONEDNN_VERBOSE": "1"},
+        timeout=300,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    calls = [line for line in run.stdout.splitlines() if ",exec," in line]
+    gradients = [line for line in calls if "backward_weights" in line]
+    assert all(("aBcd8b" in line) != ("gemm" in line) for line in gradients)
+    assert not any("bf16" in line for line in calls)
