@@ -3,7 +3,6 @@
 import argparse
 from pathlib import Path
 
-from segjax import recipes
 from segjax.cli.arguments import OVERRIDES, add_choice, add_machine, path
 from segjax.errors import UserError
 
@@ -28,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     grid.add_argument(
         "--size",
         default="full",
-        choices=recipes.SIZES,
+        choices=("full", "crops", "short", "small", "smoke"),
         help="full (default): 360x480, on an accelerator; crops: trained on crops, hours per run "
         "on a CPU; short: a third of that; small: 96x128, on a CPU; smoke: a quick test",
     )

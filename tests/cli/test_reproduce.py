@@ -1,7 +1,10 @@
 """`segjax reproduce`: one command prepares the dataset, trains the grid and prints the table."""
 
+import argparse
+
 import pytest
 
+from segjax import recipes
 from segjax.cli import reproduce
 from segjax.cli.main import main
 from support import ROOT, toy_grid
@@ -42,6 +45,13 @@ def test_it_trains_the_grid_once_and_prints_the_table(command, capfd):
 def test_a_mistake_gives_a_one_line_error(arguments, said, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert said in command_refusal(capsys, ["reproduce", "camvid", *arguments])
+
+
+@pytest.mark.parametrize("size", recipes.SIZES)
+def test_every_size_of_the_recipes_can_be_chosen(size):
+    parser = argparse.ArgumentParser()
+    reproduce.add_arguments(parser)
+    assert parser.parse_args(["camvid", "--size", size]).size == size
 
 
 def test_without_the_repository_the_error_names_config(tmp_path, monkeypatch, capsys):
