@@ -80,6 +80,7 @@ _SETTINGS: dict[str, Callable[[Summary], str]] = {
     "split": lambda summary: summary.row["split"],
     "images": lambda summary: str(summary.row["num_images"]),
     "resolution": _size,
+    "steps": lambda summary: str(summary.row["steps"] or ""),
     "batch norm": lambda summary: summary.row["batch_norm"] or "",
     "inference": lambda summary: summary.row.get("inference", "-"),
 }

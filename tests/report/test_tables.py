@@ -153,6 +153,14 @@ def test_different_settings_are_separate_lines_with_a_column(change):
     assert len(shown) == 2
 
 
+def test_lines_trained_for_different_steps_say_so():
+    short = make_row(steps=400, config_digest="f" * 16)
+    header, _, *lines = cells_of(drawn([make_row(steps=1200), short]))
+    assert header[:2] == ["steps", "model"]
+    assert {line[0] for line in lines} == {"400", "1200"}
+    assert "; steps 400; " in drawn([short])
+
+
 def test_the_same_run_twice_counts_once():
     (summary,) = summarize([make_row(0), make_row(1), make_row(0, finished="later")])
     assert summary.seeds == (0, 1)
@@ -171,7 +179,7 @@ def test_runs_scored_on_other_labels_are_refused():
 
 def test_markdown_shows_what_differs_and_the_best():
     text = drawn(some_rows())
-    assert "dataset camvid; split test; images 233; resolution 96x128; batch norm recomp" in text
+    assert "dataset camvid; split test; images 233; resolution 96x128; steps 3000; batch" in text
     header, rule, *lines = cells_of(text)
     assert header[:4] == ["loss.class_weights", "model", "params M", "seeds"]
     assert header[4:] == ["G", "C", "mIoU", *CLASS_NAMES]
