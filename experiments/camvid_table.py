@@ -6,12 +6,12 @@ segjax sweep --config experiments/camvid_table.py:short --workdir runs/camvid_ta
 segjax sweep --config experiments/camvid_table.py:small --workdir runs/camvid_table_small
 segjax reproduce camvid --workdir runs/camvid_table
 
-The first trains SegNet from scratch, the sweeps all architectures; the last also prepares CamVid and
-prints the table beside the published numbers. In all but `small` a network with VGG-16's trunk
-starts from its weights, which are downloaded (550 MB, once), at a lower learning rate. The full size
-is for an accelerator. For two CPU cores: `crops`, trained on crops of 180x240 for 1200 steps and
-tested at 360x480; `short`, the same with 400 steps; and `small`, at 96x128, a width of 16 and from
-scratch. The rows that are finished are in results/camvid_table.jsonl, of `crops` and `short`.
+The first trains SegNet from scratch, the sweeps all architectures; the last also prepares CamVid
+and prints the table beside the published numbers. In all but `small` a network with VGG-16's trunk
+starts from its weights, which are downloaded (550 MB, once), at a lower learning rate. The full
+size is for an accelerator. For two CPU cores: `crops`, trained on crops of 180x240 for 1200 steps
+and tested at 360x480; `short`, the same with 400 steps; and `small`, at 96x128, a width of 16 and
+from scratch. The rows that are finished are in results/camvid_table.jsonl, of `crops` and `short`.
 """
 
 from collections.abc import Iterator

@@ -1,5 +1,6 @@
 """The training step: what its numbers depend on."""
 
+import functools
 import itertools
 
 import jax
@@ -96,8 +97,9 @@ class Setup:
             axis_name=self.run.axis_name,
         )
 
-    def step(self, state, batch):
-        """Take one step on an augmented batch."""
+    @functools.cached_property
+    def step(self):
+        """Take one step on an augmented batch; compiled once."""
 
         def step(state, batch):
             return steps.train_step(
@@ -111,7 +113,7 @@ class Setup:
                 axis_name=self.run.axis_name,
             )
 
-        return parallel.parallelize(step, self.devices)(state, batch)
+        return parallel.parallelize(step, self.devices)
 
     def shared(self):
         return np.uint32(self.config.seed), self.data
@@ -238,6 +240,12 @@ def test_no_loss_changes_with_devices_or_micro_batches(scenes_data_dir, name):
     np.testing.assert_allclose(found[0][1]["loss"], whole, rtol=1e-5)
 
 
+@functools.cache  # compiled once for all examples
+def pixelwise(data_dir, name, micro_batches, num_devices):
+    changed = {"micro_batches": micro_batches, "num_devices": num_devices}
+    return Setup(tiny_config(data_dir, loss__name=name, **changed), Pixelwise(11))
+
+
 @settings(max_examples=12)
 @given(
     name=st.sampled_from(losses.LOSSES),
@@ -257,8 +265,7 @@ def test_void_shares_change_no_loss(scenes_data_dir, name, valid, void, seed):
     image = rng.normal(size=(4, 6, 8, 3)).astype(np.float32)
     found = []
     for micro_batches, num_devices in ((1, 1), (1, 2), (2, 2), (4, 1)):
-        changed = {"micro_batches": micro_batches, "num_devices": num_devices}
-        setup = Setup(tiny_config(scenes_data_dir, loss__name=name, **changed), Pixelwise(11))
+        setup = pixelwise(scenes_data_dir, name, micro_batches, num_devices)
         batch = parallel.split({"image": image, "label": label}, setup.devices)
         state, metrics = setup.step(setup.state(), batch)
         found.append((state.variables["params"], metrics))
