@@ -372,7 +372,7 @@ try:
 except UserError as error:
     sys.exit(f"segjax: {error}")
 processes.run_on_all(lambda: time.sleep(float(sys.argv[2])))
-print(processes.count(), "joined")
+sys.stdout.write(f"{processes.count()} joined\\n")
 """
 
 
