@@ -5,6 +5,7 @@ step takes the name of the axis that it may be mapped over; `training.parallel` 
 """
 
 import functools
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -51,8 +52,11 @@ def create_state(
     Raises:
       UserError: the logits of the model do not have the size of the image and K channels.
     """
-    # On a CPU, optimizing the program takes many times longer than its one call.
-    options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+    # On a CPU, optimizing the program takes many times longer than its one call. XLA_FLAGS may say
+    # another level.
+    level = "xla_backend_optimization_level"
+    is_given = level in os.environ.get("XLA_FLAGS", "")
+    options = {level: 1} if jax.default_backend() == "cpu" and not is_given else None
     init = jax.jit(_init(model, optimizer, config, channels), compiler_options=options)
     return init(loader.key(config.seed, loader.INITIALIZATION))
 
