@@ -18,10 +18,10 @@ demo: .venv/installed  ## a small sweep on drawn street scenes, its table and it
 	$(BIN)/segjax table --results $(DEMO) $(DEMO)/floors.jsonl
 
 test: .venv/installed  ## run the tests that a change needs
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 test-all: .venv/installed  ## run all tests
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 docs: .venv/docs  ## build the documentation into build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

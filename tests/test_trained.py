@@ -11,7 +11,7 @@ import segjax.config
 from segjax import results
 from segjax.cli.main import main
 from segjax.errors import UserError
-from support.runs import train_smoke
+from support.runs import TINY, train_smoke
 
 pytestmark = pytest.mark.slow
 
@@ -79,20 +79,20 @@ def test_what_is_not_there_is_refused(workdir, tmp_path, run):
 
 def test_fit_trains_as_the_command_does(workdir, run, tmp_path, scenes_data_dir):
     overrides = {"data.data_dir": str(scenes_data_dir), "num_devices": 1}
-    fitted = segjax.fit("experiments/quickstart.py:smoke", tmp_path / "spec", overrides)
+    fitted = segjax.fit(TINY, tmp_path / "spec", overrides)
     assert fitted.row["confusion"] == run.row["confusion"]
     assert fitted.row["config_digest"] == run.row["config_digest"]
     assert fitted.row["overrides"] == run.row["overrides"]
     # A finished run is loaded, not trained again.
     before = (tmp_path / "spec" / "result.json").stat().st_mtime_ns
-    segjax.fit("experiments/quickstart.py:smoke", tmp_path / "spec", overrides)
+    segjax.fit(TINY, tmp_path / "spec", overrides)
     assert (tmp_path / "spec" / "result.json").stat().st_mtime_ns == before
 
 
 def test_the_command_in_the_row_of_a_config_made_in_python_repeats_it(
     run, tmp_path, scenes_data_dir
 ):
-    config = segjax.config.load("experiments/quickstart.py:smoke", {"num_devices": 1})
+    config = segjax.config.load(TINY, {"num_devices": 1})
     config.data.data_dir = str(scenes_data_dir)
     fitted = segjax.fit(config, tmp_path / "a", {"seed": 1})
     assert fitted.row["confusion"] != run.row["confusion"]

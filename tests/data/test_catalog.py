@@ -14,6 +14,7 @@ from segjax.cli.main import main
 from segjax.data import datasets
 from segjax.data.catalog import Options
 from support.errors import refusal
+from support.runs import TINY
 
 SPLITS = {"train": 10, "validation": 3, "test": 4}
 
@@ -264,7 +265,7 @@ def test_a_config_keeps_the_options_and_older_configs_their_digest(tmp_path):
 @pytest.mark.slow
 def test_a_tfds_dataset_is_trained_and_evaluated_from_its_workdir(pets, tmp_path, capsys):
     workdir = tmp_path / "run"
-    train = ["train", "--config", "experiments/quickstart.py:smoke", "--workdir", str(workdir)]
+    train = ["train", "--config", TINY, "--workdir", str(workdir)]
     train += ["--config.data.dataset=tfds:oxford_iiit_pet", "--config.data.resolution=24,32"]
     train += ["--config.data.fit=letterbox"]
     assert main(train) == 0

@@ -13,6 +13,7 @@ from segjax.cli.main import main
 from segjax.data import datasets, fitting, images
 from segjax.inference import windows
 from support.folders import make_folder, save_pair
+from support.runs import TINY
 
 
 @pytest.mark.parametrize(
@@ -116,7 +117,7 @@ def test_training_evaluation_and_prediction_see_the_same(tmp_path, monkeypatch, 
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "prepared"))
     photos = make_folder(tmp_path / "photos", size=(40, 80))
     workdir = tmp_path / "run"
-    train = ["train", "--config", "experiments/folder.py:smoke", "--workdir", str(workdir)]
+    train = ["train", "--config", TINY, "--workdir", str(workdir), "--config.data.dataset=folder"]
     train += [f"--config.data.folder={photos}", f"--config.data.fit={fit}"]
     assert main(train) == 0
     row = json.loads((workdir / "result.json").read_text())

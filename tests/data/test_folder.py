@@ -15,6 +15,7 @@ from segjax.data import camvid, datasets, folder, isbi2012
 from segjax.inference import check
 from support.errors import refusal
 from support.folders import make_folder, save_pair
+from support.runs import TINY
 
 CAMVID = dict(zip(camvid.CLASS_NAMES, camvid.PALETTE, strict=True))
 BINARY = {"Background": 0, "Cell": 255}
@@ -241,7 +242,7 @@ def photos(tmp_path, monkeypatch):
 
 
 def train(folder, workdir, *more):
-    arguments = ["--config", "experiments/folder.py:smoke", "--workdir", str(workdir)]
+    arguments = ["--config", TINY, "--workdir", str(workdir), "--config.data.dataset=folder"]
     return main(["train", *arguments, f"--config.data.folder={folder}", *more])
 
 
@@ -635,7 +636,7 @@ def test_the_published_camvid_as_a_folder_is_the_dataset_camvid(camvid_data_dir,
     rows = []
     for name, data_dir in (("folder", tmp_path / "data"), ("camvid", camvid_data_dir)):
         workdir = tmp_path / name
-        arguments = ["--config", "experiments/quickstart.py:smoke", "--workdir", str(workdir)]
+        arguments = ["--config", TINY, "--workdir", str(workdir)]
         arguments += [f"--config.data.dataset={name}", f"--config.data.data_dir={data_dir}"]
         arguments += [f"--config.data.folder={folder}"] if name == "folder" else []
         assert main(["train", *arguments]) == 0

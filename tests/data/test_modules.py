@@ -12,6 +12,7 @@ import segjax
 from segjax.cli.main import main
 from segjax.data import datasets, modules
 from support.errors import refusal
+from support.runs import TINY
 
 TOY = """
 import numpy as np
@@ -145,11 +146,10 @@ def test_a_module_that_is_not_there_is_one_clear_line(place):
 
 
 @pytest.mark.slow
-def test_a_toy_dataset_is_trained_evaluated_predicted_and_loaded(place, tmp_path, request):
-    spec = request.config.rootpath / "experiments" / "quickstart.py:smoke"
+def test_a_toy_dataset_is_trained_evaluated_predicted_and_loaded(place, tmp_path):
     workdir = tmp_path / "run"
     command = [sys.executable, "-m", "segjax"]
-    train = ["train", "--config", str(spec), "--workdir", str(workdir)]
+    train = ["train", "--config", TINY, "--workdir", str(workdir)]
     train += ["--config.data.dataset=module:halves", "--config.data.resolution=24,32"]
     # As a command of its own, which finds the module in the current folder.
     subprocess.run([*command, *train], check=True, capture_output=True)

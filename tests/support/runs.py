@@ -20,6 +20,8 @@ from segjax.runs.experiment import Description, load_variables, open_run
 from segjax.runs.metrics_log import read_metrics
 from segjax.training import parallel
 
+TINY = str(Path(__file__).with_name("tiny.py"))  # a config file of two steps
+
 DESCRIPTION = Description("tiny", "tiny", {}, "segjax train")
 
 
@@ -175,8 +177,8 @@ def assert_same_run(ours, theirs):
 
 
 def train_smoke(folder: Path, data_dir: Path) -> Path:
-    """Train two steps of the demo's network on one device by the command; return the folder."""
-    command = ["train", "--config", "experiments/quickstart.py:smoke", "--workdir", str(folder)]
+    """Train two steps of `TINY` on one device by the command; return the folder."""
+    command = ["train", "--config", TINY, "--workdir", str(folder)]
     command += [f"--config.data.data_dir={data_dir}", "--config.num_devices=1"]
     assert main(command) == 0
     return folder

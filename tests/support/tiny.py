@@ -1,0 +1,18 @@
+"""A config file for tests of commands: two steps of a narrow SegNet-Basic on 24x32 pixels."""
+
+from ml_collections import ConfigDict
+
+from segjax import config as configs
+from segjax import recipes
+
+
+def get_config() -> ConfigDict:
+    """Return the config; its network compiles in half the time of U-Net's."""
+    config = configs.default()
+    config.model.options.width = 2
+    config.precision = "bfloat16"
+    config.augment.flip = True
+    config.augment.scale = (0.8, 1.25)
+    config.loss.class_weights = "enet"
+    recipes.cut_to_seconds(config)
+    return config
