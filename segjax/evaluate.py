@@ -205,6 +205,7 @@ def _joint_row(rows):
         "config_digest": hashlib.sha256(json.dumps(members).encode()).hexdigest()[:16],
         "seed": None,
         "steps": sum(row["steps"] for row in rows),
+        "epochs": sum(row["epochs"] for row in rows),
         "best_step": None,
         "seconds": round(sum(row["seconds"] for row in rows), 1),
         "batch_norm": _agreed([row["batch_norm"] for row in rows], "mixed"),

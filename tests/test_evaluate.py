@@ -135,7 +135,8 @@ def test_ensemble_row_names_all_members(runs):
     rows = [results.read([runs / name / "result.json"])[0] for name in "abc"]
     assert row["name"] == "tiny + seed=1 + other"
     assert (row["experiment"], row["model"]) == ("tiny + other", "one_layer + two_layers")
-    assert row["parameters"] == sum(each["parameters"] for each in rows)
+    for name in ("parameters", "steps", "epochs"):
+        assert row[name] == sum(each[name] for each in rows)
     assert (row["seed"], row["best_step"], row["overrides"]) == (None, None, {})
     assert row["batch_norm"] == "recomputed"
     digests = {row["config_digest"], *(each["config_digest"] for each in rows)}

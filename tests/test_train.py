@@ -21,6 +21,7 @@ from segjax.cli import main
 from segjax.errors import UserError
 from segjax.results.counts import Counts
 from segjax.runs.metrics_log import read_metrics
+from segjax.system import processor
 from segjax.system.files import write_whole
 from support.runs import (
     DESCRIPTION,
@@ -194,6 +195,7 @@ def test_a_run_leaves_all_that_it_shows_on_disk(commands):
     assert row["best_step"] == best["step"] == newest(workdir, "best")
     assert (row["steps"], row["split"], row["num_images"]) == (STEPS, "test", 5)
     assert (row["batch_norm"], row["experiment"], row["device"]) == ("recomputed", "tiny", "cpu x1")
+    assert (row["epochs"], row["processor"]) == (STEPS * 4 / 10, processor.name())
     assert row["overrides"] == {}  # where data lies and on what a run is done are none
     names = sorted(os.listdir(workdir / "samples"))
     assert names == [f"{step:07d}.png" for step in (10, 20, 30, 40)]

@@ -270,6 +270,7 @@ def result_row(
         **results.scored(counts.total, info.class_names, counts.boundary),
         **results.measured(counts),
         "steps": facts["steps"],
+        "epochs": facts["steps"] * config.batch_size / info.splits["train"].num_images,
         "best_step": facts["best_step"],
         "seconds": round(facts["seconds"], 1),
         "batch_norm": batch_norm,

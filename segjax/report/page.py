@@ -257,8 +257,9 @@ def _runs(methods: Sequence[Method]) -> SortableTable:
     measured = _measured(methods)
     rows = [_run(run, measured) for method in methods for run in method.runs]
     headings = ["run", "experiment", "model", "seed", *(SCORES[name] for name in measured)]
-    headings += ["steps", "best step", "minutes", "images", "batch norm", "inference", "device"]
-    headings += ["versions", "finished", "config digest", "workdir", "command"]
+    headings += ["steps", "epochs", "best step", "minutes", "images", "batch norm", "inference"]
+    headings += ["device", "processor", "versions", "finished"]
+    headings += ["config digest", "workdir", "command"]
     return SortableTable("All rows and their origin.", headings, rows)
 
 
@@ -269,11 +270,13 @@ def _run(run: Run, measured: Sequence[str]) -> list[Entry]:
         *map(_name, (row["name"], row["experiment"], row["model"])),
         _number(row["seed"]),
         *(_number(row[name], "{:.1f}", 100) for name in measured),
-        *(_number(row[name]) for name in ("steps", "best_step")),
+        _number(row["steps"]),
+        _number(row.get("epochs"), "{:.1f}"),
+        _number(row["best_step"]),
         _number(row["seconds"], "{:.1f}", 1 / 60),
         _number(row["num_images"]),
         *map(_name, (row["batch_norm"] or "", row.get("inference", ""), row["device"])),
-        *map(_name, (versions, row["finished"])),
+        *map(_name, (row.get("processor", ""), versions, row["finished"])),
         _name(row["config_digest"] or "", code=True),
         _name(str(run.workdir or "")),
         _name(row["command"], code=True),

@@ -31,7 +31,7 @@ from segjax.ops.onednn import build
 from segjax.results import schema
 from segjax.results.counts import Counts
 from segjax.results.schema import Amount, Count, Fraction, Positive, Row, Size, Text
-from segjax.system import stored
+from segjax.system import processor, stored
 from segjax.system.files import write_whole
 
 SCHEMA = 1
@@ -68,10 +68,12 @@ class ResultRow(TypedDict):
     present: list[bool]  # whether the class is in the truth
     confusion: list[list[Count]]  # (K, K), rows are the truth
     steps: Count | None
+    epochs: NotRequired[Amount]  # examples drawn for these steps, over those of the training split
     best_step: Count | None
     seconds: Amount | None
     batch_norm: Text | None
     device: Text
+    processor: NotRequired[Text]  # model and vector instructions of the CPU, if it is the device
     versions: dict[str, Any]
     finished: Text  # time, ISO 8601
     # Git commit of the code, followed by "-modified" if its files were changed; None outside git.
@@ -181,12 +183,15 @@ def provenance(device: str, platform: str = "") -> Row:
 
     Args:
       device: name of the device.
-      platform: JAX platform; for "cpu" the versions include that of oneDNN, if it is used.
+      platform: JAX platform; for "cpu" also the processor's name, and among the versions that of
+        oneDNN, if it is used.
     """
     versions = {name: metadata.version(name) for name in ("jax", "flax", "optax")}
     versions |= build.versions(platform)
+    named = {"processor": processor.name()} if platform == "cpu" else {}
     return {
         "device": device,
+        **named,
         "versions": {"segjax": segjax.__version__, **versions},
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "revision": revision(),

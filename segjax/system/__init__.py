@@ -1,1 +1,1 @@
-"""The operating system and the terminal: files, locks, progress bars, words while waiting."""
+"""The machine and the terminal: processor, files, locks, progress bars, words while waiting."""

@@ -25,6 +25,8 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 
+from segjax.system import processor
+
 SOURCE = Path(__file__).with_name("kernels.cc")
 FLAGS = ("-std=c++17", "-O3", "-DNDEBUG", "-march=native", "-fopenmp", "-fPIC", "-shared")
 KERNELS = (
@@ -154,18 +156,10 @@ def _key(root, version, compiler):
         [
             SOURCE.read_text(),
             *(metadata.version("jaxlib"), version, str(shared), str(shared.stat().st_size)),
-            *(described.partition("\n")[0], " ".join(FLAGS), _instructions()),
+            *(described.partition("\n")[0], " ".join(FLAGS), processor.instructions()),
         ]
     )
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _instructions():
-    try:
-        flags = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        flags = None
-    return flags[1] if flags else platform.processor()
 
 
 def _cache():
