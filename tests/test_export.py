@@ -166,7 +166,7 @@ def test_the_program_of_a_run_gives_the_labels_of_predict_native(workdir, tmp_pa
     labels = run_bare(folder / "model.stablehlo", pixels[None], tmp_path)
     assert (labels.shape, labels.dtype) == ((1, *size), np.uint8)
 
-    # The program sums in another order than the run, so where their labels differ, the scores of both
+    # The program sums in another order than the run: where their labels differ, the scores of both
     # must be as good as equal.
     assert main([*command, "--logits"]) == 0
     logits = run_bare(folder / "model.stablehlo", pixels[None], tmp_path)
