@@ -210,8 +210,8 @@ auto KernelGradientOf(Primitive& primitive, Numbers map, Numbers kernel, Numbers
   const std::string name = chosen.impl_info_str();
   if (groups != 1 || (name != "jit:avx2" && name != "jit_1x1:avx2")) return chosen;
   const bool is_pointwise = kernel[0] * kernel[1] == 1;
-  const bool is_even = map[3] % 8 == 0 && result[3] % 8 == 0;
-  if (is_pointwise ? is_even && map[3] < 512 : result[3] < 512) {
+  const bool fills_blocks = map[3] % 8 == 0 && result[3] % 8 == 0;
+  if (is_pointwise ? fills_blocks && map[3] < 512 : result[3] < 512) {
     const auto blocks = dnnl::memory::format_tag::nChw8c;
     const auto to_blocks = [](dnnl::memory::desc& from, const dnnl::memory::desc& to) {
       const dnnl::reorder::primitive_desc reorder(Engine(), from, Engine(), to);
