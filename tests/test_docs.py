@@ -180,9 +180,9 @@ def test_the_commands_run_in_their_order(
             words.append("--config.data.dataset=streetscenes")  # the same classes, twenty images
         if words[0] == "sweep":
             words.append("--config.num_devices=1")  # a program for two takes half as long again
-            names = [x.name for x in grids.load_points(words[words.index("--config") + 1], {})]
             if "--only" not in words:  # every network of a grid is tested in test_experiments.py
-                words += ["--only", names[0], "--only", names[-1]]
+                first, *_, last = grids.load_points(words[words.index("--config") + 1], {})
+                words += ["--only", first.name, "--only", last.name]
         assert main(words) == 0, (page, given)
         ran.append(given)
     for page in ("docs/api.md", "docs/weights.md"):

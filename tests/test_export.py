@@ -154,8 +154,19 @@ def test_a_program_gives_the_labels_of_predict(model, options, scores, scenes_da
     assert set(re.findall(r"custom_call @(\w+)", module)) == {"shape_assertion"}  # none of ours
 
 
-@pytest.mark.parametrize("size", [(24, 32), (37, 61)])
-def test_the_program_of_a_run_gives_the_labels_of_predict_native(workdir, tmp_path, size):
+@pytest.mark.parametrize(
+    ("precision", "size", "rounding"),
+    [
+        ("float32", (24, 32), 1e-4),
+        ("float32", (37, 61), 1e-4),
+        ("bfloat16", (24, 32), 2**-6),
+    ],
+)
+def test_the_program_of_a_run_gives_the_labels_of_predict_native(
+    workdir, scenes_data_dir, tmp_path, precision, size, rounding
+):
+    if precision == "bfloat16":
+        workdir = train_smoke(tmp_path / "run", scenes_data_dir, "--config.precision=bfloat16")
     pixels = PIXELS[: size[0], : size[1]]
     expected = predicted(workdir, tmp_path, "--native", pixels=pixels)[None]
     folder = tmp_path / "new"
@@ -167,13 +178,13 @@ def test_the_program_of_a_run_gives_the_labels_of_predict_native(workdir, tmp_pa
     assert (labels.shape, labels.dtype) == ((1, *size), np.uint8)
 
     # The program sums in another order than the run: where their labels differ, the scores of both
-    # must be as good as equal.
+    # must be equal but for rounding.
     assert main([*command, "--logits"]) == 0
     logits = run_bare(folder / "model.stablehlo", pixels[None], tmp_path)
     np.testing.assert_array_equal(labels, logits.argmax(-1))
     lost = logits.max(-1) - np.take_along_axis(logits, expected[..., None], -1)[..., 0]
-    assert lost.max() < 1e-4 * logits.std()
-    assert (labels != expected).mean() < 0.01
+    assert lost.max() <= rounding * logits.std()
+    assert precision == "bfloat16" or (labels != expected).mean() < 0.01
 
 
 def test_what_cannot_be_exported_is_refused(workdir, tmp_path, capsys):

@@ -176,9 +176,9 @@ def assert_same_run(ours, theirs):
         )
 
 
-def train_smoke(folder: Path, data_dir: Path) -> Path:
+def train_smoke(folder: Path, data_dir: Path, *more: str) -> Path:
     """Train two steps of `TINY` on one device by the command; return the folder."""
     command = ["train", "--config", TINY, "--workdir", str(folder)]
     command += [f"--config.data.data_dir={data_dir}", "--config.num_devices=1"]
-    assert main(command) == 0
+    assert main([*command, *more]) == 0
     return folder
