@@ -14,8 +14,8 @@ help:  ## show this list
 demo: .venv/installed  ## a small sweep on drawn street scenes, its table and its picture
 	$(BIN)/segjax sweep --config experiments/quickstart.py --workdir $(DEMO)
 	$(BIN)/segjax picture --results $(DEMO) --output $(DEMO)/picture.png
-	$(BIN)/segjax floors --dataset streetscenes --resolution 96x128 --output $(DEMO)/floors.jsonl > /dev/null
-	$(BIN)/segjax table --results $(DEMO) $(DEMO)/floors.jsonl
+	$(BIN)/segjax baselines --dataset streetscenes --resolution 96x128 --output $(DEMO)/baselines.jsonl > /dev/null
+	$(BIN)/segjax table --results $(DEMO) $(DEMO)/baselines.jsonl
 
 test: .venv/installed  ## run the tests that a change needs
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"

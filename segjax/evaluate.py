@@ -126,7 +126,7 @@ def evaluate_workdirs(
     scale = str(window or "native") if native else ""
     done = [scale] if scale else []
     done += [f"mean of {samples} samples"] if samples else []
-    done += [f"views {transforms}"] if transforms else []
+    done += [str(transforms)] if transforms else []
     done += [f"mean of {len(runs)} networks"] if len(runs) > 1 else []
     done += [f"crf {dense_crf.describe(crf)}"] if crf else []
     if done:
@@ -136,7 +136,7 @@ def evaluate_workdirs(
     names += [_agreed([facts["kind"] for _, facts in loaded], "mixed")]
     names += [scale.replace(" ", "_")] if scale else []
     names += [f"samples_{samples}"] if samples else []
-    names += [f"views {transforms}".replace(" ", "_")] if transforms else []
+    names += [str(transforms).replace(" ", "_")] if transforms else []
     names += [f"with_{Path(os.path.realpath(workdir)).name}" for workdir in workdirs[1:]]
     names += [f"crf_{dense_crf.describe(crf)}"] if crf else []
     return target / f"{'_'.join(names)}.json", row, counts

@@ -94,6 +94,11 @@ def test_every_command_is_known():
     assert ["make", "test"] in [words for _, words in EVERY]
 
 
+def test_every_command_of_ours_is_listed():
+    section = re.split("^## ", PAGES["docs/index.md"].split("## The commands")[1], flags=re.M)[0]
+    assert set(re.findall(r"`segjax (\w+)`", section)) == set(cli.COMMANDS)
+
+
 def test_the_demo_of_the_makefile_is_made_of_commands_that_exist():
     makefile = (ROOT / "Makefile").read_text()
     for name in re.findall(r"\$\(BIN\)/segjax (\w+)", makefile):
@@ -192,7 +197,7 @@ def test_the_commands_run_in_their_order(
     assert repositories["someone/street"]
     assert {words[0] for words in ran} == {
         *("data", "train", "evaluate", "predict", "export", "push", "sweep"),
-        *("table", "compare", "picture", "figures", "report", "preview", "floors", "benchmark"),
+        *("table", "compare", "picture", "figures", "report", "preview", "baselines", "benchmark"),
     }
 
 
@@ -264,7 +269,7 @@ def test_the_dataset_to_copy_can_be_prepared_and_read(tmp_path, monkeypatch):
     # The page says how much of it is code.
     code = [line for line in block.splitlines() if line.strip()][1:]  # without the docstring
     assert len(code) == 8
-    assert "one new file of 8 lines of code" in Path("docs/adding_a_dataset.md").read_text()
+    assert "one file of 8 lines of code" in Path("docs/adding_a_dataset.md").read_text()
 
 
 def test_the_config_to_copy_is_one(tmp_path):

@@ -102,8 +102,8 @@ def test_probabilities_are_averaged_then_refined(runs, counted, names, arguments
 def test_augmented_predictions_are_averaged(runs):
     flags = ("--scales", "0.5", "1", "--flip")
     row, path = evaluated([runs / "a"], *flags)
-    assert path.name == "evaluation_test_final_views_0.5_1_mirrored.json"
-    assert row["inference"] == "views 0.5 1 mirrored"
+    assert path.name == "evaluation_test_final_scales_0.5_1_flip.json"
+    assert row["inference"] == "scales 0.5 1 flip"
 
     run, variables = opened(runs / "a")
     network = outputs.probabilities(run)

@@ -208,10 +208,10 @@ def test_a_run_may_score_natively_from_the_start(folder, run):
 def test_refinements_work_on_images_of_any_size(folder):
     flags = ("--flip", "--window", "24x24", "--crf", "1,1,2,8,10", "--limit", "2")
     row, path = evaluated([folder / "run", folder / "other"], *flags)
-    by = "window 24x24 overlap 0.5, views 1 mirrored, mean of 2 networks, crf 1,1,2,8,10"
+    by = "window 24x24 overlap 0.5, flip, mean of 2 networks, crf 1,1,2,8,10"
     assert row["inference"] == by
     assert path.name == (
-        "evaluation_test_first2_final_window_24x24_overlap_0.5_views_1_mirrored_with_other_"
+        "evaluation_test_first2_final_window_24x24_overlap_0.5_flip_with_other_"
         "crf_1,1,2,8,10.json"
     )
     labels = truths(folder)[:2]

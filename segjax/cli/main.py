@@ -26,7 +26,7 @@ from segjax.ops.onednn import build
 COMMANDS = (
     *("data", "train", "evaluate", "predict", "export", "push", "sweep", "reproduce"),
     *("table", "compare", "picture", "figures", "report"),
-    *("preview", "models", "benchmark", "floors"),
+    *("preview", "models", "benchmark", "baselines"),
 )
 
 

@@ -107,7 +107,7 @@ def rows(
     return [
         {
             "schema": results.SCHEMA,
-            "experiment": "floors",
+            "experiment": "baselines",
             "name": name,
             "overrides": {},
             "command": command,

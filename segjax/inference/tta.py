@@ -15,8 +15,9 @@ class Transforms:
     flip: bool = False  # left and right
 
     def __str__(self) -> str:
-        scales = [f"{scale:g}" for scale in self.scales]
-        return " ".join([*scales, *["mirrored"] * self.flip])
+        alone = self.flip and self.scales == (1.0,)
+        scales = [] if alone else ["scales", *(f"{scale:g}" for scale in self.scales)]
+        return " ".join([*scales, *["flip"] * self.flip])
 
 
 def average(output: outputs.Output, transforms: Transforms) -> outputs.Output:

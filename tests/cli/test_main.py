@@ -113,7 +113,7 @@ TRAIN = ("train", "--config", "experiments/quickstart.py", "--workdir", "{tmp}/w
         (["data", "imagenet"], "imagenet"),
         (["data", "camvid", "--source", "{tmp}"], "train.txt"),
         (["data", "streetscenes", "--resolution", "96"], "HEIGHTxWIDTH"),
-        (["floors", "--dataset", "nothing"], "nothing"),
+        (["baselines", "--dataset", "nothing"], "nothing"),
     ],
 )
 def test_a_mistake_gives_a_one_line_error_and_status_2(
@@ -179,7 +179,7 @@ PATHS = (
     *("compare x PATH", "picture --results PATH --output x", "picture --results x --output PATH"),
     *("figures --results PATH --output x", "figures --results x --output PATH"),
     *("report --results PATH --output x", "report --results x --output y --data-dir PATH"),
-    *("preview --config x.py --output PATH", "benchmark --output PATH", "floors --output PATH"),
+    *("preview --config x.py --output PATH", "benchmark --output PATH", "baselines --output PATH"),
 )
 
 
@@ -261,7 +261,7 @@ def test_missing_home_directory_gives_a_one_line_error(monkeypatch, capsys):
     monkeypatch.delenv("HOME")
     monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
     monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as for a user without an entry
-    assert command_refusal(capsys, ["floors"]).startswith("HOME is not set")
+    assert command_refusal(capsys, ["baselines"]).startswith("HOME is not set")
 
 
 @pytest.mark.slow

@@ -687,10 +687,10 @@ def test_a_folder_is_prepared_drawn_and_has_baselines_by_command(photos, tmp_pat
     assert main([*command, "--resolution", "24x32", "--sheet", str(sheet)]) == 0
     assert "train 8, val 4, test 4 images of 24x32" in capsys.readouterr().out
     assert sheet.is_file()
-    floors = ["floors", "--dataset", "folder", "--resolution", "24x32"]
-    assert main([*floors, "--folder", str(photos)]) == 0
+    baselines = ["baselines", "--dataset", "folder", "--resolution", "24x32"]
+    assert main([*baselines, "--folder", str(photos)]) == 0
     assert "all Ground" in capsys.readouterr().out
-    assert main(floors) == 2
+    assert main(baselines) == 2
     assert "belong together" in capsys.readouterr().err
 
 

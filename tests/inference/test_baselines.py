@@ -40,7 +40,7 @@ def test_pixel_mode_of_three_labels():
 
 
 def test_camvid_scores_match_independent_computation(camvid_data_dir):
-    rows = baselines.rows("camvid", "test", camvid_data_dir, None, "segjax floors")
+    rows = baselines.rows("camvid", "test", camvid_data_dir, None, "segjax baselines")
     found = {
         row["name"]: tuple(
             100 * row[score] for score in ("global_accuracy", "class_accuracy", "mean_iou")

@@ -317,8 +317,8 @@ def test_the_revision_is_the_commit_and_says_if_files_were_changed(tmp_path, mon
 
 def test_a_file_that_is_named_is_not_said_to_be_left_out(tmp_path, capsys):
     results.write_row(tmp_path / "run" / "result.json", make_row(0))
-    results.append(tmp_path / "floors.jsonl", make_baseline())
-    assert len(results.read([tmp_path, tmp_path / "floors.jsonl"])) == 2
+    results.append(tmp_path / "baselines.jsonl", make_baseline())
+    assert len(results.read([tmp_path, tmp_path / "baselines.jsonl"])) == 2
     assert capsys.readouterr().err == ""
     assert len(results.read([tmp_path])) == 1
-    assert "not read unless named: floors.jsonl" in capsys.readouterr().err
+    assert "not read unless named: baselines.jsonl" in capsys.readouterr().err

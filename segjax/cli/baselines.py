@@ -1,4 +1,4 @@
-"""`segjax floors`: evaluate baselines that see no image, and ceilings of coarse label maps."""
+"""`segjax baselines`: evaluate baselines that see no image, and the best scores that coarse labels allow."""
 
 import argparse
 
