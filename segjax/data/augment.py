@@ -45,16 +45,18 @@ def scale_and_crop(
       fill: (C,), color outside the image.
 
     Returns:
-      The example at (h, w): the image bilinear, antialiased when it shrinks, half-pixel centers.
+      The example at (h, w): the image bilinear, antialiased when it shrinks, half-pixel centers;
+      with both factors 1 a window of whole pixels.
     """
     scale_key, place_key = jax.random.split(key)
     low, high = jnp.log(jnp.asarray(scales, jnp.float32))
     scale = jnp.exp(jax.random.uniform(scale_key, (), minval=low, maxval=high))
     place = jax.random.uniform(place_key, (2,))
     image, (height, width) = example["image"], example["label"].shape
-    shift = place * (
-        jnp.asarray(size, jnp.float32) - scale * jnp.asarray((height, width), jnp.float32)
-    )
+    room = jnp.asarray(size, jnp.float32) - scale * jnp.asarray((height, width), jnp.float32)
+    shift = place * room
+    if scales == (1.0, 1.0):  # whole pixels, so that the window is cut, not interpolated
+        shift = jnp.sign(room) * jnp.floor(place * (jnp.abs(room) + 1))
 
     row, row_inside = _nearest(size[0], height, scale, shift[0])
     column, column_inside = _nearest(size[1], width, scale, shift[1])
