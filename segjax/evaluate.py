@@ -71,6 +71,7 @@ def evaluate_workdirs(
     first = runs[0][0]
     native = native or window is not None or first.config.data.score_at == "native"
     source = first.open_split(split, native)
+    _require_same_data(runs, workdirs, split, native, source.digest)
     examples = [source[i] for i in range(min(limit, len(source)))] if limit else source
     loaded = [_load(run, workdir, kind) for (run, _), workdir in zip(runs, workdirs, strict=True)]
     by_image = native or crf or calibration
@@ -123,8 +124,10 @@ def evaluate_workdirs(
     ]
     row = rows[0] if len(rows) == 1 else _joint_row(rows)
 
+    row_kind = _agreed([facts["kind"] for _, facts in loaded], "mixed")
     scale = str(window or "native") if native else ""
     done = [scale] if scale else []
+    done += ["latest checkpoint"] if row_kind == "latest" else []
     done += [f"mean of {samples} samples"] if samples else []
     done += [str(transforms)] if transforms else []
     done += [f"mean of {len(runs)} networks"] if len(runs) > 1 else []
@@ -133,12 +136,14 @@ def evaluate_workdirs(
         row["inference"] = ", ".join(done)
 
     names = [f"evaluation_{split}" + (f"_first{limit}" if limit else "")]
-    names += [_agreed([facts["kind"] for _, facts in loaded], "mixed")]
+    names += [row_kind]
     names += [scale.replace(" ", "_")] if scale else []
     names += [f"samples_{samples}"] if samples else []
     names += [str(transforms).replace(" ", "_")] if transforms else []
     names += [f"with_{Path(os.path.realpath(workdir)).name}" for workdir in workdirs[1:]]
+    names += [row["config_digest"][:8]] if len(runs) > 1 else []  # folders may have the same name
     names += [f"crf_{dense_crf.describe(crf)}"] if crf else []
+    names += ["calibrated"] if calibration else []
     return target / f"{'_'.join(names)}.json", row, counts
 
 
@@ -158,6 +163,16 @@ def _open_alike(workdirs, data_dir):
                     "averaged networks must share dataset, resolution and classes"
                 )
     return runs
+
+
+def _require_same_data(runs, workdirs, split, native, digest):
+    """Raise if another run has other images or labels in the split."""
+    for (run, _), workdir in zip(runs[1:], workdirs[1:], strict=True):
+        if run.open_split(split, native).digest != digest:
+            raise UserError(
+                f"the {split} split of {workdir} is not that of {workdirs[0]}; averaged networks "
+                "must share their data"
+            )
 
 
 def _task(run):

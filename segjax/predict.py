@@ -272,30 +272,34 @@ class Predictions:
 def predict_test_images(
     workdirs: list[Path], count: int, data_dir: str | None, crf: dense_crf.Parameters | None = None
 ) -> Predictions:
-    """Predict test images with several runs.
+    """Predict images of the split of the final evaluation (`test_split`) with several runs.
 
     Args:
       workdirs: of finished runs with the same dataset and resolution.
-      count: number of images, evenly spaced in the test split.
+      count: number of images, evenly spaced in the split.
       data_dir: folder of prepared datasets, if it differs from training.
       crf: parameters of a dense CRF, whose labels are added after those of each run; None: no CRF.
 
     Raises:
-      UserError: the runs differ in dataset or resolution.
+      UserError: the runs differ in dataset, split or resolution, in the images or their labels.
     """
     first: Any = None
+    examples: list[dict[str, Any]] = []
     labels: list[tuple[str, np.ndarray]] = []
     for workdir in workdirs:
         run, description = open_run(workdir, data_dir)
-        data = (run.config.data.dataset, tuple(run.config.data.resolution))
+        split = run.config.test_split
+        data = (run.config.data.dataset, split, tuple(run.config.data.resolution))
         if first is None:
-            first = data
-            source = run.open_split("test")
-            places = np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int)
-            examples = [source[int(place)] for place in places]
-            info = run.info
+            first, info = data, run.info
         if data != first:
             raise UserError(f"{workdir} is on {data}, but {workdirs[0]} is on {first}")
+        source = run.open_split(split)
+        places = np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int)
+        own = [source[int(place)] for place in places]
+        examples = examples or own
+        if not same_examples(own, examples):
+            raise UserError(f"{workdir} has other images or labels than {workdirs[0]}")
         variables, _ = load_variables(run, workdir, None)
         stacked = np.stack([e["image"] for e in examples])
         for refined in (None, crf) if crf else (None,):
@@ -303,6 +307,15 @@ def predict_test_images(
             predictor = outputs.build_predictor(run, *_inference(run, refined))
             labels.append((description.name + by, predictor(variables, stacked)))
     return Predictions(info, examples, labels)
+
+
+def same_examples(some: list[dict[str, Any]], others: list[dict[str, Any]]) -> bool:
+    """Return whether examples have the same images and labels, in the same order."""
+    return len(some) == len(others) and all(
+        np.array_equal(a[name], b[name])
+        for a, b in zip(some, others, strict=True)
+        for name in ("image", "label")
+    )
 
 
 def save_comparison(

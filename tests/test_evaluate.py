@@ -14,6 +14,7 @@ from segjax.inference import crf, outputs
 from segjax.report import table as drawing
 from segjax.report import tables
 from segjax.results.summary import summarize
+from segjax.runs import experiment
 from segjax.runs.experiment import Description
 from support.runs import DESCRIPTION, OneLayer, evaluated, opened, small_config
 
@@ -76,13 +77,13 @@ def counted(runs):
 @pytest.mark.parametrize(
     ("names", "arguments", "file", "inference"),
     [
-        ("ab", (), "evaluation_test_final_with_b.json", "mean of 2 networks"),
-        ("cab", (), "evaluation_test_final_with_a_with_b.json", "mean of 3 networks"),
+        ("ab", (), "evaluation_test_final_with_b_*.json", "mean of 2 networks"),
+        ("cab", (), "evaluation_test_final_with_a_with_b_*.json", "mean of 3 networks"),
         ("a", (CRF,), f"evaluation_test_final_crf_{CRF}.json", f"crf {CRF}"),
         (
             "ac",
             (CRF,),
-            f"evaluation_test_final_with_c_crf_{CRF}.json",
+            f"evaluation_test_final_with_c_*_crf_{CRF}.json",
             f"mean of 2 networks, crf {CRF}",
         ),
     ],
@@ -90,7 +91,8 @@ def counted(runs):
 def test_probabilities_are_averaged_then_refined(runs, counted, names, arguments, file, inference):
     flags = ("--crf", *arguments) if arguments else ()
     row, path = evaluated([runs / name for name in names], *flags)
-    assert (path.name, row["inference"]) == (file, inference)
+    assert row["inference"] == inference
+    assert path.name == file.replace("*", (row["config_digest"] or "")[:8])
     made, expected = np.array(row["confusion"]), counted(names, *arguments)
     # The summation order may decide a pixel that is almost a tie.
     np.testing.assert_array_equal(made.sum(1), expected.sum(1))
@@ -195,6 +197,34 @@ def test_networks_on_different_data_are_an_error(runs, tmp_path, capsys, field, 
     error = capsys.readouterr().err
     assert f"{tmp_path} " + said.format(a=runs / "a") in error
     assert error.count("\n") == 1
+
+
+def test_networks_on_other_images_are_an_error(runs, monkeypatch):
+    opened = experiment.Experiment.open_split
+
+    def other(run, split, native=False):
+        source = opened(run, split, native)
+        source.digest = str(run.config.seed)
+        return source
+
+    monkeypatch.setattr(experiment.Experiment, "open_split", other)
+    with pytest.raises(UserError, match=r"the test split of .*/b is not that of .*/a; averaged"):
+        evaluate.evaluate_workdirs([runs / "a", runs / "b"], "test")
+
+
+def test_the_latest_checkpoint_has_a_line_of_its_own(runs):
+    row, path = evaluated([runs / "a"], "--checkpoint", "latest")
+    assert row["inference"] == "latest checkpoint"
+    assert path.name == "evaluation_test_latest.json"
+
+
+def test_calibration_does_not_overwrite_the_plain_evaluation(runs):
+    _, plain = evaluated([runs / "a"])
+    _, calibrated = evaluated([runs / "a"], "--calibration")
+    assert (plain.name, calibrated.name) == (
+        "evaluation_test_final.json",
+        "evaluation_test_final_calibrated.json",
+    )
 
 
 def test_networks_with_different_classes_are_an_error(runs, tmp_path):

@@ -212,7 +212,7 @@ def test_refinements_work_on_images_of_any_size(folder):
     assert row["inference"] == by
     assert path.name == (
         "evaluation_test_first2_final_window_24x24_overlap_0.5_flip_with_other_"
-        "crf_1,1,2,8,10.json"
+        f"{row['config_digest'][:8]}_crf_1,1,2,8,10.json"
     )
     labels = truths(folder)[:2]
     assert np.sum(row["confusion"]) == sum(np.sum(label >= 0) for label in labels)

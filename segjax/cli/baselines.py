@@ -1,4 +1,4 @@
-"""`segjax baselines`: evaluate baselines that see no image, and the best scores that coarse labels allow."""
+"""`segjax baselines`: evaluate baselines without an image, and upper bounds of coarse labels."""
 
 import argparse
 

@@ -131,7 +131,7 @@ def resolve(name: str, options: Options) -> Options:
             require(value not in taken, "classes", f"{value} to be of one class")
             taken[value] = entry[0]
     names = [entry[0] for entry in options.classes]
-    require(len(set(names)) == len(names) < VOID, "classes", "different names")
+    require(all(names) and len(set(names)) == len(names) < VOID, "classes", "different names")
     require(all(type(value) is int for value in options.void), "void", "integers")
     twice = [value for value in options.void if value in taken]
     require(not twice, "void", f"no value of a class, but {twice[:1]} is one")

@@ -119,6 +119,8 @@ def read_classes(folder: Path) -> Classes:
     void = tuple(_value(value, path, "void") for value in content.get("void", []))
     if not 1 <= len(values) <= VOID - 1:
         raise UserError(f"{path} has {len(values)} classes, expected 1 to {VOID - 1}")
+    if "" in values:
+        raise UserError(f"{path} has a class without a name")
     taken: dict[Value, str] = {}
     for name, value in (*values.items(), *(("void", value) for value in void)):
         if isinstance(value, tuple) != isinstance(next(iter(values.values())), tuple):
@@ -176,6 +178,8 @@ def _share(given: Mapping[str, Any], path: Path) -> dict[str, float]:
         raise UserError(f"{path}: share is {given!r}, expected val, test and seed")
     if not (share["val"] > 0 and share["test"] >= 0 and share["val"] + share["test"] < 1):
         raise UserError(f"{path}: share is {given!r}, expected parts of 1 that leave a rest")
+    if not (share["seed"] >= 0 and share["seed"] == int(share["seed"])):
+        raise UserError(f"{path}: the seed of share is {share['seed']}, expected an integer from 0")
     return share
 
 

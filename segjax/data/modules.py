@@ -167,7 +167,7 @@ def read_description(module: ModuleType) -> tuple[Any, Any, int, Any]:
 
     names: Any = getattr(module, "CLASS_NAMES", ())
     texts = isinstance(names, tuple | list) and all(isinstance(name, str) for name in names)
-    known = texts and 1 <= len(set(names)) == len(names) < VOID
+    known = texts and all(names) and 1 <= len(set(names)) == len(names) < VOID
     require(known, "CLASS_NAMES", f"1 to {VOID - 1} different names")
     require(callable(getattr(module, "examples", None)), "examples", "a function of a split's name")
     palette = getattr(module, "PALETTE", None) or builders.distinct_colors(len(names))

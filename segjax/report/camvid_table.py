@@ -125,7 +125,7 @@ def size_text(resolution: Sequence[int] | None) -> str | None:
 def _our_notes(summary: Summary) -> list[str]:
     row, protocol = summary.row, published.shipped().protocol
     notes = []
-    if tuple(row["resolution"]) != protocol.resolution:
+    if tuple(row["resolution"]) != protocol.resolution and not results.is_native(row):
         notes.append(
             f"Scored at {size_text(row['resolution'])}, not at {size_text(protocol.resolution)}."
         )

@@ -64,8 +64,9 @@ def read_settings(paths: Sequence[str | os.PathLike[str]]) -> list[Setting]:
     settings: dict[str, list[Row]] = {}
     for row in itertools.chain.from_iterable(files.values()):
         height, width = row["resolution"]
+        size = "their own sizes" if results.is_native(row) else f"{height}x{width}"
         count = counted(row["num_images"], "image")
-        title = f"{row['dataset']}, {row['split']} split, {count} of {height}x{width}"
+        title = f"{row['dataset']}, {row['split']} split, {count} of {size}"
         rows = settings.setdefault(title, [])
         rows.append(row)
         if rows[0]["class_names"] != row["class_names"]:
@@ -146,7 +147,7 @@ def ablations(methods: Sequence[Method]) -> dict[str, dict[str, list[tuple[float
     rows = [method.summary.row for method in methods]
     facts = [
         name
-        for name in ("model", "experiment", "inference", "batch_norm")
+        for name in ("model", "experiment", "inference", "batch_norm", "steps")
         if name == "model" or len({row.get(name) for row in rows}) > 1
     ]
     found: dict[str, dict[str, list[tuple[float, Estimate]]]] = {}
@@ -158,7 +159,11 @@ def ablations(methods: Sequence[Method]) -> dict[str, dict[str, list[tuple[float
             if not isinstance(value, (int, float)) or isinstance(value, bool) or not estimate:
                 continue
             others = [other for other in varied if other in overrides]
-            label = [str(row[fact]) for fact in facts if row.get(fact)]
+            label = [
+                f"{row[fact]} steps" if fact == "steps" else str(row[fact])
+                for fact in facts
+                if row.get(fact)
+            ]
             label += [
                 _assignment(other, overrides[other])
                 for other in others

@@ -21,7 +21,7 @@ def predict_methods(
 
     Args:
       setting: methods to predict with.
-      count: number of images, evenly spaced over the test split.
+      count: number of images, evenly spaced over the split of the final evaluation.
       data_dir: folder of prepared datasets, if not that of the training.
       progress: called with the number of methods done.
     """
@@ -34,9 +34,11 @@ def predict_methods(
         else:
             try:
                 own = predict.predict_test_images([workdir], count, data_dir)
+                if found and not predict.same_examples(own.examples, found.examples):
+                    raise UserError(f"other images or labels than those of {found.labels[0][0]}")
                 labels = [*(found.labels if found else ()), (method.label, own.labels[0][1])]
                 found = dataclasses.replace(found or own, labels=labels)
-            except UserError as error:  # missing data or checkpoint
+            except UserError as error:  # missing or other data, missing checkpoint
                 missing.append(f"{method.label}: {error}")
         progress(done)
     return found, missing

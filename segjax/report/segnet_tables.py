@@ -42,6 +42,7 @@ def table1(
             summary.row["model"] == record.model
             and _WEIGHTS.get(weights) == record.class_weights
             and "inference" not in summary.row
+            and _whole(summary)
         )
 
     records = _records("table1", split)
@@ -90,6 +91,7 @@ def table3(
             and summary.row["model"] == record.model
             and refined == record.crf
             and ("inference" not in summary.row or refined)
+            and _whole(summary)
             and all(_option(summary, name) == v for name, v in record.model_options.items())
         )
 
@@ -145,6 +147,12 @@ def _title(summary: Summary) -> str:
     return f"{results.title(summary.row)} at {size_text(summary.row['resolution'])}"
 
 
+def _whole(summary: Summary) -> bool:
+    """Return whether a row is scored on all images of its split."""
+    images = published.shipped().protocol.test_images
+    return summary.row["split"] != "test" or summary.row["num_images"] == images
+
+
 def _option(summary: Summary, name: str) -> Any:
     """Return a model option of a row, or the default of the model."""
     from segjax import models  # slow to import
@@ -184,6 +192,10 @@ def _stated(records: Sequence[Record], ours: Sequence[Summary | None], interval:
     if not sizes:
         return said
     found = ", ".join(map(str, sizes))
+    options = [summary.row["model_options"] for summary in ours if summary]
+    widths = {each["width"] for each in options if "width" in each}
+    if widths:
+        found += f", networks of width {', '.join(map(str, sorted(widths)))}"
     trained = published.shipped().protocol.training_images
     spread = tables.spread(interval)
     return f"{said}; ours: {trained} training images, {found}, {spread} over the seeds"

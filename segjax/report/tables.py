@@ -1,6 +1,7 @@
 """The table of result rows: one line per config, over its seeds."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -110,7 +111,7 @@ def _columns(
     summaries: Sequence[Summary], apart: dict[str, list[str]], per_class: str, interval: bool
 ) -> list[Column]:
     columns = [
-        Column(heading, list(map(Cell, cells)), names=True, ranks=_numbers(summaries, heading))
+        Column(heading, list(map(Cell, cells)), names=True, ranks=_numbers(cells))
         for heading, cells in apart.items()
     ]
     columns += [
@@ -142,9 +143,21 @@ def _columns(
 
 def _published(summary: Summary) -> Record | None:
     """Return the published result of a whole network, if the row is scored on the same images."""
-    row = summary.row
-    whole = "width" not in row["model_options"] and "inference" not in row
-    return published.closest(row["model"]) if whole and published.follows_protocol(row) else None
+    row, inference = summary.row, summary.row.get("inference", "")
+    record = published.closest(row["model"])
+    refined = inference not in ("", "native")
+    if record and record.sampled:
+        refined = not re.fullmatch(r"(native, )?mean of \d+ samples", inference)
+    return None if refined or _narrowed(row) or not published.follows_protocol(row) else record
+
+
+def _narrowed(row: Row) -> bool:
+    """Return whether the network of a row is smaller than in its paper.
+
+    Fully connected layers of 1024 features, as the SegNet paper and DeepLab have them, are not.
+    """
+    options = row["model_options"]
+    return not {"width", "growth"}.isdisjoint(options) or options.get("fc_width", 1024) < 1024
 
 
 def _published_columns(summaries: Sequence[Summary]) -> list[Column]:
@@ -158,7 +171,7 @@ def _published_columns(summaries: Sequence[Summary]) -> list[Column]:
         None if a is None or b is None else a - b for a, b in zip(ours, theirs, strict=True)
     ]
     return [
-        Column("published", [Cell(_published_text(record)) for record in records]),
+        Column("published", list(map(Cell, map(_published_text, records, summaries)))),
         Column(
             "difference",
             [Cell("-" if value is None else f"{value:+.1f}") for value in differences],
@@ -167,7 +180,7 @@ def _published_columns(summaries: Sequence[Summary]) -> list[Column]:
     ]
 
 
-def _published_text(record: Record | None) -> str:
+def _published_text(record: Record | None, summary: Summary) -> str:
     """Return the published mIoU, and what of its protocol differs from ours."""
     if record is None:
         return "-"
@@ -179,13 +192,17 @@ def _published_text(record: Record | None) -> str:
         apart.append("x".join(map(str, record.resolution)))
     if record.protocol == "unknown":
         apart.append("protocol unknown")
+    if record.pretrained and not summary.row["overrides"].get("model.pretrained"):
+        apart.append("from pretrained weights")
     return f"{record.scores['mean_iou']}" + (f" ({', '.join(apart)})" if apart else "")
 
 
-def _numbers(summaries: Sequence[Summary], key: str) -> list[float | None] | None:
-    """Return the values of an override if all are numbers."""
-    values = [summary.overrides.get(key) for summary in summaries]
-    return values if all(v is None or type(v) in (int, float) for v in values) else None
+def _numbers(cells: Sequence[str]) -> list[float | None] | None:
+    """Return the values of cells, None for empty ones; None if one is not a number."""
+    try:
+        return [float(cell) if cell else None for cell in cells]
+    except ValueError:
+        return None
 
 
 def _scores(

@@ -44,7 +44,10 @@ def load(path: Path) -> tuple[Row, Counts]:
         raise UserError(
             f"{path} has no result: expected the directory or the result.json of a finished run"
         )
-    (row,) = results.read([file])
+    found = results.read([file])
+    if len(found) != 1:
+        raise UserError(f"{path} has {len(found)} rows, expected the result.json of one run")
+    (row,) = found
     beside = file.with_suffix(".npz")
     try:
         with np.load(io.BytesIO(beside.read_bytes())) as arrays:

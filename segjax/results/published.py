@@ -21,6 +21,7 @@ from pydantic import (
     ValidationError,
 )
 
+from segjax import results
 from segjax.errors import UserError
 from segjax.results import schema
 from segjax.results.schema import Positive, Row, Text
@@ -113,6 +114,8 @@ class Record:
     model: Text | None = None
     model_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     crf: bool = False
+    sampled: bool = False  # the mean of samples with dropout
+    pretrained: bool = False  # an encoder from ImageNet's weights, where other records have none
 
 
 _PROTOCOL, _RECORDS = TypeAdapter(Protocol), TypeAdapter(Record)
@@ -187,11 +190,12 @@ def records(group: str, split: str | None) -> list[Record]:
 def follows_protocol(row: Row) -> bool:
     """Return whether a row is scored on CamVid's test images, all of them, at their own size."""
     protocol = shipped().protocol
+    own_size = results.is_native(row) or tuple(row["resolution"]) == protocol.resolution
     return (
         row["dataset"] == "camvid"
         and row["split"] == "test"
         and row["num_images"] == protocol.test_images
-        and tuple(row["resolution"]) == protocol.resolution
+        and own_size
     )
 
 

@@ -350,6 +350,11 @@ def group_key(row: Row) -> str:
     return json.dumps([fields, overrides(row)], sort_keys=True)
 
 
+def is_native(row: Row) -> bool:
+    """Return whether a row was scored on labels at their own sizes, not at its `resolution`."""
+    return row.get("inference", "").startswith(("native", "window"))
+
+
 def title(row: Row) -> str:
     """Return the name of a row's run, for messages."""
     by = f" by {row['inference']}" if "inference" in row else ""

@@ -1,13 +1,14 @@
 """Summarize result rows over seeds: mean and spread of each score."""
 
 import dataclasses
+import json
 import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from segjax import metrics, results
-from segjax.errors import UserError
+from segjax.errors import UserError, warn
 from segjax.results.schema import Row
 
 SCORES = {
@@ -96,12 +97,32 @@ def _summary(rows: Sequence[Row]) -> Summary:
     )
 
 
+def _same_data(a: Row, b: Row) -> bool:
+    digests = {row["data_digest"] for row in (a, b) if row.get("data_digest")}
+    truths = [list(map(sum, row["confusion"])) for row in (a, b)]
+    return truths[0] == truths[1] and len(digests) < 2
+
+
+def _warn_of_other_data(rows: Iterable[Row]) -> None:
+    firsts: dict[str, Row] = {}
+    for row in rows:
+        names = ("dataset", "split", "num_images", "resolution", "class_names")
+        setting = [*(row[name] for name in names), results.is_native(row)]
+        first = firsts.setdefault(json.dumps(setting), row)
+        if not _same_data(first, row):
+            warn(
+                f"{results.title(row)} was scored on different labels or images than "
+                f"{results.title(first)}: their scores cannot be compared"
+            )
+
+
 def summarize(rows: Iterable[Row]) -> list[Summary]:
     """Group rows over seeds and summarize each group; highest mean mIoU first.
 
     The rows of a group share experiment, overrides except the seed, model, config digest and
     evaluation (dataset, split, number of images, resolution, classes, batch normalization,
-    inference). Duplicates of a row count once.
+    inference). Duplicates of a row count once. A warning names groups that were scored on other
+    labels than the rest of their dataset and split.
 
     Raises:
       UserError: a group has two different results of one seed, or was scored on different data.
@@ -115,14 +136,14 @@ def summarize(rows: Iterable[Row]) -> list[Summary]:
                 f"{results.title(row)}: two different results (finished {twin['finished']} and "
                 f"{row['finished']}), expected one per seed"
             )
+        group[row["seed"]] = row | twin  # one of them may have more scores
         first = next(iter(group.values()))
-        digests = {each["data_digest"] for each in (first, row) if each.get("data_digest")}
-        truths = [list(map(sum, each["confusion"])) for each in (first, row)]
-        if truths[0] != truths[1] or len(digests) > 1:
+        if not _same_data(first, row):
             raise UserError(
                 f"{results.title(row)}: scored on different data than {results.title(first)}"
             )
     summaries = [_summary(list(group.values())) for group in groups.values()]
+    _warn_of_other_data([summary.row for summary in summaries])
 
     def mean_iou(summary: Summary) -> float:
         estimate = summary.scores["mean_iou"]

@@ -177,6 +177,7 @@ def test_a_stray_value_is_named_with_split_example_and_place(tmp_path):
         ({"classes": ((1, "Pet"),)}, "expected the name and value of each class"),
         ({"classes": (("A", 1), ("B", 1))}, "expected 1 to be of one class"),
         ({"classes": (("A", 1), ("A", 2))}, "expected different names"),
+        ({"classes": (("", 1), ("A", 2))}, "expected different names"),
         ({"void": (1,)}, "'data.tfds.void' is (1,), expected no value of a class, but [1] is one"),
         ({"void": ("a",)}, "expected integers"),
         ({"splits": ("train",)}, "'data.tfds.splits' is ('train',), expected train, val and"),

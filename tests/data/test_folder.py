@@ -126,6 +126,9 @@ def test_a_transparent_mask_is_refused(tmp_path):
         ({"classes": {"A": 0}, "void": 255}, "void is 255, expected a list"),
         ({"classes": {"A": 0}, "share": {"val": 0.9, "test": 0.2}}, "parts of 1"),
         ({"classes": {"A": 0}, "share": {"valid": 0.9}}, "expected val, test and seed"),
+        ({"classes": {"A": 0}, "share": {"seed": -1}}, "the seed of share is -1"),
+        ({"classes": {"A": 0}, "share": {"seed": 1.5}}, "the seed of share is 1.5"),
+        ({"": 0, "A": 1}, "a class without a name"),
     ],
 )
 def test_classes_that_cannot_be_are_refused(tmp_path, content, said):

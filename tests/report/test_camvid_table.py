@@ -79,6 +79,13 @@ def test_another_protocol_is_marked_and_explained():
             assert any(text.startswith(f"{record['source']}: ") for text in cited)
 
 
+def test_labels_at_their_own_size_are_scored_at_360x480():
+    (row,) = camvid_table.camvid(
+        summarize([make_camvid_row(500, resolution=[180, 240], inference="native")])
+    ).records[-1:]
+    assert (row["protocol"], row["notes"]) == ("ours", "")
+
+
 def test_ours_come_last_as_mean_and_spread():
     table = camvid_table.camvid(summarize(some_rows()))
     assert table.groups[-1] == ("Ours", 3)

@@ -10,10 +10,12 @@ from matplotlib.collections import PolyCollection, QuadMesh
 from matplotlib.colors import to_rgb
 from matplotlib.container import BarContainer
 
-from segjax import results
+from segjax import predict, results
 from segjax.cli.main import main
 from segjax.errors import UserError
+from segjax.predict import Predictions
 from segjax.report import figures, groups, predictions
+from segjax.system import stored
 from support.errors import command_refusal
 from support.rows import OTHER, make_baseline, make_row, write_rows
 
@@ -191,6 +193,40 @@ def test_ablation_has_a_line_for_each_choice_of_the_other_fields(tmp_path, metho
     assert not single.size
 
     assert figures.ablation(methods) is None  # class weights are no number
+
+
+def test_runs_of_other_steps_are_other_lines_of_an_ablation(tmp_path):
+    rows = [
+        make_point(0, 90, depth=4),
+        make_point(0, 70, depth=6),
+        make_point(0, 95, depth=6) | {"steps": 9000, "config_digest": "9000"},
+    ]
+    (setting,) = groups.read_settings([write_rows(tmp_path / "rows.jsonl", rows)])
+    (axes,) = figures.ablation(setting.methods).axes
+    (line,) = axes.containers
+    assert line.get_label() == "segnet_basic, 3000 steps"
+    np.testing.assert_array_equal(line.lines[0].get_xdata(), [4, 6])
+
+
+def test_predictions_on_other_labels_are_left_out(tmp_path, monkeypatch):
+    rows = [make_row(0), make_row(0, "enet")]
+    for number, row in enumerate(rows):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        results.write_row(folder / "result.json", row)
+        (folder / "config.json").write_text(json.dumps(stored.seal({"config": {}})))
+
+    def predict_one(workdirs, count, data_dir):
+        label = np.full((2, 3), int(workdirs[0].name), np.uint8)
+        example = {"image": np.zeros((2, 3, 3), np.uint8), "label": label}
+        return Predictions(None, [example], [("run", label[None])])
+
+    monkeypatch.setattr(predict, "predict_test_images", predict_one)
+    (setting,) = groups.read_settings([tmp_path])
+    found, missing = predictions.predict_methods(setting, 1, None, lambda done: None)
+    assert len(found.labels) == 1
+    (line,) = missing
+    assert line.endswith(f": other images or labels than those of {found.labels[0][0]}")
 
 
 def test_confusion_is_of_all_seeds_and_each_true_class_sums_to_one(methods):

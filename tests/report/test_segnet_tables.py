@@ -66,7 +66,7 @@ def test_ours_are_beside_the_same_network_and_weighting():
     assert balanced["ours_class_accuracy"] == pytest.approx(50.05)
     assert balanced["ours_boundary_f"] is None
     text = draw(table)
-    assert "360x480; ours: 367 training images, 96x128, mean ± sample standard dev" in text
+    assert "96x128, networks of width 32, mean ± sample standard deviation" in text
     assert "| 50.0 ± 0.1 |" in text or "| 50.1 ± 0.1 |" in text
     assert "-7.3 |" in text
 
@@ -129,6 +129,27 @@ def test_two_configs_for_one_line_and_none_at_all_are_refused():
     refined = make_camvid_row(500, "fcn_basic", inference="crf v2")
     with pytest.raises(UserError, match="none of the results fits"):
         segnet_tables.table1(summarize([refined]))
+
+
+def test_rows_of_some_images_are_left_out_and_widths_are_stated(capsys):
+    rows = ranked_rows(["fcn_basic"], model_options={"width": 16})
+    some = ranked_rows(["segnet_basic"], num_images=10)
+    table = segnet_tables.table1(summarize(rows + some))
+    assert "segnet_basic" in capsys.readouterr().err
+    assert [r["variant"] for r in table.records if r["ours_seeds"]] == ["FCN-Basic"]
+    assert "96x128, networks of width 16, mean" in draw(table)
+
+
+def test_deconvnet_in_table_3_has_1024_features_in_its_fully_connected_layers(capsys):
+    rows = [
+        make_camvid_row(700, "deconvnet", model_options={"fc_width": 1024}),
+        make_camvid_row(600, "deconvnet", model_options={}, config_digest="4096"),
+    ]
+    table = segnet_tables.table3(summarize(rows))
+    (line,) = [r for r in table.records if r["ours_seeds"]]
+    assert line["network"] == "DeconvNet (fc 1024)"
+    assert line["ours_class_accuracy"] == pytest.approx(70)
+    assert "no line fits" in capsys.readouterr().err
 
 
 def test_table_3_has_every_column_of_iterations_and_ours_at_the_last():

@@ -125,6 +125,16 @@ def test_overrides_that_are_numbers_are_sorted_as_numbers():
     assert [record["rate"] for record in table.records] == [10.0, 9.0, 0.5]
 
 
+def test_settings_are_sorted_as_numbers_or_texts():
+    rows = [make_row(experiment=e, steps=s) for e, s in (("b", 90), ("c", 1200), ("a", 400))]
+    table = tables.table(summarize(rows))
+    found = {
+        heading: [record["experiment"] for record in arrange(table, sort=heading).records]
+        for heading in ("experiment", "steps")
+    }
+    assert found == {"experiment": ["a", "b", "c"], "steps": ["c", "a", "b"]}
+
+
 def test_order_of_rows_does_not_matter():
     rows = some_rows()[:4]
     assert len({drawn(order, "csv") for order in itertools.permutations(rows)}) == 1
@@ -166,6 +176,13 @@ def test_the_same_run_twice_counts_once():
     assert summary.seeds == (0, 1)
 
 
+def test_the_same_run_twice_keeps_what_only_one_row_has():
+    rows = [make_row(0), make_row(0, expected_calibration_error=0.1)]
+    for order in (rows, rows[::-1]):
+        (summary,) = summarize(order)
+        assert summary.scores["expected_calibration_error"].mean == 0.1
+
+
 def test_two_results_of_one_seed_are_refused():
     with pytest.raises(UserError, match=r"seed=0 on camvid test: two different results \(finished"):
         summarize([make_row(0), make_row(1), make_row(0, confusion=BETTER)])
@@ -175,6 +192,26 @@ def test_runs_scored_on_other_labels_are_refused():
     other = ((81, 15, 5), (10, 180, 10), (6, 6, 8))
     with pytest.raises(UserError, match="scored on different data"):
         summarize([make_row(0), make_row(1, confusion=other)])
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"confusion": ((81, 15, 5), (10, 180, 10), (6, 6, 8))},
+        {"data_digest": "2" * 64},
+    ],
+)
+def test_lines_scored_on_other_labels_or_images_are_named(capsys, changed):
+    rows = [make_row(0, data_digest="1" * 64), make_row(0, "enet", **changed)]
+    assert len(summarize([rows[0], make_row(0, "segnet", data_digest="1" * 64)])) == 2
+    assert capsys.readouterr().err == ""
+    assert len(summarize(rows)) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "different labels or images" in said
+    assert all(row["name"] in said for row in rows)
+    # At its own sizes a label has other pixels.
+    assert len(summarize([rows[0], rows[1] | {"inference": "native"}])) == 2
+    assert capsys.readouterr().err == ""
 
 
 def test_markdown_shows_what_differs_and_the_best():
@@ -258,7 +295,7 @@ def test_rows_of_the_published_protocol_stand_beside_the_published_figure():
         make_camvid_row(800, model="segnet", **whole),
         make_camvid_row(800, model="fcn8s", **whole),
         make_camvid_row(800, model="deeplab_largefov", **whole),
-        make_camvid_row(800, model="bayesian_segnet", **whole),
+        make_camvid_row(800, model="bayesian_segnet", **whole, inference="mean of 50 samples"),
         make_camvid_row(800, model="deconvnet", **whole),
         make_camvid_row(800, model="unet", **whole),
         make_camvid_row(800, model="segnet_basic", **whole | {"model_options": {"width": 32}}),
@@ -270,7 +307,7 @@ def test_rows_of_the_published_protocol_stand_beside_the_published_figure():
     found = {line[heading.index("model")]: line[place : place + 2] for line in lines}
     # 800 right of 1200 in the union of each class: 66.7.
     assert found == {
-        "segnet": ["50.2", "+16.5"],
+        "segnet": ["50.2 (from pretrained weights)", "+16.5"],
         "fcn8s": ["57.0", "+9.7"],
         "deeplab_largefov": ["61.6 (480x640)", "+5.1"],
         "bayesian_segnet": ["63.1 (protocol unknown)", "+3.6"],
@@ -280,6 +317,26 @@ def test_rows_of_the_published_protocol_stand_beside_the_published_figure():
         "dilation8": ["-", "-"],
     }
     assert "published" not in drawn(some_rows())
+
+
+@pytest.mark.parametrize(
+    ("model", "changed", "said"),
+    [
+        ("segnet", {"overrides": {"model.pretrained": "vgg16.safetensors"}}, "50.2"),
+        ("segnet", {"resolution": [180, 240], "inference": "native"}, "50.2 (from pretrained w"),
+        ("segnet", {"inference": "flip"}, None),
+        ("bayesian_segnet", {}, None),  # the published figure is of samples
+        ("bayesian_segnet", {"inference": "native, mean of 50 samples"}, "63.1"),
+        ("bayesian_segnet", {"inference": "mean of 50 samples, crf v2"}, None),
+        ("deeplab_largefov", {"model_options": {"fc_width": 1024}}, "61.6"),
+        ("deeplab_largefov", {"model_options": {"fc_width": 64}}, None),
+        ("fc_densenet56", {"model_options": {"growth": 6}}, None),
+    ],
+)
+def test_a_published_figure_is_of_the_same_network_and_inference(model, changed, said):
+    row = make_camvid_row(800, model, **{"resolution": [360, 480], "model_options": {}} | changed)
+    text = drawn([row])
+    assert f" {said}" in text if said else "published" not in text
 
 
 def test_more_scores_are_columns_when_they_are_asked_for():

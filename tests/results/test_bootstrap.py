@@ -42,6 +42,13 @@ def two(tmp_path):
     return first, second
 
 
+def test_a_file_of_several_rows_is_no_run(tmp_path, capsys):
+    for seed in (0, 1):
+        results.append(tmp_path / "rows.jsonl", make_row(seed))
+    said = command_refusal(capsys, ["compare", tmp_path / "rows.jsonl", tmp_path])
+    assert said.endswith("rows.jsonl has 2 rows, expected the result.json of one run")
+
+
 def by_score(differences):
     return {each.score: each for each in differences}
 
