@@ -5,7 +5,9 @@ segjax evaluate --workdir runs/bayesian_segnet --samples 50
 segjax predict --workdir runs/bayesian_segnet --samples 50 IMAGES --output DIR
 
 The test at the end of training is without dropout; the second command averages samples with
-dropout, as the paper does. For an accelerator. Not yet run in full.
+dropout, as the paper does. The authors start from VGG-16's weights, this config from scratch;
+`--config.model.pretrained=timm/vgg16.tv_in1k` starts the encoder from them. For an accelerator. Not
+yet run in full.
 """
 
 from ml_collections import ConfigDict

@@ -3,7 +3,8 @@
 segjax train --config experiments/deconvnet.py --workdir runs/deconvnet
 
 Starts from VGG-16's weights, which are downloaded (550 MB, once) unless `--config.model.pretrained`
-names a file. The benchmark tells no rate of the biases; the authors' is doubled, which is
+names a file. The benchmark adds dropout to every network, which DeconvNet's own files and this
+config have not. It tells no rate of the biases; the authors' is doubled, which is
 `--config.optimizer.rates.*conv/bias=2 --config.optimizer.rates.seg-score/bias=2`. For an
 accelerator. Not yet run in full.
 """

@@ -31,6 +31,7 @@ def get_config(size: str = "full") -> ConfigDict:
     config.optimizer.learning_rate = 2.5e-4
     config.optimizer.momentum = 0.9
     config.optimizer.weight_decay = 5e-4
+    config.optimizer.rates.update({"fc1_c*": 10.0, "fc1_c*/bias": 2.0})
     config.optimizer.schedule = "poly"
 
     config.steps = 20_000

@@ -3,10 +3,13 @@
 segjax train --config experiments/fcn16s.py --workdir runs/fcn16s
 
 Starts from VGG-16's weights, which are downloaded (550 MB, once) unless `--config.model.pretrained`
-names a file. For an accelerator. Not yet run in full.
+names a file. For an accelerator. Not yet run in full. The authors train it in stages only.
 
-`:staged` is the authors' other way, a network trained in stages: it starts from runs/fcn32s, at
-their lower rate for that.
+These weights are torchvision's, with maps hundreds of times smaller than those of the authors'
+Caffe weights, so that the pools are not scaled before their scores (`model.options.at_once`).
+
+`:staged` is the authors' way: it starts from runs/fcn32s, at their lower rate for that, which is
+for Caffe's weights as well and may be too low here.
 """
 
 from ml_collections import ConfigDict
@@ -18,8 +21,6 @@ def get_config(size: str = "full") -> ConfigDict:
     """Return the config of a size: `full`; `staged`, from fcn32s; `smoke`, cut to seconds."""
     config = default()
     config.model.name = "fcn16s"
-    # Where the authors train this network at once, they scale the pools before their scores.
-    config.model.options.at_once = True
     config.model.pretrained = "timm/vgg16.tv_in1k"
     config.precision = "bfloat16"
 
@@ -50,7 +51,6 @@ def get_config(size: str = "full") -> ConfigDict:
         config.data.resolution = (24, 32)
         config.steps, config.eval_every, config.checkpoint_every = 2, 2, 2
     elif size == "staged":
-        config.model.options.at_once = False
         config.model.pretrained, config.model.init_from = "", "runs/fcn32s"
         config.data.normalization = "imagenet"  # what fcn32s has seen
         config.optimizer.learning_rate = 1e-12 * pixels

@@ -8,7 +8,7 @@ The cascade of the paper's section 3.2 on CamVid, without ASPP: a ResNet of 4 to
 5 to 7 are copies of block 4, and scores from the last map. Without atrous convolution each block
 halves the map, to an output stride of 32 with 4 blocks and of 256 with 7; with it the blocks beyond
 the output stride are dilated. Seven blocks at each output stride are Table 1, output stride 16 at
-each depth Table 2, the multi-grid rates Table 3.
+each depth Table 2, the multi-grid rates those of Table 3, which is on ResNet-101.
 
 The full size is ResNet-50 from ImageNet's weights, which are downloaded (100 MB, once) unless
 `--config.model.pretrained` names a file, and is for an accelerator. `small` is for two CPU cores:

@@ -2,7 +2,9 @@
 
 segjax train --config experiments/segnet.py --workdir runs/segnet
 
-For an accelerator. Not yet run in full.
+The solver is the authors'. They start from VGG-16's weights, this config from scratch; with
+`--config.model.pretrained=timm/vgg16.tv_in1k` the encoder starts from them. For an accelerator. Not
+yet run in full.
 """
 
 from ml_collections import ConfigDict

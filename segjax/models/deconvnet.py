@@ -11,6 +11,7 @@ Deviations:
 - Sides that do not halve: pooling rounds up, and unpooling crops to the size before the pool.
 - The normalization's epsilon is 1e-5 and not 1e-9, its shift starts at 0 and not 0.001, and it
   keeps running averages (momentum 0.9) beside the recomputation over the training set.
+- Weight decay is of kernels alone; the authors' also of the normalizations' scales and shifts.
 - Without weights of VGG16, the kernels of the encoder are He et al.'s.
 - `width` and `fc_width` scale the layers; the paper's network has 64 and 4096, that of the SegNet
   paper's benchmark 64 and 1024. `fc_kernel` makes room for images below 193x193.

@@ -14,7 +14,6 @@ Deviations:
 - One scale, not the maximum over the scores of three sizes of the image.
 - The loss is taken at the labels' own size, of logits interpolated as at inference; the authors
   train on every eighth label.
-- Of the authors' solver, the tenfold rate of the scores and the doubled one of biases are left out.
 - The fully connected CRF is not a part of the network.
 - `width` scales the trunk; the paper's network has 64.
 """

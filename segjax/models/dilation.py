@@ -16,8 +16,9 @@ Deviations:
   and `context = "basic"`; together they train from the start, where the context module is
   the identity.
 - Without `model.pretrained` all kernels of the front end but `final` start as He et al.'s.
-- `noise` around the identity is N(0, 0.01) as in the authors' code; in the paper the basic module
-  has none. The large module needs it, to tell its copies of a class apart.
+- `noise` around the identity has a standard deviation of 0.01, in the large module divided by the
+  layer's multiple of maps, as in the authors' code; in the paper the basic module has none. The
+  large module needs it, to tell its copies of a class apart.
 - `width` and `fc_width` scale the front end; the paper's network has 64 and 4096.
 """
 
@@ -103,11 +104,11 @@ class Dilation8(nn.Module):
 
     def _context(self, x):
         large = self.context == "large"
-        init = identity(self.num_classes, self.noise)
         for name, dilation, multiple in CONTEXT:
             features = multiple if large else 1
+            init = identity(self.num_classes, self.noise / features)
             x = self._conv(x, features, 3, dilation, init, name, relu=True)
-        return self._conv(x, 1, 1, 1, init, "ctx_final")
+        return self._conv(x, 1, 1, 1, identity(self.num_classes, self.noise), "ctx_final")
 
     def _conv(self, x, multiple, kernel_size, dilation, init, name, relu=False):
         return Conv(

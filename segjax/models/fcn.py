@@ -12,6 +12,8 @@ Deviations:
 
 - `fcn4s`, with a skip from pool2, is ours, built like the others: its offsets align the pixels, and
   `at_once` scales pool2 by a hundredth of pool3's scale.
+- `at_once` scales the pools as the authors do for Caffe's VGG16, which sees pixels of 0 to 255. The
+  maps of torchvision's weights are hundreds of times smaller, so with them leave it off.
 - Without weights of VGG16, the kernels of the trunk, fc6 and fc7 are He et al.'s.
 - "nearest" and "bed_of_nails" are not the authors' but further choices of how to upsample, and so
   are `batch_norm`, which the SegNet paper's benchmark adds to every network, and the scaling by
@@ -160,7 +162,7 @@ class FCN16s(FCN):
 
     STRIDE: ClassVar[int] = 16
 
-    at_once: bool = False  # scales the pools before their scores, to train from VGG16 in one go
+    at_once: bool = False  # scales the pools before their scores, for Caffe's weights of VGG16
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:

@@ -7,8 +7,8 @@ convolution and 2x2 max pooling, 200 fully connected units.
 
 It trains on patches, and labels whole images fully convolutionally with the same weights: where the
 window moves by one pixel, a pool of stride 2 must be taken at every offset, so it gets stride 1 and
-all layers after it are dilated by 2 more (the paper's "Fast image scanning", arXiv 1302.1700, cuts
-the maps into fragments instead). Beyond the border the image is mirrored.
+all layers after it are dilated by 2 more ("Fast image scanning", Giusti et al., arXiv 1302.1700,
+cuts the maps into fragments instead). Beyond the border the image is mirrored.
 
 Deviations:
 

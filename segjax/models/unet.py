@@ -14,6 +14,8 @@ Deviations:
 - Images of any size: the border is mirrored up to a size that the network takes, and the logits are
   cut to the image's own. The authors cut their images into tiles of one size for this, which gives
   the same logits.
+- Up-convolutions start with He et al.'s deviation for all k k C inputs of the kernel. Each output
+  has C of them, for which the paper's rule gives twice as much.
 - `padding` "same" and `batch_norm` are what later users of the network changed; neither is in the
   paper.
 - `width` scales every layer but the last; the paper's network has 64.

@@ -39,7 +39,7 @@ def conv(
       relu: whether to apply a ReLU.
 
     Returns:
-      (B, h, w, D), dtype of x; h = (H + padding - (kh - 1) rate - 1) // stride + 1 and w likewise.
+      (B, h, w, D), dtype of x; h = (H + 2 padding - (kh - 1) rate - 1) // stride + 1, w likewise.
     """
     sides = _sides(padding, kernel.shape[:2], rate)
     if kernels.in_use(x, kernel):

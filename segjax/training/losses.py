@@ -175,8 +175,8 @@ def lovasz(logits: jax.Array, labels: jax.Array, class_weights: jax.Array) -> ja
 
     It is the Lovász extension of the Jaccard loss, at the errors |t - p| of each class over the
     valid pixels of the image: sum_i e_i (J_i - J_{i-1}), e the errors in descending order and J_i
-    the Jaccard loss if the first i pixels were wrong (Berman et al., arXiv 1705.08790; per image,
-    over the classes present, as in their code).
+    the Jaccard loss if the first i pixels were wrong (Berman et al., arXiv 1705.08790; over the
+    classes present, and per image, which is an option of their code and not its default).
 
     Args:
       logits: floating (B, H, W, K).

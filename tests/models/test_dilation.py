@@ -105,6 +105,14 @@ def test_noise_is_around_the_identity_and_optional():
     assert noisy[expected == 0].std() == pytest.approx(0.01, rel=0.05)  # of 2,544 numbers
 
 
+def test_noise_of_the_large_module_is_divided_by_the_multiple_of_maps():
+    image = jnp.zeros((1, 8, 8, 3))
+    params = narrow("large").init(jax.random.key(0), image, train=False)["params"]
+    for name, multiple in (("ctx_conv1_1", 2), ("ctx_fc1", 32)):
+        around = np.delete(np.asarray(params[name]["kernel"]).reshape(9, -1), 4, axis=0)
+        assert around.std() == pytest.approx(0.01 / multiple, rel=0.3)  # at least 64 numbers
+
+
 def test_the_context_module_widens_the_field_of_view_by_66_scores():
     # A score sees 380 rows from 8 i - 186 of the image on; 67 scores 66 * 8 more.
     i = 57

@@ -2,7 +2,8 @@
 
 XLA's CPU backend computes bfloat16 convolutions in float32, the gradients of kernels slowly, and
 elementwise operations in bfloat16 even more slowly. `segjax.ops` calls these functions if
-`in_use()`; they compute the same as XLA and are tested against it. Arrays are float32 or bfloat16;
+`in_use()`; they compute the same as XLA and are tested against it, except that a ReLU inside a
+convolution turns NaN into 0. Arrays are float32 or bfloat16;
 sums are float32. They work under jit, vmap (one call per example), reverse-mode differentiation and
 pmap, and give the same bits in every call with the same number of OpenMP threads.
 """
