@@ -181,13 +181,17 @@ def test_the_commands_run_in_their_order(
             continue
         words = [re.sub(r"^(experiments/\w+\.py)(:\w+)?$", r"\1:smoke", word) for word in given]
         words = [re.sub("^(96x128|180x240)$", "24x32", word) for word in words]
-        if words[0] == "train" and "experiments/camvid_small.py:smoke" in words:
+        on_camvid = r"experiments/(camvid_small|fcn\d+s|going_deeper)\.py:smoke"
+        if words[0] in ("train", "sweep") and any(re.fullmatch(on_camvid, word) for word in words):
             words.append("--config.data.dataset=streetscenes")  # the same classes, twenty images
-        if words[0] == "sweep":
+        if words[0] in ("train", "sweep"):
             words.append("--config.num_devices=1")  # a program for two takes half as long again
-            if "--only" not in words:  # every network of a grid is tested in test_experiments.py
-                first, *_, last = grids.load_points(words[words.index("--config") + 1], {})
-                words += ["--only", first.name, "--only", last.name]
+        if words[0] == "benchmark":
+            words += ["--repeats", "2"]
+        if words[0] == "sweep" and "--only" not in words:
+            # Every network of a grid is tested in test_experiments.py.
+            first, *_, last = grids.load_points(words[words.index("--config") + 1], {})
+            words += ["--only", first.name, "--only", last.name]
         assert main(words) == 0, (page, given)
         ran.append(given)
     for page in ("docs/api.md", "docs/weights.md"):

@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import json
 import random
+import re
 import shutil
 from pathlib import Path
 
@@ -198,12 +199,18 @@ def checkpoint(path, scenes):
 
 
 SEALED = (dataset, config, result, rows, measured, checkpoint)
-FEW, MANY = range(25), range(25, 400)
+MAKERS = (*SEALED, classes, pictures, sweep)
+SLOW_TO_READ = (checkpoint, dataset, pictures)
 
 
-@pytest.mark.parametrize("seeds", [FEW, pytest.param(MANY, marks=pytest.mark.slow)], ids=len)
 @pytest.mark.parametrize(
-    "make", [*SEALED, classes, pictures, sweep], ids=lambda make: make.__name__
+    ("make", "seeds"),
+    [(make, range(25)) for make in MAKERS]
+    + [
+        pytest.param(make, range(25, 150 if make in SLOW_TO_READ else 400), marks=pytest.mark.slow)
+        for make in MAKERS
+    ],
+    ids=lambda value: getattr(value, "__name__", None) or str(len(value)),
 )
 def test_damaged_files_are_read_right_or_refused_in_one_line(
     make, seeds, scenes_data_dir, tmp_path, monkeypatch
@@ -215,7 +222,8 @@ def test_damaged_files_are_read_right_or_refused_in_one_line(
         rng = random.Random(f"{make.__name__} {seed}")
         path = rng.choice(sorted(files))
         content = path.read_bytes()
-        said = f"seed {seed}, {damage(path, rng)}"
+        done = damage(path, rng)
+        said = f"seed {seed}, {done}"
         found, error = None, ""
         try:
             found = read()
@@ -228,8 +236,8 @@ def test_damaged_files_are_read_right_or_refused_in_one_line(
             assert "\n" not in error, said
             assert str(tmp_path) in error, (said, error)
             assert len(error.encode()) < 1000, said
-        elif make in (rows, measured):  # lines may be missing
-            assert all(row in expected for row in found), said
+        elif make in (rows, measured) and re.search(": (cut|empty|insert) at", done):
+            assert all(row in expected for row in found), said  # lines may be missing
         elif make in SEALED:
             assert found == expected, said
         repair(path, content)

@@ -81,9 +81,13 @@ class Setup:
         )
         self.data = loader.in_memory(self.run.open_split("train"))
 
+    @functools.cached_property
+    def _initial(self):
+        return jax.device_get(steps.create_state(self.model, self.optimizer, self.config))
+
     def state(self):
-        state = steps.create_state(self.model, self.optimizer, self.config)
-        return parallel.place(state, self.devices)
+        # Copies, since the steps donate their arguments.
+        return parallel.place(jax.tree.map(np.copy, self._initial), self.devices)
 
     def steps(self, num_steps=1):
         return steps.build_train_steps(

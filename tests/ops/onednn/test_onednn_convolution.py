@@ -231,7 +231,7 @@ def test_two_devices_give_the_same_as_one():
 
 @pytest.mark.slow
 def test_a_thousand_calls_leave_no_memory_behind():
-    x, kernel = arrays(0, (1, 64, 64, 64), (3, 3, 64, 64))  # 1 MB a map
+    x, kernel = arrays(0, (1, 16, 16, 64), (3, 3, 64, 64))  # 64 kB a map
 
     def resident():
         with open("/proc/self/statm") as file:
