@@ -140,8 +140,7 @@ def evaluate_workdirs(
     names += [scale.replace(" ", "_")] if scale else []
     names += [f"samples_{samples}"] if samples else []
     names += [str(transforms).replace(" ", "_")] if transforms else []
-    names += [f"with_{Path(os.path.realpath(workdir)).name}" for workdir in workdirs[1:]]
-    names += [row["config_digest"][:8]] if len(runs) > 1 else []  # folders may have the same name
+    names += [f"ensemble_{row['config_digest'][:8]}"] if len(runs) > 1 else []
     names += [f"crf_{dense_crf.describe(crf)}"] if crf else []
     names += ["calibrated"] if calibration else []
     return target / f"{'_'.join(names)}.json", row, counts

@@ -79,13 +79,16 @@ def export(
       The path of the network's file.
 
     Raises:
-      UserError: there is no such run or checkpoint, or the output is a run directory.
+      UserError: there is no such run or checkpoint, or the output is a run directory or holds the
+        export of another config.
     """
     workdir = hub.locate(workdir)
     if (output / "checkpoints").exists():
         raise UserError(f"{output} is a run directory, expected another folder for the export")
     run, description = open_run(workdir, None)
+    experiment.refuse_other_config(run.config, output)
     variables, facts = load_variables(run, workdir, kind)
+    (output / "result.json").unlink(missing_ok=True)  # of another checkpoint, perhaps
     if form == "safetensors":
         path = output / weights.FILE
         weights.write(path, variables, facts)

@@ -224,7 +224,7 @@ def train(config: ConfigDict, workdir: Path, description: Description) -> Row:
         if config.recompute_batch_norm and "batch_stats" in tested:
             tested = recompute_batch_norm(run, tested, train_set, stop_if_asked)
             batch_norm = "recomputed"
-        final_facts = {**facts(), "batch_norm": batch_norm}
+        final_facts = owner | facts() | {"batch_norm": batch_norm}
         checkpoints.save("final", step, tested, final_facts)
 
         split, native = config.test_split, config.data.score_at == "native"

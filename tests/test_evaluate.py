@@ -77,13 +77,13 @@ def counted(runs):
 @pytest.mark.parametrize(
     ("names", "arguments", "file", "inference"),
     [
-        ("ab", (), "evaluation_test_final_with_b_*.json", "mean of 2 networks"),
-        ("cab", (), "evaluation_test_final_with_a_with_b_*.json", "mean of 3 networks"),
+        ("ab", (), "evaluation_test_final_ensemble_*.json", "mean of 2 networks"),
+        ("cab", (), "evaluation_test_final_ensemble_*.json", "mean of 3 networks"),
         ("a", (CRF,), f"evaluation_test_final_crf_{CRF}.json", f"crf {CRF}"),
         (
             "ac",
             (CRF,),
-            f"evaluation_test_final_with_c_*_crf_{CRF}.json",
+            f"evaluation_test_final_ensemble_*_crf_{CRF}.json",
             f"mean of 2 networks, crf {CRF}",
         ),
     ],

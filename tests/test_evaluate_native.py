@@ -211,7 +211,7 @@ def test_refinements_work_on_images_of_any_size(folder):
     by = "window 24x24 overlap 0.5, flip, mean of 2 networks, crf 1,1,2,8,10"
     assert row["inference"] == by
     assert path.name == (
-        "evaluation_test_first2_final_window_24x24_overlap_0.5_flip_with_other_"
+        "evaluation_test_first2_final_window_24x24_overlap_0.5_flip_ensemble_"
         f"{row['config_digest'][:8]}_crf_1,1,2,8,10.json"
     )
     labels = truths(folder)[:2]

@@ -187,6 +187,26 @@ def test_the_program_of_a_run_gives_the_labels_of_predict_native(
     assert precision == "bfloat16" or (labels != expected).mean() < 0.01
 
 
+def test_a_folder_keeps_nothing_of_a_former_export(workdir, tmp_path, scenes_data_dir, capsys):
+    folder = tmp_path / "weights"
+    assert main(["export", str(workdir), "--output", str(folder)]) == 0
+    assert (folder / "result.json").exists()
+    assert main(["export", str(workdir), "--checkpoint", "best", "--output", str(folder)]) == 0
+    assert not (folder / "result.json").exists()  # that of the final weights
+    other = train_smoke(tmp_path / "other", scenes_data_dir, "--config.seed=1")
+    error = command_refusal(capsys, ["export", other, "--output", folder])
+    assert error == f"workdir {folder} holds a run of another config: seed is 1, was 0"
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(workdir, monkeypatch, capsys):
+    def fail(*_, **__):
+        raise LookupError("as the HTTP client of the hub")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", fail)
+    error = command_refusal(capsys, ["push", workdir, "someone/street"])
+    assert error == "someone/street cannot be uploaded: as the HTTP client of the hub"
+
+
 def test_what_cannot_be_exported_is_refused(workdir, tmp_path, capsys):
     for command, said in (
         (["export", workdir, "--output", workdir], "is a run directory"),

@@ -8,7 +8,7 @@ import dataclasses
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, NotRequired, TypeVar
 
 from pydantic import Field
 from typing_extensions import TypedDict  # pydantic refuses that of Python 3.11
@@ -106,6 +106,7 @@ class BenchmarkRow(TypedDict):
     peaks: Peaks | None
     sides: dict[Literal["segjax", "torch", "torch.compile"], SideFields]
     device: Text
+    processor: NotRequired[Text]  # model and vector instructions of the CPU, if it is the device
     versions: dict[str, Any]
     finished: Text  # time, ISO 8601
 
@@ -150,6 +151,7 @@ def key(row: Mapping[str, Any]) -> str:
     """Return a key that is equal for rows of the same measurement."""
     same = ("model", "model_options", "num_classes", "resolution", "batch", "precision", "device")
     fields = {name: row[name] for name in same} | {"sides": sorted(row["sides"])}
+    fields |= {"processor": row.get("processor"), "onednn": row["versions"].get("onednn")}
     return json.dumps(fields, sort_keys=True)
 
 

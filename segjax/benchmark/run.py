@@ -137,7 +137,7 @@ def run(plan: Plan, command: str, output: Path | None) -> list[Row]:
     kept = measurements.read([output]) if output and output.exists() else []
     done = {measurements.key(row): row for row in kept}
     rows: list[Row] = []
-    start, device = time.monotonic(), None
+    start, machine = time.monotonic(), None
     networks = plan.networks()
     with Bar("benchmark", len(networks) * len(plan.batches)) as bar:
         count = 0
@@ -146,8 +146,8 @@ def run(plan: Plan, command: str, output: Path | None) -> list[Row]:
             try:
                 for batch in plan.batches:
                     point = {**network, "batch": batch, "sides": [OURS, *plan.against]}
-                    device = device or bench.device()
-                    found = done.get(measurements.key({**point, "device": device}))
+                    machine = machine or bench.machine()
+                    found = done.get(measurements.key(point | machine))
                     if found is None:
                         if plan.seconds is not None and time.monotonic() - start > plan.seconds:
                             bar.line("time limit reached; run the same command again for the rest")
@@ -156,6 +156,7 @@ def run(plan: Plan, command: str, output: Path | None) -> list[Row]:
                         found = bench.measure(batch, command)
                         if output:
                             measurements.append(output, found)
+                        done[measurements.key(found)] = found
                         bar.line(_line(found))
                     rows.append(found)
                     count += 1
@@ -175,8 +176,8 @@ class _Network:
         self.broken: dict[str, str] = {}  # by side, its error for any batch
         self.folder = tempfile.TemporaryDirectory()
 
-    def device(self) -> str:
-        """Return the device of our side.
+    def machine(self) -> dict[str, Any]:
+        """Return the fields of a row that name the device, the processor and the versions.
 
         Raises:
           UserError: our side cannot create the network.
@@ -184,7 +185,9 @@ class _Network:
         self._open(OURS)
         if OURS in self.broken:
             raise UserError(f"{self.network['model']}: {self.broken[OURS]}")
-        return self.said[OURS]["device"]
+        said = self.said[OURS]
+        named = {name: said[name] for name in ("device", "processor") if name in said}
+        return named | {"versions": {"segjax": segjax.__version__, **said["versions"]}}
 
     def _open(self, name):
         """Create the network on a side, once; ours must be first, since it writes the weights."""
@@ -207,7 +210,7 @@ class _Network:
         Raises:
           UserError: our side cannot create the network.
         """
-        device = self.device()
+        machine = self.machine()
         names = (OURS, *self.plan.against)
         errors, prepared = dict.fromkeys(names), {}
         for name in names:
@@ -252,8 +255,7 @@ class _Network:
                 name: self._side(name, errors[name], prepared.get(name), samples[name])
                 for name in names
             },
-            "device": device,
-            "versions": {"segjax": segjax.__version__, **self.said[OURS]["versions"]},
+            **machine,
             "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
 

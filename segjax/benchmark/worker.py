@@ -51,6 +51,7 @@ from segjax.errors import UserError
 from segjax.models import flops
 from segjax.ops.onednn import build
 from segjax.ops.platform import shapes_only
+from segjax.system import processor
 from segjax.training import losses, optimizers, parallel, steps
 
 PATCHES = 64  # per image, for a network that trains on patches
@@ -87,8 +88,10 @@ class Bench:
         versions |= build.versions(self.device.platform)
         if self.device.platform == "gpu":
             versions["platform"] = " ".join(self.device.client.platform_version.split())
+        named = {"processor": processor.name()} if self.device.platform == "cpu" else {}
         return {
             "device": self.device.device_kind,
+            **named,
             "versions": versions,
             "parameters": sum(x.size for x in jax.tree.leaves(variables["params"])),
             "idle": idle[0] if idle else None,

@@ -87,9 +87,14 @@ def _flush() -> None:
 
 
 def _environment_fault(error: Exception) -> str | None:
-    """Return in one line which environment variable an exception comes from; None if from none."""
+    """Return an exception of JAX that the user can correct in one line; None for any other."""
     *_, raised = traceback.extract_tb(error.__traceback__)
     file, said = raised.filename.replace(os.sep, "/"), one_line(error)
+    if said.startswith("RESOURCE_EXHAUSTED"):
+        return (
+            "the memory of the device is exhausted; smaller batch_size, eval_batch_size and "
+            f"data.resolution or more micro_batches need less: {said[:200]}"
+        )
     if file.endswith("/jax/_src/xla_bridge.py"):
         names = ("JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES", "CUDA_VISIBLE_DEVICES")
         given = ", ".join(f"{x}={os.environ[x]!r}" for x in names if x in os.environ)

@@ -155,6 +155,11 @@ def run(options: argparse.Namespace) -> int | None:
         if given and launcher not in launchers:
             raise UserError(f"{flag} does nothing without --launcher {' or '.join(launchers)}")
 
+    for instead in ("status", "cancel"):
+        if getattr(options, instead):
+            ignored = (*SLURM, *KUBERNETES, "jobs", "time_limit")
+            refuse_ignored(options, f"with --{instead}", *ignored)
+
     spec, workdir = options.config, options.workdir
     overrides = config.parse_overrides(options.rest)
     if launcher == "wandb":  # W&B hands out a run again unless the run reports to it

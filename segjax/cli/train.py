@@ -50,6 +50,8 @@ def run(options: argparse.Namespace) -> int:
     except Diverged as diverged:
         say(str(diverged))
         return 1
+    except BrokenPipeError:  # an OSError, but no error
+        raise
     except (UserError, OSError) as error:
         processes.exit_with_error(error)
 

@@ -11,6 +11,7 @@ from segjax.config.loading import (
     load_module,
     override,
     parse_overrides,
+    plain,
     restore,
 )
 
@@ -26,5 +27,6 @@ __all__ = [
     "load_module",
     "override",
     "parse_overrides",
+    "plain",
     "restore",
 ]

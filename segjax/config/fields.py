@@ -72,6 +72,13 @@ CONDITIONS: dict[str, tuple[str, Callable[[ConfigDict], bool]]] = {
         "where model.options.context is basic or large",
         lambda c: c.model.options.get("context") != "none",
     ),
+    **dict.fromkeys(
+        (f"model.options.{name}" for name in ("rates", "image_pooling", "aspp_width", "dropout")),
+        (
+            "where model.options.head is aspp",
+            lambda c: c.model.name != "deeplab_v3" or c.model.options.get("head") != "none",
+        ),
+    ),
     "optimizer.momentum": ("where optimizer.name is sgd", lambda c: c.optimizer.name == "sgd"),
     "optimizer.power": (
         "where optimizer.schedule is poly",
@@ -217,7 +224,10 @@ def difference(ours: ConfigDict, theirs: ConfigDict) -> str | None:
     """Return the first field that differs and is not incidental, as one line; None if none."""
     mine, stored = flat(ours), flat(theirs)
     for name in sorted(set(mine) | set(stored)):
-        if not incidental(name) and mine.get(name) != stored.get(name):
+        same = json.dumps(mine.get(name)) == json.dumps(
+            stored.get(name)
+        )  # 1 is not 1.0 in a digest
+        if not incidental(name) and not same:
             return f"{name} is {mine.get(name)!r}, was {stored.get(name)!r}"
     return None
 

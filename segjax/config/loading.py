@@ -208,9 +208,11 @@ def _assign(config: ConfigDict, name: str, value: Any, parse: bool = False) -> N
     example = flat_default().get(name, 1.0 if is_factor else _get(owner, field))
     if parse:
         value = _parse(name, value, example)
-    value = _plain(name, value, example)
+    value = plain(name, value, example)
     if isinstance(example, tuple) and not isinstance(value, tuple):
         value = (value,)
+    if isinstance(example, tuple) and example and all(type(x) is float for x in example):
+        value = tuple(float(x) if type(x) is int else x for x in value)
     if isinstance(example, bool) != isinstance(value, bool) and example is not None:
         raise _wrong_type(name, value, example)
     if is_factor:  # a new field has no type that ConfigDict could check
@@ -237,12 +239,12 @@ def _parse(name, text, example):
         raise _wrong_type(name, text, example) from error
 
 
-def _plain(name, value, example):
+def plain(name: str, value: Any, example: Any = None) -> Any:
     """Return a value as JSON keeps it: bool, int, float, str, or a tuple of those (JSON's list)."""
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, list | tuple):
-        return tuple(_plain(name, item, None) for item in value)
+        return tuple(plain(name, item, None) for item in value)
     if type(value) not in (bool, int, float, str):
         raise _wrong_type(name, value, example)
     if isinstance(value, float) and not math.isfinite(value):

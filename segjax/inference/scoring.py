@@ -126,7 +126,8 @@ def build_image_evaluator(
         found = []
         with Bar(title, len(examples), quiet=not processes.is_first()) as bar:
             for place in range(len(examples)):
-                image, label = examples[place]["image"], examples[place]["label"]
+                example = examples[place]
+                image, label = example["image"], example["label"]
                 values: Iterable[np.ndarray] = strips(variables, image, place)
                 if refine:
                     values = [refine(image, np.concatenate([*values]))]

@@ -317,6 +317,16 @@ def open_run(workdir: Path, data_dir: Path | str | None) -> tuple[Experiment, De
     return create(config, info), description
 
 
+def _require_identity(config: ConfigDict, facts: dict[str, Any], workdir: Path) -> None:
+    """Raise if a checkpoint is of another config; the final ones of older runs do not say."""
+    expected = identity(config)
+    if facts.get("config", expected) != expected:
+        raise UserError(
+            f"checkpoint {facts['kind']} in {workdir} belongs to another config than its "
+            "config.json"
+        )
+
+
 def load_variables(
     experiment: Experiment, workdir: Path, kind: str | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -340,6 +350,7 @@ def load_variables(
         variables, facts = weights.restore(workdir / weights.FILE, state.evaluated())
         if kind not in (None, facts["kind"]):
             raise UserError(f"{workdir} has the weights of checkpoint {facts['kind']}, not {kind}")
+        _require_identity(config, facts, workdir)
         return parallel.place(variables, experiment.devices), facts
     with Checkpoints(workdir, read_only=True) as checkpoints:
         kind = kind or ("final" if checkpoints.step("final") is not None else "best")
@@ -352,10 +363,6 @@ def load_variables(
         )
         restored = checkpoints.restore(kind, state.evaluated() if kind == "final" else state)
         facts = {"kind": kind, **checkpoints.facts(kind)}
-    expected = identity(config)
-    if facts.get("config", expected) != expected:
-        raise UserError(
-            f"checkpoint {kind} in {workdir} belongs to another config than its config.json"
-        )
+    _require_identity(config, facts, workdir)
     variables = restored if kind == "final" else restored.evaluated()
     return parallel.place(variables, experiment.devices), facts

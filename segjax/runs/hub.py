@@ -35,7 +35,7 @@ def locate(source: str | os.PathLike[str]) -> Path:
     try:
         with waiting.reported(f"waiting for {name} of the Hugging Face hub"):
             return Path(snapshot_download(name, revision=revision or None, allow_patterns=FILES))
-    except (OSError, ValueError) as error:
+    except Exception as error:  # also of the hub's HTTP client, whose module varies
         raise UserError(f"{text} cannot be downloaded: {one_line(error)}") from error
 
 
@@ -63,6 +63,6 @@ def upload(folder: Path, name: str, private: bool) -> str:
             api = HfApi()
             url = api.create_repo(name, private=private, exist_ok=True)
             api.upload_folder(repo_id=name, folder_path=folder, commit_message="segjax push")
-    except (OSError, ValueError) as error:
+    except Exception as error:  # also of the hub's HTTP client, whose module varies
         raise UserError(f"{name} cannot be uploaded: {one_line(error)}") from error
     return str(url)

@@ -262,8 +262,8 @@ class StopSignal:
         self._former: dict[int, signal.Handlers] = {}
 
     def __enter__(self) -> "StopSignal":
-        # With several processes JAX has its own handler.
-        if count() == 1:
+        # With several processes JAX has its own handler; only the main thread may have any.
+        if count() == 1 and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._former[number] = signal.signal(number, self._note)  # type: ignore[assignment]
         return self

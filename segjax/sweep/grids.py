@@ -51,6 +51,7 @@ def load_points(spec: str, overrides: Mapping[str, Any], seeds: Sequence[int] = 
         if name in found:
             raise UserError(f"two runs of the grid of {spec} are named {name}")
 
+        own = {field: configs.plain(field, value) for field, value in own.items()}
         both = {**overrides, **own}
         config = configs.load(spec, both)
         if config.wandb.mode != "disabled" and not config.wandb.group:

@@ -24,6 +24,7 @@ from segjax.sweep import display, grids
 from segjax.sweep.status import LOCKS, failure_cause, last_line
 from segjax.system import locks, waiting
 from segjax.system.files import write_whole
+from segjax.system.progress import Terminal
 
 # A killed sweep must not leave runs behind, which its next start would find in use. So on Linux a
 # run asks for SIGKILL when its parent dies (PR_SET_PDEATHSIG is 1), and exits if that has happened.
@@ -95,7 +96,7 @@ def run(
     jobs = resolve_jobs(jobs, os.environ)
     free, cores = split_machine(jobs, os.environ), len(_cores())
     with (
-        display.Display(grid, workdir, jobs, console or Console()) as screen,
+        display.Display(grid, workdir, jobs, console or Terminal()) as screen,
         forward_signals() as (running, received),
     ):
         if jobs > cores:

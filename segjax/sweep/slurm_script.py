@@ -57,9 +57,10 @@ on_exit() {
   ((status == 0)) && exit 0
   # Canceled, or requeued by somebody else: nothing to do.
   [[ $(ask show job "$me") =~ JobState=(RUNNING|TIMEOUT) ]] || exit $status
-  # Requeue if the run saved on a signal, a process that Slurm takes for dead still holds the run
-  # directory, or a node was lost.
-  if ((status == 143)) || output | grep -q "is in use by another process" || lost_a_node; then
+  # Requeue if the run saved on a signal, its other processes did not start, a process that Slurm
+  # takes for dead still holds the run directory, or a node was lost.
+  if ((status == 143 || status == 75)) ||
+    output | grep -q "is in use by another process" || lost_a_node; then
     if ((${SLURM_RESTART_COUNT:-0} < most_requeues)); then
       trap - TERM
       echo "requeuing $me and waiting for Slurm to end this job ..."

@@ -11,6 +11,13 @@ from rich.progress import (
 )
 
 
+class Terminal(Console):
+    """A console whose broken pipe is Python's exception, not an exit with status 1."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 class Bar:
     """A progress bar, shown only on a terminal; lines are always printed."""
 
@@ -26,7 +33,7 @@ class Bar:
           unit_per_step: images in a step, to show images per second; 0: show no rate.
           quiet: print nothing.
         """
-        self._console = Console(quiet=quiet)
+        self._console = Terminal(quiet=quiet)
         self._images = unit_per_step
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),

@@ -207,6 +207,19 @@ def _interrupted(ask):
     return interrupted
 
 
+@pytest.mark.parametrize("changed", [{"processor": "another"}, {"versions": {"onednn": "3.2.0"}}])
+def test_rows_of_another_processor_or_without_onednn_are_not_this_machines(changed):
+    row = make_row(processor="Abacus, avx2")
+    assert measurements.key(row) == measurements.key(row | {"finished": "later"})
+    assert measurements.key(row) != measurements.key(row | changed)
+
+
+def test_a_network_named_twice_is_measured_once(fake, tmp_path):
+    plan = dataclasses.replace(PLAN, models=PLAN.models * 2)
+    assert len(run.run(plan, "", tmp_path / "rows.jsonl")) == 2 * len(PLAN.batches)
+    assert len(measurements.read([tmp_path / "rows.jsonl"])) == len(PLAN.batches)
+
+
 def test_sides_take_turns_and_alternate_in_being_first(fake):
     run.run(dataclasses.replace(PLAN, against=("torch",)), "", None)
     timed = [torch for torch, do, _ in fake.asked if do == "time"]

@@ -139,6 +139,15 @@ IGNORED = (
         *("--partition", "with --resubmit"),
     ),
     (
+        "sweep --config experiments/quickstart.py --workdir x --status --jobs 4",
+        *("--jobs", "with --status"),
+    ),
+    (
+        "sweep --config experiments/quickstart.py --workdir x --launcher slurm "
+        "--cancel --partition gpu",
+        *("--partition", "with --cancel"),
+    ),
+    (
         "sweep --config experiments/quickstart.py --workdir x --launcher slurm "
         "--container-mounts /a:/a",
         *("--container-mounts", "without --container-image"),
@@ -255,6 +264,16 @@ def test_environment_variable_that_jax_refuses_gives_a_one_line_error(
     assert said in done.stderr
     assert done.stderr.startswith("segjax: ")
     assert done.stderr.count("\n") == 1
+
+
+def test_exhausted_memory_is_one_line_that_says_what_needs_less(monkeypatch, capsys):
+    def run_out(options):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nBuffers: ...")
+
+    monkeypatch.setattr("segjax.cli.models.run", run_out)
+    error = command_refusal(capsys, ["models"])
+    assert error.startswith("the memory of the device is exhausted; smaller batch_size")
+    assert "Out of memory allocating 9 bytes." in error
 
 
 def test_missing_home_directory_gives_a_one_line_error(monkeypatch, capsys):

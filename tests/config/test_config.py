@@ -244,6 +244,15 @@ def test_override_fills_a_placeholder_and_a_reference_follows_it(tmp_path):
             {"model.options.context": "large"},
             "where model.options.context is basic or large",
         ),
+        (
+            {
+                "model.options.dropout": 0.2,
+                "model.options.head": "none",
+                "model.name": "deeplab_v3",
+            },
+            {"model.options.head": "aspp"},
+            "where model.options.head is aspp",
+        ),
     ],
 )
 def test_override_that_other_fields_make_void_is_refused(path, void, used, said):
@@ -355,6 +364,17 @@ def test_config_survives_json_and_difference_names_field(path):
     assert configs.difference(config, again) is None
     configs.override(again, {"steps": 3})
     assert configs.difference(config, again) == "steps is 1000, was 3"
+
+
+def test_whole_numbers_of_a_tuple_of_floats_are_floats(path):
+    whole, other = (configs.load(path, {"augment.scale": text}) for text in ("1,2", "1.0,2.0"))
+    assert configs.digest(whole) == configs.digest(other)
+
+
+def test_a_number_that_changes_the_digest_is_named(path):
+    zero, none = (configs.load(path, {"model.options.dropout": x}) for x in ("0", "0.0"))
+    assert configs.digest(zero) != configs.digest(none)  # committed digests stay as they are
+    assert configs.difference(zero, none) == "model.options.dropout is 0, was 0.0"
 
 
 def test_config_json_of_a_run_is_a_config_file(tmp_path):

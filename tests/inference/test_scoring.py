@@ -214,7 +214,7 @@ def test_a_checkpoint_of_another_config_is_an_error(finished, tmp_path, field, v
     del content["checksum"]
     (tmp_path / "config.json").write_text(json.dumps(content))
     run, _ = experiment.open_run(tmp_path, None)
-    for kind in ("best", "latest"):
+    for kind in ("best", "latest", "final"):
         assert refusal(experiment.load_variables, run, tmp_path, kind) == (
             f"checkpoint {kind} in {tmp_path} belongs to another config than its config.json"
         )

@@ -1,5 +1,6 @@
 """Test multi-process training on CPU devices, with processes found from JAX's variables."""
 
+import concurrent.futures
 import errno
 import json
 import os
@@ -61,6 +62,8 @@ class Training:
                     *more[process],
                 ],
                 PYTHONPATH=str(Path(__file__).parents[1]),
+                JAX_COMPILATION_CACHE_DIR=str(self.folder / "compiled"),
+                JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
                 JAX_NUM_CPU_DEVICES=str(4 // processes),
                 JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}",
                 JAX_COORDINATOR_BIND_ADDRESS=f"127.0.0.1:{port}",
@@ -470,3 +473,14 @@ def test_an_address_without_host_or_port_is_an_error(address, joined):
 def test_distributed_without_a_cluster_is_an_error():
     with pytest.raises(UserError, match=r"^cannot join the other processes of this training: "):
         processes.join({}, always=True)
+
+
+def test_a_training_outside_the_main_thread_installs_no_handler():
+    former = signal.getsignal(signal.SIGTERM)
+
+    def train():
+        with processes.StopSignal() as stop:
+            return signal.getsignal(signal.SIGTERM), stop.received()
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        assert pool.submit(train).result() == (former, None)

@@ -32,6 +32,19 @@ def test_points_have_their_own_overrides_and_the_shared_ones(tmp_path):
     assert (points[3].config.steps, points[3].config.seed) == (4, 1)
 
 
+def test_numpy_scalars_inside_a_tuple_are_plain_numbers(tmp_path):
+    file = tmp_path / "scales.py"
+    file.write_text(
+        "import numpy as np\n"
+        "from segjax.config import default as get_config\n\n"
+        "def sweep():\n"
+        "    yield {'augment.scale': tuple(np.array([0.5, 1.0]))}\n"
+    )
+    (point,) = grids.load_points(str(file), {})
+    command = grids.train_command(str(file), point, tmp_path)
+    assert command[-1] == "--config.augment.scale=(0.5, 1.0)"
+
+
 def seedless(tmp_path):
     """Write the config file of a grid that does not vary the seed."""
     file = tmp_path / "seedless.py"
