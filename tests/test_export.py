@@ -194,6 +194,7 @@ def test_a_folder_keeps_nothing_of_a_former_export(workdir, tmp_path, scenes_dat
     assert main(["export", str(workdir), "--checkpoint", "best", "--output", str(folder)]) == 0
     assert not (folder / "result.json").exists()  # that of the final weights
     other = train_smoke(tmp_path / "other", scenes_data_dir, "--config.seed=1")
+    capsys.readouterr()
     error = command_refusal(capsys, ["export", other, "--output", folder])
     assert error == f"workdir {folder} holds a run of another config: seed is 1, was 0"
 
