@@ -14,12 +14,17 @@ def local_path(text: str) -> Path:
     """Return a path on this machine from its text, with `~` expanded.
 
     Raises:
-      UserError: it is empty, the word None, a URL such as gs://bucket/run, or of an unknown user.
+      UserError: it is empty, the word None, a URL such as gs://bucket/run, not UTF-8, or of an
+        unknown user.
     """
     if text in ("", "None"):
         raise UserError(f"expected a path, found {text!r}")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
         raise UserError(f"expected a path on this machine, found the URL {text}")
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # it could not be stored in JSON
+        raise UserError(f"expected a path in UTF-8, found {text!r}") from None
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
