@@ -88,7 +88,6 @@ def export(
     run, description = open_run(workdir, None)
     experiment.refuse_other_config(run.config, output)
     variables, facts = load_variables(run, workdir, kind)
-    (output / "result.json").unlink(missing_ok=True)  # of another checkpoint, perhaps
     if form == "safetensors":
         path = output / weights.FILE
         weights.write(path, variables, facts)
@@ -100,6 +99,8 @@ def export(
     experiment.write_description(output, run, description)
     if (workdir / "result.json").is_file() and facts["kind"] == "final":
         write_whole(output / "result.json", (workdir / "result.json").read_bytes())
+    else:  # that of another checkpoint may be there
+        (output / "result.json").unlink(missing_ok=True)
     return path
 
 

@@ -190,6 +190,7 @@ def test_the_program_of_a_run_gives_the_labels_of_predict_native(
 def test_a_folder_keeps_nothing_of_a_former_export(workdir, tmp_path, scenes_data_dir, capsys):
     folder = tmp_path / "weights"
     assert main(["export", str(workdir), "--output", str(folder)]) == 0
+    assert main(["export", str(folder), "--output", str(folder)]) == 0  # onto itself
     assert (folder / "result.json").exists()
     assert main(["export", str(workdir), "--checkpoint", "best", "--output", str(folder)]) == 0
     assert not (folder / "result.json").exists()  # that of the final weights
