@@ -62,8 +62,8 @@ def evaluate_workdirs(
       counts it is computed from.
 
     Raises:
-      UserError: a workdir holds no run or is given twice, or the runs differ in dataset, resolution,
-        classes, or the images or labels of the split.
+      UserError: a workdir holds no run or is given twice, or the runs differ in dataset, resolution
+        or classes, or in the images or labels of the split.
     """
     target = Path(str(workdirs[0]).removeprefix(hub.PREFIX))
     workdirs = [hub.locate(workdir) for workdir in workdirs]
