@@ -216,7 +216,7 @@ def test_rows_of_another_processor_or_without_onednn_are_not_this_machines(chang
 
 def test_a_network_named_twice_is_measured_once(fake, tmp_path):
     plan = dataclasses.replace(PLAN, models=PLAN.models * 2)
-    assert len(run.run(plan, "", tmp_path / "rows.jsonl")) == 2 * len(PLAN.batches)
+    assert len(run.run(plan, "segjax benchmark", tmp_path / "rows.jsonl")) == 2 * len(PLAN.batches)
     assert len(measurements.read([tmp_path / "rows.jsonl"])) == len(PLAN.batches)
 
 
