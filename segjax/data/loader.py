@@ -23,6 +23,7 @@ from segjax.ops.normalization import local_response_normalization
 from segjax.ops.padding import mirror
 
 DEVICE_BYTES = 4 * 2**30  # a larger dataset is streamed
+WEIGHT_BYTES = 4 * 2**30  # more weights than this are computed again in each epoch
 
 # Mean and standard deviation of ImageNet, RGB in [0, 1], on which VGG-16 was trained.
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -44,7 +45,7 @@ class Source(Protocol):
 
 
 class WeightedSource:
-    """A source whose examples have a `weight`, float32 (H, W), computed once for each image.
+    """A source whose examples have a `weight`, float32 (H, W), kept up to `WEIGHT_BYTES`.
 
     The weight is augmented with its image; `training.losses` multiplies each pixel by it.
     """
@@ -58,9 +59,12 @@ class WeightedSource:
 
     def __getitem__(self, index: int) -> dict:
         example = self._source[index]
-        if index not in self._weights:
-            self._weights[index] = self._weigh(example["label"])
-        return {**example, "weight": self._weights[index]}
+        weight = self._weights.get(index)
+        if weight is None:
+            weight = self._weigh(example["label"])
+            if (len(self._weights) + 1) * weight.nbytes <= WEIGHT_BYTES:
+                self._weights[index] = weight
+        return {**example, "weight": weight}
 
 
 def key(seed: Seed, use: int) -> jax.Array:

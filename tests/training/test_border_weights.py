@@ -99,6 +99,15 @@ def test_a_weight_map_is_computed_once_and_moves_with_its_image():
     np.testing.assert_array_equal(picked["weight"][:, 0, 0], [1.5, 0.5, 1.5])
 
 
+def test_maps_that_memory_should_not_hold_are_computed_again(monkeypatch):
+    slices = Slices()
+    source = loader.WeightedSource(slices, slices.weigh)
+    monkeypatch.setattr(loader, "WEIGHT_BYTES", 3 * 4 * 4)  # one map
+    first, second = loader.in_memory(source), loader.in_memory(source)
+    np.testing.assert_array_equal(first["weight"], second["weight"])
+    assert slices.weighed == [0, 1, 1]
+
+
 def test_the_map_weighs_the_loss_pixel_by_pixel():
     labels = np.array([[[1, 0, 0, 1]]])
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(1, 1, 4, 2)), jnp.float32)
