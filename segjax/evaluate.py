@@ -71,7 +71,7 @@ def evaluate_workdirs(
     first = runs[0][0]
     native = native or window is not None or first.config.data.score_at == "native"
     source = first.open_split(split, native)
-    _require_same_data(runs, workdirs, split, native, source.digest)
+    _require_same_data(runs, workdirs, split, source.digest)
     examples = [source[i] for i in range(min(limit, len(source)))] if limit else source
     loaded = [_load(run, workdir, kind) for (run, _), workdir in zip(runs, workdirs, strict=True)]
     by_image = native or crf or calibration
@@ -140,7 +140,9 @@ def evaluate_workdirs(
     names += [scale.replace(" ", "_")] if scale else []
     names += [f"samples_{samples}"] if samples else []
     names += [str(transforms).replace(" ", "_")] if transforms else []
-    names += [f"ensemble_{row['config_digest'][:8]}"] if len(runs) > 1 else []
+    if len(runs) > 1:
+        members = sorted(map(os.path.realpath, workdirs))
+        names += [f"ensemble_{hashlib.sha256(json.dumps(members).encode()).hexdigest()[:8]}"]
     names += [f"crf_{dense_crf.describe(crf)}"] if crf else []
     names += ["calibrated"] if calibration else []
     return target / f"{'_'.join(names)}.json", row, counts
@@ -164,10 +166,10 @@ def _open_alike(workdirs, data_dir):
     return runs
 
 
-def _require_same_data(runs, workdirs, split, native, digest):
-    """Raise if another run has other images or labels in the split."""
+def _require_same_data(runs, workdirs, split, digest):
+    """Raise if another run, whose data need not be here, had other images or labels."""
     for (run, _), workdir in zip(runs[1:], workdirs[1:], strict=True):
-        if run.open_split(split, native).digest != digest:
+        if not run.info.may_have(split, digest):
             raise UserError(
                 f"the {split} split of {workdir} is not that of {workdirs[0]}; averaged networks "
                 "must share their data"
@@ -215,6 +217,7 @@ def _joint_row(rows):
         "model": " + ".join(dict.fromkeys(row["model"] for row in rows)),
         "model_options": _agreed([row["model_options"] for row in rows], {}),
         "parameters": sum(row["parameters"] for row in rows),
+        "pretrained": all(row["pretrained"] for row in rows),
         # The digest includes the seeds of the members, since the ensemble has none.
         "config_digest": hashlib.sha256(json.dumps(members).encode()).hexdigest()[:16],
         "seed": None,

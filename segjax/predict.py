@@ -284,21 +284,19 @@ def predict_test_images(
       UserError: the runs differ in dataset, split or resolution, in the images or their labels.
     """
     first: Any = None
-    examples: list[dict[str, Any]] = []
     labels: list[tuple[str, np.ndarray]] = []
     for workdir in workdirs:
         run, description = open_run(workdir, data_dir)
-        split = run.config.test_split
-        data = (run.config.data.dataset, split, tuple(run.config.data.resolution))
+        fields, split = run.config.data, run.config.test_split
+        data = (fields.dataset, split, tuple(fields.resolution), fields.fit)
         if first is None:
             first, info = data, run.info
+            source = run.open_split(split)
+            places = np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int)
+            examples = [source[int(place)] for place in places]
         if data != first:
             raise UserError(f"{workdir} is on {data}, but {workdirs[0]} is on {first}")
-        source = run.open_split(split)
-        places = np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int)
-        own = [source[int(place)] for place in places]
-        examples = examples or own
-        if not same_examples(own, examples):
+        if not run.info.may_have(split, source.digest):
             raise UserError(f"{workdir} has other images or labels than {workdirs[0]}")
         variables, _ = load_variables(run, workdir, None)
         stacked = np.stack([e["image"] for e in examples])
@@ -307,15 +305,6 @@ def predict_test_images(
             predictor = outputs.build_predictor(run, *_inference(run, refined))
             labels.append((description.name + by, predictor(variables, stacked)))
     return Predictions(info, examples, labels)
-
-
-def same_examples(some: list[dict[str, Any]], others: list[dict[str, Any]]) -> bool:
-    """Return whether examples have the same images and labels, in the same order."""
-    return len(some) == len(others) and all(
-        np.array_equal(a[name], b[name])
-        for a, b in zip(some, others, strict=True)
-        for name in ("image", "label")
-    )
 
 
 def save_comparison(

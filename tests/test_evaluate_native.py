@@ -210,10 +210,8 @@ def test_refinements_work_on_images_of_any_size(folder):
     row, path = evaluated([folder / "run", folder / "other"], *flags)
     by = "window 24x24 overlap 0.5, flip, mean of 2 networks, crf 1,1,2,8,10"
     assert row["inference"] == by
-    assert path.name == (
-        "evaluation_test_first2_final_window_24x24_overlap_0.5_flip_ensemble_"
-        f"{row['config_digest'][:8]}_crf_1,1,2,8,10.json"
-    )
+    named = "evaluation_test_first2_final_window_24x24_overlap_0.5_flip_ensemble_"
+    assert path.match(f"{named}????????_crf_1,1,2,8,10.json")
     labels = truths(folder)[:2]
     assert np.sum(row["confusion"]) == sum(np.sum(label >= 0) for label in labels)
 

@@ -58,6 +58,11 @@ class DatasetInfo:
     resolution: tuple[int, int]
     origin: str = ""  # folder in which the module of module:NAME was found
 
+    def may_have(self, split: str, digest: str) -> bool:
+        """Return whether a split can have a digest; data prepared long ago do not know theirs."""
+        own = self.splits[split].digest if split in self.splits else ""
+        return not (own and digest) or own == digest
+
 
 class Tally:
     """Exact counts over a split, added image by image in the order of the examples."""

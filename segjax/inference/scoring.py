@@ -261,6 +261,7 @@ def result_row(
         "model": config.model.name,
         "model_options": config.model.options.to_dict(),
         "parameters": parameters,
+        "pretrained": bool(config.model.pretrained),
         "config_digest": configs.digest(config),
         "seed": config.seed,
         "dataset": config.data.dataset,

@@ -82,12 +82,7 @@ def _key(row):
 
 def _setting(title, rows, workdirs):
     summaries = summarize(rows)
-    runs = {_key(row): Run(row, workdirs.get(_key(row))) for row in rows}
-    groups = []
-    for summary in summaries:
-        group = results.group_key(summary.row)
-        own = [run for (its_group, _), run in runs.items() if its_group == group]
-        groups.append(sorted(own, key=lambda run: run.row["seed"] or 0))
+    groups = [[Run(row, workdirs.get(_key(row))) for row in s.rows] for s in summaries]
     names = labels([(own[0].row, config(own[0])) for own in groups])
     methods = [
         Method(name, summary, tuple(own))
@@ -162,7 +157,7 @@ def ablations(methods: Sequence[Method]) -> dict[str, dict[str, list[tuple[float
             label = [
                 f"{row[fact]} steps" if fact == "steps" else str(row[fact])
                 for fact in facts
-                if row.get(fact)
+                if row.get(fact) and fact != name
             ]
             label += [
                 _assignment(other, overrides[other])

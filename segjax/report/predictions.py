@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from segjax import predict
 from segjax.data import pictures
 from segjax.errors import UserError
@@ -34,14 +36,28 @@ def predict_methods(
         else:
             try:
                 own = predict.predict_test_images([workdir], count, data_dir)
-                if found and not predict.same_examples(own.examples, found.examples):
-                    raise UserError(f"other images or labels than those of {found.labels[0][0]}")
+                if found:
+                    _require_same_examples(own.examples, found)
                 labels = [*(found.labels if found else ()), (method.label, own.labels[0][1])]
                 found = dataclasses.replace(found or own, labels=labels)
             except UserError as error:  # missing or other data, missing checkpoint
                 missing.append(f"{method.label}: {error}")
         progress(done)
     return found, missing
+
+
+def _require_same_examples(examples, found):
+    """Raise if a method was predicted on other images, labels or sizes than those before it."""
+    name, labels = found.labels[0]
+    height, width = labels.shape[1:]
+    if examples[0]["label"].shape != (height, width):
+        raise UserError(f"another resolution than that of {name}, {height}x{width}")
+    if len(examples) != len(found.examples) or not all(
+        np.array_equal(a[field], b[field])
+        for a, b in zip(examples, found.examples, strict=True)
+        for field in ("image", "label")
+    ):
+        raise UserError(f"other images or labels than those of {name}")
 
 
 def draw(settings: Sequence[Setting], output: Path, formats: Sequence[str]) -> list[Path]:

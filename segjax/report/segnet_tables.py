@@ -192,9 +192,8 @@ def _stated(records: Sequence[Record], ours: Sequence[Summary | None], interval:
     if not sizes:
         return said
     found = ", ".join(map(str, sizes))
-    options = [summary.row["model_options"] for summary in ours if summary]
-    widths = {each["width"] for each in options if "width" in each}
-    if widths:
+    widths = {_option(summary, "width") for summary in ours if summary}
+    if any("width" in summary.row["model_options"] for summary in ours if summary):
         found += f", networks of width {', '.join(map(str, sorted(widths)))}"
     trained = published.shipped().protocol.training_images
     spread = tables.spread(interval)

@@ -144,7 +144,7 @@ def _columns(
 def _published(summary: Summary) -> Record | None:
     """Return the published result of a whole network, if the row is scored on the same images."""
     row, inference = summary.row, summary.row.get("inference", "")
-    record = published.closest(row["model"])
+    record = published.closest(row["model"], row["model_options"])
     refined = inference not in ("", "native")
     if record and record.sampled:
         refined = not re.fullmatch(r"(native, )?mean of \d+ samples", inference)
@@ -192,7 +192,9 @@ def _published_text(record: Record | None, summary: Summary) -> str:
         apart.append("x".join(map(str, record.resolution)))
     if record.protocol == "unknown":
         apart.append("protocol unknown")
-    if record.pretrained and not summary.row["overrides"].get("model.pretrained"):
+    # Older rows tell it by their overrides alone.
+    started = summary.row["overrides"].get("model.pretrained")
+    if record.pretrained and not summary.row.get("pretrained", started):
         apart.append("from pretrained weights")
     return f"{record.scores['mean_iou']}" + (f" ({', '.join(apart)})" if apart else "")
 

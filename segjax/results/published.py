@@ -199,16 +199,17 @@ def follows_protocol(row: Row) -> bool:
     )
 
 
-def closest(model: str) -> Record | None:
+def closest(model: str, options: Mapping[str, Any]) -> Record | None:
     """Return the published test mIoU on CamVid to compare a network of ours with, or None.
 
-    Records with our training images and resolution come first, then the highest mIoU.
-    Reimplementations are left out.
+    A record with model options is only of a network that has them. Records with our training
+    images and resolution come first, then the highest mIoU. Reimplementations are left out.
     """
     found = [
         record
         for record in shipped().records
         if record.model == model
+        and all(options.get(name) == value for name, value in record.model_options.items())
         and record.split == "test"
         and record.group in ("network", "tiramisu", "table1", "table3")
         and record.scores.get("mean_iou") is not None

@@ -52,6 +52,7 @@ class ResultRow(TypedDict):
     model: Text
     model_options: dict[str, Any]
     parameters: Count
+    pretrained: NotRequired[bool]  # whether the training began from ImageNet's weights
     config_digest: Text | None  # none for a baseline
     seed: int | None
     dataset: Text

@@ -63,12 +63,17 @@ class Estimate:
 class Summary:
     """The runs of one config on one split."""
 
-    row: Row  # the first run's, for the fields that all runs share
+    rows: tuple[Row, ...]  # one per seed, ascending
     overrides: Row  # without the seed
     seeds: tuple[int, ...]  # ascending; empty for a baseline, such as "all Road"
     scores: dict[str, Estimate | None]  # of SCORES, MEAN_SCORES, MEASURED; None: not in all
     # By PER_CLASS, K estimates each; None for an absent class.
     per_class: dict[str, tuple[Estimate | None, ...]]
+
+    @property
+    def row(self) -> Row:
+        """Return the first run's row, for the fields that all runs share."""
+        return self.rows[0]
 
 
 def _estimate(values: Sequence[float | None]) -> Estimate | None:
@@ -82,7 +87,7 @@ def _estimate(values: Sequence[float | None]) -> Estimate | None:
 def _summary(rows: Sequence[Row]) -> Summary:
     more = [metrics.mean_scores(np.array(row["confusion"])) for row in rows]
     return Summary(
-        row=rows[0],
+        rows=tuple(sorted(rows, key=lambda row: row["seed"] or 0)),
         overrides=results.overrides(rows[0]),
         seeds=tuple(sorted(row["seed"] for row in rows if row["seed"] is not None)),
         scores={name: _estimate([row.get(name) for row in rows]) for name in (*SCORES, *MEASURED)}
@@ -104,16 +109,17 @@ def _same_data(a: Row, b: Row) -> bool:
 
 
 def _warn_of_other_data(rows: Iterable[Row]) -> None:
-    firsts: dict[str, Row] = {}
+    seen: dict[str, list[Row]] = {}
     for row in rows:
-        names = ("dataset", "split", "num_images", "resolution", "class_names")
-        setting = [*(row[name] for name in names), results.is_native(row)]
-        first = firsts.setdefault(json.dumps(setting), row)
-        if not _same_data(first, row):
+        names = ("dataset", "split", "num_images", "class_names")
+        size = "native" if results.is_native(row) else row["resolution"]
+        others = seen.setdefault(json.dumps([*(row[name] for name in names), size]), [])
+        if other := next((each for each in others if not _same_data(each, row)), None):
             warn(
                 f"{results.title(row)} was scored on different labels or images than "
-                f"{results.title(first)}: their scores cannot be compared"
+                f"{results.title(other)}: their scores cannot be compared"
             )
+        others.append(row)
 
 
 def summarize(rows: Iterable[Row]) -> list[Summary]:
@@ -136,12 +142,13 @@ def summarize(rows: Iterable[Row]) -> list[Summary]:
                 f"{results.title(row)}: two different results (finished {twin['finished']} and "
                 f"{row['finished']}), expected one per seed"
             )
-        group[row["seed"]] = row | twin  # one of them may have more scores
-        first = next(iter(group.values()))
-        if not _same_data(first, row):
-            raise UserError(
-                f"{results.title(row)}: scored on different data than {results.title(first)}"
-            )
+        # One of them may have more scores.
+        group[row["seed"]] = row | {name: x for name, x in twin.items() if x is not None}
+        for other in group.values():
+            if not _same_data(other, row):
+                raise UserError(
+                    f"{results.title(row)}: scored on different data than {results.title(other)}"
+                )
     summaries = [_summary(list(group.values())) for group in groups.values()]
     _warn_of_other_data([summary.row for summary in summaries])
 

@@ -299,12 +299,11 @@ def refuse_other_data(run: Experiment, workdir: Path) -> None:
 
 
 def _require_digest(dataset: str, split: str, found: str, info: datasets.DatasetInfo) -> None:
-    """Raise if a split has another digest than in `info`; data prepared long ago have none."""
-    expected = info.splits[split].digest if split in info.splits else ""
-    if found and expected and found != expected:
+    """Raise if a split has another digest than in `info`."""
+    if not info.may_have(split, found):
         raise UserError(
             f"the {split} split of {dataset} has changed since the run began: its digest is "
-            f"{found[:16]}, was {expected[:16]}"
+            f"{found[:16]}, was {info.splits[split].digest[:16]}"
         )
 
 

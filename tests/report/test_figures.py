@@ -15,6 +15,7 @@ from segjax.cli.main import main
 from segjax.errors import UserError
 from segjax.predict import Predictions
 from segjax.report import figures, groups, predictions
+from segjax.results.summary import summarize
 from segjax.system import stored
 from support.errors import command_refusal
 from support.rows import OTHER, make_baseline, make_row, write_rows
@@ -208,6 +209,17 @@ def test_runs_of_other_steps_are_other_lines_of_an_ablation(tmp_path):
     np.testing.assert_array_equal(line.lines[0].get_xdata(), [4, 6])
 
 
+def test_steps_that_a_grid_varies_are_the_points_of_a_line():
+    rows = [
+        make_row(0, weights=str(steps), overrides={"steps": steps, "seed": 0}, steps=steps)
+        for steps in (100, 200)
+    ]
+    lines = groups.ablations([groups.Method("", s, ()) for s in summarize(rows)])
+    ((label, points),) = lines["steps"].items()
+    assert label == "segnet_basic"
+    assert [value for value, _ in points] == [100, 200]
+
+
 def test_predictions_on_other_labels_are_left_out(tmp_path, monkeypatch):
     rows = [make_row(0), make_row(0, "enet")]
     for number, row in enumerate(rows):
@@ -227,6 +239,26 @@ def test_predictions_on_other_labels_are_left_out(tmp_path, monkeypatch):
     assert len(found.labels) == 1
     (line,) = missing
     assert line.endswith(f": other images or labels than those of {found.labels[0][0]}")
+
+
+def test_predictions_at_another_resolution_are_left_out(tmp_path, monkeypatch):
+    for number, size in enumerate(((2, 3), (4, 6))):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        weights = ("none", "enet")[number]
+        row = make_row(0, weights, resolution=list(size), inference="native")
+        results.write_row(folder / "result.json", row)
+        (folder / "config.json").write_text(json.dumps(stored.seal({"config": {}})))
+
+    def predict_one(workdirs, count, data_dir):
+        label = np.zeros((2, 3) if workdirs[0].name == "0" else (4, 6), np.uint8)
+        example = {"image": np.zeros((*label.shape, 3), np.uint8), "label": label}
+        return Predictions(None, [example], [("run", label[None])])
+
+    monkeypatch.setattr(predict, "predict_test_images", predict_one)
+    (setting,) = groups.read_settings([tmp_path])
+    _, (line,) = predictions.predict_methods(setting, 1, None, lambda done: None)
+    assert "another resolution than that of segnet_basic" in line
 
 
 def test_confusion_is_of_all_seeds_and_each_true_class_sums_to_one(methods):

@@ -67,6 +67,8 @@ def test_ours_are_beside_the_same_network_and_weighting():
     assert balanced["ours_boundary_f"] is None
     text = draw(table)
     assert "96x128, networks of width 32, mean ± sample standard deviation" in text
+    wide = [row | {"model_options": {}} if row["model"] == "segnet_basic" else row for row in rows]
+    assert "96x128, networks of width 32, 64, mean" in draw(segnet_tables.table1(summarize(wide)))
     assert "| 50.0 ± 0.1 |" in text or "| 50.1 ± 0.1 |" in text
     assert "-7.3 |" in text
 

@@ -183,6 +183,13 @@ def test_the_same_run_twice_keeps_what_only_one_row_has():
         assert summary.scores["expected_calibration_error"].mean == 0.1
 
 
+def test_a_score_of_one_row_is_not_lost_to_the_null_of_the_other():
+    rows = [make_row(0, boundary_f=None), make_row(0, boundary_f=0.5)]
+    for order in (rows, rows[::-1]):
+        (summary,) = summarize(order)
+        assert summary.scores["boundary_f"].mean == 0.5
+
+
 def test_two_results_of_one_seed_are_refused():
     with pytest.raises(UserError, match=r"seed=0 on camvid test: two different results \(finished"):
         summarize([make_row(0), make_row(1), make_row(0, confusion=BETTER)])
@@ -212,6 +219,10 @@ def test_lines_scored_on_other_labels_or_images_are_named(capsys, changed):
     # At its own sizes a label has other pixels.
     assert len(summarize([rows[0], rows[1] | {"inference": "native"}])) == 2
     assert capsys.readouterr().err == ""
+    # They are those of the dataset, whatever the resolution of training.
+    native = [row | {"inference": "native"} for row in rows]
+    assert len(summarize([native[0], native[1] | {"resolution": [48, 64]}])) == 2
+    assert "different labels or images" in capsys.readouterr().err
 
 
 def test_markdown_shows_what_differs_and_the_best():
@@ -311,7 +322,7 @@ def test_rows_of_the_published_protocol_stand_beside_the_published_figure():
         "fcn8s": ["57.0", "+9.7"],
         "deeplab_largefov": ["61.6 (480x640)", "+5.1"],
         "bayesian_segnet": ["63.1 (protocol unknown)", "+3.6"],
-        "deconvnet": ["59.77 (3433 images)", "+6.9"],
+        "deconvnet": ["48.9 (protocol unknown)", "+17.8"],
         "unet": ["-", "-"],
         "segnet_basic": ["-", "-"],
         "dilation8": ["-", "-"],
@@ -324,6 +335,9 @@ def test_rows_of_the_published_protocol_stand_beside_the_published_figure():
     [
         ("segnet", {"overrides": {"model.pretrained": "vgg16.safetensors"}}, "50.2"),
         ("segnet", {"resolution": [180, 240], "inference": "native"}, "50.2 (from pretrained w"),
+        ("segnet", {"pretrained": True}, "50.2"),
+        ("segnet", {"pretrained": False}, "50.2 (from pretrained w"),
+        ("deconvnet", {"model_options": {"fc_width": 1024}}, "59.77"),
         ("segnet", {"inference": "flip"}, None),
         ("bayesian_segnet", {}, None),  # the published figure is of samples
         ("bayesian_segnet", {"inference": "native, mean of 50 samples"}, "63.1"),
@@ -354,4 +368,8 @@ def test_a_mean_over_seeds_is_of_one_dataset():
     rows = [make_row(0, data_digest="1" * 64), make_row(1, data_digest="2" * 64)]
     with pytest.raises(UserError, match="scored on different data"):
         summarize(rows)
-    assert len(summarize([rows[0], make_row(1)])) == 1  # a row from before digests
+    old = make_row(2)  # from before digests
+    assert len(summarize([rows[0], old])) == 1
+    for order in itertools.permutations([*rows, old]):
+        with pytest.raises(UserError, match="scored on different data"):
+            summarize(order)
