@@ -92,13 +92,25 @@ class _Line:
 def _settings(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Group rows by precision, device and resolution, in words."""
     settings: dict[str, list[Row]] = {}
-    for row in rows:
+    for row, device in zip(rows, _devices(rows), strict=True):
         if row["batch"] in (_TIMED, _TRAINED):
-            words = f"{row['precision']} on {row['device']} at {size_text(row['resolution'])}"
+            words = f"{row['precision']} on {device} at {size_text(row['resolution'])}"
             settings.setdefault(words, []).append(row)
     if not settings:
         raise UserError(f"no row has batch {_TIMED} or {_TRAINED}, the batch sizes of Table 6")
     return settings
+
+
+def _devices(rows: Sequence[Row]) -> list[str]:
+    """Return the device of each row, with the processor and oneDNN of a CPU where these differ."""
+    devices = [row["device"] for row in rows]
+    processors = [row.get("processor", "") for row in rows]
+    engines = [
+        f"oneDNN {row['versions'].get('onednn') or 'off'}" if row["device"] == "cpu" else ""
+        for row in rows
+    ]
+    columns = [devices, *(each for each in (processors, engines) if len(set(each)) > 1)]
+    return [", ".join(filter(None, words)) for words in zip(*columns, strict=True)]
 
 
 def _lines(records: Sequence[Record], rows: Sequence[Row]) -> list[_Line]:
@@ -246,14 +258,15 @@ def listing(rows: Sequence[Row]) -> Table:
     facts = [Facts(row) for row in rows]
     builder.texts("network", [_named(row) for row in rows])
     builder.texts("precision", [row["precision"] for row in rows])
-    for heading, values in (
-        ("resolution", [size_text(row["resolution"]) for row in rows]),
-        ("device", [row["device"] for row in rows]),
-    ):
-        if len(set(values)) > 1:
-            builder.texts(heading, values)
+    columns: dict[str, Sequence[str | None]] = {
+        "resolution": [size_text(row["resolution"]) for row in rows],
+        "device": _devices(rows),
+    }
+    for heading, texts in columns.items():
+        if len(set(texts)) > 1:
+            builder.texts(heading, texts)
         else:
-            builder.data(heading, values)
+            builder.data(heading, texts)
     builder.counts("batch", [row["batch"] for row in rows])
     builder.numbers("params M", "parameters_m", [row["parameters"] / 1e6 for row in rows])
     builder.numbers("model MB", "model_mb", [4e-6 * row["parameters"] for row in rows])
@@ -267,7 +280,7 @@ def listing(rows: Sequence[Row]) -> Table:
     for side in AGAINST:
         if not any(side in row["sides"] for row in rows):
             continue
-        for heading, values in (
+        for heading, ratios in (
             ("forward", [against(row, side, "forward") for row in rows]),
             ("training step", [against(row, side, "training_step") for row in rows]),
             ("inference memory", [memory_against(row, side, "forward") for row in rows]),
@@ -275,7 +288,7 @@ def listing(rows: Sequence[Row]) -> Table:
             ("logits differ", [_difference(row, side) for row in rows]),
         ):
             key = f"{side}_{heading}".replace(" ", "_").replace(".", "_")
-            builder.numbers(heading, key, values, over=f"{side} / ours")
+            builder.numbers(heading, key, ratios, over=f"{side} / ours")
     failed = [
         f"{_named(row)} at batch {row['batch']} in {row['precision']}, {name}: {side['error']}."
         for row in rows

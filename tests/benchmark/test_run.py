@@ -214,6 +214,24 @@ def test_rows_of_another_processor_or_without_onednn_are_not_this_machines(chang
     assert measurements.key(row) != measurements.key(row | changed)
 
 
+@pytest.mark.parametrize(
+    ("changed", "devices"),
+    [
+        ({}, ["cpu", "cpu"]),
+        ({"processor": "another"}, ["cpu, Abacus, avx2", "cpu, another"]),
+        ({"versions": {"onednn": "3.2.0"}}, ["cpu, oneDNN off", "cpu, oneDNN 3.2.0"]),
+        ({"device": "abacus"}, ["cpu, oneDNN off", "abacus"]),
+    ],
+)
+def test_rows_of_another_processor_or_onednn_are_told_apart(changed, devices):
+    row = make_row(processor="Abacus, avx2", device="cpu", batch=4)
+    rows = [row, row | changed]
+    assert [record["device"] for record in tables.listing(rows).records] == devices
+    if changed:
+        drawn = table.draw(tables.paper(rows))
+        assert all(f"float32 on {device} at 24x32" in drawn for device in devices)
+
+
 def test_a_network_named_twice_is_measured_once(fake, tmp_path):
     plan = dataclasses.replace(PLAN, models=PLAN.models * 2)
     assert len(run.run(plan, "segjax benchmark", tmp_path / "rows.jsonl")) == 2 * len(PLAN.batches)
