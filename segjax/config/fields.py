@@ -224,9 +224,8 @@ def difference(ours: ConfigDict, theirs: ConfigDict) -> str | None:
     """Return the first field that differs and is not incidental, as one line; None if none."""
     mine, stored = flat(ours), flat(theirs)
     for name in sorted(set(mine) | set(stored)):
-        same = json.dumps(mine.get(name)) == json.dumps(
-            stored.get(name)
-        )  # 1 is not 1.0 in a digest
+        # As text, because 1 and 1.0 have different digests.
+        same = json.dumps(mine.get(name)) == json.dumps(stored.get(name))
         if not incidental(name) and not same:
             return f"{name} is {mine.get(name)!r}, was {stored.get(name)!r}"
     return None

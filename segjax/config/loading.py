@@ -97,7 +97,7 @@ def load(spec: str | ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
         # Absolute, for starts from another current directory.
         if fields[name] and isinstance(fields[name], str):
             try:
-                fields[name] = str(local_path(fields[name]).absolute())
+                fields[name] = str(local_path(str(local_path(fields[name]).absolute())))
             except UserError as error:
                 raise UserError(f"config field {name!r}: {error}") from error
     config = restore(fields)
@@ -211,8 +211,6 @@ def _assign(config: ConfigDict, name: str, value: Any, parse: bool = False) -> N
     value = plain(name, value, example)
     if isinstance(example, tuple) and not isinstance(value, tuple):
         value = (value,)
-    if isinstance(example, tuple) and example and all(type(x) is float for x in example):
-        value = tuple(float(x) if type(x) is int else x for x in value)
     if isinstance(example, bool) != isinstance(value, bool) and example is not None:
         raise _wrong_type(name, value, example)
     if is_factor:  # a new field has no type that ConfigDict could check
