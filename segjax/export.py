@@ -97,6 +97,8 @@ def export(
     with run.config.unlocked():
         run.config.data.data_dir = ""
     experiment.write_description(output, run, description)
+    if form != "safetensors" and (output / weights.FILE).exists():
+        return path  # result.json is that of the weights
     if (workdir / "result.json").is_file() and facts["kind"] == "final":
         write_whole(output / "result.json", (workdir / "result.json").read_bytes())
     else:  # that of another checkpoint may be there

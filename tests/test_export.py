@@ -194,6 +194,12 @@ def test_a_folder_keeps_nothing_of_a_former_export(workdir, tmp_path, scenes_dat
     assert (folder / "result.json").exists()
     assert main(["export", str(workdir), "--checkpoint", "best", "--output", str(folder)]) == 0
     assert not (folder / "result.json").exists()  # that of the final weights
+    program = ["--format", "stablehlo", "--output", str(folder)]
+    assert main(["export", str(workdir), *program]) == 0
+    assert not (folder / "result.json").exists()  # the weights are still those of `best`
+    assert main(["export", str(workdir), "--output", str(folder)]) == 0
+    assert main(["export", str(workdir), "--checkpoint", "best", *program]) == 0
+    assert (folder / "result.json").exists()
     other = train_smoke(tmp_path / "other", scenes_data_dir, "--config.seed=1")
     capsys.readouterr()
     error = command_refusal(capsys, ["export", other, "--output", folder])

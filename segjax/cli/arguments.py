@@ -18,6 +18,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **settings: Any):
         super().__init__(**{"allow_abbrev": False, **settings})
         self.register("action", None, _Once)
+        self.register("action", "append", _Again)
         self._arguments: list[str] = []
 
     def parse_known_args(self, args=None, namespace=None):
@@ -53,6 +54,20 @@ class _Once(argparse._StoreAction):
             if self.dest in given:
                 parser.error(f"{option_string} is given twice, expected once")
             given.add(self.dest)
+
+
+class _Again(argparse._AppendAction):
+    """Add the value of an option to its list, and its name to `given`."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        super().__call__(parser, namespace, values, option_string)
+        vars(namespace).setdefault("given", set()).add(self.dest)
 
 
 def refuse_ignored(options: argparse.Namespace, why: str, *names: str) -> None:

@@ -33,6 +33,7 @@ COMMANDS = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status; 2 means an error that the user can correct."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    options = argparse.Namespace()
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack the sign ±
     try:
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("segjax: interrupted", file=sys.stderr)
         return 130
     except Exception as error:
-        fault = _environment_fault(error)
+        fault = _environment_fault(error, options)
         if fault is None:
             raise
         print(f"segjax: {fault}", file=sys.stderr)
@@ -86,15 +87,14 @@ def _flush() -> None:
         raise
 
 
-def _environment_fault(error: Exception) -> str | None:
+def _environment_fault(error: Exception, options: argparse.Namespace) -> str | None:
     """Return an exception of JAX that the user can correct in one line; None for any other."""
     *_, raised = traceback.extract_tb(error.__traceback__)
     file, said = raised.filename.replace(os.sep, "/"), one_line(error)
     if said.startswith("RESOURCE_EXHAUSTED"):
-        return (
-            "the memory of the device is exhausted; smaller batch_size, eval_batch_size and "
-            f"data.resolution or more micro_batches need less: {said[:200]}"
-        )
+        less = "smaller batch_size, eval_batch_size and data.resolution or more micro_batches need"
+        hint = f"; {less} less" if hasattr(options, "config") else ""
+        return f"the memory of the device is exhausted{hint}: {said[:200]}"
     if file.endswith("/jax/_src/xla_bridge.py"):
         names = ("JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES", "CUDA_VISIBLE_DEVICES")
         given = ", ".join(f"{x}={os.environ[x]!r}" for x in names if x in os.environ)

@@ -143,6 +143,10 @@ IGNORED = (
         *("--jobs", "with --status"),
     ),
     (
+        "sweep --config experiments/quickstart.py --workdir x --launcher slurm --status --setup x",
+        *("--setup", "with --status"),
+    ),
+    (
         "sweep --config experiments/quickstart.py --workdir x --launcher slurm "
         "--cancel --partition gpu",
         *("--partition", "with --cancel"),
@@ -270,10 +274,13 @@ def test_exhausted_memory_is_one_line_that_says_what_needs_less(monkeypatch, cap
     def run_out(options):
         raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nBuffers: ...")
 
-    monkeypatch.setattr("segjax.cli.models.run", run_out)
-    error = command_refusal(capsys, ["models"])
+    for command in ("models", "train"):
+        monkeypatch.setattr(f"segjax.cli.{command}.run", run_out)
+    error = command_refusal(capsys, ["train", "--config", "x.py", "--workdir", "x"])
     assert error.startswith("the memory of the device is exhausted; smaller batch_size")
     assert "Out of memory allocating 9 bytes." in error
+    error = command_refusal(capsys, ["models"])  # which has no config to change
+    assert error.startswith("the memory of the device is exhausted: RESOURCE_EXHAUSTED: Out of")
 
 
 def test_missing_home_directory_gives_a_one_line_error(monkeypatch, capsys):
