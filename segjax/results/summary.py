@@ -102,10 +102,14 @@ def _summary(rows: Sequence[Row]) -> Summary:
     )
 
 
+def _data(row: Row) -> tuple[list[int], str]:
+    """Return what a row knows of its data: the pixels of each class, and the digest or ""."""
+    return list(map(sum, row["confusion"])), row.get("data_digest", "")
+
+
 def _same_data(a: Row, b: Row) -> bool:
-    digests = {row["data_digest"] for row in (a, b) if row.get("data_digest")}
-    truths = [list(map(sum, row["confusion"])) for row in (a, b)]
-    return truths[0] == truths[1] and len(digests) < 2
+    (truth, digest), (other_truth, other_digest) = _data(a), _data(b)
+    return truth == other_truth and (digest == other_digest or "" in (digest, other_digest))
 
 
 def _warn_of_other_data(rows: Iterable[Row]) -> None:
@@ -119,7 +123,8 @@ def _warn_of_other_data(rows: Iterable[Row]) -> None:
                 f"{results.title(row)} was scored on different labels or images than "
                 f"{results.title(other)}: their scores cannot be compared"
             )
-        others.append(row)
+        if not any(_data(each) == _data(row) for each in others):
+            others.append(row)
 
 
 def summarize(rows: Iterable[Row]) -> list[Summary]:
