@@ -192,7 +192,7 @@ def cost(methods: Sequence[Method]) -> Figure | None:
     if not trained:
         return None
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(_WIDTH, max(3.6, 1.6 + 0.2 * len(trained))))
+        figure = Figure(figsize=(_WIDTH, max(3.6, 2.8 + 0.2 * len(trained))))
         parameters, time = figure.subplots(1, 2, sharey=True)
         for k, (method, estimate) in enumerate(trained):
             seconds = [run.row["seconds"] for run in method.runs]
