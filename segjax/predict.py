@@ -285,8 +285,9 @@ def predict_test_images(
     """
     first: Any = None
     labels: list[tuple[str, np.ndarray]] = []
-    for workdir in workdirs:
-        run, description = open_run(workdir, data_dir)
+    opened = [open_run(workdir, data_dir) for workdir in workdirs]
+    named = [(run.config.model.name, description.name) for run, description in opened]
+    for workdir, (run, _), title in zip(workdirs, opened, _titles(named), strict=True):
         fields, split = run.config.data, run.config.test_split
         data = (fields.dataset, split, tuple(fields.resolution), fields.fit)
         if first is None:
@@ -303,8 +304,16 @@ def predict_test_images(
         for refined in (None, crf) if crf else (None,):
             by = f", crf {dense_crf.describe(refined)}" if refined else ""
             predictor = outputs.build_predictor(run, *_inference(run, refined))
-            labels.append((description.name + by, predictor(variables, stacked)))
+            labels.append((title + by, predictor(variables, stacked)))
     return Predictions(info, examples, labels)
+
+
+def _titles(named: list[tuple[str, str]]) -> list[str]:
+    """Return short titles of runs (model, name): of one model their names, otherwise the models."""
+    models = [model for model, _ in named]
+    if len(set(models)) == 1:
+        return [name for _, name in named]
+    return [model if models.count(model) == 1 else f"{model}, {name}" for model, name in named]
 
 
 def save_comparison(

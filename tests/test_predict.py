@@ -254,6 +254,21 @@ def test_runs_on_other_labels_are_not_drawn_together(workdir, scenes_data_dir, t
         predict.predict_test_images([workdir, tmp_path], 2, str(scenes_data_dir))
 
 
+@pytest.mark.parametrize(
+    ("named", "titles"),
+    [
+        ([("unet", "enet"), ("unet", "none")], ["enet", "none"]),
+        ([("unet", "model=unet"), ("segnet", "enet")], ["unet", "segnet"]),
+        (
+            [("unet", "a"), ("segnet", "b"), ("segnet", "c")],
+            ["unet", "segnet, b", "segnet, c"],
+        ),
+    ],
+)
+def test_titles_of_a_picture_tell_runs_apart(named, titles):
+    assert predict._titles(named) == titles
+
+
 def test_figures_and_report_show_curves_and_predictions(tmp_path, workdir, scenes_data_dir, capsys):
     predictions = predict.predict_test_images([workdir], 2, str(scenes_data_dir))
     ((_, labels),) = predictions.labels
