@@ -41,13 +41,7 @@ class Parser(argparse.ArgumentParser):
 class _Once(argparse._StoreAction):
     """Store the value of an option, and its name in `given`; refuse to replace a value."""
 
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
+    def __call__(self, parser, namespace, values, option_string=None):
         super().__call__(parser, namespace, values, option_string)
         if option_string:
             given = vars(namespace).setdefault("given", set())
@@ -59,13 +53,7 @@ class _Once(argparse._StoreAction):
 class _Again(argparse._AppendAction):
     """Add the value of an option to its list, and its name to `given`."""
 
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
+    def __call__(self, parser, namespace, values, option_string=None):
         super().__call__(parser, namespace, values, option_string)
         vars(namespace).setdefault("given", set()).add(self.dest)
 
