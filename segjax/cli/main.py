@@ -67,14 +67,13 @@ def _refuse_unknown(options: argparse.Namespace, rest: Sequence[str]) -> None:
         if hasattr(options, "config") and argument.startswith("--config."):
             continue
         name = argument.partition("=")[0]
-        fields = {}
-        if hasattr(options, "config"):
+        close = next(iter(difflib.get_close_matches(name, options.flags, n=1, cutoff=0.75)), None)
+        if close is None and hasattr(options, "config"):
             from segjax import config
 
-            fields = {f"--{field}": f"--config.{field}" for field in config.flat(config.default())}
-        close = difflib.get_close_matches(name, options.flags, n=1, cutoff=0.75)
-        close = close or [fields[near] for near in difflib.get_close_matches(name, fields, n=1)]
-        hint = f"; did you mean {close[0]}?" if close else ""
+            field = config.closest(name.removeprefix("--"))
+            close = field and f"--config.{field}"
+        hint = f"; did you mean {close}?" if close else ""
         raise UserError(f"unknown argument {argument!r}{hint}; see segjax {options.command} --help")
 
 

@@ -6,6 +6,7 @@ A config file defines `get_config(arg)`, which returns an `ml_collections.Config
 
 from segjax.config.fields import check, default, difference, digest, flat, incidental
 from segjax.config.loading import (
+    closest,
     experiment_name,
     load,
     load_module,
@@ -17,6 +18,7 @@ from segjax.config.loading import (
 
 __all__ = [
     "check",
+    "closest",
     "default",
     "difference",
     "digest",

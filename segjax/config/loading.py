@@ -28,6 +28,13 @@ from segjax.errors import UserError, one_line
 from segjax.system import stored
 from segjax.system.files import local_path
 
+# What users of other software call our fields, which spelling alone would not find.
+ABBREVIATIONS = {
+    "lr": "optimizer.learning_rate",
+    "wd": "optimizer.weight_decay",
+    "epochs": "steps",
+}
+
 
 def load_module(spec: str) -> tuple[ModuleType, str | None]:
     """Import the config file of `FILE` or `FILE:ARG`; return its module and ARG or None."""
@@ -190,6 +197,14 @@ def override(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
         _assign(config, name, value, parse=isinstance(value, str))
 
 
+def closest(name: str) -> str | None:
+    """Return the field that an unknown name probably means; None if no field is like it."""
+    *_, word = name.split(".")
+    fields = flat(default())
+    close = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
+    return ABBREVIATIONS.get(word) or (close[0] if close else None)
+
+
 def _assign(config: ConfigDict, name: str, value: Any, parse: bool = False) -> None:
     *parents, field = name.split(".")
     owner: Any = config
@@ -198,8 +213,8 @@ def _assign(config: ConfigDict, name: str, value: Any, parse: bool = False) -> N
     group = ".".join(parents)
     open_ended, is_factor = group in OPEN, group == "optimizer.rates"
     if not isinstance(owner, ConfigDict) or not (field in owner or open_ended):
-        close = difflib.get_close_matches(name, flat(default()), n=1, cutoff=0.5)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        close = closest(name)
+        hint = f"; did you mean {close!r}?" if close else ""
         raise UserError(f"config has no field {name!r}{hint}")
     if name in GROUPS:
         raise UserError(f"config field {name!r} is a group of fields, not one")

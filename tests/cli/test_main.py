@@ -76,6 +76,9 @@ TRAIN = ("train", "--config", "experiments/quickstart.py", "--workdir", "{tmp}/w
             [*TRAIN, "--stepz=3"],
             "unknown argument '--stepz=3'; did you mean --config.steps?",
         ),
+        ([*TRAIN, "--lr=0.1"], "'--lr=0.1'; did you mean --config.optimizer.learning_rate?"),
+        ([*TRAIN, "--config.optimizer.lr=0.1"], "did you mean 'optimizer.learning_rate'?"),
+        ([*TRAIN, "--frobnicate"], "unknown argument '--frobnicate'; see segjax train --help"),
         (
             ["sweep", "--config", "experiments/quickstart.py", "--workdir", "x", "--see", "1"],
             "unknown argument '--see'; did you mean --seeds?",
