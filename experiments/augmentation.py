@@ -4,7 +4,7 @@ segjax train --config experiments/augmentation.py --workdir runs/augmentation
 segjax sweep --config experiments/augmentation.py --workdir runs/augmentation
 segjax sweep --config experiments/augmentation.py:small --workdir runs/augmentation_small
 
-Compared are no augmentation; flips; flips and rescaling; these with brightness, contrast and
+Compares no augmentation; flips; flips and rescaling; these with brightness, contrast and
 saturation; and all of them with U-Net's elastic deformation and rotation. The full size is for an
 accelerator; `small`, at 96x128 and a width of 16, is for two CPU cores. Neither has been run in
 full yet.
@@ -28,7 +28,7 @@ COLOR = {
 
 
 def get_config(size: str = "full") -> ConfigDict:
-    """Return the config of a size: `full`; `small`, for a CPU; `smoke`, cut to seconds."""
+    """Return the config of a size: `full`; `small`, for a CPU; `smoke`, a few seconds."""
     config = recipes.camvid(size)
     config.model.name = "segnet_basic"
     config.augment.flip, config.augment.scale = False, (1.0, 1.0)

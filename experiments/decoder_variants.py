@@ -36,7 +36,7 @@ NETWORKS = (
 
 
 def get_config(size: str = "full") -> ConfigDict:
-    """Return the config of a size: `full`; `small`, for a CPU; `smoke`, cut to seconds."""
+    """Return the config of a size: `full`; `small`, for a CPU; `smoke`, a few seconds."""
     config = default()
     config.model.name = "segnet_basic"
 

@@ -4,7 +4,7 @@ segjax train --config experiments/deconvnet.py --workdir runs/deconvnet
 
 Starts from VGG-16's weights, which are downloaded (550 MB, once) unless `--config.model.pretrained`
 names a file. The benchmark adds dropout to every network, which DeconvNet's own files and this
-config have not. It tells no rate of the biases; the authors' is doubled, which is
+config do not have. It gives no learning rate for the biases; the authors double it, which is
 `--config.optimizer.rates.*conv/bias=2 --config.optimizer.rates.seg-score/bias=2`. For an
 accelerator. Not yet run in full.
 """
@@ -15,7 +15,7 @@ from segjax.config import default
 
 
 def get_config(size: str = "full") -> ConfigDict:
-    """Return the config of a size: `full`, or `smoke`, the same run cut to seconds."""
+    """Return the config of a size: `full`, or `smoke`, a test run of a few seconds."""
     config = default()
     config.model.name = "deconvnet"
     config.model.options.fc_width = 1024  # as in that benchmark; the authors have 4096

@@ -15,7 +15,7 @@ from segjax.config import default
 
 
 def get_config(size: str = "full") -> ConfigDict:
-    """Return the config of a size: `full`; `authors`, by steps; `smoke`, `full` cut to seconds."""
+    """Return the config of a size: `full`; `authors`, by steps; `smoke`, a few seconds."""
     config = default()
     config.model.name = "deeplab_largefov"
     config.model.pretrained = "timm/vgg16.tv_in1k"

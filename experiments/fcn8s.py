@@ -18,7 +18,7 @@ from segjax.config import default
 
 
 def get_config(size: str = "full") -> ConfigDict:
-    """Return the config of a size: `full`; `staged`, from fcn16s; `smoke`, cut to seconds."""
+    """Return the config of a size: `full`; `staged`, from fcn16s; `smoke`, a few seconds."""
     config = default()
     config.model.name = "fcn8s"
     config.model.pretrained = "timm/vgg16.tv_in1k"

@@ -15,7 +15,7 @@ from segjax import recipes
 
 
 def get_config(size: str = "full") -> ConfigDict:
-    """Return the config of a size: `full`, or `smoke`, cut to seconds."""
+    """Return the config of a size: `full`, or `smoke`, a few seconds."""
     if size not in ("full", "smoke"):
         raise ValueError(f"unknown size {size!r}, expected full or smoke")
     config = configs.default()

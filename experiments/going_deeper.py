@@ -30,7 +30,7 @@ DEPTHS = (4, 5, 6, 7)  # blocks
 
 
 def get_config(size: str = "full") -> ConfigDict:
-    """Return the config of a size: `full`; `small`, for a CPU; `smoke`, cut to seconds."""
+    """Return the config of a size: `full`; `small`, for a CPU; `smoke`, a few seconds."""
     config = recipes.camvid(size)
     config.model.name = "deeplab_v3"
     options = config.model.options

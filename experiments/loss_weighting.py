@@ -5,7 +5,7 @@ segjax sweep --config experiments/loss_weighting.py --workdir runs/loss_weightin
 segjax sweep --config experiments/loss_weighting.py:short --workdir runs/loss_weighting_short
 segjax sweep --config experiments/loss_weighting.py:small --workdir runs/loss_weighting_small
 
-Compared are natural frequency, median frequency, ENet's weights, U-Net's border weights (with Sky
+Compares natural frequency, median frequency, ENet's weights, U-Net's border weights (with Sky
 as the background), Dice, Lovasz-softmax and focal. The full size is for an accelerator. For two CPU
 cores: `short`, the whole network on crops of 180x240, tested at 360x480, with a third of the steps
 of camvid_table, and `small`, at 96x128 and a width of 16.

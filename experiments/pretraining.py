@@ -20,7 +20,7 @@ from segjax import recipes
 
 
 def get_config(size: str = "full") -> ConfigDict:
-    """Return the config of a size: `full`; `small`, for a CPU; `smoke`, cut to seconds."""
+    """Return the config of a size: `full`; `small`, for a CPU; `smoke`, a few seconds."""
     config = recipes.camvid(size)
     config.model.name = "fcn8s"
     config.model.options.batch_norm = True  # without it the trunk hardly learns from scratch

@@ -11,7 +11,7 @@ from segjax.config import default
 
 
 def get_config(size: str = "full") -> ConfigDict:
-    """Return the config of a size: `full`, or `smoke`, the same run cut to seconds."""
+    """Return the config of a size: `full`, or `smoke`, a test run of a few seconds."""
     config = default()
     config.model.name = "segnet_basic"
     config.precision = "bfloat16"

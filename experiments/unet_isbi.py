@@ -21,7 +21,7 @@ from segjax.config import default
 
 
 def get_config(size: str = "full") -> ConfigDict:
-    """Return the config of a size: `full`; `small`, for a CPU; `smoke`, cut to seconds."""
+    """Return the config of a size: `full`; `small`, for a CPU; `smoke`, a few seconds."""
     config = default()
     config.model.name = "unet"
     config.model.options.padding = "valid"  # 512x512 is mirrored to 700x700

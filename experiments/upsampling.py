@@ -20,7 +20,7 @@ from segjax.models.segnet import Upsampling
 
 
 def get_config(size: str = "full") -> ConfigDict:
-    """Return the config of a size: `full`; `small`, for a CPU; `smoke`, cut to seconds."""
+    """Return the config of a size: `full`; `small`, for a CPU; `smoke`, a few seconds."""
     config = recipes.camvid(size)
     config.model.name = "segnet_basic"
     config.model.options.upsampling = "unpool"

@@ -34,8 +34,8 @@ class Page(NamedTuple):
 def find_images(names: Iterable[str]) -> list[Path]:
     """Return the paths of image files, and of the images in folders, sorted by name.
 
-    Warned of are the other files and the folders in a folder. The images in a folder are those with
-    a suffix of `images.suffixes`, except `._NAME`, in which macOS stores attributes of NAME.
+    Warn of the other files and the folders in a folder. The images in a folder are those with a
+    suffix of `images.suffixes`, except `._NAME`, in which macOS stores attributes of NAME.
 
     Raises:
       UserError: a path does not exist, or a folder contains no image.
@@ -139,9 +139,9 @@ def predict_files(
     NAME_confidence.png, its mean probability, black 0 to white 1, and NAME_deviation.png, the
     standard deviation of its probability, black 0 to white 1/2.
 
-    Warned of are images that cannot be read, that do not fit into memory or whose names are too
-    long; the others are predicted. Warned of are also images of another aspect ratio than those of
-    training, if they are shown with it although training may have squashed its own.
+    Warn of images that cannot be read, that do not fit into memory or whose names are too long, and
+    predict the others. Warn of images whose aspect ratio differs from that of training, if they are
+    shown with it although training may have squashed its own.
 
     Args:
       experiment: owner of the network.

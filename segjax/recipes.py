@@ -16,9 +16,9 @@ def camvid(size: str) -> ConfigDict:
 
     Args:
       size: `full`: 360x480 on an accelerator, 174 epochs of 367 images; `crops`: trained on 180x240
-        crops and tested at 360x480, one to three hours on two CPU cores; `short`: `crops` with
-        a third of the steps; `small`: 96x128, 11 epochs, for two CPU cores; `smoke`: `small` cut to
-        seconds.
+        crops and tested at 360x480, one to four hours on two CPU cores; `short`: `crops` with
+        a third of the steps; `small`: 96x128, 11 epochs, for two CPU cores; `smoke`: two steps of
+        `small` on 24x32 pixels.
 
     Raises:
       ValueError: an unknown size.
@@ -72,7 +72,7 @@ def from_vgg16(config: ConfigDict, size: str) -> None:
     """Initialize the VGG-16 trunk of a config's network from ImageNet weights; lower the rate.
 
     The trunk keeps its full width, the only one with published weights, except for `smoke`. `small`
-    and `smoke` narrow the fully connected layers, and `small` trains on 600 images.
+    and `smoke` narrow the fully connected layers, and `small` trains for 150 steps.
     """
     config.model.pretrained = VGG16
     config.optimizer.learning_rate = CROPS_VGG16_RATE if size in CROPS else VGG16_RATE

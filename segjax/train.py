@@ -44,8 +44,8 @@ def train(config: ConfigDict, workdir: Path, description: Description) -> Row:
       The row of result.json.
 
     Raises:
-      UserError: the workdir is in use or holds a run of another config, an override is void, or
-        another process has another config.
+      UserError: the workdir is in use or holds a run of another config, an override has no effect,
+        or another process has another config.
       Stopped: SIGTERM or SIGINT came; the state is saved.
       Diverged: the loss or its gradient is not finite.
     """

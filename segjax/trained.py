@@ -1,4 +1,4 @@
-"""Train and use runs in Python, with the bits of the commands."""
+"""Train and use runs in Python, with bitwise the same results as the commands."""
 
 import os
 import shlex

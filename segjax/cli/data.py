@@ -9,7 +9,7 @@ SUMMARY = "Prepare a dataset, or check a folder of your own"
 DETAILS = (
     "Downloads or reads it and stores it for training. A prepared dataset stays as it is. `segjax "
     "data check DIR` describes a folder of your own images and masks instead, and exits with 1 if "
-    "something in it needs a person."
+    "something in it needs attention."
 )
 
 
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--source",
         type=path,
         metavar="DIR",
-        help="folder of the published dataset (default: download it)",
+        help="folder of the published files, or of your own images (only camvid is downloaded)",
     )
     add("--data-dir", type=path, metavar="DIR", help="folder for prepared datasets")
     add("--resolution", type=size, metavar="HxW", help="image size; not of camvid, isbi2012")

@@ -84,7 +84,7 @@ def load(spec: str | ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
 
     Raises:
       UserError: the file is missing or broken, a field is unknown or invalid, or an override has no
-        effect beside the other fields.
+        effect given the other fields.
     """
     if isinstance(spec, ConfigDict):
         config = ConfigDict(spec)
@@ -186,9 +186,9 @@ def _get(config, field):
 def override(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
     """Set fields by their dotted names.
 
-    Text, as from the command line, is parsed to the type of the field. `model.options` accepts any
-    name: the model itself refuses options that it does not have, and the optimizer patterns of
-    `optimizer.rates` that match no parameter.
+    Text, as from the command line, is parsed to the type of the field. `model.options` and
+    `optimizer.rates` accept any name here: later the model refuses options that it does not have,
+    and the optimizer refuses patterns that match no parameter.
 
     Raises:
       UserError: an unknown name or a wrong type.

@@ -13,8 +13,8 @@ What a file holds beyond 8-bit RGB or gray is converted only if its meaning is c
 | 16-bit gray, value v | (v + 128) // 257 |
 | 16-bit RGB | the upper 8 bits |
 
-Refused are transparent pixels, 16 bits whose greatest value fits 14 bits (probably the range of a
-sensor), signed, 32-bit and floating-point values, and CMYK and other color spaces.
+The following are refused: transparent pixels, 16 bits whose greatest value fits 14 bits (probably
+the range of a sensor), signed, 32-bit and floating-point values, and CMYK and other color spaces.
 
 Images of other than 1 or 3 channels are NumPy arrays, uint8 (H, W, N) in a `.npy` file.
 """

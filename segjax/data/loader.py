@@ -2,7 +2,7 @@
 
 The images of step t and their augmentation follow from the seed and t alone, so a resumed run
 sees the same data. A dataset that fits is put on the device once, as uint8, and each batch is
-gathered inside the training step; a larger one streams through grain, a few batches ahead. Both
+gathered inside the training step; a larger one streams through grain, up to 16 batches ahead. Both
 give identical batches for any number of devices.
 """
 

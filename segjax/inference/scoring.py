@@ -102,8 +102,8 @@ def build_image_evaluator(
       experiment: whose classes are counted.
       strips: gives the values whose greatest is the class.
       refine: applied to the output of an image, which then must be probabilities.
-      native: the images have their own sizes; BF is not measured, as its matching takes time and
-        memory by the cube of an image's side.
+      native: the images have their own sizes; BF is not measured, because the time and memory of
+        its matching grow with the cube of an image's side.
       calibrated: count pixels by their confidence; the values must be probabilities.
     """
     num_classes = len(experiment.info.class_names)

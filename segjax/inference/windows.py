@@ -120,7 +120,7 @@ def sliding(output: outputs.Output, windows: Windows) -> Strips:
     pixel. Along an axis on which the image is smaller, a window is as long as the image; so a
     window at least as large as the image gives the very output of the whole image.
 
-    In memory are the output of one window and a band, as high as a window and as wide as the image.
+    Memory holds the output of one window and a band, as high as a window and as wide as the image.
     """
     network = _compiled(output)
 

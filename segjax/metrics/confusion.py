@@ -62,10 +62,11 @@ class Scores:
 def mean_scores(confusion: np.ndarray) -> dict[str, float]:
     """Compute more scores of a (K, K) matrix of counts, rows the truth, as fractions in [0, 1].
 
-    With the hits t of a class, its misses m and false alarms f, the means over all K classes, 0 for
-    an absent one, of Dice (or F1) 2 t / (2 t + m + f), of precision t / (t + f), and of IoU over
-    the classes in the truth alone; and the frequency-weighted IoU, weighted by the classes' shares
-    of the truth (Long et al., arXiv 1411.4038). The mean recall is `Scores.class_accuracy`.
+    With true positives t, false negatives m and false positives f of a class: the means over all K
+    classes (0 for an absent one) of Dice (or F1) 2 t / (2 t + m + f) and of precision t / (t + f);
+    the mean IoU over the classes in the truth alone; and the frequency-weighted IoU, weighted by
+    the classes' shares of the truth (Long et al., arXiv 1411.4038). The mean recall is
+    `Scores.class_accuracy`.
 
     Returns:
       {"dice": ..., "precision": ..., "frequency_weighted_iou": ..., "mean_iou_present": ...}

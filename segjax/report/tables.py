@@ -23,7 +23,7 @@ def render(summaries: Sequence[Summary]) -> str:
 def table(summaries: Sequence[Summary], per_class: str = "iou", *, interval: bool = False) -> Table:
     """Return a table with a line for each summary, in the order given.
 
-    Printed are percentages with one decimal. Overrides and settings that differ between the lines
+    Scores are percentages with one decimal. Overrides and settings that differ between the lines
     are columns, shared ones are in the title, and the best mean of a column is bold. The records
     hold everything, as fractions at full precision.
 

@@ -237,8 +237,8 @@ def read_files(paths: Iterable[str | os.PathLike[str]]) -> dict[Path, list[Row]]
 
     From a directory, every `result.json` in or below it is read or, if there is none, the
     `.jsonl` files directly in it. Symbolic links are followed. Each file is read once, even if
-    several paths lead to it. Warned of are runs without a result, folders that cannot be
-    read, `.jsonl` files left out (except the logs of runs), and files without a row.
+    several paths lead to it. Warn of runs without a result, folders that cannot be read, `.jsonl`
+    files left out (except the logs of runs), and files without a row.
 
     Raises:
       UserError: a path is missing or has no row, or a row is cut short, lacks a field, has a value

@@ -1,1 +1,1 @@
-"""The machine and the terminal: processor, files, locks, progress bars, words while waiting."""
+"""The machine and the terminal: processor, files, locks, progress bars, notices of long waits."""

@@ -117,7 +117,7 @@ def focal(
     pixel_weights: jax.Array | None = None,
     normalizer: jax.Array | None = None,
 ) -> jax.Array:
-    """Compute the focal loss: `cross_entropy` with a factor (1 - p)^2, p the softmax of the truth.
+    """Compute the focal loss: `cross_entropy` times (1 - p)^2, p the softmax of the true class.
 
     Lin et al., arXiv 1708.02002, gamma = 2, over softmax instead of their sigmoid.
     """
@@ -148,7 +148,7 @@ def dice(logits: jax.Array, labels: jax.Array, class_weights: jax.Array) -> jax.
 
     Dice_c = (sum p t + 1) / ((sum p + sum t) / 2 + 1) over the valid pixels of the image, p the
     softmax of class c and t 1 where it is the truth (Milletari et al., arXiv 1606.04797, with the
-    smoothing of `optax.losses.dice_loss`). Predicting a class that is not in the image is a loss.
+    smoothing of `optax.losses.dice_loss`). Predicting a class that the image lacks is penalized.
 
     Args:
       logits: floating (B, H, W, K).
