@@ -70,9 +70,10 @@ def evaluate_workdirs(
     runs = _open_alike(workdirs, data_dir)
     first = runs[0][0]
     native = native or window is not None or first.config.data.score_at == "native"
+    first.require_labels(split)
     source = first.open_split(split, native)
     _require_same_data(runs, workdirs, split, source.digest)
-    examples = [source[i] for i in range(min(limit, len(source)))] if limit else source
+    examples = source.first(limit) if limit else source
     loaded = [_load(run, workdir, kind) for (run, _), workdir in zip(runs, workdirs, strict=True)]
     by_image = native or crf or calibration
     devices = first.devices[:1] if by_image else first.devices

@@ -177,7 +177,10 @@ def predict_files(
         image = images.read_image(page.path, len(experiment.info.mean), page.number)
         palette = experiment.info.palette
         with _naming_memory(page.path, image.shape):
-            label, *maps = predictor(variables, image)
+            try:
+                label, *maps = predictor(variables, image)
+            except UserError as error:  # of a size that the network refuses
+                raise images.ImageError(f"image {page.path}: {error}") from error
             pictures.save_label(target[0], label, palette)
             pictures.save(target[1], Image.fromarray(pictures.overlay(image, label, palette)))
         for place, values, white in zip(target[2:], maps, (1.0, 0.5), strict=False):

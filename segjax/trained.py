@@ -112,7 +112,11 @@ class TrainedRun:
     def _pixels(self, image: PathLike | np.ndarray) -> np.ndarray:
         channels = len(self._experiment.info.mean)
         if not isinstance(image, np.ndarray):
-            return images.read_image(Path(image).expanduser(), channels)
+            path = Path(image).expanduser()
+            pages, _ = images.list_pages(path)
+            if len(pages) > 1:
+                raise UserError(f"image {path} has {len(pages)} pages, expected one")
+            return images.read_image(path, channels, pages[0])
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != channels:
             raise UserError(
                 f"image of shape {image.shape} and dtype {image.dtype}, "
@@ -123,6 +127,8 @@ class TrainedRun:
     def _strips(self, **options: Any) -> windows.Strips:
         """Return the function that gives the logits of an image, compiled once for each fit."""
         fit = windows.choose_fit(**options)
+        if options.get("squash"):
+            windows.require_squash(self._experiment)
         if fit not in self._compiled:
             logits = outputs.logits(self._experiment)
             self._compiled[fit] = windows.build_strips(self._experiment, logits, fit)

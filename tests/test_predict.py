@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -12,8 +13,11 @@ from PIL import Image
 
 from segjax import predict
 from segjax.cli.main import main
+from segjax.config import default
 from segjax.errors import UserError
-from support.runs import train_smoke
+from segjax.inference import windows
+from support.errors import refusal
+from support.runs import change, train_smoke
 
 pytestmark = pytest.mark.slow
 
@@ -214,6 +218,32 @@ def test_an_image_that_does_not_fit_into_memory_is_named(tmp_path, workdir, caps
         assert run([tmp_path / "image.png"], workdir, tmp_path / "out") == 2
     said = "image.png of 24x32 pixels does not fit into memory; scale it down or cut it"
     assert said in capsys.readouterr().err
+
+
+def test_the_others_are_predicted_if_the_network_refuses_the_size_of_one(
+    tmp_path, workdir, capsys, monkeypatch
+):
+    def predictor(variables, image):
+        if image.shape[0] < 16:
+            raise UserError("an image of 8x32 is too small")
+        return [np.zeros(image.shape[:2], np.uint8)]
+
+    for name, height in (("a", 8), ("b", 24)):
+        save(tmp_path / f"{name}.png", height, 32)
+    monkeypatch.setattr(predict, "_predictor", lambda *_: predictor)
+    files = [tmp_path / "a.png", tmp_path / "b.png"]
+    assert run(files, workdir, tmp_path / "out") == 2
+    assert (tmp_path / "out" / "b.png").exists()
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == f"segjax: image {files[0]}: an image of 8x32 is too small"
+    assert said[1] == "segjax: 1 of 2 images failed, as said above"
+
+
+def test_squashing_is_refused_for_a_run_that_squashed_nothing(tmp_path):
+    config = change(default(), data__fit="letterbox")
+    said = refusal(windows.require_squash, SimpleNamespace(config=config))
+    assert said == "squash is of no use to a run with data.fit='letterbox', which squashes none"
+    windows.require_squash(SimpleNamespace(config=default()))
 
 
 def test_workdir_without_run_is_one_line(tmp_path, capsys):

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--squash",
         action="store_true",
         help="run the network at the training resolution, as training and `segjax evaluate` do, "
-        "whatever the aspect ratio; one compilation serves images of all sizes",
+        "whatever the aspect ratio, if data.fit is resize; one compilation serves all images",
     )
     arguments.add_window(parser)
     arguments.add_inference(parser)
@@ -63,6 +63,8 @@ def run(options: argparse.Namespace) -> None:
     paths = predict.find_images(options.images)
     workdir = hub.locate(options.workdir)
     run, _ = experiment.open_run(workdir, None)
+    if options.squash:
+        windows.require_squash(run)
     variables, _ = experiment.load_variables(run, workdir, None)
     with Bar("predict", len(paths), unit_per_step=1) as bar:
         predicted, failed = predict.predict_files(

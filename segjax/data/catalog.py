@@ -212,6 +212,11 @@ class Tfds(builders.Builder):
                 f"config field 'data.tfds.{field}' is {name!r}, but the images of tfds:"
                 f"{self.dataset} are {', '.join(images) or 'none'}"
             )
+        if found[name].np_dtype != np.uint8:
+            raise UserError(
+                f"config field 'data.tfds.{field}' is {name!r}, of {found[name].np_dtype} in tfds:"
+                f"{self.dataset}, expected uint8"
+            )
         channels = found[name].shape[-1]
         if channels not in ((1, 3) if field == "image" else (1,)):
             expected = "1 or 3" if field == "image" else "1, the value of a pixel"

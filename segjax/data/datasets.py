@@ -105,10 +105,16 @@ def info(
 
 
 def shape(
-    name: str, folder: PathLike | None = None, options: catalog.Options | None = None
+    name: str,
+    folder: PathLike | None = None,
+    options: catalog.Options | None = None,
+    data_dir: PathLike | None = None,
 ) -> tuple[int, int]:
-    """Return the numbers of channels and classes of a dataset, which need not be prepared."""
-    builder = _builder(name, None, folder, options, None)
+    """Return the numbers of channels and classes of a dataset.
+
+    It need not be prepared; one of TFDS must be built, in `data_dir`.
+    """
+    builder = _builder(name, data_dir, folder, options, None)
     return builder.channels, len(builder.class_names)
 
 

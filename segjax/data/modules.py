@@ -20,7 +20,6 @@ The examples are prepared once, at their own sizes, and again when the module's 
 import hashlib
 import json
 import os
-import traceback
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -30,7 +29,7 @@ import numpy as np
 
 from segjax.data import builders
 from segjax.data.statistics import VOID
-from segjax.errors import UserError, one_line
+from segjax.errors import UserError
 from segjax.system import imports
 
 SPLITS = ("train", "val", "test")
@@ -64,11 +63,7 @@ def load(name: str) -> ModuleType:
 
 
 def _failed(name: str, what: str, error: Exception) -> UserError:
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    return UserError(
-        f"dataset module:{name}: {what} fails with {type(error).__name__}: {one_line(error)} "
-        f"({place.filename}, line {place.lineno})"
-    )
+    return UserError(f"dataset module:{name}: {what} fails with {imports.failure(error)}")
 
 
 class Module(builders.Builder):
@@ -170,13 +165,17 @@ def read_description(module: ModuleType) -> tuple[Any, Any, int, Any]:
     known = texts and all(names) and 1 <= len(set(names)) == len(names) < VOID
     require(known, "CLASS_NAMES", f"1 to {VOID - 1} different names")
     require(callable(getattr(module, "examples", None)), "examples", "a function of a split's name")
-    palette = getattr(module, "PALETTE", None) or builders.distinct_colors(len(names))
-    colors = np.asarray(palette)
+    palette = getattr(module, "PALETTE", None)
+    try:
+        colors = np.asarray(builders.distinct_colors(len(names)) if palette is None else palette)
+    except ValueError:  # rows of different lengths
+        colors = np.zeros(0)
     fits = colors.shape == (len(names), 3) and np.issubdtype(colors.dtype, np.integer)
     require(fits, "PALETTE", f"{len(names)} RGB triples of 0 to 255")
     require(bool(((colors >= 0) & (colors <= 255)).all()), "PALETTE", "RGB triples of 0 to 255")
     channels = getattr(module, "CHANNELS", 3)
     require(type(channels) is int and channels >= 1, "CHANNELS", "an integer from 1")
     splits = getattr(module, "SPLITS", SPLITS)
-    require(tuple(splits) in (SPLITS, SPLITS[:2]), "SPLITS", f"{SPLITS} or {SPLITS[:2]}")
-    return tuple(names), [tuple(map(int, color)) for color in palette], channels, tuple(splits)
+    listed = isinstance(splits, tuple | list) and tuple(splits) in (SPLITS, SPLITS[:2])
+    require(listed, "SPLITS", f"{SPLITS} or {SPLITS[:2]}")
+    return tuple(names), [tuple(map(int, color)) for color in colors], channels, tuple(splits)

@@ -1,6 +1,7 @@
 """Random access to the images and labels of a prepared split."""
 
 import bisect
+import copy
 import io
 import itertools
 import os
@@ -40,14 +41,21 @@ class Source:
         # TFDS decodes with OpenCV or Pillow, whichever happens to be installed.
         skip = tfds.decode.SkipDecoding()
         self._records = builder.as_data_source(split, decoders={"image": skip, "label": skip})
+        self._count = len(self._records)
         self._resolution, self._fit = resolution, fit
         self._color = fill_color(split_info(builder.info.metadata["train"]).mean)
         self._stored = builder.info.splits[split]
         self._remedy = remedy
         self.digest = split_info(builder.info.metadata[split]).digest
 
+    def first(self, count: int) -> "Source":
+        """Return a source of the first examples alone."""
+        part = copy.copy(self)
+        part._count = min(count, self._count)
+        return part
+
     def __len__(self) -> int:
-        return len(self._records)
+        return self._count
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         index = range(len(self))[index]  # negative from the end; IndexError beyond, ending a `for`
@@ -60,6 +68,13 @@ class Source:
             }
         except Exception as error:  # of the readers of records, of protobufs and of images
             raise self._damaged(index) from error
+
+    def shown_size(self, index: int) -> tuple[int, int] | None:
+        """Return the (height, width) of the image in the frame of a letterbox; None: no frame."""
+        if self._resolution is None or self._fit != "letterbox":
+            return None
+        with Image.open(io.BytesIO(self._records[index]["label"]), formats=["PNG"]) as label:
+            return fitting.scaled_size((label.height, label.width), self._resolution, self._fit)
 
     @property
     def names(self) -> list[str]:

@@ -247,6 +247,9 @@ def _rarest(classes: Classes, counts: Any) -> str:
 
 def _limits(seen: _Seen, classes: Classes) -> Iterator[str]:
     number = len(classes.names)
+    if all((label == VOID).all() for label in seen.labels):
+        yield f"ceilings: unknown, the {len(seen.labels)} masks sampled for them are all void"
+        return
     wide = widths(seen.labels, number)
     for stride, iou in ceilings(seen.labels, number).items():
         worst = int(np.nanargmin(iou))

@@ -9,7 +9,8 @@ import numpy as np
 
 from segjax import config as configs
 from segjax import results
-from segjax.data import loader
+from segjax.data import fitting, loader
+from segjax.data.datasets import VOID, Source
 from segjax.inference import outputs, windows
 from segjax.metrics import boundary, boundary_iou, calibration, count_pixels
 from segjax.models.layers import BATCH_NORM_MOMENTUM, BatchNorm
@@ -62,6 +63,7 @@ def build_evaluator(
                     ours = np.zeros((own.stop - own.start, num_classes, 5), np.int64)
                     pairs = zip(labels[own], np.asarray(classes)[own], strict=False)
                     for place, pair in enumerate(pairs):
+                        pair = _without_frame(examples, number * size + own.start + place, *pair)
                         ours[place, :, :3] = boundary.counts(*pair, num_classes)
                         ours[place, :, 3:] = boundary_iou.counts(*pair, num_classes)
                     found.append(ours)
@@ -83,6 +85,12 @@ def _names(examples):
         return None
     # A source reads the names alone much faster than the examples.
     return np.array(getattr(examples, "names", None) or [each["id"] for each in examples])
+
+
+def _without_frame(examples, place, *maps):
+    """Cut the frame of a letterbox off maps (H, W): its edge is no boundary of the image."""
+    size = examples.shown_size(place) if isinstance(examples, Source) else None
+    return [fitting.centered(each, size, VOID) for each in maps] if size else maps
 
 
 def build_image_evaluator(
@@ -132,6 +140,7 @@ def build_image_evaluator(
                 if refine:
                     values = [refine(image, np.concatenate([*values]))]
                 classes, *counts = count(values, label)
+                label, classes = _without_frame(examples, place, label, classes)
                 counts.append(boundary_iou.counts(label, classes, num_classes))
                 if not native:
                     counts.append(boundary.counts(label, classes, num_classes))

@@ -74,6 +74,13 @@ def choose_fit(
     return Windows((window[0], window[1]), float(overlap))
 
 
+def require_squash(experiment: Experiment) -> None:
+    """Raise a UserError if squashing is not how the run has fitted its training images."""
+    fit = experiment.config.data.fit
+    if fit != "resize":
+        raise UserError(f"squash is of no use to a run with data.fit={fit!r}, which squashes none")
+
+
 def build_strips(experiment: Experiment, output: outputs.Output, fit: Fit) -> Strips:
     """Return the function that gives the output of an image of any size in strips."""
     if isinstance(fit, Windows):

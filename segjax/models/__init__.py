@@ -78,11 +78,15 @@ def find(name: str) -> type[nn.Module]:
         model = MODELS[name]
     elif colon:
         try:
-            model = getattr(imports.load(module), attribute)
-        except (ImportError, AttributeError, ValueError) as error:
+            loaded = imports.load(module)
+        except Exception as error:
             raise UserError(
-                f"model {name!r} cannot be imported, from the current folder or PYTHONPATH: {error}"
+                f"model {name!r} cannot be imported, from the current folder or PYTHONPATH: "
+                f"{imports.failure(error)}"
             ) from error
+        if not hasattr(loaded, attribute):
+            raise UserError(f"model {name!r}: the module {module} has no {attribute or 'class'}")
+        model = getattr(loaded, attribute)
     else:
         close = difflib.get_close_matches(name, MODELS, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""

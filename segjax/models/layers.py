@@ -1,5 +1,6 @@
 """Convolution and batch normalization, the layers of the architectures."""
 
+import math
 from typing import Any
 
 import jax
@@ -8,8 +9,10 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
+from segjax.errors import UserError
 from segjax.ops.convolution import conv
 from segjax.ops.normalization import batch_norm, normalize
+from segjax.ops.platform import tracing_shapes
 from segjax.ops.upsampling import bilinear_kernel, conv_transpose
 
 # He et al.: Gaussian with variance 2 / fan-in, which Caffe calls "msra".
@@ -67,6 +70,9 @@ class BatchNorm(nn.Module):
     In training by the statistics of the batch (of all devices if `axis_name` is set), else by the
     running averages. Statistics are float32 for any compute dtype. Parameters and
     statistics are those of `flax.linen.BatchNorm`: scale and bias, mean and var.
+
+    Raises:
+      UserError: in training a channel has a single value, which normalization would make 0.
     """
 
     dtype: Any = jnp.float32  # of the result
@@ -82,6 +88,12 @@ class BatchNorm(nn.Module):
         x, epsilon = x.astype(self.dtype), BATCH_NORM_EPSILON
         if not train:
             return normalize(x, mean.value, var.value, scale, bias, epsilon=epsilon, relu=relu)
+        devices = lax.axis_size(self.axis_name) if self.axis_name else 1
+        if devices * math.prod(x.shape[:-1]) == 1 and not tracing_shapes():
+            raise UserError(
+                f"the batch normalization {'/'.join(self.path)} has one value per channel in a "
+                "training step, whose variance is 0; use a larger batch_size or fewer micro_batches"
+            )
         y, *found = batch_norm(x, scale, bias, epsilon=epsilon, axis_name=self.axis_name, relu=relu)
         for average, new in zip((mean, var), found, strict=True):
             kept = BATCH_NORM_MOMENTUM * average.value

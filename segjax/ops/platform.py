@@ -11,7 +11,12 @@ _shapes_only = ContextVar("shapes only", default=False)
 
 def on_cpu() -> bool:
     """Return whether what is being traced will run on a CPU; this initializes the devices."""
-    return not _shapes_only.get() and jax.default_backend() == "cpu"
+    return not tracing_shapes() and jax.default_backend() == "cpu"
+
+
+def tracing_shapes() -> bool:
+    """Return whether the trace is inside `shapes_only`."""
+    return _shapes_only.get()
 
 
 @contextlib.contextmanager

@@ -140,7 +140,8 @@ def _protocol(summary: Summary) -> str:
 
 def _training_images(summary: Summary) -> int | None:
     """Return the size of the training split, or None for a baseline that is not trained."""
-    return published.shipped().protocol.training_images if summary.seeds else None
+    trained = summary.row["steps"] is not None
+    return published.shipped().protocol.training_images if trained else None
 
 
 def _per_class(summary: Summary, per_class: str) -> list[Score]:

@@ -208,7 +208,7 @@ def _images(place: int, predicted: Predictions) -> list[dict[str, Any]]:
                 "id": example["id"],
                 "width": truth.shape[1],
                 "height": truth.shape[0],
-                "url": embed.image(example["image"]),
+                "url": embed.image(pictures.shown(example["image"])),
                 "truth": embed.image(truth, predicted.info.palette),
                 "views": [
                     {"key": f"{key}-{k}", "method": method}

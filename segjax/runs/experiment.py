@@ -17,7 +17,7 @@ from typing_extensions import TypedDict  # pydantic refuses that of Python 3.11
 
 from segjax import config as configs
 from segjax import models
-from segjax.data import catalog, datasets, loader
+from segjax.data import camvid, catalog, datasets, loader
 from segjax.errors import UserError
 from segjax.results import schema
 from segjax.runs import weights
@@ -86,16 +86,35 @@ class Experiment:
         _require_digest(data.dataset, split, source.digest, self.info)
         return source
 
+    def require_labels(self, *splits: str) -> None:
+        """Raise a UserError if a split has no pixel of any class: all its scores would be 0."""
+        for split in splits:
+            if not any(self.info.splits[split].pixel_counts):
+                raise UserError(
+                    f"the {split} split of {self.config.data.dataset} has no pixel of any class, "
+                    "its labels are all void"
+                )
+
     def open_training(self) -> tuple[loader.Source, np.ndarray]:
         """Open the training split; return it and the class weights of the loss, float32 (K,).
 
         With `loss.border_weight` each example has a `weight` map.
+
+        Raises:
+          UserError: a split to train, validate or test on has no label, or a field of the config
+            does not suit the dataset.
         """
-        loss, counts = self.config.loss, self.info.splits["train"]
-        if not any(counts.pixel_counts):
+        self.require_labels("train", "val", self.config.test_split)
+        if self.config.augment.saturation and len(self.info.mean) == 1:
             raise UserError(
-                f"the train split of {self.config.data.dataset} has no pixel of any class, its "
-                "labels are all void"
+                f"config field 'augment.saturation' is {self.config.augment.saturation:g}, but the "
+                f"images of {self.config.data.dataset} are gray"
+            )
+        loss, counts = self.config.loss, self.info.splits["train"]
+        if loss.class_weights == "segnet" and self.info.class_names != camvid.CLASS_NAMES:
+            raise UserError(
+                "loss.class_weights='segnet' is for CamVid's 11 classes in their order, but the "
+                f"classes of {self.config.data.dataset} are {', '.join(self.info.class_names)}"
             )
         weights = losses.class_weights(
             loss.class_weights, counts.pixel_counts, counts.present_pixel_counts

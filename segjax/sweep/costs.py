@@ -30,14 +30,16 @@ class Cost:
 def training_cost(config: ConfigDict) -> Cost:
     """Return the parameters of a run, and MACs = PASSES x MACs of a forward pass x batch x steps.
 
-    No dataset is needed.
+    No dataset is needed, except one of TFDS.
 
     Raises:
       UserError: the model does not take the config's options or images.
     """
     data = config.data
     options = catalog.Options(**data.tfds)
-    channels, num_classes = datasets.shape(data.dataset, data.folder or None, options)
+    channels, num_classes = datasets.shape(
+        data.dataset, data.folder or None, options, data.data_dir or None
+    )
     cost = _image_cost(
         config.model.name,
         num_classes,

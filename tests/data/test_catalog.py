@@ -13,6 +13,7 @@ from segjax import config as configs
 from segjax.cli.main import main
 from segjax.data import datasets
 from segjax.data.catalog import Options
+from segjax.sweep import costs
 from support.errors import refusal
 from support.runs import TINY
 
@@ -276,3 +277,31 @@ def test_a_tfds_dataset_is_trained_and_evaluated_from_its_workdir(pets, tmp_path
         main([*train[:3], "--workdir", str(tmp_path / "b"), "--config.data.dataset=tfds:voc"]) == 2
     )
     assert "boxes, no masks" in capsys.readouterr().err
+
+
+def test_images_of_16_bits_are_refused(tmp_path):
+    features = {
+        "image": tfds.features.Image(shape=(None, None, 1), dtype=np.uint16),
+        "segmentation_mask": tfds.features.Image(shape=(None, None, 1)),
+    }
+
+    def example(split, k):
+        image = encoded(np.full((8, 8), 40000, np.uint16))
+        return {"image": image, "segmentation_mask": encoded(np.zeros((8, 8), np.uint8))}
+
+    store(tmp_path, "deep", features, example)
+    options = Options(classes=(("Ground", 0),))
+    said = refusal(
+        datasets.info, "tfds:deep", data_dir=tmp_path, options=options, resolution=(8, 8)
+    )
+    assert said == (
+        "config field 'data.tfds.image' is 'image', of uint16 in tfds:deep, expected uint8"
+    )
+
+
+def test_the_cost_of_a_run_on_a_dataset_in_a_folder_of_its_own(pets, tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "elsewhere"))
+    config = configs.default()
+    config.data.update({"dataset": "tfds:oxford_iiit_pet", "data_dir": str(pets)})
+    config.data.resolution = (24, 32)
+    assert costs.training_cost(config).macs > 0

@@ -292,6 +292,12 @@ def test_a_changed_folder_is_prepared_again(photos, tmp_path):
     assert after.splits["train"].pixel_counts[1] == before.splits["train"].pixel_counts[1] + 2240
 
 
+def void_masks(path):
+    write_classes(path, {"classes": {"Ground": 0, "Disk": 255}, "void": [7]})
+    for mask in (path / "val" / "masks").iterdir():
+        Image.new("L", (56, 40), 7).save(mask)
+
+
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
@@ -301,6 +307,7 @@ def test_a_changed_folder_is_prepared_again(photos, tmp_path):
             "with the value 9",
         ),
         (lambda path: shutil.rmtree(path / "test"), "test_split is 'test'"),
+        (void_masks, "the val split of folder has no pixel of any class, its labels are all void"),
     ],
 )
 def test_a_bad_folder_is_refused_before_step_1(photos, tmp_path, capsys, spoil, said):

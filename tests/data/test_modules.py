@@ -100,6 +100,8 @@ def examples(split):
         ('"Below")', '"Above")', "CLASS_NAMES is ('Above', 'Above')"),
         ("def examples", "def samples", "no examples, expected a function"),
         ('"Below")', '"Below")\nPALETTE = ((1, 2, 3),)', "PALETTE is ((1, 2, 3),), expected 2 RGB"),
+        ('"Below")', '"Below")\nPALETTE = ((1, 2, 3), (4,))', "PALETTE is ((1, 2, 3), (4,)), exp"),
+        ('"Below")', '"Below")\nSPLITS = 3', "SPLITS is 3, expected ('train', 'val', 'test')"),
         ('"Below")', '"Below")\nCHANNELS = 0', "CHANNELS is 0, expected an integer from 1"),
         ('"Below")', '"Below")\nCHANNELS = 1', "example 0 of train has an image of shape (24, 32,"),
         ('"Below")', '"Below")\nSPLITS = ("val",)', "SPLITS is ('val',), expected"),
@@ -123,6 +125,12 @@ def test_a_module_that_is_wrong_is_refused_with_the_place(place, old, new, said)
     assert old in TOY
     rewrite(place, TOY.replace(old, new))
     assert said in refusal(datasets.info, "module:halves", resolution=(24, 32))
+
+
+def test_a_palette_may_be_an_array(place):
+    rewrite(place, f"{TOY}\nPALETTE = np.array([[1, 2, 3], [4, 5, 6]])")
+    info = datasets.info("module:halves", resolution=(24, 32))
+    assert info.palette == ((1, 2, 3), (4, 5, 6))
 
 
 def test_the_folder_of_a_module_is_kept(place):

@@ -172,3 +172,15 @@ def test_the_width_of_a_strip():
     wide = check.widths([label], 3)
     assert wide[1] == pytest.approx(20, rel=0.1)
     assert np.isnan(wide[2])
+
+
+def test_masks_sampled_for_the_ceilings_may_all_be_void(folder, capsys, monkeypatch):
+    monkeypatch.setattr(check, "_CEILING_IMAGES", 2)
+    (folder / "classes.json").write_text(
+        json.dumps({"classes": {"Ground": 0, "Pole": 255}, "void": [7]})
+    )
+    for split, name in (("train", "train0"), ("test", "test0")):
+        Image.new("L", (48, 32), 7).save(folder / split / "masks" / f"{name}.png")
+    assert main(["data", "check", str(folder)]) == 1  # no class in the test split
+    said = capsys.readouterr().out.splitlines()
+    assert "ceilings: unknown, the 2 masks sampled for them are all void" in said

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +11,24 @@ import pytest
 
 from segjax import metrics, models, results, train
 from segjax.cli import main
-from segjax.data import loader
+from segjax.config import default
+from segjax.data import datasets, loader
 from segjax.inference import scoring
-from segjax.metrics import boundary
+from segjax.metrics import boundary, boundary_iou
 from segjax.models.layers import Conv
 from segjax.runs import experiment
 from segjax.training import parallel
 from support.errors import refusal
-from support.runs import DESCRIPTION, OneLayer, arrays, evaluated, small_config, tiny_config
+from support.folders import make_folder
+from support.runs import (
+    DESCRIPTION,
+    OneLayer,
+    arrays,
+    change,
+    evaluated,
+    small_config,
+    tiny_config,
+)
 
 
 def create(config):
@@ -226,3 +237,36 @@ def test_missing_checkpoint_is_an_error(finished, tmp_path, capsys):
     assert main.main(["evaluate", "--workdir", str(tmp_path), "--checkpoint", "latest"]) == 2
     assert capsys.readouterr().err == f"segjax: {tmp_path} has no latest checkpoint\n"
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize("by_image", [True, False])
+def test_the_frame_of_a_letterbox_has_no_boundaries(tmp_path, by_image):
+    make_folder(tmp_path, size=(32, 64))
+    place = {"data_dir": tmp_path / "data", "folder": tmp_path, "resolution": (64, 64)}
+    source = datasets.open_split("folder", "val", **place, fit="letterbox")
+    assert source.shown_size(0) == (32, 64)
+    assert datasets.open_split("folder", "val", **place, fit="crop").shown_size(0) is None
+    # Right in the image, noise in the frame.
+    labels = np.stack([example["label"] for example in source])
+    noise = np.random.default_rng(0).integers(0, 2, labels.shape).astype(np.uint8)
+    found = np.eye(2, dtype=np.float32)[np.where(labels == 255, noise, labels)]
+
+    config = change(default(), eval_batch_size=2)
+    info = SimpleNamespace(class_names=("Ground", "Disk"))
+    devices = jax.devices()[:2]
+    run = SimpleNamespace(config=config, info=info, devices=devices)
+    run.axis_name = parallel.axis_name(devices)
+    if by_image:
+        evaluate = scoring.build_image_evaluator(run, lambda _, image, place: [found[place]])
+        counts = evaluate({}, source, "")
+    else:
+        evaluate = scoring.build_evaluator(run, lambda _, image, places: jnp.asarray(found)[places])
+        variables = parallel.place({"unused": jnp.zeros(())}, devices)
+        counts = evaluate(variables, source, boundaries=True)
+    assert boundary.mean(boundary.f_measure(counts.boundary)) == 1
+    np.testing.assert_array_equal(counts.boundary_iou[..., 0], counts.boundary_iou[..., 1])
+    # As of the images alone, whose diagonal gives the tolerance and the width of the band.
+    alone = [boundary.counts(label[16:48], label[16:48], 2) for label in labels]
+    np.testing.assert_array_equal(counts.boundary, alone)
+    bands = [boundary_iou.counts(label[16:48], label[16:48], 2) for label in labels]
+    np.testing.assert_array_equal(counts.boundary_iou, bands)

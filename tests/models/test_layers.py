@@ -1,10 +1,15 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from jax import lax
 
-from segjax.models.layers import Conv, ConvBlock
+from segjax.models import flops
+from segjax.models.layers import BatchNorm, Conv, ConvBlock
+from support.errors import refusal
 
 SHAPE, FEATURES = (4, 5, 7, 3), 6
 
@@ -93,3 +98,31 @@ def test_a_stride_keeps_every_second_value_from_the_first(size):
     variables = {"params": {"kernel": rng.normal(size=(3, 3, 3, 4)).astype(np.float32)}}
     every, second = (Conv(4, 3, stride=n, use_bias=False).apply(variables, x) for n in (1, 2))
     np.testing.assert_allclose(second, every[:, ::2, ::2], rtol=1e-4, atol=1e-4)
+
+
+class Pooled(nn.Module):
+    """Batch normalization of the mean of an image, as in the image pooling of DeepLab v3."""
+
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, image, *, train):
+        x = jnp.mean(image, (1, 2), keepdims=True)
+        return BatchNorm(axis_name=self.axis_name, name="bn")(x, train=train)
+
+
+def test_a_channel_of_one_value_is_not_normalized_in_training():
+    image = np.random.default_rng(0).normal(size=(2, 4, 5, 3)).astype(np.float32)
+    variables = Pooled().init(jax.random.key(0), image[:1], train=False)
+
+    def train(image, axis_name=None):
+        network = Pooled(axis_name)
+        return network.apply(variables, image, train=True, mutable="batch_stats")[0]
+
+    said = "the batch normalization bn has one value per channel in a training step"
+    assert said in refusal(jax.jit(train), image[:1])
+    both = jax.jit(train)(image)
+    assert np.abs(both).min() > 0.1
+    shared = jax.vmap(functools.partial(train, axis_name="devices"), axis_name="devices")
+    np.testing.assert_allclose(shared(image[:, None])[:, 0], both, rtol=1e-6)
+    assert flops.forward_macs(Pooled(), (4, 5, 3), train=True) == 0  # of one image

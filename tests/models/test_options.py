@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sys
 from typing import Annotated, Any, Literal
 
@@ -163,14 +164,31 @@ def test_a_model_elsewhere_is_added_by_one_line():
     ("name", "said"),
     [
         ("no_such_module:Toy", ": No module named 'no_such_module'"),
-        ("flax.linen:Toy", ": module 'flax.linen' has no attribute 'Toy'"),
+        ("flax.linen:Toy", ": the module flax.linen has no Toy"),
+        ("flax.linen:", ": the module flax.linen has no class"),
         (":Toy", ": Empty module name"),
+        (".toy:Toy", ": TypeError: "),
         ("json:dumps", "is <function dumps"),
         ("flax.linen:Dense", "has no field 'axis_name', expected num_classes, dtype, axis_name"),
     ],
 )
 def test_the_error_for_an_invalid_model_is_one_line(name, said):
     assert said in refusal(models.create, name, 11)
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("def f(:", r": SyntaxError: invalid syntax \(broken_net\.py, line 1\)$"),
+        ("import numpy\nx = nothing", r": NameError: .* \(/.*/broken_net\.py, line 2\)$"),
+        ("import no_such_thing", r": ModuleNotFoundError: No module named 'no_such_thing'"),
+    ],
+)
+def test_a_module_that_fails_is_one_line_with_the_place(tmp_path, monkeypatch, source, said):
+    (tmp_path / "broken_net.py").write_text(source)
+    monkeypatch.setattr("sys.path", [*sys.path])
+    monkeypatch.chdir(tmp_path)
+    assert re.search(said, refusal(models.create, "broken_net:Net", 11))
 
 
 def test_a_model_is_found_in_the_current_folder(tmp_path, monkeypatch):

@@ -117,8 +117,11 @@ def test_the_interval_replaces_the_deviation():
     assert "mean_iou_sd" not in best
 
 
-def test_a_baseline_has_no_training_images():
-    row = make_camvid_row(300, "all Road", seed=None, overrides={}, config_digest=None)
+def test_an_ensemble_has_training_images_a_baseline_none():
+    row = make_camvid_row(300, "unet + segnet", seed=None, overrides={})
+    (line,) = camvid_table.camvid(summarize([row])).records[-1:]
+    assert (line["training_images"], line["seeds"]) == (367, None)
+    row = make_camvid_row(300, "all Road", seed=None, steps=None, overrides={}, config_digest=None)
     (line,) = camvid_table.camvid(summarize([row])).records[-1:]
     assert (line["training_images"], line["seeds"]) == (None, None)
 

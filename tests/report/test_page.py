@@ -1,7 +1,9 @@
 """The page of results: its content, that it loads nothing else, its behavior in a browser."""
 
+import base64
 import dataclasses
 import html.parser
+import io
 import itertools
 import json
 import re
@@ -9,6 +11,7 @@ from importlib import resources
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import segjax
 from segjax import results
@@ -414,3 +417,16 @@ def test_the_browser_requests_nothing_and_logs_no_errors(browser, tmp_path, text
     browser.draw_all()
     assert browser.requests() == [file.as_uri()]
     assert browser.messages() == []
+
+
+@pytest.mark.parametrize(("channels", "shown"), [(1, 1), (2, 1), (4, 3), (5, 3)])
+def test_images_of_any_channels_are_shown_as_in_pictures(channels, shown):
+    one = predicted([])
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, channels), np.uint8)
+    several = dataclasses.replace(one, examples=[{**one.examples[0], "image": pixels}])
+    (image,) = report._images(0, several)
+    found = base64.b64decode(image["url"].partition("base64,")[2].rstrip('")'))
+    with Image.open(io.BytesIO(found)) as picture:
+        np.testing.assert_array_equal(
+            np.asarray(picture).reshape(6, 8, -1), pixels[..., :shown], strict=True
+        )

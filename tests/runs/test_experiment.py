@@ -14,11 +14,13 @@ from ml_collections import config_dict
 from segjax import config as configs
 from segjax.config import loading
 from segjax.config.fields import CHOICES, GROUPS
+from segjax.data import camvid
 from segjax.data.datasets import DatasetInfo, SplitInfo
 from segjax.errors import UserError
 from segjax.runs import experiment
 from segjax.runs.experiment import Description, Experiment
 from support.errors import refusal
+from support.runs import change
 
 SPLIT = SplitInfo(1, (5, 4), 0, (9, 9), (0.5,), (0.5,))
 SPLITS = dict.fromkeys(("train", "val", "test"), SPLIT)
@@ -214,3 +216,26 @@ def test_training_labels_that_are_all_void_are_refused():
     )
     run = Experiment(configs.default(), info, [], None)
     assert refusal(run.open_training).endswith("no pixel of any class, its labels are all void")
+
+
+def test_fields_that_do_not_suit_the_dataset_are_refused_before_training():
+    def said(info, **changed):
+        config = change(configs.default(), **changed)
+        return refusal(Experiment(config, info, [], None).open_training)
+
+    weights = {"loss__class_weights": "segnet"}
+    counts = dataclasses.replace(SPLIT, pixel_counts=(1,) * 11)
+    splits = dict.fromkeys(("train", "val", "test"), counts)
+    info = dataclasses.replace(INFO, class_names=camvid.CLASS_NAMES[::-1], splits=splits)
+    assert "is for CamVid's 11 classes in their order, but" in said(info, **weights)
+    assert "are a, b" in said(INFO, **weights)
+    gray = said(INFO, augment__saturation=0.5)
+    assert gray == (
+        "config field 'augment.saturation' is 0.5, but the images of streetscenes are gray"
+    )
+    for split in ("train", "val", "test"):
+        void = dataclasses.replace(SPLIT, pixel_counts=(0, 0))
+        info = dataclasses.replace(INFO, splits={**SPLITS, split: void})
+        assert said(info).startswith(f"the {split} split of streetscenes has no pixel of any class")
+    # A test split that is not used may be void, as that of Cityscapes is.
+    assert "test" not in said(info, test_split="val", augment__saturation=0.5)
