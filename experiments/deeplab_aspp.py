@@ -24,7 +24,7 @@ def get_config(size: str = "full") -> ConfigDict:
     config.batch_size = 10
 
     config.augment.flip = True
-    config.augment.scale = (0.5, 1.5)
+    config.augment.scale = (0.5, 1.5)  # as for ResNet-101 in the same paper
     config.augment.crop = (321, 321)  # 8k + 1, so that the 3x3 pools are centered at both ends
 
     # 20,000 steps are 545 epochs of 367.

@@ -23,12 +23,12 @@ def get_config(size: str = "full") -> ConfigDict:
 
     config.data.dataset = "camvid"
     config.data.resolution = (360, 480)
-    config.batch_size = 20
+    config.batch_size = 30
 
     config.augment.flip = True
     config.augment.crop = (321, 321)  # 8k + 1, so that the 3x3 pools are centered at both ends
 
-    # 6,000 steps are 327 epochs of 367.
+    # 6,000 steps are 490 epochs of 367.
     config.optimizer.name = "sgd"
     config.optimizer.learning_rate = 1e-3
     config.optimizer.rates.update({"*/bias": 2.0, "fc8*": 10.0})

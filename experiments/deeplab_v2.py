@@ -32,6 +32,7 @@ def get_config(size: str = "full") -> ConfigDict:
     config.optimizer.momentum = 0.9
     config.optimizer.weight_decay = 5e-4
     config.optimizer.rates.update({"fc1_c*": 10.0, "fc1_c*/bias": 2.0})
+    config.optimizer.rates.update({"trunk/*scale": 0.0, "trunk/*bias": 0.0})  # as in their files
     config.optimizer.schedule = "poly"
 
     config.steps = 20_000

@@ -32,6 +32,7 @@ def get_config(size: str = "full") -> ConfigDict:
     config.optimizer.learning_rate = 7e-3
     config.optimizer.momentum = 0.9
     config.optimizer.weight_decay = 1e-4  # of the authors' code for a ResNet
+    config.optimizer.rates.update({"logits/bias": 2.0})
     config.optimizer.schedule = "poly"
 
     config.steps = 30_000

@@ -22,7 +22,7 @@ def get_config(size: str = "full") -> ConfigDict:
     config.batch_size = 1
 
     # The paper's augmentation without rotation, because street scenes are upright.
-    config.augment.flip = True
+    config.augment.flip = True  # not in the paper
     config.augment.elastic = 10.0
     config.augment.shift = 20.0
     config.augment.outside = "mirror"

@@ -30,7 +30,7 @@ def get_config(size: str = "full") -> ConfigDict:
     config.data.resolution = (512, 512)
     config.batch_size = 1  # one large tile
 
-    config.augment.flip = True
+    config.augment.flip = True  # not in the paper
     config.augment.elastic = 10.0
     config.augment.rotation = 180.0
     config.augment.shift = 20.0

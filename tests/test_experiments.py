@@ -4,7 +4,9 @@ import functools
 import hashlib
 import itertools
 import json
+import math
 import shlex
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import jax
@@ -15,6 +17,8 @@ from segjax import config as configs
 from segjax import models, results
 from segjax.cli.main import main
 from segjax.config import loading
+from segjax.models import flops
+from segjax.runs import weights
 from segjax.sweep import grids
 from support.folders import make_folder
 
@@ -182,3 +186,31 @@ def test_committed_rows_are_valid_and_belong_to_existing_configs():
             assert configs.digest(config) == digest
         assert row["config_digest"] == digest
         assert " /" not in row["command"].replace("=", " ")  # no path of one machine
+
+
+def factors(name):
+    """Return {path: factor of the learning rate} of the network of a config at its full size."""
+    config = configs.load(f"experiments/{name}.py", {})
+    model = models.create(config.model.name, 11, **config.model.options)
+    paths = weights.flatten(flops.abstract(model, (65, 65, 3))["params"])
+    rates = config.optimizer.rates
+    return {path: math.prod(rates[x] for x in rates if fnmatchcase(path, x)) for path in paths}
+
+
+def test_learning_rates_are_the_authors():
+    found = factors("deeplab_v2")
+    frozen = [path for path, factor in found.items() if factor == 0]
+    assert len(frozen) == 208  # scale and shift of each of 104 normalizations
+    assert all(path.startswith("trunk/") for path in frozen)
+    heads = {path: factor for path, factor in found.items() if not path.startswith("trunk/")}
+    assert set(heads.values()) == {10.0, 20.0}
+    assert all((factor == 20) == path.endswith("/bias") for path, factor in heads.items())
+    found = factors("deeplab_v3")
+    assert [path for path, factor in found.items() if factor != 1] == ["logits/bias"]
+    assert found["logits/bias"] == 2
+
+
+@pytest.mark.parametrize("size", ["full", "authors"])
+def test_the_decay_of_fc_densenet_is_that_of_a_penalty_without_a_half(size):
+    config = configs.load(f"experiments/fc_densenet103.py:{size}", {})
+    assert config.optimizer.weight_decay == 2e-4

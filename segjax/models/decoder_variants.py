@@ -5,6 +5,7 @@ it owes to the indices, to the width of the decoder, and to the encoder's maps. 
 published no files of the variants, and where the paper is silent we chose:
 
 - The deviations of SegNet-Basic in `segnet.py` hold here.
+- Convolutions have biases, as in the authors' file of SegNet-Basic; the paper has none.
 - EncoderAddition adds the encoder's maps of a level, as they were before the pool, to what the
   decoder's convolution and its batch normalization make of that level.
 - SingleChannelDecoder normalizes after each of its 7x7 convolutions, as SegNet-Basic does.

@@ -18,7 +18,6 @@ Deviations:
   train on every eighth label.
 - fc6 and fc7 start as He et al.'s, and so does the trunk without `model.pretrained`; the authors
   start them from VGG16's, cut down from 7x7 and from 4096 units.
-- `deeplab_aspp`'s training on several scales at once is left out.
 - The fully connected CRF is not a part of the network.
 - `width` and `fc_width` scale the layers; the papers' networks have 64 and 1024. `batch_norm`,
   after every convolution but the scores', is not the authors' but that of the SegNet paper's

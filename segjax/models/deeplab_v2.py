@@ -9,8 +9,10 @@ the same paper on VGG-16 is `deeplab_aspp`.
 Deviations:
 
 - The trunk is that of torchvision's weights (`segjax.models.resnet`): strides are in the 3x3
-  convolutions, and the first unit of a dilated block has half its rate.
-- Batch statistics are those of the batch in training; the authors keep ImageNet's.
+  convolutions, the first unit of a dilated block has half its rate, and the pool rounds odd sizes
+  down, where Caffe's rounds up: at 360x480 the scores are 45x60, the authors' 46x61.
+- Batch statistics are those of the batch in training; the authors keep ImageNet's. They also freeze
+  the scales and shifts, which `experiments/deeplab_v2.py` does.
 - One scale, not the maximum over the scores of three sizes of the image.
 - The loss is taken at the labels' own size, of logits interpolated as at inference; the authors
   train on every eighth label.

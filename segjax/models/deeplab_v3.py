@@ -15,7 +15,7 @@ Deviations:
   weights (`segjax.models.resnet`); in the authors' networks a block's last unit has the stride.
   ResNet-18, whose blocks have two units, has the first two rates of `multi_grid`; the paper has
   ResNet-50 and 101.
-- Blocks 5 to 7 start as He et al.'s.
+- The head starts as He et al.'s, the authors' by Xavier's uniform; blocks 5 to 7 as He et al.'s.
 - Logits are interpolated between the scores' own pixels, and the last score is repeated up to the
   border. At sides of k output_stride + 1 pixels, as in the paper, that is the authors' upsampling.
 - Dropout of 0.1 before the scores is that of the authors' code.

@@ -8,6 +8,7 @@ Deviations:
 
 - Batch normalization has running averages, and recomputed ones for the test. The authors normalize
   by the batch in testing too, so that their score depends on the batch size.
+- Its epsilon is 1e-5; that of the authors' Lasagne is 1e-4.
 - Weight decay is of kernels alone; the authors' also of the normalizations' scales.
 - `growth` and `width` scale the layers; the papers' networks have 12 or 16, and 48.
 """

@@ -10,6 +10,9 @@ Deviations:
 
 - Odd sizes: pools round up, as Caffe's, and the interpolated scores are cropped at the bottom and
   the right.
+- Scores are interpolated between the centers of their fields of view, at 8k + 3.5 pixels, by the
+  fixed deconvolution of the authors' `--up` option. Their CamVid network is tested by interpolating
+  the softmax between the pixels 8k.
 - The loss is taken at the labels' own size, of scores interpolated as at inference; the authors
   train the front end on every eighth label.
 - The authors train the front end alone, and then both together. Here that is `context = "none"`

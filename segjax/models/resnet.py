@@ -18,6 +18,7 @@ Deviations:
   this fits), where it is called v1.5; the paper has it in the first 1x1 convolution. So the first
   unit of a block without its stride keeps the dilation of the block before: its first 3x3
   convolution sees the map before the stride.
+- The pool rounds odd sizes down, as in torchvision; in the authors' Caffe files it rounds up.
 - Blocks 5 to 7 are DeepLab v3's (arXiv 1706.05587): copies of block 4. Their shortcuts are the
   identity, without the values between the strides, as in that paper's code: so the parameters do
   not depend on the output stride.

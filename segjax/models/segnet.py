@@ -8,7 +8,7 @@ Deviations:
 - Batch normalization keeps running averages (momentum 0.9) beside the authors' recomputation over
   the training set, which `segjax.inference.scoring.recompute_batch_norm` does after training.
 - Its epsilon is 1e-5 and not 1e-9, below what float32 variances resolve.
-- Its shift starts at 0 and not 0.001 (in the Bayesian file it is 0).
+- Its shift starts at 0 and not 0.001 (in the full Bayesian file it is 0).
 - The local response normalization that opens SegNet-Basic is an input option of the loader
   (`data.normalization = "local_response"`) and not a layer, and sees RGB and not BGR.
 - The decay of batch-normalization scales, and in SegNet-Basic of shifts, is left out:

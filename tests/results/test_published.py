@@ -140,6 +140,14 @@ def test_findings_of_table_1_hold_in_the_data():
         assert record.scores["global_accuracy"] > 89
 
 
+def test_what_the_source_does_not_say_is_not_noted_as_said():
+    (fcn,) = (r for r in RAW["records"] if r["method"] == "FCN8")
+    assert fcn["notes"] == ["mean of batches"]  # the network has no batch normalization
+    (largefov,) = (r for r in RAW["records"] if r["method"] == "DeepLab-LFOV")
+    (note,) = largefov["notes"]
+    assert RAW["notes"][note].startswith("Probably trained and tested at 480x640 pixels")
+
+
 def test_every_source_and_note_is_used():
     assert {r["source"] for r in RAW["records"]} == set(RAW["sources"])
     assert {note for r in RAW["records"] for note in r["notes"]} == set(RAW["notes"])
