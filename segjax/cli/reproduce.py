@@ -57,6 +57,12 @@ def run(options: argparse.Namespace) -> int:
     overrides = config.parse_overrides(options.rest)
     points = costs.breadth_first(grids.load_selection(spec, overrides, options.seeds, options.only))
 
+    splits = {point.config.test_split for point in points}
+    if splits != {"test"}:
+        raise UserError(
+            f"{spec} has test_split {', '.join(sorted(splits))}, expected test, the images of the "
+            "published scores"
+        )
     data = points[0].config.data
     if data.dataset != options.table:
         raise UserError(f"{spec} trains on {data.dataset}, expected {options.table}")

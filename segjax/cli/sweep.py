@@ -216,6 +216,8 @@ def _slurm(options: argparse.Namespace, points: Sequence[Any], fields: dict[str,
     if options.resubmit:
         why = "with --resubmit, which submits the script as it is"
         refuse_ignored(options, why, *SLURM, "jobs", "time_limit")
+        if options.rest:
+            slurm.refuse_other_commands(options.config, points, options.workdir)
         return slurm.resubmit(options.workdir, names)
     if options.dry_run:
         plan = display.render_plan(points, status.read_statuses(points, options.workdir))

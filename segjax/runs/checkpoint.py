@@ -254,7 +254,8 @@ class Checkpoints:
             return step != start and (superseded or ("latest", step) in faults)
 
         spent = [("latest", step) for step in steps if is_spent(step)]
-        spent += [("best", step) for step in self._steps("best") if step != best]
+        # A run that starts over must not compare its scores with those of the former start.
+        spent += [("best", step) for step in self._steps("best") if step != best or not found]
         spent += [("final", step) for step in self._steps("final")]
         # In this order a kill between two deletions does not change what the next start does.
         for kind, step in spent:

@@ -111,7 +111,7 @@ class Display:
 
     def print_line(self, text: str) -> None:
         """Print a line, on a terminal above the live table."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     def print_outcome(self, text: str) -> None:
         """Print how a run ended, on a terminal only: elsewhere its log has been printed."""

@@ -80,8 +80,8 @@ def load_selection(
 
 
 def _load_grid(spec, seeds):
-    module, argument = configs.load_module(spec)
-    if not hasattr(module, "sweep"):
+    module, argument = (None, None) if configs.is_of_run(spec) else configs.load_module(spec)
+    if module is None or not hasattr(module, "sweep"):
         if not seeds:
             raise UserError(f"config file {spec} has no sweep(), and no --seeds are given")
         return [{"seed": seed} for seed in seeds]

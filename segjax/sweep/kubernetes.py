@@ -117,6 +117,7 @@ def render(documents: Sequence[Mapping[str, Any]], shell: str) -> str:
     # As copies: for a part that occurs twice YAML would write an anchor such as &id001.
     copies = json.loads(json.dumps(documents))
     body = yaml.safe_dump_all(copies, sort_keys=False, width=math.inf)
+    shell = shell.replace("\n", "\n# ")
     return f"# Made by: {shell}\n# Explained in segjax/sweep/kubernetes.py\n---\n{body}"
 
 
@@ -169,7 +170,7 @@ def _check_batches(point, hosts):
 
 def _label(text):
     """Return text as a valid label value."""
-    return re.sub(r"[^\w.-]+", "-", text)[:63].strip("-_.")
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", text)[:63].strip("-_.")
 
 
 def _service(metadata):

@@ -29,7 +29,9 @@ from segjax.system.progress import Terminal
 # A killed sweep must not leave runs behind, which its next start would find in use. So on Linux a
 # run asks for SIGKILL when its parent dies (PR_SET_PDEATHSIG is 1), and exits if that has happened.
 _CHILD = """
-import ctypes, os, signal, sys
+import sys
+sys.path[:] = {path}
+import ctypes, os, signal
 if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     if os.getppid() != {parent}:
@@ -41,6 +43,8 @@ sys.exit(main())
 """
 
 UNFINISHED = os.EX_TEMPFAIL  # exit status if the time limit left unfinished runs
+
+_SAVED = (128 + signal.SIGTERM, 128 + signal.SIGINT)  # exit statuses of a run that was stopped
 
 _POLL_SECONDS = 0.2  # between looks at the runs
 _REFRESH_SECONDS = 1.0  # between updates of the live table
@@ -109,8 +113,8 @@ def run(
         return 128 + received[0]
     finished = len(grid) - len(failed) - sweep.remaining
     screen.print_line(f"{finished} of {len(grid)} runs are finished in {workdir}")
-    for name in failed:
-        screen.print_line(f"failed: {name}, see {workdir / name / 'error.txt'}")
+    for name, cause in failed.items():
+        screen.print_line(f"failed: {name}{cause}")
     if sweep.remaining:
         screen.print_line(
             f"time limit reached, {sweep.remaining} unfinished; the same command resumes"
@@ -133,11 +137,11 @@ class _Sweep:
     stopping: bool = False  # since a signal or the deadline
     remaining: int = 0  # runs left unfinished at the deadline
     waiting: list[tuple[str, grids.Point]] = dataclasses.field(default_factory=list)
-    failed: list[str] = dataclasses.field(default_factory=list)
+    failed: dict[str, str] = dataclasses.field(default_factory=dict)  # name: what to say of it
     reported_busy: set[str] = dataclasses.field(default_factory=set)
 
-    def run(self, grid: Sequence[grids.Point]) -> list[str]:
-        """Run until all are finished or stopped, and return the names of the failed ones."""
+    def run(self, grid: Sequence[grids.Point]) -> dict[str, str]:
+        """Run until all are finished or stopped; return the failed ones and what to say of them."""
         self.waiting = [(f"[{n}/{len(grid)}]", point) for n, point in enumerate(grid, start=1)]
         renewed = -math.inf
         while self.running or (self.waiting and not self.stopping):
@@ -156,8 +160,12 @@ class _Sweep:
                 renewed = time.monotonic()
             time.sleep(_POLL_SECONDS)
         if not self.received:
-            self.remaining += len(self.waiting)
+            # Those behind a run that took the last place may be finished.
+            self.remaining += sum(not self._is_finished(point) for _, point in self.waiting)
         return self.failed
+
+    def _is_finished(self, point):
+        return (self.workdir / point.name / "result.json").exists()
 
     def _check_deadline(self):
         if self.stopping:
@@ -173,9 +181,15 @@ class _Sweep:
 
     def _start_if_free(self, title, point):
         folder = self.workdir / point.name
-        if (folder / "result.json").exists():
+        if self._is_finished(point):
             self.waiting.remove((title, point))
-            self.screen.print_log(f"{title} {point.name}: finished already")
+            try:  # another sweep of this workdir may have trained another config since the start
+                experiment.refuse_other_config(point.config, folder)
+            except UserError as error:
+                self.failed[point.name] = f": {error}"
+                self.screen.print_line(f"{title} {point.name}: failed: {error}")
+            else:
+                self.screen.print_log(f"{title} {point.name}: finished already")
             return
         held = claim_run(folder)
         if held is None:
@@ -195,13 +209,14 @@ class _Sweep:
     def _start(self, title, point, lock):
         """Start a locked run, with its output appended to `log.txt` in its run directory."""
         share, folder = self.free.pop(0), self.workdir / point.name
-        code = _CHILD.format(parent=os.getpid(), cores=set(share.cores) or "()")
+        # Without -P a module of the user in the current folder could hide one of Python's.
+        code = _CHILD.format(path=sys.path, parent=os.getpid(), cores=set(share.cores) or "()")
         command = grids.train_command(self.spec, point, self.workdir)[1:]
         (folder / "error.txt").unlink(missing_ok=True)
         with (folder / "log.txt").open("ab") as log:
             begin = log.tell()
             process = subprocess.Popen(
-                [sys.executable, "-c", code, *command],
+                [sys.executable, "-P", "-c", code, *command],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -228,13 +243,13 @@ class _Sweep:
             self.waiting.append((child.title, child.point))
         elif status == 0:
             self.screen.print_outcome(f"{where}: {last_line(output)}")
-        elif self.stopping:
+        elif self.stopping and (status < 0 or status in _SAVED):
             self.remaining += not self.received
         else:
             if status < 0:
                 output += f"ended by {signal.Signals(-status).name}\n"
             write_whole(child.folder / "error.txt", output)
-            self.failed.append(child.point.name)
+            self.failed[child.point.name] = f", see {child.folder / 'error.txt'}"
             self.screen.print_line(f"{where}: failed: {failure_cause(output)}")
         self.free.append(child.share)
         child.log.close()

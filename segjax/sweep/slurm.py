@@ -115,6 +115,17 @@ def submit(
         return f"{_submit_array(workdir, names)}{others and f'; {others}'}"
 
 
+def refuse_other_commands(spec: str, grid: Sequence[grids.Point], workdir: Path) -> None:
+    """Raise a UserError if a run was submitted with another command than that of the grid."""
+    known = read_runs(workdir)
+    for name, command in _merge_commands({}, spec, grid, workdir).items():
+        if known.get(name, command) != command:
+            raise UserError(
+                f"--resubmit repeats the command of run {name}, {known[name]!r}; leave out the "
+                "overrides, which differ"
+            )
+
+
 def resubmit(workdir: Path, names: Sequence[str]) -> str:
     """Submit the script again for the named runs that are neither finished, queued nor in use.
 

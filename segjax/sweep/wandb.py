@@ -68,4 +68,5 @@ def unfinished_points(grid: Sequence[grids.Point], workdir: Path) -> list[grids.
 
 def render(content: Mapping[str, Any], shell: str) -> str:
     """Return a definition as YAML, headed by the command that made it."""
+    shell = shell.replace("\n", "\n# ")
     return f"# Made by: {shell}\n" + yaml.safe_dump(content, sort_keys=False, width=math.inf)

@@ -40,6 +40,7 @@ def test_it_trains_the_grid_once_and_prints_the_table(command, capfd):
         (["--size", "small", "--config", "x.py"], "not allowed with argument"),
         (["--time-limit", "0"], "argument --time-limit: expected a time > 0"),
         (["--config", str(ROOT / "experiments/quickstart.py")], "trains on streetscenes, expected"),
+        (["--config.test_split=val"], "has test_split val, expected test, the images of the publ"),
     ],
 )
 def test_a_mistake_gives_a_one_line_error(arguments, said, tmp_path, monkeypatch, capsys):

@@ -365,7 +365,7 @@ def test_no_intact_checkpoint_is_an_error(survivors, tmp_path):
 
 
 def test_no_latest_starts_over(survivors):
-    assert survivors([], [3], [])[:3] == (None, [], [3])
-    start, *left, said = survivors([], [], [("best", 3)])
+    assert survivors([], [3], [])[:3] == (None, [], [])  # no score of the former start stays
+    start, *left, said = survivors([], [3], [("best", 3)])
     assert (start, *left) == (None, [], [])
     assert said[0].endswith("; starting over")

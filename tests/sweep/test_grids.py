@@ -1,12 +1,15 @@
 """Grids of runs: names, seeds, selection, and errors."""
 
+import json
+
 import pytest
 
+from segjax import config as configs
 from segjax.cli.main import main
 from segjax.errors import UserError
 from segjax.sweep import grids
 from support import toy_grid
-from support.errors import command_refusal
+from support.errors import command_refusal, refusal
 
 
 def names(points):
@@ -74,6 +77,16 @@ def test_seeds_multiply_the_grid(tmp_path):
         grids.load_points(spec, {}, [1, 1])
     with pytest.raises(UserError, match=r"--seeds is given, but the grid of \S+ varies the seed"):
         grids.load_points(toy_grid.write(tmp_path, "", [0.1]), {}, [0, 1])
+
+
+def test_the_config_json_of_a_run_gets_more_seeds(tmp_path):
+    config = configs.load("experiments/unet.py", {})
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"experiment": "unet", "config": configs.flat(config)}))
+    points = grids.load_points(str(path), {}, [1, 2])
+    assert names(points) == ["seed=1", "seed=2"]
+    assert [point.config.seed for point in points] == [1, 2]
+    assert "has no sweep(), and no --seeds are given" in refusal(grids.load_points, str(path), {})
 
 
 def test_a_config_without_a_grid_needs_seeds(tmp_path):

@@ -268,3 +268,12 @@ def test_variables_in_a_command_are_not_expanded():
     with pytest.raises(UserError, match="is not an absolute path"):
         kubernetes.check_cluster(kubernetes.Cluster(image="segjax", claim="runs", mount="runs"))
     assert shlex.split(kubernetes.render([job], "a 'b c'").splitlines()[0])[-1] == "b c"
+
+
+def test_a_line_break_in_the_command_stays_in_the_comment(manifests):
+    jobs = manifests(f"{GPU} --env 'A=x\ny: [z'")
+    assert variables(jobs[0])["A"]["value"] == "x\ny: [z"
+
+
+def test_labels_are_ascii():
+    assert kubernetes._label("straße_1.x") == "stra-e_1.x"

@@ -7,6 +7,7 @@ import os
 import random
 import re
 import signal
+import sys
 import threading
 import time
 
@@ -16,15 +17,17 @@ from rich.console import Console
 from segjax import config as configs
 from segjax import results
 from segjax.cli.main import main
+from segjax.data.datasets import DatasetInfo, SplitInfo
 from segjax.errors import UserError
 from segjax.results.summary import summarize
 from segjax.runs import experiment
+from segjax.runs.experiment import Experiment
 from segjax.runs.metrics_log import read_metrics
 from segjax.sweep import grids, local, slurm_script
 from segjax.sweep.status import is_in_use
 from segjax.system import locks
 from support import toy_grid
-from support.runs import finish
+from support.runs import DESCRIPTION, finish
 
 # Stand-in for `segjax train`: logs its name, and executes the file `do` in its run directory.
 FAKE = """
@@ -41,6 +44,11 @@ exec((folder / "do").read_text() if (folder / "do").exists() else "")
 print("test G 1.0%")
 note("end")
 """
+
+
+SPLIT = SplitInfo(1, (5, 4), 0, (9, 9), (0.5,), (0.5,))
+SPLITS = dict.fromkeys(("train", "val", "test"), SPLIT)
+INFO = DatasetInfo("tiny", ("a", "b"), (), (0.5,), (0.5,), SPLITS, (24, 32))
 
 
 @pytest.fixture
@@ -170,6 +178,82 @@ def test_a_run_in_use_by_another_process_is_waited_for(stand_in, name):
     assert f"[1/4] {held.name}: finished already" in said
     assert ("begin", held.name) not in stand_in.log()
     assert not (held / "log.txt").exists()
+
+
+def test_a_result_of_another_config_is_not_taken_for_ones_own(stand_in):
+    held = stand_in.folders[0]
+    held.mkdir(parents=True)
+    with (held / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+
+        def finish_it():  # another sweep of this workdir, with other overrides
+            while len(list(held.parent.glob("*/result.json"))) < 3:
+                time.sleep(0.01)
+            other = Experiment(configs.default(), INFO, [], None)
+            experiment.write_description(held, other, DESCRIPTION)
+            (held / "result.json").write_text("{}")
+            lock.close()
+
+        other = threading.Thread(target=finish_it)
+        other.start()
+        status, said = stand_in.run()
+        other.join()
+    assert status == 1
+    assert "3 of 4 runs are finished" in said
+    assert re.search(rf"\nfailed: {held.name}: .*another config", said)
+    assert not (held / "error.txt").exists()
+
+
+def test_finished_runs_behind_a_running_one_are_counted_at_the_time_limit(stand_in):
+    stand_in.do(0, "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)); time.sleep(60)")
+    for folder in stand_in.folders[1:]:
+        folder.mkdir(parents=True)
+        (folder / "result.json").write_text("{}")
+    status, said = stand_in.run(time_limit=1.0)
+    assert status == local.UNFINISHED
+    assert "3 of 4 runs are finished" in said
+    assert "time limit reached, 1 unfinished" in said
+
+
+def test_a_run_that_fails_while_it_is_stopped_has_failed(stand_in):
+    stand_in.do(
+        0,
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit('segjax: No space left on device'))\n"
+        "(folder / 'ready').touch()\n"
+        "time.sleep(60)\n",
+    )
+    first = stand_in.folders[0]
+
+    def stop():
+        while not (first / "ready").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    other = threading.Thread(target=stop)
+    other.start()
+    status, said = stand_in.run()
+    other.join()
+    assert status == 143
+    assert f"[1/4] {first.name}: failed: No space left on device" in said
+    assert "No space left" in (first / "error.txt").read_text()
+
+
+def test_lines_of_a_log_are_shown_as_they_are(stand_in):
+    stand_in.do(0, "print('x/file.py:100: a warning [bold]')")
+    assert "[1/4] x/file.py:100: a warning [bold]\n" in stand_in.run()[1]
+
+
+@pytest.mark.slow
+def test_a_module_in_the_current_folder_hides_none_of_pythons(
+    tmp_path, scenes_data_dir, monkeypatch
+):
+    spec = toy_grid.write(tmp_path, scenes_data_dir, [0.1], (0,))
+    (tmp_path / "statistics.py").write_text("raise SystemExit('mine')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [path for path in sys.path if path not in ("", os.getcwd())])
+    console = Console(file=io.StringIO())
+    status = local.run(spec, grids.load_points(spec, {}), tmp_path / "runs", 1, console)
+    assert status == 0, console.file.getvalue()
 
 
 def test_the_refusal_of_a_run_in_use_is_recognized(tmp_path):

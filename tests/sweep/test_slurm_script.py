@@ -285,6 +285,9 @@ def test_submissions_keep_task_numbers_and_skip_finished_and_queued_runs(
         [*own, "--config.steps=8"], 2
     )
     in_queue("CANCELLED")
+    error = said([*own, "--resubmit", "--config.steps=8"], 2)
+    assert error.startswith(f"segjax: --resubmit repeats the command of run {first}, 'segjax train")
+    assert error.endswith("; leave out the overrides, which differ\n")
     assert "submitted 1 run as job 12" in said([*own, "--resubmit"])
     assert "#SBATCH --array=2\n" in (bench.workdir / slurm_script.SCRIPT).read_text()
 
