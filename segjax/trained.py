@@ -145,8 +145,7 @@ def fit(config: str | ConfigDict, workdir: PathLike, overrides: Mapping[str, Any
         experiment, source = configs.experiment_name(config), config
     command = ["segjax", "train", "--config", source, "--workdir", str(folder)]
     command += [f"--config.{name}={value}" for name, value in overrides.items()]
-    fields = configs.flat(loaded)
-    kept = {name: fields[name] for name in overrides if not configs.incidental(name)}
+    kept = configs.recorded(config, overrides, loaded)
     compilation_cache.enable()
     train.train(loaded, folder, Description(experiment, experiment, kept, shlex.join(command)))
     return TrainedRun(folder, data_dir=loaded.data.data_dir or None)

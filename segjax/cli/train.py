@@ -34,8 +34,8 @@ def run(options: argparse.Namespace) -> int:
 
     overrides = config.parse_overrides(options.rest)
     loaded = config.load(options.config, overrides)
-    experiment, fields = config.experiment_name(options.config), config.flat(loaded)
-    kept = {name: fields[name] for name in overrides if not config.incidental(name)}
+    experiment = config.experiment_name(options.config)
+    kept = config.recorded(options.config, overrides, loaded)
     description = Description(experiment, options.name or experiment, kept, options.shell)
     if processes.is_first():
         for line in _ignored(loaded.wandb.mode, overrides):

@@ -8,11 +8,13 @@ from segjax.config.fields import check, default, difference, digest, flat, incid
 from segjax.config.loading import (
     closest,
     experiment_name,
+    is_of_run,
     load,
     load_module,
     override,
     parse_overrides,
     plain,
+    recorded,
     restore,
 )
 
@@ -25,10 +27,12 @@ __all__ = [
     "experiment_name",
     "flat",
     "incidental",
+    "is_of_run",
     "load",
     "load_module",
     "override",
     "parse_overrides",
     "plain",
+    "recorded",
     "restore",
 ]

@@ -22,6 +22,7 @@ from segjax.config.fields import (
     default,
     flat,
     flat_default,
+    incidental,
     require,
 )
 from segjax.errors import UserError, one_line
@@ -71,7 +72,27 @@ def _split(spec: str) -> tuple[str, str | None]:
 def experiment_name(spec: str) -> str:
     """Return the name of an experiment: the stem of its config file, or what config.json says."""
     path = Path(_split(spec)[0])
-    return path.stem if path.suffix != ".json" else str(_of_run(path)["experiment"])
+    return str(_of_run(path)["experiment"]) if is_of_run(spec) else path.stem
+
+
+def recorded(
+    spec: str | ConfigDict, overrides: Mapping[str, Any], config: ConfigDict
+) -> dict[str, Any]:
+    """Return the fields of a loaded config that a row names as overrides, with their values.
+
+    They are those given and, of the config.json of a run, those of that run, so that its seeds stay
+    together in tables.
+    """
+    names = list(overrides)
+    if not isinstance(spec, ConfigDict) and is_of_run(spec):
+        names += _of_run(Path(_split(spec)[0]))["overrides"]
+    fields = flat(config)
+    return {name: fields[name] for name in names if name in fields and not incidental(name)}
+
+
+def is_of_run(spec: str) -> bool:
+    """Return whether a config is given as the config.json of a run."""
+    return Path(_split(spec)[0]).suffix == ".json"
 
 
 def load(spec: str | ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
@@ -88,8 +109,8 @@ def load(spec: str | ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
     """
     if isinstance(spec, ConfigDict):
         config = ConfigDict(spec)
-    elif (path := Path(_split(spec)[0])).suffix == ".json":
-        config = restore(_of_run(path)["config"])
+    elif is_of_run(spec):
+        config = restore(_of_run(Path(_split(spec)[0]))["config"])
     else:
         config = _from_python(spec)
     override(config, overrides)
@@ -128,7 +149,11 @@ def _of_run(path: Path) -> dict[str, Any]:
     path = local_path(str(path))
     try:
         content = stored.unseal(stored.parse(path.read_bytes()))
-        return {"experiment": content["experiment"], "config": dict(content["config"])}
+        return {
+            "experiment": content["experiment"],
+            "overrides": dict(content.get("overrides", {})),
+            "config": dict(content["config"]),
+        }
     except FileNotFoundError:
         raise UserError(f"config file {path} does not exist") from None
     except (ValueError, LookupError, TypeError, OSError) as error:

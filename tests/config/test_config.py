@@ -392,6 +392,19 @@ def test_config_json_of_a_run_is_a_config_file(tmp_path):
     assert configs.flat(again) == configs.flat(config)
 
 
+def test_a_seed_of_a_run_stays_with_it_in_tables(tmp_path):
+    given = {"optimizer.learning_rate": 0.01, "seed": 0}
+    config = configs.load("experiments/unet.py", given)
+    path = tmp_path / "config.json"
+    content = {"experiment": "unet", "overrides": given, "config": configs.flat(config)}
+    path.write_text(json.dumps(content))
+    again = configs.load(str(path), {"seed": 1})
+    named = configs.recorded(str(path), {"seed": 1, "log_every": 5}, again)
+    assert named == {"optimizer.learning_rate": 0.01, "seed": 1}
+    assert configs.recorded("experiments/unet.py", given, config) == given
+    assert configs.recorded(config, given, config) == given
+
+
 @pytest.mark.parametrize(
     "text", ["", "[]", "{}", '{"experiment": "a", "config": 1}', "[" * 100_000]
 )
