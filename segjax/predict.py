@@ -290,7 +290,7 @@ def predict_test_images(
     labels: list[tuple[str, np.ndarray]] = []
     opened = [open_run(workdir, data_dir) for workdir in workdirs]
     named = [(run.config.model.name, description.name) for run, description in opened]
-    for workdir, (run, _), title in zip(workdirs, opened, _titles(named), strict=True):
+    for workdir, (run, _), title in zip(workdirs, opened, _titles(named, workdirs), strict=True):
         fields, split = run.config.data, run.config.test_split
         data = (fields.dataset, split, tuple(fields.resolution), fields.fit)
         if first is None:
@@ -311,12 +311,21 @@ def predict_test_images(
     return Predictions(info, examples, labels)
 
 
-def _titles(named: list[tuple[str, str]]) -> list[str]:
-    """Return short titles of runs (model, name): of one model their names, otherwise the models."""
+def _titles(named: list[tuple[str, str]], workdirs: Sequence[Path]) -> list[str]:
+    """Return short titles of runs (model, name): of one model their names, otherwise the models.
+
+    Where these are equal, the workdirs tell them apart.
+    """
     models = [model for model, _ in named]
     if len(set(models)) == 1:
-        return [name for _, name in named]
-    return [model if models.count(model) == 1 else f"{model}, {name}" for model, name in named]
+        titles = [name for _, name in named]
+    else:
+        several = {model for model in models if models.count(model) > 1}
+        titles = [f"{model}, {name}" if model in several else model for model, name in named]
+    return [
+        title if titles.count(title) == 1 else f"{title}, {workdir}"
+        for title, workdir in zip(titles, workdirs, strict=True)
+    ]
 
 
 def save_comparison(

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -293,10 +294,16 @@ def test_runs_on_other_labels_are_not_drawn_together(workdir, scenes_data_dir, t
             [("unet", "a"), ("segnet", "b"), ("segnet", "c")],
             ["unet", "segnet, b", "segnet, c"],
         ),
+        ([("unet", "seed=0"), ("unet", "seed=0")], ["seed=0, runs/0", "seed=0, runs/1"]),
+        (
+            [("unet", "a"), ("segnet", "b"), ("segnet", "b")],
+            ["unet", "segnet, b, runs/1", "segnet, b, runs/2"],
+        ),
     ],
 )
 def test_titles_of_a_picture_tell_runs_apart(named, titles):
-    assert predict._titles(named) == titles
+    workdirs = [Path("runs") / str(number) for number in range(len(named))]
+    assert predict._titles(named, workdirs) == titles
 
 
 def test_figures_and_report_show_curves_and_predictions(tmp_path, workdir, scenes_data_dir, capsys):

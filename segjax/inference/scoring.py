@@ -62,10 +62,11 @@ def build_evaluator(
                 if boundaries:
                     ours = np.zeros((own.stop - own.start, num_classes, 5), np.int64)
                     pairs = zip(labels[own], np.asarray(classes)[own], strict=False)
-                    for place, pair in enumerate(pairs):
-                        pair = _without_frame(examples, number * size + own.start + place, *pair)
-                        ours[place, :, :3] = boundary.counts(*pair, num_classes)
-                        ours[place, :, 3:] = boundary_iou.counts(*pair, num_classes)
+                    for place, (label, guess) in enumerate(pairs):
+                        first = number * size + own.start
+                        truth, seen = _without_frame(examples, first + place, label, guess)
+                        ours[place, :, :3] = boundary.counts(truth, seen, num_classes)
+                        ours[place, :, 3:] = boundary_iou.counts(truth, seen, num_classes)
                     found.append(ours)
                 bar.advance(done)
                 between()
@@ -87,10 +88,12 @@ def _names(examples):
     return np.array(getattr(examples, "names", None) or [each["id"] for each in examples])
 
 
-def _without_frame(examples, place, *maps):
+def _without_frame(examples, place, label, classes):
     """Cut the frame of a letterbox off maps (H, W): its edge is no boundary of the image."""
     size = examples.shown_size(place) if isinstance(examples, Source) else None
-    return [fitting.centered(each, size, VOID) for each in maps] if size else maps
+    if size is None:
+        return label, classes
+    return fitting.centered(label, size, VOID), fitting.centered(classes, size, VOID)
 
 
 def build_image_evaluator(

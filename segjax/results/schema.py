@@ -76,10 +76,7 @@ def parse(path: Path, what: str) -> list[tuple[str, Any]]:
         a character that JSON or UTF-8 does not have, or a name twice, or was changed after it was
         written.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8 text, expected {what}") from None
+    text = _text(path, what)
     if path.suffix != ".jsonl":
         return [(str(path), _parse(text, str(path), None, what))]
     return [
@@ -87,6 +84,13 @@ def parse(path: Path, what: str) -> list[tuple[str, Any]]:
         for number, line in enumerate(text.split("\n"), 1)
         if line.strip()
     ]
+
+
+def _text(path, what):
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8 text, expected {what}") from None
 
 
 def _parse(text, path, line, what):
@@ -110,6 +114,6 @@ def dump(value: Any) -> str:
 
 def append(path: Path, row: Row) -> None:
     """Append a row, with a checksum, to a `.jsonl` file atomically."""
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    text = _text(path, "rows of JSON") if path.exists() else ""
     gap = "" if text.endswith("\n") or not text else "\n"
     write_whole(path, text + gap + dump(stored.seal(row)) + "\n")

@@ -93,7 +93,9 @@ def _read(run, source):
     if ours != theirs and processes.is_first():
         warn(f"starting from {source}, whose data.normalization is {theirs}, this run's is {ours}")
     other, _ = open_run(path, None)
-    variables, _ = load_variables(other, path, None)
+    variables, facts = load_variables(other, path, None)
+    if facts["kind"] == "best" and not (path / weights.FILE).is_file() and processes.is_first():
+        warn(f"{source} is not finished: starting from its best checkpoint, step {facts['steps']}")
     return {name: np.asarray(x) for name, x in weights.flatten(variables).items()}
 
 

@@ -1,5 +1,6 @@
 """Runs that start from the weights of others: what fits, what is left out, what is refused."""
 
+import shutil
 import zlib
 
 import jax
@@ -206,6 +207,13 @@ def test_a_run_starts_from_a_run_once(scenes_data_dir, tmp_path, monkeypatch, ca
         assert_same_bits(tuned("third", "hf:someone/first"), found)
     tuned("fourth", str(first), data__normalization="none")
     assert "whose data.normalization is mean_std, this run's is none" in capsys.readouterr().err
+
+    # Before its end a run has no final model, only the best so far.
+    shutil.copytree(first, tmp_path / "unfinished")
+    shutil.rmtree(tmp_path / "unfinished" / "checkpoints" / "final")
+    tuned("sixth", str(tmp_path / "unfinished"))
+    said = f"{tmp_path / 'unfinished'} is not finished: starting from its best checkpoint, step 2"
+    assert said in capsys.readouterr().err
 
     # A second start reads its checkpoint, and no longer the source.
     first.rename(tmp_path / "moved")
