@@ -40,7 +40,14 @@ def conv(
 
     Returns:
       (B, h, w, D), dtype of x; h = (H + 2 padding - (kh - 1) rate - 1) // stride + 1, w likewise.
+
+    oneDNN's convolution has a gradient, but neither a forward-mode nor a second derivative; XLA's,
+    which `SEGJAX_ONEDNN=off` selects, has both.
+
+    Raises:
+      ValueError: the bias is not (D,).
     """
+    cpu_convolution.check_bias(bias, kernel.shape[-1])
     sides = _sides(padding, kernel.shape[:2], rate)
     if kernels.in_use(x, kernel):
         # oneDNN has only a slow loop for the gradient of a kernel of which more than half lies

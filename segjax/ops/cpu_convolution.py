@@ -156,6 +156,12 @@ def kernel_gradient(
     return product.reshape(taps[0], channels, taps[1], features).swapaxes(1, 2)
 
 
+def check_bias(bias: jax.Array | None, features: int) -> None:
+    """Raise a ValueError if a bias is not (D,), as a kernel would read beyond its end."""
+    if bias is not None and bias.shape != (features,):
+        raise ValueError(f"bias has shape {bias.shape}, expected ({features},)")
+
+
 def with_bias(y: jax.Array, bias: jax.Array | None) -> jax.Array:
     """Add a bias (D,) to (B, h, w, D), in float32 so that its gradient is summed in float32."""
     if bias is None:

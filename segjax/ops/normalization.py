@@ -25,8 +25,8 @@ def batch_norm(
 
     Args:
       x: (..., C), float32 or bfloat16.
-      scale: float32 (C,).
-      bias: float32 (C,).
+      scale: (C,), computed with in float32.
+      bias: (C,), likewise.
       epsilon: added to the variance.
       axis_name: mapped axis over devices, whose batches of equal size are normalized as one.
       relu: whether to apply a ReLU.
@@ -35,7 +35,14 @@ def batch_norm(
       y: shape and dtype of x.
       mean: float32 (C,); no gradient goes through it, nor through var.
       var: float32 (C,), the biased variance.
+
+    Raises:
+      ValueError: scale or bias is not (C,).
     """
+    for name, values in (("scale", scale), ("bias", bias)):
+        if values.shape != x.shape[-1:]:  # a kernel would read beyond its end
+            raise ValueError(f"{name} has shape {values.shape}, expected {x.shape[-1:]}")
+    scale, bias = scale.astype(jnp.float32), bias.astype(jnp.float32)
     if kernels.in_use(x):
         y, mean, var = _batch_norm(x, scale, bias, epsilon, axis_name, relu)
     else:

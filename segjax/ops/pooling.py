@@ -8,7 +8,8 @@ comparison, without a scatter.
 Where maxima that are equal in exact arithmetic differ by rounding, as in areas of one color, the
 index follows from the rounding, and so from the device and the batch size.
 
-All functions take (..., H, W, C) and work under jit, vmap, grad and in bfloat16.
+The functions with indices take (..., H, W, C), `max_pool` (B, H, W, C). They work under jit, vmap,
+grad and in bfloat16.
 """
 
 from collections.abc import Sequence
@@ -63,13 +64,24 @@ def max_pool(
     Returns:
       (B, h, w, C), dtype of x; h = (H + padding - window) // stride + 1 and w likewise. The
       gradient of each value reaches the first maximum of its window.
+
+    Raises:
+      ValueError: the window is too large, or one sees nothing but padding.
     """
+    before, after = zip(*padding, strict=True)
+    size = tuple(
+        (n + a + b - window) // stride + 1
+        for n, a, b in zip(x.shape[1:3], before, after, strict=True)
+    )
+    if not 1 <= window <= 16:
+        raise ValueError(f"window must be from 1 to 16, found {window}")
+    for n, count, a in zip(x.shape[1:3], size, before, strict=True):
+        if count < 1 or a >= window or (count - 1) * stride - a >= n:
+            raise ValueError(
+                f"a window of {window} at stride {stride} sees no pixel of a {x.shape[1]}x"
+                f"{x.shape[2]} map with padding {padding}"
+            )
     if kernels.in_use(x):
-        before, after = zip(*padding, strict=True)
-        size = tuple(
-            (n + a + b - window) // stride + 1
-            for n, a, b in zip(x.shape[1:3], before, after, strict=True)
-        )
         pooled, _ = kernels.max_pool(x, kernels.Pool(window, stride, before), size)
         return pooled
     return nn.max_pool(x, (window, window), (stride, stride), padding)
@@ -116,7 +128,7 @@ def max_unpool(
 
     Args:
       y: (..., h, w, C).
-      indices: uint8 like y, from `max_pool_with_indices`.
+      indices: from `max_pool_with_indices`, of the shape of y or broadcast to it.
       shape: the size before pooling, (H, W) or the whole (..., H, W, C).
       window: window of the pooling.
 
@@ -134,6 +146,7 @@ def max_unpool(
             f"with window {window}, but the map to unpool is {h}x{w}"
         )
     lead = y.shape[:-3]
+    indices = jnp.broadcast_to(indices.astype(jnp.uint8), y.shape)
     if kernels.in_use(y):
         images, places = (x.reshape(-1, h, w, channels) for x in (y, indices))
         pool = kernels.Pool(window, window, (0, 0))

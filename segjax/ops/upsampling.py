@@ -96,7 +96,11 @@ def conv_transpose(
 
     Returns:
       (B, H, W, D).
+
+    Raises:
+      ValueError: the bias is not (D,).
     """
+    cpu_convolution.check_bias(bias, kernel.shape[-2])
     if kernels.in_use(x, kernel):
         y = _by_onednn(x, kernel, bias, stride, padding, output_padding, rate)
         if y is not None:

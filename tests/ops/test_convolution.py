@@ -168,3 +168,11 @@ def test_channels_mix_as_the_kernel_says_and_bfloat16_stays():
     low = conv(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16), stride=2, padding=1)
     assert low.dtype == jnp.bfloat16
     np.testing.assert_allclose(low.astype(jnp.float32), y, atol=0.02 * np.abs(y).max())
+
+
+def test_a_bias_of_another_length_is_refused():
+    x, kernel = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 5))
+    with pytest.raises(ValueError, match=r"bias has shape \(1,\), expected \(5,\)"):
+        conv(x, kernel, jnp.ones(1))
+    with pytest.raises(ValueError, match=r"bias has shape \(5,\), expected \(2,\)"):
+        conv_transpose(jnp.ones((1, 4, 4, 5)), kernel, jnp.ones(5), stride=2)

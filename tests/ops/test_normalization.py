@@ -106,3 +106,27 @@ def test_no_gradient_passes_a_relu_at_zero(platform):
     for loss in (trained, given):
         np.testing.assert_array_equal(jax.grad(loss)(jnp.zeros(4)), 0)
         np.testing.assert_array_equal(jax.grad(loss)(ones), 18)
+
+
+def test_parameters_of_bfloat16_are_those_rounded(platform):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 4, 3)), jnp.float32)
+    scale, bias = jnp.array([2.0, 1.0, 0.5]), jnp.array([1.0, -1.0, 3.0])  # exact in bfloat16
+    halves = scale.astype(jnp.bfloat16), bias.astype(jnp.bfloat16)
+
+    def loss(scale, bias):
+        return jnp.sum(batch_norm(x, scale, bias, epsilon=1e-5)[0] ** 2)
+
+    expected = batch_norm(x, scale, bias, epsilon=1e-5)[0]
+    np.testing.assert_array_equal(batch_norm(x, *halves, epsilon=1e-5)[0], expected)
+    for ours, exact in zip(
+        jax.grad(loss, (0, 1))(*halves), jax.grad(loss, (0, 1))(scale, bias), strict=True
+    ):
+        assert ours.dtype == jnp.bfloat16
+        np.testing.assert_allclose(ours.astype(jnp.float32), exact, rtol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["scale", "bias"])
+def test_parameters_of_another_length_are_refused(name, platform):
+    given = {"scale": jnp.ones(3), "bias": jnp.zeros(3), name: jnp.ones(1)}
+    with pytest.raises(ValueError, match=rf"{name} has shape \(1,\), expected \(3,\)"):
+        batch_norm(jnp.ones((2, 3)), **given, epsilon=1e-5)

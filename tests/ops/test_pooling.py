@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 
 from segjax.models.layers import ConvBlock
 from segjax.ops.platform import shapes_only
-from segjax.ops.pooling import max_pool_with_indices, max_unpool
+from segjax.ops.pooling import max_pool, max_pool_with_indices, max_unpool
 
 # Compiled, because calling each operation separately is far slower. That the results are the same
 # is tested by `test_jit_is_eager_and_vmap_is_a_loop`.
@@ -316,3 +316,36 @@ def test_a_shape_that_does_not_pool_to_the_map_is_refused(shape, window, found):
 def test_a_window_too_large_for_a_byte_is_refused(window):
     with pytest.raises(ValueError, match=f"window must be from 1 to 16, found {window}"):
         max_pool_with_indices(jnp.zeros((1, 4, 4, 1)), window)
+
+
+@pytest.mark.parametrize("where", [lambda function: function, by_xla])
+def test_indices_may_be_of_another_type_or_shared_by_a_batch(where):
+    x, y = random((1, 5, 6, 2)), random((3, 3, 3, 2), seed=1)
+    indices = np.asarray(pool(x)[1])
+    expected = np.stack([loop_unpool_of(each, indices[0], x.shape[1:]) for each in y])
+    shared = where(lambda y: max_unpool(y, jnp.asarray(indices, jnp.int32), x.shape))
+    np.testing.assert_array_equal(jax.jit(shared)(y), expected)
+
+
+def loop_unpool_of(y, indices, shape):
+    """Unpool (h, w, C) by indices in windows of 2."""
+    corner = np.stack(np.meshgrid(*map(np.arange, y.shape[:2]), indexing="ij"), -1)[:, :, None] * 2
+    places = corner + np.stack(np.divmod(indices.astype(np.int64), 2), -1)
+    return loop_unpool(np.asarray(y), places, shape)
+
+
+@pytest.mark.parametrize("where", [lambda function: function, by_xla])
+@pytest.mark.parametrize(
+    ("window", "padding", "said"),
+    [
+        (20, ((0, 0), (0, 0)), "window must be from 1 to 16, found 20"),
+        (0, ((0, 0), (0, 0)), "window must be from 1 to 16, found 0"),
+        (2, ((2, 0), (0, 0)), "a window of 2 at stride 2 sees no pixel of a 4x4 map"),
+        (2, ((0, 0), (0, 2)), "sees no pixel"),
+        (6, ((0, 0), (0, 0)), "sees no pixel"),
+    ],
+)
+def test_a_window_that_sees_no_pixel_is_refused(where, window, padding, said):
+    x = jnp.ones((1, 4, 4, 1))
+    with pytest.raises(ValueError, match=said):
+        where(lambda x: max_pool(x, window, 2, padding))(x)
