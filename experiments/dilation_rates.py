@@ -14,8 +14,8 @@ its steps, and `small`, at 96x128 with narrow fully connected layers: its score 
 the largest rates reach beyond their edges.
 
 `small`, two seeds: test mIoU 0.215, 0.263, 0.277 at output stride 32, 16, 8, BF 0.07, 0.08, 0.10;
-ASPP with the near rates 0.303. `short`, one seed of three settings: test mIoU 0.414, 0.446, 0.478 at
-output stride 32, 16, 8, BF 0.17, 0.22, 0.27. The full size has not been run yet.
+ASPP with the near rates 0.303. `short`, one seed: 0.414, 0.446, 0.478 at output stride 32, 16, 8,
+BF 0.17, 0.22, 0.27. The full size has not been run yet.
 """
 
 from collections.abc import Iterator

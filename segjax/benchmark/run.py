@@ -140,7 +140,7 @@ def run(plan: Plan, command: str, output: Path | None) -> list[Row]:
     start, machine = time.monotonic(), None
     networks = plan.networks()
     with Bar("benchmark", len(networks) * len(plan.batches)) as bar:
-        count = 0
+        count, over = 0, False
         for network in networks:
             bench = _Network(plan, network)
             try:
@@ -150,8 +150,10 @@ def run(plan: Plan, command: str, output: Path | None) -> list[Row]:
                     found = done.get(measurements.key(point | machine))
                     if found is None:
                         if plan.seconds is not None and time.monotonic() - start > plan.seconds:
-                            bar.line("time limit reached; run the same command again for the rest")
-                            return rows
+                            if not over:
+                                bar.line("time limit reached; repeat the command for the rest")
+                            over = True
+                            continue
                         bar.advance(count, f"{network['model']} x{batch} {network['precision']}")
                         found = bench.measure(batch, command)
                         if output:

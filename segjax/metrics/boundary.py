@@ -63,7 +63,7 @@ def counts(label: np.ndarray, prediction: np.ndarray, num_classes: int) -> np.nd
     """Count the boundary pixels of each class in one image, for `f_measure`.
 
     Args:
-      label: integers (H, W); values of num_classes and above are void.
+      label: integers (H, W); values outside [0, num_classes) are void.
       prediction: integers (H, W).
       num_classes: K.
 

@@ -26,7 +26,7 @@ def counts(label: np.ndarray, prediction: np.ndarray, num_classes: int) -> np.nd
     """Count the pixels of intersection and union of the bands of each class in one image.
 
     Args:
-      label: integers (H, W); values of num_classes and above are void.
+      label: integers (H, W); values outside [0, num_classes) are void.
       prediction: integers (H, W).
       num_classes: K.
 
@@ -39,7 +39,7 @@ def counts(label: np.ndarray, prediction: np.ndarray, num_classes: int) -> np.nd
     if label.shape != prediction.shape:
         raise ValueError(f"the label is {label.shape}, the prediction {prediction.shape}")
     distance = max(1, round(WIDTH * float(np.hypot(*label.shape))))
-    known = label < num_classes
+    known = (label >= 0) & (label < num_classes)
     found = np.zeros((num_classes, 2), np.int64)
     for k in range(num_classes):
         truth, guess = label == k, (prediction == k) & known

@@ -15,14 +15,14 @@ def counts(label: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     """Count pixels by their confidence.
 
     Args:
-      label: integers (...); values of K and above are void and not counted.
+      label: integers (...); values outside [0, K) are void and not counted.
       probabilities: floating (..., K).
 
     Returns:
       float64 (BINS, 3): pixels, correct pixels (both exact), sum of the confidences.
     """
     num_classes = probabilities.shape[-1]
-    known = label < num_classes
+    known = (label >= 0) & (label < num_classes)
     chosen = probabilities[known]
     # The sum of the probabilities may be one rounding error above 1.
     confidence = np.minimum(chosen.max(-1).astype(np.float64), 1)

@@ -39,7 +39,7 @@ def count_pixels(labels: np.ndarray, predictions: np.ndarray, num_classes: int) 
 
     There each new size costs no compilation.
     """
-    counted = labels < num_classes
+    counted = (labels >= 0) & (labels < num_classes)
     cell = labels[counted].astype(np.int64) * num_classes + predictions[counted]
     return np.bincount(cell, minlength=num_classes**2).reshape(num_classes, num_classes)
 

@@ -4,11 +4,12 @@ Methods differ in color and in marker, dash or hatching. The colors are those of
 "Color Universal Design" (2008), without black and yellow. The same rows give the same bytes.
 """
 
+import hashlib
 import io
 import itertools
 import re
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 
 import matplotlib
@@ -33,6 +34,7 @@ _GRID = "#8c8c94"
 # Characters, in UTF-8, that a name may contain but XML may not.
 _NOT_XML = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]|\xef\xbf[\xbe\xbf]")
 _WIDTH = 10.0  # inches
+_LONGEST_LABEL = 150  # bytes in the name of a file, of the 255 that file systems allow
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # part of matplotlib, so every machine draws the same
     "font.size": 10,
@@ -314,7 +316,17 @@ def figures(setting: Setting) -> Iterator[tuple[str, str, Figure]]:
         figure = draw(methods)
         if figure:
             yield name, caption, figure
+    names: set[str] = set()
     for method in methods:
-        slug = re.sub(r"[^\w.=-]+", "_", method.label)
         caption = f"{method.label}: percent of the pixels of each true class, over all seeds."
-        yield f"confusion_{slug}", caption, confusion(method)
+        names.add(name := _file_name(method.label, names))
+        yield name, caption, confusion(method)
+
+
+def _file_name(label: str, others: Container[str]) -> str:
+    """Return the name of a confusion matrix, of a length that file systems allow, unlike others."""
+    slug = re.sub(r"[^\w.=-]+", "_", label)
+    short = slug.encode()[:_LONGEST_LABEL].decode(errors="ignore")
+    if short != slug or f"confusion_{short}" in others:
+        short += f"-{hashlib.sha256(label.encode()).hexdigest()[:8]}"
+    return f"confusion_{short}"

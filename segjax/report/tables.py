@@ -171,7 +171,12 @@ def _published_columns(summaries: Sequence[Summary]) -> list[Column]:
         None if a is None or b is None else a - b for a, b in zip(ours, theirs, strict=True)
     ]
     return [
-        Column("published", list(map(Cell, map(_published_text, records, summaries)))),
+        Column(
+            "published",
+            list(map(Cell, map(_published_text, records, summaries))),
+            ranks=theirs,
+            keys=("published_mean_iou",),
+        ),
         Column(
             "difference",
             [Cell("-" if value is None else f"{value:+.1f}") for value in differences],
@@ -248,7 +253,10 @@ def _record(s: Summary, summaries: Sequence[Summary], per_class: str, interval: 
     record |= {name: s.row[name] for name in ("dataset", "split", "num_images")}
     record |= {"resolution": _size(s), "batch_norm": s.row["batch_norm"]}
     record |= {"inference": s.row.get("inference")}
-    record |= {"n": max(1, len(s.seeds)), "seeds": s.seeds}
+    record |= {"steps": s.row["steps"], "n": max(1, len(s.seeds)), "seeds": s.seeds}
+    theirs = _published(s)
+    percentage = theirs.scores["mean_iou"] if theirs else None
+    record |= {"published_mean_iou": None if percentage is None else float(percentage / 100)}
     classes = zip(s.row["class_names"], s.per_class[per_class], strict=True)
     estimates = s.scores | {f"{per_class}_{name}": estimate for name, estimate in classes}
     for name, estimate in estimates.items():

@@ -15,6 +15,8 @@ from segjax.results.schema import Row
 from segjax.results.summary import SCORES
 
 SAMPLES = 10_000
+MOST_SAMPLES = 1_000_000
+_AT_ONCE = 1000  # samples, of which each has a count for each image
 CONFIDENCE = 0.95
 
 
@@ -87,11 +89,16 @@ def compare(
       seed: random seed of the samples.
 
     Raises:
-      UserError: a run cannot be loaded, or the runs differ in images, resolution or classes.
+      UserError: a run cannot be loaded, the runs differ in images, resolution or classes, or the
+        samples are too many.
     """
     (row, counts), (other_row, other) = load(first), load(second)
-    same = ("dataset", "split", "num_images", "resolution", "class_names", "data_digest")
-    for name in (each for each in same if each in row and each in other_row):
+    if samples > MOST_SAMPLES:
+        raise UserError(f"{samples} bootstrap samples, expected at most {MOST_SAMPLES}")
+    same = {"dataset", "split", "num_images", "resolution", "class_names", "data_digest"}
+    if results.is_native(row) and results.is_native(other_row):
+        same -= {"resolution"}  # that of training; the labels are of their own sizes
+    for name in sorted(each for each in same if each in row and each in other_row):
         if row[name] != other_row[name]:
             raise UserError(
                 f"{second} has {name} {other_row[name]}, but {first} has {row[name]}; "
@@ -108,15 +115,19 @@ def compare(
     if not np.array_equal(counts.confusion.sum(2), other.confusion.sum(2)):
         raise UserError(f"{second} and {first} were scored on different labels")
     images = row["num_images"]
-    chosen = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), samples)
     plain = np.ones((1, images), np.int64)
-    (a, b), (many_a, many_b) = (
-        (_scores(counts, times), _scores(other, times)) for times in (plain, chosen)
-    )
+    a, b = _scores(counts, plain), _scores(other, plain)
+    names = [name for name in a if name in b]
+    rng, found = np.random.default_rng(seed), []
+    for first_of in range(0, samples, _AT_ONCE):
+        number = min(_AT_ONCE, samples - first_of)
+        chosen = rng.multinomial(images, np.full(images, 1 / images), number)
+        many_a, many_b = _scores(counts, chosen), _scores(other, chosen)
+        found.append([many_b[name] - many_a[name] for name in names])
+    differences = map(np.concatenate, zip(*found, strict=True))
     return [
-        _difference(name, a[name][0], b[name][0], many_b[name] - many_a[name])
-        for name in a
-        if name in b
+        _difference(name, a[name][0], b[name][0], each)
+        for name, each in zip(names, differences, strict=True)
     ]
 
 

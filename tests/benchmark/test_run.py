@@ -275,6 +275,12 @@ def test_no_row_is_measured_after_the_time_limit(fake):
     assert run.run(dataclasses.replace(PLAN, seconds=-1.0), "", None) == []
 
 
+def test_rows_that_are_there_are_shown_after_the_time_limit(fake, tmp_path):
+    output = tmp_path / "rows.jsonl"
+    later = run.run(dataclasses.replace(PLAN, batches=(4,)), "", output)
+    assert run.run(dataclasses.replace(PLAN, seconds=-1.0), "", output) == later
+
+
 def test_the_error_of_a_dead_process_names_the_cause():
     script = "import os, sys; sys.stdin.readline(); {}"
     for end, said in (

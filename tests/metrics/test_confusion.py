@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from segjax.metrics import (
+    boundary_iou,
+    calibration,
     confusion_matrix,
     count_pixels,
     mean_scores,
@@ -156,3 +158,16 @@ def test_scores_equal_octaves():
     made = [found.global_accuracy, found.class_accuracy, found.mean_iou]
     made += [*found.per_class_accuracy, *found.per_class_iou]
     np.testing.assert_allclose(made, expected, rtol=0, atol=1e-9)
+
+
+def test_negative_labels_are_void_on_the_host_and_the_device():
+    labels, guesses = np.array([-1, 0, 1, 5, -100]), np.array([1, 0, 0, 1, 0])
+    expected = [[1, 0], [1, 0]]
+    np.testing.assert_array_equal(count_pixels(labels, guesses, 2), expected)
+    found = confusion_matrix(jnp.asarray(labels), jnp.asarray(guesses), 2)
+    np.testing.assert_array_equal(found, expected)
+    counts = calibration.counts(labels, np.eye(2)[guesses])
+    assert counts[:, 0].sum() == 2
+    square = np.where(np.eye(6, dtype=bool), -1, 0)
+    band = boundary_iou.counts(square, np.zeros((6, 6), int), 2)
+    assert band[0, 0] == band[0, 1] == 28  # all but two are near the border or the void

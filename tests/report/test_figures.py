@@ -393,3 +393,13 @@ def test_colors_differ_in_every_kind_of_color_vision(sight):
         for pair in itertools.combinations(figures.COLORS, 2)
     }
     assert min(distances.values()) > 10, min(distances.items(), key=lambda item: item[1])
+
+
+def test_names_of_files_are_short_and_differ():
+    long = "data.folder=" + "/a/very/long/path" * 30
+    names = set()
+    for label in (long, long + "b", "a b", "a_b", "ä" * 100):
+        names.add(figures._file_name(label, names))
+    assert len(names) == 5
+    assert "confusion_a_b" in names
+    assert max(len(f"{name}.svg.tmp".encode()) for name in names) < 200

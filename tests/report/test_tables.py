@@ -373,3 +373,20 @@ def test_a_mean_over_seeds_is_of_one_dataset():
     for order in itertools.permutations([*rows, old]):
         with pytest.raises(UserError, match="scored on different data"):
             summarize(order)
+
+
+def test_files_have_every_column_that_is_asked_for():
+    whole = {"resolution": [360, 480], "model_options": {}}
+    rows = [
+        make_camvid_row(800, model="segnet", **whole, steps=400),
+        make_camvid_row(800, model="fcn8s", **whole, steps=1200),
+        make_camvid_row(800, model="unet", **whole, steps=400),
+    ]
+    table = arrange(tables.table(summarize(rows)), columns=["steps", "published"])
+    records = {record["model"]: record for record in table.records}
+    assert [records[name]["steps"] for name in ("segnet", "fcn8s")] == [400, 1200]
+    published = [records[name]["published_mean_iou"] for name in ("segnet", "fcn8s", "unet")]
+    assert published == [0.502, 0.57, None]
+    assert "mean_iou_mean" not in records["unet"]
+    ranked = arrange(tables.table(summarize(rows)), sort="published")
+    assert [record["model"] for record in ranked.records] == ["fcn8s", "segnet", "unet"]

@@ -180,3 +180,24 @@ def test_the_stored_counts_give_the_scores_of_the_row(two):
 def test_a_seed_below_zero_is_refused(two, capsys):
     error = command_refusal(capsys, ["compare", *map(str, two), "--seed", "-1"])
     assert "expected an integer >= 0, found '-1'" in error
+
+
+def test_native_scores_of_runs_trained_at_other_resolutions_are_compared(tmp_path):
+    native = {"inference": "native", "names": ["a", "b"]}
+    first = write_run(tmp_path / "a", [50, 60], resolution=[96, 128], **native)
+    second = write_run(tmp_path / "b", [70, 80], resolution=[180, 240], **native)
+    found = by_score(bootstrap.compare(first, second, samples=100))
+    assert (found["global_accuracy"].first, found["global_accuracy"].second) == (0.55, 0.75)
+    resized = write_run(tmp_path / "c", [70, 80], resolution=[180, 240])
+    assert "has resolution" in refused(first, resized)
+
+
+def test_samples_are_drawn_in_parts_with_the_same_result(two, monkeypatch):
+    whole = bootstrap.compare(*two, samples=2500)
+    monkeypatch.setattr(bootstrap, "_AT_ONCE", 2500)
+    assert bootstrap.compare(*two, samples=2500) == whole
+
+
+def test_more_samples_than_anyone_needs_are_refused(two, capsys):
+    said = command_refusal(capsys, ["compare", *two, "--samples", "1" + "0" * 14])
+    assert said == "100000000000000 bootstrap samples, expected at most 1000000"
