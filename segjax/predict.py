@@ -179,6 +179,8 @@ def predict_files(
         with _naming_memory(page.path, image.shape):
             try:
                 label, *maps = predictor(variables, image)
+            except dropout.NoDropoutError:
+                raise
             except UserError as error:  # of a size that the network refuses
                 raise images.ImageError(f"image {page.path}: {error}") from error
             pictures.save_label(target[0], label, palette)

@@ -3,10 +3,12 @@
 import fcntl
 import gc
 import os
+from pathlib import Path
 
 # Before JAX is imported; inherited by the commands that tests start.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "2"
+os.environ["TERM"] = "xterm"  # for the live table of a sweep
 os.environ["OMP_NUM_THREADS"] = "1"  # for two test workers, or processes of one test
 # Optimizing programs of such sizes takes far longer than running them: this quarters it. Results
 # differ in the last bits only; test_train.py compares those with the optimizations of users.
@@ -18,6 +20,8 @@ import pytest
 
 from segjax import models
 from segjax.data import datasets, streetscenes
+
+os.chdir(Path(__file__).parents[1])  # for the configs and pages that tests name
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -147,7 +147,7 @@ def test_a_dry_run_of_the_script_for_tpu_vms_takes_it(words):
 @pytest.fixture
 def repositories(tmp_path, monkeypatch):
     """Serve a stand-in of the hub."""
-    with hub.serve(monkeypatch, tmp_path / "hub") as files:
+    with hub.serve(monkeypatch, tmp_path / "hub") as (files, _):
         yield files
 
 

@@ -75,10 +75,12 @@ def test_an_exported_folder_is_opened_like_the_run(workdir, exported, tmp_path, 
         segjax.load(exported, "best")
 
 
-def test_pushed_to_the_hub_and_loaded_elsewhere(workdir, tmp_path, monkeypatch, capsys):
+def test_pushed_to_the_hub_and_loaded_elsewhere(
+    workdir, tmp_path, monkeypatch, capsys, scenes_data_dir
+):
     expected = predicted(workdir, tmp_path)
     monkeypatch.chdir(tmp_path)
-    with hub.serve(monkeypatch, tmp_path / "cache") as repositories:
+    with hub.serve(monkeypatch, tmp_path / "cache") as (repositories, asked):
         assert main(["push", str(workdir), "someone/street"]) == 0
         assert capsys.readouterr().out.endswith("/someone/street\n")
         files = repositories["someone/street"]
@@ -91,6 +93,12 @@ def test_pushed_to_the_hub_and_loaded_elsewhere(workdir, tmp_path, monkeypatch, 
         assert row["command"] in card
         np.testing.assert_array_equal(predicted("hf:someone/street", tmp_path), expected)
         np.testing.assert_array_equal(segjax.load("hf:someone/street").predict(PIXELS), expected)
+        assert not any("/v2" in path for path in asked)
+        segjax.load("hf:someone/street@v2")
+        assert any("/revision/v2" in path or "/resolve/v2/" in path for path in asked)
+        arguments = ["--workdir", "hf:someone/street", "--data-dir", str(scenes_data_dir)]
+        assert main(["evaluate", *arguments]) == 0
+        assert (tmp_path / "someone" / "street" / "evaluation_test_final.json").exists()
         said = refusal(segjax.load, "hf:someone/other")
         assert said.startswith("hf:someone/other cannot be downloaded: ")
         monkeypatch.setenv("HF_TOKEN", "hf_wrong")

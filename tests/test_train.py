@@ -278,6 +278,24 @@ def test_the_best_survives_a_restart(scenes_data_dir, tmp_path, one_layer, monke
             np.testing.assert_array_equal(x, best[f"['ema']{name}"], err_msg=name)
 
 
+@pytest.mark.parametrize(("metric", "step"), [("mean_iou", 2), ("class_accuracy", 4)])
+def test_the_metric_of_the_config_selects_the_best(
+    scenes_data_dir, tmp_path, one_layer, monkeypatch, metric, step
+):
+    # Of 1010 pixels: all of class 0 and none of class 1 right, or 800 of the one and all 10 of the
+    # other; mean IoU prefers the first, class accuracy the second.
+    found = iter([[[1000, 0], [10, 0]], [[800, 200], [0, 10]]])
+
+    def evaluate(variables, examples, title=None, between=None, boundaries=False):
+        confusion = np.zeros((1, 11, 11), np.int32)
+        confusion[0, :2, :2] = next(found, [[1000, 0], [10, 0]])
+        return Counts(confusion, np.zeros((1, 11, 3), np.int64))
+
+    monkeypatch.setattr(train, "build_evaluator", lambda run: evaluate)
+    config = small_config(scenes_data_dir, best_metric=metric)
+    assert train.train(config, tmp_path, DESCRIPTION)["best_step"] == step
+
+
 BOTH_PLACEMENTS = """
 import sys
 from pathlib import Path
@@ -388,6 +406,10 @@ def test_another_config_in_a_workdir_is_refused(command, tmp_path, monkeypatch):
     status, error = command(num_devices=2, log_every=3)  # these do not change the numbers
     assert status == 0, error
     assert command(**{"optimizer.learning_rate": 0.5}) == (2, expected)  # when it is finished too
+    lines = (tmp_path / "run" / "phases.jsonl").read_text().splitlines()
+    phases = [json.loads(line) for line in lines]
+    assert phases[-1]["phase"] == "test"
+    assert sum(row["steps"] for row in phases) == small_config("").steps
 
 
 def test_a_workdir_in_use_is_refused(command, tmp_path):

@@ -20,6 +20,10 @@ from segjax.runs.experiment import Experiment
 from segjax.training import steps
 
 
+class NoDropoutError(UserError):
+    """The samples of a network would all be the same."""
+
+
 class Moments(NamedTuple):
     """Mean and variance of the sampled probabilities of each class: float32 (B, H, W, K) both."""
 
@@ -40,7 +44,7 @@ def sample(
       samples: number T of samples.
 
     Raises:
-      UserError: the model has no dropout.
+      NoDropoutError: the model has no dropout.
     """
     dropping = []
 
@@ -72,7 +76,8 @@ def sample(
     numbers = jnp.arange(samples, dtype=jnp.int32)
     moments, _ = steps.scan(body, Moments(zeros, zeros), numbers, samples)
     if not any(dropping):
-        raise UserError(f"{type(model).__name__} has no dropout, so all its samples are the same")
+        name = type(model).__name__
+        raise NoDropoutError(f"{name} has no dropout, so all its samples are the same")
     return moments
 
 

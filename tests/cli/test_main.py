@@ -7,6 +7,7 @@ import sys
 import pytest
 
 import segjax
+from segjax.cli.arguments import seconds
 from segjax.cli.main import COMMANDS, main, parser
 from segjax.ops.onednn import build
 from support.errors import command_refusal
@@ -93,7 +94,7 @@ TRAIN = ("train", "--config", "experiments/quickstart.py", "--workdir", "{tmp}/w
         ([*TRAIN, "--config.model.options.depth=3"], "unknown option 'depth' of model unet"),
         ([*TRAIN, "--config.model.options.dtype=bfloat16"], "model.options.dtype is not an option"),
         ([*TRAIN, "--config.model.options.width=0"], "option 'width' of model unet is 0"),
-        ([*TRAIN, "--config.data.dataset=cityscapes"], "cityscapes"),
+        ([*TRAIN, "--config.data.dataset=cityscapes"], "dataset 'cityscapes', expected one of"),
         ([*TRAIN, "--config.num_devices=64"], "num_devices=64, but this host has 2"),
         (
             [*TRAIN, "--config.batch_size=3", "--config.num_devices=2"],
@@ -109,14 +110,14 @@ TRAIN = ("train", "--config", "experiments/quickstart.py", "--workdir", "{tmp}/w
         (["evaluate", "--workdir", "x", "--crf", "3,1,4,0,3"], "CRF bi_xy is 0"),
         (["predict", "a.png", "--workdir", "x", "--output", "y", "--crf="], "CRF ''"),
         (["picture", "--results", "x", "--output", "y.png", "--crf", "3"], "CRF '3', expected"),
-        (["table", "--results", "{tmp}/none"], "none"),
+        (["table", "--results", "{tmp}/none"], "none: no such file or directory, expected results"),
         (["table", "--results", "x", "--format", "word"], "invalid choice: 'word'"),
         (["table", "--results", "x", "--color"], "unknown argument '--color'"),
         (["picture", "--results", "{tmp}", "--output", "x.png"], "no results, expected a result"),
-        (["data", "imagenet"], "imagenet"),
+        (["data", "imagenet"], "unknown dataset 'imagenet', expected one of"),
         (["data", "camvid", "--source", "{tmp}"], "train.txt"),
         (["data", "streetscenes", "--resolution", "96"], "HEIGHTxWIDTH"),
-        (["baselines", "--dataset", "nothing"], "nothing"),
+        (["baselines", "--dataset", "nothing"], "unknown dataset 'nothing', expected one of"),
     ],
 )
 def test_a_mistake_gives_a_one_line_error_and_status_2(
@@ -196,6 +197,7 @@ PATHS = (
     *("figures --results PATH --output x", "figures --results x --output PATH"),
     *("report --results PATH --output x", "report --results x --output y --data-dir PATH"),
     *("preview --config x.py --output PATH", "benchmark --output PATH", "baselines --output PATH"),
+    *("export PATH --output x", "export x --output PATH", "push PATH a/b", "data check PATH"),
 )
 
 
@@ -312,3 +314,10 @@ def test_output_needs_neither_unicode_nor_a_reader_nor_space(tmp_path):
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2
     assert done.stderr == "segjax: [Errno 28] No space left on device\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("90", 90), ("12:00:05", 43_205), ("1-02:03:04", 93_784)]
+)
+def test_a_duration_in_every_form(text, expected):
+    assert seconds(text) == expected

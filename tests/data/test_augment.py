@@ -269,3 +269,36 @@ def test_augment_is_a_function_of_the_key_under_jit_and_vmap():
         for name in example:
             np.testing.assert_allclose(many[name][k], single[name], atol=1e-5)
     assert not np.array_equal(many["label"][0], many["label"][1])
+
+
+def test_factors_are_drawn_from_their_whole_range():
+    keys = jax.random.split(jax.random.key(0), 400)
+    gray = {"image": jnp.full((1, 1, 3), 0.5), "label": jnp.zeros((1, 1), jnp.uint8)}
+    brighter = jax.vmap(lambda key: augment.color_jitter(key, gray, 0.3, 0.0, 0.0)["image"])(keys)
+    factors = np.asarray(brighter)[:, 0, 0, 0] / 0.5
+    assert 0.70 - 1e-6 <= factors.min() < 0.72
+    assert 1.28 < factors.max() <= 1.30 + 1e-6
+
+    example = coded(1, 2)
+    flip = jax.vmap(lambda key: augment.horizontal_flip(key, example)["label"])
+    flipped = np.asarray(flip(keys))[:, 0, 0] != 0
+    assert flipped.mean() == pytest.approx(0.5, abs=0.08)
+
+    label = {"image": jnp.zeros((8, 8, 3)), "label": jnp.zeros((8, 8), jnp.uint8)}
+    scaled = jax.vmap(lambda key: scale_and_crop(key, label, (0.5, 2.0), (17, 17))["label"])(keys)
+    scales = np.sqrt((np.asarray(scaled) != VOID).sum((1, 2))) / 8
+    assert scales.min() < 0.55
+    assert scales.max() > 1.8
+    assert abs(np.median(scales) - 1) < 0.1
+
+
+def test_the_config_reaches_the_deformation():
+    config = default().augment
+    with config.unlocked():
+        config.update(elastic=1.0, rotation=20.0, shift=2.0, outside="mirror")
+    example, key = coded(12, 16), jax.random.key(3)
+    found = jax.jit(lambda key, example: augment.augment(key, example, config, FILL))(key, example)
+    options = {"elastic": 1.0, "rotation": 20.0, "shift": 2.0, "mirror": True}
+    expected = deform(jax.random.split(key, 4)[3], example, **options)
+    for name in example:
+        np.testing.assert_allclose(found[name], expected[name], atol=1e-6)

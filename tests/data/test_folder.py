@@ -215,6 +215,8 @@ def test_splits_by_a_seeded_share(tmp_path):
     assert {split: len(of) for split, of in found[0].items()} == {"train": 13, "val": 5, "test": 2}
     assert sorted(itertools.chain(*found[0].values())) == names
     assert all(of == sorted(of) for of in found[0].values())
+    shares = folder.find_pairs(tmp_path, write_classes(tmp_path, BINARY))
+    assert {split: len(of) for split, of in shares.items()} == {"train": 14, "val": 3, "test": 3}
 
 
 def test_partners_that_are_missing_are_named(tmp_path):

@@ -8,11 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from segjax import results
 from segjax.data import datasets, streetscenes
 from segjax.data.datasets import VOID
 from segjax.data.streetscenes import scene
 from segjax.errors import UserError
 from segjax.system import locks
+from support import ROOT
 
 FEW = {"train": range(3), "val": range(3, 5), "test": range(5, 6)}
 
@@ -159,3 +161,13 @@ def test_a_dataset_prepared_before_there_were_digests(few_scenes, tmp_path):
 def test_a_source_is_refused(tmp_path):
     with pytest.raises(UserError, match="takes no source"):
         datasets.prepare("streetscenes", data_dir=tmp_path, source=tmp_path)
+
+
+@pytest.mark.slow
+def test_the_scenes_of_the_committed_rows_are_still_drawn():
+    row = results.read([ROOT / "experiments" / "results" / "quickstart.jsonl"])[0]
+    counts = np.zeros(256, np.int64)
+    for index in streetscenes.SPLITS["test"]:
+        _, label = scene.render(streetscenes.SEED, index, 96, 128)
+        counts += np.bincount(label.ravel(), minlength=256)
+    np.testing.assert_array_equal(counts[:11], np.sum(row["confusion"], 1))

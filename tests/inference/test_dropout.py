@@ -9,7 +9,7 @@ import pytest
 from flax import linen as nn
 from PIL import Image
 
-from segjax import models, train
+from segjax import models, predict, train
 from segjax.cli.main import main
 from segjax.errors import UserError
 from segjax.inference import dropout, outputs
@@ -86,6 +86,20 @@ def test_predictors_refuse_images_that_are_not_uint8_of_the_datasets_channels(ru
         message = r"^images of shape .* and type .*, expected uint8 \(B, H, W, 3\)$"
         with pytest.raises(UserError, match=message):
             predict(variables, images)
+
+
+def test_gray_maps_are_white_at_1_and_at_a_half(runs, tmp_path, monkeypatch):
+    def predictor(variables, image):
+        size = image.shape[:2]
+        return [np.zeros(size, np.uint8), np.full(size, 0.4), np.full(size, 0.1)]
+
+    monkeypatch.setattr(predict, "_predictor", lambda *_: predictor)
+    Image.new("RGB", (5, 4)).save(tmp_path / "image.png")
+    command = ["predict", str(tmp_path / "image.png"), "--workdir", str(runs / "dropping")]
+    assert main([*command, "--output", str(tmp_path / "out"), "--samples", "2"]) == 0
+    for name, value in (("confidence", 102), ("deviation", 51)):  # 0.4 of 1, 0.1 of 0.5
+        with Image.open(tmp_path / "out" / f"image_{name}.png") as picture:
+            np.testing.assert_array_equal(np.asarray(picture), np.full((4, 5), value))
 
 
 def test_prediction_writes_confidence_and_deviation(runs, tmp_path):

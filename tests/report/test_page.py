@@ -205,6 +205,7 @@ def test_the_page_loads_no_other_files(page, text):
             assert value.startswith(("#", "data:")), (element.tag, name, value)
     assert "@import" not in text
     assert set(re.findall(r"url\((#|\w+:)", text)) == {"#", "data:"}
+    assert re.findall(r"url\((?!#|data:)[^)]*\)", text) == []
     assert not re.search(r"(https?:|//[a-z])", re.sub(r"// the|// what", "", text))
 
 

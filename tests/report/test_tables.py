@@ -333,9 +333,9 @@ def test_rows_of_the_published_protocol_stand_beside_the_published_figure():
 @pytest.mark.parametrize(
     ("model", "changed", "said"),
     [
-        ("segnet", {"overrides": {"model.pretrained": "vgg16.safetensors"}}, "50.2"),
+        ("segnet", {"overrides": {"model.pretrained": "vgg16.safetensors"}}, "50.2 |"),
         ("segnet", {"resolution": [180, 240], "inference": "native"}, "50.2 (from pretrained w"),
-        ("segnet", {"pretrained": True}, "50.2"),
+        ("segnet", {"pretrained": True}, "50.2 |"),
         ("segnet", {"pretrained": False}, "50.2 (from pretrained w"),
         ("deconvnet", {"model_options": {"fc_width": 1024}}, "59.77"),
         ("segnet", {"inference": "flip"}, None),
@@ -357,11 +357,22 @@ def test_more_scores_are_columns_when_they_are_asked_for():
     table = tables.table(summarize([make_row(0)]))
     assert "Dice" not in draw(table, "markdown")
     heading, _, line = cells_of(
-        draw(arrange(table, columns=["mIoU", "Dice", "mIoU present"]), "markdown")
+        draw(
+            arrange(table, columns=["mIoU", "Dice", "precision", "fwIoU", "mIoU present"]),
+            "markdown",
+        )
     )
     # Hits 80, 180, 8 of 100, 200, 20; predicted 96, 201, 23.
-    dice = 100 * (160 / 196 + 360 / 401 + 16 / 43) / 3
-    assert dict(zip(heading, line, strict=True))["Dice"] == f"{dice:.1f}"
+    expected = {
+        "Dice": (160 / 196 + 360 / 401 + 16 / 43) / 3,
+        "precision": (80 / 96 + 180 / 201 + 8 / 23) / 3,
+        "fwIoU": (100 * 80 / 116 + 200 * 180 / 221 + 20 * 8 / 35) / 320,
+        "mIoU present": (80 / 116 + 180 / 221 + 8 / 35) / 3,
+    }
+    found = dict(zip(heading, line, strict=True))
+    assert {name: found[name] for name in expected} == {
+        name: f"{100 * score:.1f}" for name, score in expected.items()
+    }
 
 
 def test_a_mean_over_seeds_is_of_one_dataset():

@@ -82,10 +82,10 @@ def test_environment_variables_of_the_user_win(tmp_path, point_jax_at, monkeypat
     own = {variable: str(tmp_path / "runs" / "compiled")}
     assert compilation_cache.share(tmp_path / "runs", {}) == own
     assert compilation_cache.share(tmp_path / "runs", {variable: ""}) == {}
-    former = jax.config.values[MIN_COMPILE_SECONDS]
+    jax.config.update(MIN_COMPILE_SECONDS, 0.5)  # which an earlier test may have set to 0
     monkeypatch.setenv(MIN_COMPILE_SECONDS.upper(), "7")
     compilation_cache.enable()
-    assert jax.config.values[MIN_COMPILE_SECONDS] == former
+    assert jax.config.values[MIN_COMPILE_SECONDS] == 0.5
     monkeypatch.delenv(MIN_COMPILE_SECONDS.upper())
     compilation_cache.enable()
     assert jax.config.values[MIN_COMPILE_SECONDS] == 0

@@ -19,8 +19,9 @@ from segjax.data.datasets import DatasetInfo, SplitInfo
 from segjax.errors import UserError
 from segjax.runs import experiment
 from segjax.runs.experiment import Description, Experiment
+from segjax.training import losses
 from support.errors import refusal
-from support.runs import change
+from support.runs import change, tiny_config
 
 SPLIT = SplitInfo(1, (5, 4), 0, (9, 9), (0.5,), (0.5,))
 SPLITS = dict.fromkeys(("train", "val", "test"), SPLIT)
@@ -239,3 +240,15 @@ def test_fields_that_do_not_suit_the_dataset_are_refused_before_training():
         assert said(info).startswith(f"the {split} split of streetscenes has no pixel of any class")
     # A test split that is not used may be void, as that of Cityscapes is.
     assert "test" not in said(info, test_split="val", augment__saturation=0.5)
+
+
+def test_border_weights_in_training_are_those_of_the_config(scenes_data_dir):
+    config = tiny_config(scenes_data_dir, loss__border_weight=7.0, loss__border_sigma=2.0)
+    run = experiment.create(config)
+    source, weights = run.open_training()
+    assert (weights == 1).all()  # the maps include the class weights
+    counts = run.info.splits["train"]
+    own = losses.class_weights("enet", counts.pixel_counts, counts.present_pixel_counts)
+    example = source[0]
+    expected = losses.border_weights(example["label"], w0=7.0, sigma=2.0, class_weights=own)
+    np.testing.assert_array_equal(example["weight"], expected)

@@ -1,9 +1,11 @@
 """Test multi-process training on CPU devices, with processes found from JAX's variables."""
 
 import concurrent.futures
+import contextlib
 import errno
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -99,9 +101,12 @@ def of_one(training):
 
 
 def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    """Return a port below those that the system gives to other processes."""
+    for port in random.SystemRandom().sample(range(20_000, 30_000), 100):
+        with socket.socket() as found, contextlib.suppress(OSError):
+            found.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
 
 
 def end(process):
@@ -283,6 +288,7 @@ def joined(monkeypatch):
     calls = []
 
     def initialize(*given, **options):
+        assert options["heartbeat_timeout_seconds"] <= 60
         own = {k: v for k, v in options.items() if not k.endswith(("timeout", "timeout_seconds"))}
         calls.append((given, own))
 
@@ -461,6 +467,23 @@ def test_a_port_in_use_is_an_error():
     assert error == f"{said}{os.strerror(errno.EADDRINUSE)}\n"
     second = join(port, 1)
     assert [end(each)[0] for each in (first, second)] == [0, 0]
+
+
+def test_a_training_whose_port_is_in_use_ends_with_status_2(tmp_path):
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", port := free_port()))
+        held.listen()
+        variables = {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}
+        variables["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{port}"
+        command = ["train", "--config", "experiments/quickstart.py", "--workdir", tmp_path / "run"]
+        status, out, error = end(start(command, **variables))
+    assert (status, out) == (2, "")
+    assert error.startswith(f"segjax: process 0 cannot listen at 127.0.0.1:{port}: ")
+    assert error.count("\n") == 1
+
+
+def test_a_process_waits_for_the_others_as_long_as_the_pages_say():
+    assert processes._JOIN_SECONDS == 300
 
 
 @pytest.mark.parametrize("address", ["host", "host:", ":1234", "host:port"])

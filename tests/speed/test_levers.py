@@ -58,7 +58,7 @@ def test_a_row_of_each_network(tmp_path, capsys, monkeypatch):
     ("given", "said"),
     [
         (["--models", "segnets"], "unknown model 'segnets'"),
-        (["--options", "depth=3"], "no"),
+        (["--options", "depth=3"], "none of segnet_basic has an option 'depth'"),
         (["--turns", "0"], "--turns"),
     ],
 )

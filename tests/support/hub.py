@@ -34,6 +34,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.answer({"success": True, "commitOid": "0" * 40, "commitUrl": url})
 
     def do_GET(self):
+        self.server.asked.append(self.path)
         path = self.path.partition("?")[0].strip("/").split("/")
         name = "/".join(path[2:4] if path[0] == "api" else path[:2])
         files = self.server.files.get(name)
@@ -68,11 +69,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def serve(monkeypatch, cache):
-    """Serve an empty hub to `huggingface_hub`, with a cache of its own; yield {name: files}."""
+    """Serve an empty hub to `huggingface_hub`, with a cache of its own.
+
+    Yields:
+      {name: files}, and the paths that were asked for.
+    """
     from huggingface_hub import close_session, constants
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as server:
-        server.files = {}
+        server.files, server.asked = {}, []
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         # The library reads the environment when it is imported.
@@ -85,7 +90,7 @@ def serve(monkeypatch, cache):
         monkeypatch.setenv("HF_TOKEN", "hf_secret")
         monkeypatch.setenv("no_proxy", "*")
         close_session()
-        yield server.files
+        yield server.files, server.asked
         close_session()
         server.shutdown()
         thread.join()

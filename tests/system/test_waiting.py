@@ -16,11 +16,16 @@ from segjax.sweep import slurm
 from segjax.system import waiting
 
 LONG = 0.3  # seconds
+DEFAULT = waiting.SECONDS
 
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch):
     monkeypatch.setattr(waiting, "SECONDS", LONG / 6)
+
+
+def test_a_wait_is_long_after_five_seconds():
+    assert DEFAULT == 5
 
 
 def slow(*_, **__):
