@@ -80,9 +80,9 @@ def test_what_is_not_there_is_refused(workdir, tmp_path, run):
 def test_a_preview_is_not_taken_for_the_image(run, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
     picture, path = Image.fromarray(pixels), tmp_path / "scan.tif"
-    small = picture.resize((15, 10))
-    small.encoderinfo = {"tiffinfo": {254: 1}}
-    small.save(path, save_all=True, append_images=[picture], tiffinfo={254: 1})
+    picture.encoderinfo = {"tiffinfo": {254: 0}}
+    preview = picture.resize((15, 10))
+    preview.save(path, save_all=True, append_images=[picture], tiffinfo={254: 1})
     np.testing.assert_array_equal(run.predict(path), run.predict(pixels))
     picture.save(path, save_all=True, append_images=[picture])
     with pytest.raises(UserError, match=r"scan\.tif has 2 pages, expected one"):

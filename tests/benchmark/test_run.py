@@ -277,7 +277,7 @@ def test_no_row_is_measured_after_the_time_limit(fake):
 
 def test_rows_that_are_there_are_shown_after_the_time_limit(fake, tmp_path):
     output = tmp_path / "rows.jsonl"
-    later = run.run(dataclasses.replace(PLAN, batches=(4,)), "", output)
+    later = run.run(dataclasses.replace(PLAN, batches=(4,)), "segjax benchmark", output)
     assert run.run(dataclasses.replace(PLAN, seconds=-1.0), "", output) == later
 
 
