@@ -243,7 +243,7 @@ def test_the_others_are_predicted_if_the_network_refuses_the_size_of_one(
 def test_squashing_is_refused_for_a_run_that_squashed_nothing(tmp_path):
     config = change(default(), data__fit="letterbox")
     said = refusal(windows.require_squash, SimpleNamespace(config=config))
-    assert said == "squash is of no use to a run with data.fit='letterbox', which squashes none"
+    assert said == "squash has no effect on a run with data.fit='letterbox'"
     windows.require_squash(SimpleNamespace(config=default()))
 
 

@@ -71,8 +71,7 @@ def _split(spec: str) -> tuple[str, str | None]:
 
 def experiment_name(spec: str) -> str:
     """Return the name of an experiment: the stem of its config file, or what config.json says."""
-    path = Path(_split(spec)[0])
-    return str(_of_run(path)["experiment"]) if is_of_run(spec) else path.stem
+    return str(_of_run(spec)["experiment"]) if is_of_run(spec) else Path(_split(spec)[0]).stem
 
 
 def recorded(
@@ -85,7 +84,7 @@ def recorded(
     """
     names = list(overrides)
     if not isinstance(spec, ConfigDict) and is_of_run(spec):
-        names += _of_run(Path(_split(spec)[0]))["overrides"]
+        names += _of_run(spec)["overrides"]
     fields = flat(config)
     return {name: fields[name] for name in names if name in fields and not incidental(name)}
 
@@ -110,7 +109,7 @@ def load(spec: str | ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
     if isinstance(spec, ConfigDict):
         config = ConfigDict(spec)
     elif is_of_run(spec):
-        config = restore(_of_run(Path(_split(spec)[0]))["config"])
+        config = restore(_of_run(spec)["config"])
     else:
         config = _from_python(spec)
     override(config, overrides)
@@ -144,9 +143,9 @@ def load(spec: str | ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
     return config
 
 
-def _of_run(path: Path) -> dict[str, Any]:
+def _of_run(spec: str) -> dict[str, Any]:
     """Read a config.json, as `segjax.runs.experiment.write_description` writes it."""
-    path = local_path(str(path))
+    path = local_path(_split(spec)[0])
     try:
         content = stored.unseal(stored.parse(path.read_bytes()))
         return {

@@ -75,10 +75,10 @@ def choose_fit(
 
 
 def require_squash(experiment: Experiment) -> None:
-    """Raise a UserError if squashing is not how the run has fitted its training images."""
+    """Raise a UserError if squashing would change nothing, as training has squashed no image."""
     fit = experiment.config.data.fit
     if fit != "resize":
-        raise UserError(f"squash is of no use to a run with data.fit={fit!r}, which squashes none")
+        raise UserError(f"squash has no effect on a run with data.fit={fit!r}")
 
 
 def build_strips(experiment: Experiment, output: outputs.Output, fit: Fit) -> Strips:

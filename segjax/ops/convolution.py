@@ -26,7 +26,8 @@ def conv(
     Along each axis, a kernel of side k at rate r covers (k - 1) r + 1 pixels with k weights
     (DeepLab, arXiv 1606.00915, calls it atrous; Yu and Koltun, arXiv 1511.07122, dilated). On a
     CPU, oneDNN computes it if installed (`segjax.ops.onednn`), else XLA in a form that is fast
-    there (`segjax.ops.cpu_convolution`).
+    there (`segjax.ops.cpu_convolution`). oneDNN's has a gradient, but neither a forward-mode nor a
+    second derivative; XLA's, which `SEGJAX_ONEDNN=off` selects, has both.
 
     Args:
       x: (B, H, W, C), float32 or bfloat16.
@@ -40,9 +41,6 @@ def conv(
 
     Returns:
       (B, h, w, D), dtype of x; h = (H + 2 padding - (kh - 1) rate - 1) // stride + 1, w likewise.
-
-    oneDNN's convolution has a gradient, but neither a forward-mode nor a second derivative; XLA's,
-    which `SEGJAX_ONEDNN=off` selects, has both.
 
     Raises:
       ValueError: the bias is not (D,).

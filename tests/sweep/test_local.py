@@ -1,6 +1,8 @@
 """Sweeps on this machine, with tiny real runs and with stand-ins for `segjax train`."""
 
+import contextlib
 import fcntl
+import functools
 import io
 import json
 import os
@@ -156,23 +158,47 @@ def test_a_failed_run_is_recorded_and_retried(stand_in):
     assert (second / "error.txt").read_text().count("ended by SIGKILL") == 1
 
 
+@contextlib.contextmanager
+def meanwhile(action):
+    """Do something in a thread, while the body runs a sweep."""
+    other = threading.Thread(target=action)
+    other.start()
+    yield
+    other.join()
+
+
+def wait_until(holds):
+    while not holds():
+        time.sleep(0.01)
+
+
+def stop_when_ready(*folders):
+    wait_until(lambda: all((folder / "ready").exists() for folder in folders))
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def held_by_another(folder, name, finish):
+    """Hold a run as another process would, and finish it after the other three."""
+    folder.mkdir(parents=True)
+    with (folder / name).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+
+        def finish_it():
+            wait_until(lambda: len(list(folder.parent.glob("*/result.json"))) == 3)
+            finish()
+            (folder / "result.json").write_text("{}")
+            lock.close()
+
+        with meanwhile(finish_it):
+            yield
+
+
 @pytest.mark.parametrize("name", [".lock", ".sweep.lock"])
 def test_a_run_in_use_by_another_process_is_waited_for(stand_in, name):
     held = stand_in.folders[0]
-    held.mkdir(parents=True)
-    with (held / name).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-
-        def finish_it():  # after the other three
-            while len(list(held.parent.glob("*/result.json"))) < 3:
-                time.sleep(0.01)
-            (held / "result.json").write_text("{}")
-            lock.close()
-
-        other = threading.Thread(target=finish_it)
-        other.start()
+    with held_by_another(held, name, lambda: None):
         status, said = stand_in.run()
-        other.join()
     assert status == 0
     assert said.count("in use by another process, waiting for it") == 1
     assert f"[1/4] {held.name}: finished already" in said
@@ -181,23 +207,10 @@ def test_a_run_in_use_by_another_process_is_waited_for(stand_in, name):
 
 
 def test_a_result_of_another_config_is_not_taken_for_ones_own(stand_in):
-    held = stand_in.folders[0]
-    held.mkdir(parents=True)
-    with (held / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-
-        def finish_it():  # another sweep of this workdir, with other overrides
-            while len(list(held.parent.glob("*/result.json"))) < 3:
-                time.sleep(0.01)
-            other = Experiment(configs.default(), INFO, [], None)
-            experiment.write_description(held, other, DESCRIPTION)
-            (held / "result.json").write_text("{}")
-            lock.close()
-
-        other = threading.Thread(target=finish_it)
-        other.start()
+    held, other = stand_in.folders[0], Experiment(configs.default(), INFO, [], None)
+    describe = functools.partial(experiment.write_description, held, other, DESCRIPTION)
+    with held_by_another(held, ".lock", describe):
         status, said = stand_in.run()
-        other.join()
     assert status == 1
     assert "3 of 4 runs are finished" in said
     assert re.search(rf"\nfailed: {held.name}: .*another config", said)
@@ -224,15 +237,8 @@ def test_a_run_that_fails_while_it_is_stopped_has_failed(stand_in):
     )
     first = stand_in.folders[0]
 
-    def stop():
-        while not (first / "ready").exists():
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    other = threading.Thread(target=stop)
-    other.start()
-    status, said = stand_in.run()
-    other.join()
+    with meanwhile(functools.partial(stop_when_ready, first)):
+        status, said = stand_in.run()
     assert status == 143
     assert f"[1/4] {first.name}: failed: No space left on device" in said
     assert "No space left" in (first / "error.txt").read_text()
@@ -290,15 +296,8 @@ def test_a_signal_is_forwarded_and_no_other_run_starts(stand_in):
             "time.sleep(60)\n",
         )
 
-    def stop():
-        while not all((folder / "ready").exists() for folder in stand_in.folders[:2]):
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    other = threading.Thread(target=stop)
-    other.start()
-    status, said = stand_in.run(jobs=2)
-    other.join()
+    with meanwhile(functools.partial(stop_when_ready, *stand_in.folders[:2])):
+        status, said = stand_in.run(jobs=2)
     assert status == 143
     assert said.count("stopping, waiting for 2 runs to save") == 1
     assert said.splitlines()[-1] == "stopped; the same command resumes"
